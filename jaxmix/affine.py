@@ -109,6 +109,8 @@ class Base:
             otherwise None.
         stored: The dtype in which the weight is stored; None if the matrix is not exactly it.
         is_transposed: Whether the weight is stored as (in, out), so the matrix is a transpose.
+        norms: The norms of this update that are held from before (`Update.base_norms`); None to
+            compute them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,6 +123,7 @@ class Base:
     bias: Float[Array, "out 1"] | None = None
     stored: Any = field(default=None, metadata={"static": True})
     is_transposed: bool = field(default=False, metadata={"static": True})
+    norms: Float[Array, " n"] | None = None
 
     def read(self, leaf: Literal["matrix", "bias"]) -> Float[Array, "out n"]:
         """Returns the leaf of this name, for a map that needs it.

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmix.errors import AdapterError, listing
+from jaxmix.errors import AdapterError, UnsupportedError, listing
 
-__all__ = ["check_array", "is_array", "is_unknown", "parse"]
+__all__ = ["check_array", "is_array", "is_unknown", "number_of", "parse", "resolve"]
 
 _EXPECTED = (
     "expected one entry per row: a member's name or None, a member's number (-1 for the base), or "
@@ -47,6 +47,46 @@ def parse(who: Any, names: Sequence[str | None]) -> Any:
         except ValueError:
             who = np.asarray(None)
     return check_array(who, names)
+
+
+def resolve(who: Any, names: Sequence[str | None], is_traced: bool) -> Any:
+    """Converts an assignment to an array as `parse` does, also in a traced function.
+
+    Args:
+        who: The assignment.
+        names: The members' names, in order; None for a free number.
+        is_traced: Whether the bank is an argument of a traced function.
+
+    Raises:
+        AdapterError: As `parse`.
+        UnsupportedError: If names are used and the bank is traced.
+    """
+    if not is_traced:
+        return parse(who, names)
+    if not is_array(who):
+        raise UnsupportedError(
+            "names of members can't be used in a traced function that has the bank as an "
+            "argument: it also runs with other members. Call bank.who([...]) outside and "
+            "pass the result."
+        )
+    return check_array(who, None)
+
+
+def number_of(name: str, names: Sequence[str | None], method: str) -> int:
+    """Returns the number of a member.
+
+    Args:
+        name: The member's name.
+        names: All members' names, in order; None for a free number.
+        method: The bank's method that needs it.
+
+    Raises:
+        AdapterError: If there is no such member.
+    """
+    if name in names and name is not None:
+        return names.index(name)
+    present = ", ".join(repr(old) for old in names if old is not None) or "no members"
+    raise AdapterError(f"Bank.{method}: there is no member {name!r}. The bank has {present}.")
 
 
 def is_array(who: Any) -> bool:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from jaxmix.adapter import Adapter
 from jaxmix.bank import assignment, building, calls
@@ -17,10 +17,14 @@ from jaxmix.bank.leaves import BankLeaf
 from jaxmix.errors import AdapterError, UnsupportedError
 from jaxmix.mixing import Mix
 from jaxmix.placement.layout import Layout
+from jaxmix.unmerged.running import check_how
+from jaxmix.unmerged.weight import How
 
 __all__ = ["Bank"]
 
 Member = Adapter | Mix
+
+_CHILDREN = ("leaves", "owners", "taken", "blend")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -29,8 +33,9 @@ class Bank:
 
     For each row, ``bank(fn)(params, batch, who)`` returns ``fn(compose(params, mix), row)``, where
     ``mix`` is the row's own. Each weight computes ``y = L((x R) Wᵀ) + x Δᵀ``. The base's product is
-    shared by the whole batch, and each row reads its own L, R and Δ once. (A convolution, and a
-    lookup with an L that is not diagonal, makes each row's weight dense.)
+    shared by the whole batch. On CPU each row reads its own L, R and Δ once; on accelerators all
+    rows share products with all members' operators, and a mask keeps each row's own. A convolution,
+    and a lookup with an L that is not diagonal, makes each row's weight dense, with a warning.
 
     A bank is a pytree. Pass it to a jitted function as an argument: assigning rows to other
     members, and replacing, removing or adding members in free slots, does not trace the function
@@ -70,6 +75,7 @@ class Bank:
     """
 
     leaves: tuple[BankLeaf, ...]
+    owners: Int[Array, "stacks slots"]
     taken: Bool[Array, " capacity"]
     blend: dict[str, Member] | None
     names: tuple[str | None, ...]
@@ -94,13 +100,16 @@ class Bank:
 
     capacity = property(lambda self: self.taken.shape[0], doc="The number of members that fit.")
 
-    def __call__(self, fn: Callable[..., Any]) -> Callable[[Any, Any, Any], Any]:
+    def __call__(self, fn: Callable[..., Any], how: How = "auto") -> Callable[[Any, Any, Any], Any]:
         """Transforms a function of params and a batch to one in which each row has its own mix.
 
         Args:
             fn: ``(params, batch) -> result``, any function that JAX can trace. Rows are the first
                 axis of every leaf of the batch and of the result. It runs under `jax.vmap` on one
                 row at a time, as a batch of one.
+            how: ``"auto"`` warns (`jaxmix.errors.DenseWeightWarning`) if each row's weight is made
+                dense because a use has no factored form; ``"factored"`` refuses such a use, and
+                ``"dense"`` makes each row's weight dense at each use, without a warning.
 
         Returns:
             ``(params, batch, who) -> result``, where ``who`` assigns rows to members. It is a list
@@ -108,12 +117,17 @@ class Bank:
             the base; or an array of strengths (rows, members); or a list of ``{name: strength}``.
             With strengths, each row's mix contains all members in order, each at its strength. A
             traced number that belongs to no member gives NaN.
+
+        Raises:
+            AdapterError: If ``how`` is invalid.
         """
+        check_how(how, "Bank")
 
         @wraps(fn)
         def run(params: Any, batch: Any, who: Any) -> Any:
             pick = self.who(who)
-            return calls.run(fn, params, batch, pick, self.leaves, self.taken, self._blended)
+            slots = calls.Slots(self.leaves, self.owners, self.taken)
+            return calls.run(fn, params, batch, pick, slots, self._blended, how)
 
         return run
 
@@ -136,16 +150,7 @@ class Bank:
             >>> bank.who(["de", None]).tolist()
             [1, -1]
         """
-        is_array = assignment.is_array(who)
-        if isinstance(self.taken, Tracer):
-            if not is_array:
-                raise UnsupportedError(
-                    "names of members can't be used in a traced function that has the bank as an "
-                    "argument: it also runs with other members. Call bank.who([...]) outside and "
-                    "pass the result."
-                )
-            return assignment.check_array(who, None)
-        return assignment.parse(who, self.names)
+        return assignment.resolve(who, self.names, isinstance(self.taken, Tracer))
 
     def add(self, name: str, member: Member) -> "Bank":
         """Returns a bank with another member.
@@ -182,7 +187,7 @@ class Bank:
         """
         building.check_members({name: member}, "Bank.replace")
         origin = self._require_origin("replace")
-        number = self._number(name, "replace")
+        number = assignment.number_of(name, self.names, "replace")
         return self._with(origin, {**origin.members, name: member}, number, list(self.names))
 
     def remove(self, name: str) -> "Bank":
@@ -192,11 +197,11 @@ class Bank:
             AdapterError: If there is no such member.
         """
         origin = self._require_origin("remove")
-        number = self._number(name, "remove")
+        number = assignment.number_of(name, self.names, "remove")
         names = [None if old == name else old for old in self.names]
         members = {key: old for key, old in origin.members.items() if key != name}
-        leaves = tuple(leaf.freed(number) for leaf in self.leaves)
-        return self._new(leaves, self.taken.at[number].set(False), members, names)
+        taken = self.taken.at[number].set(False)
+        return self._new(self.leaves, self._released(number), taken, members, names)
 
     def explain(self) -> str:
         """Describes how each leaf is run: its stacks with their slots, or why it is whole."""
@@ -211,14 +216,14 @@ class Bank:
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], building.MemberNames]:
         """Returns the arrays, and the names, which comparisons of structures ignore."""
         key = jax.tree_util.GetAttrKey
-        children = tuple((key(name), getattr(self, name)) for name in ("leaves", "taken", "blend"))
+        children = tuple((key(name), getattr(self, name)) for name in _CHILDREN)
         return children, building.MemberNames(self.names)
 
     @classmethod
     def tree_unflatten(cls, unseen: building.MemberNames, children: Any) -> "Bank":
         """Inverts `tree_flatten_with_keys`; the result does not know what it was built from."""
         new = object.__new__(cls)
-        new.leaves, new.taken, new.blend = children
+        new.leaves, new.owners, new.taken, new.blend = children
         new.names, new._origin = unseen.names, None
         return new
 
@@ -237,7 +242,8 @@ class Bank:
         def slots(count: int) -> int:
             return -(-count * room // max(len(numbers), 1))
 
-        self.leaves = building.build_leaves(base, numbers, layout, slots)
+        self.leaves, owners = building.build_leaves(base, numbers, layout, slots)
+        self.owners = jnp.asarray(owners)
         self.taken = jnp.asarray(np.isin(np.arange(room), list(numbers)))
 
     def _with(
@@ -248,47 +254,38 @@ class Bank:
         names: list[str | None],
     ) -> "Bank":
         """Returns a bank in which the member of this number is new."""
-        fitting = self._fitting(origin, members[names[number] or ""], number)
-        new = self._new(self.leaves, self.taken.at[number].set(True, mode="drop"), members, names)
-        if fitting is None:
-            room = self.capacity if number < self.capacity else 2 * number
-            numbers = {i: members[name] for i, name in enumerate(names) if name is not None}
-            new._fill(origin.base, numbers, origin.layout, room)
-        else:
-            new.leaves = fitting
+        taken = self.taken.at[number].set(True, mode="drop")
+        new = self._new(self.leaves, self.owners, taken, members, names)
+        if number < self.capacity:
+            own = building.attach_member(origin.base, members[names[number] or ""], origin.layout)
+            owners = np.array(self._released(number))
+            leaves = building.insert_member(self.leaves, own, number, owners)
+            if leaves is not None:
+                new.leaves, new.owners = leaves, jnp.asarray(owners)
+                return new
+        room = self.capacity if number < self.capacity else 2 * number
+        numbers = {i: members[name] for i, name in enumerate(names) if name is not None}
+        new._fill(origin.base, numbers, origin.layout, room)
         return new
 
-    def _fitting(
-        self, origin: building.Origin, member: Member, number: int
-    ) -> tuple[BankLeaf, ...] | None:
-        """Returns the leaves with a member in free slots, or None if it does not fit."""
-        if number >= self.capacity:
-            return None
-        new = building.attach_member(origin.base, member, origin.layout)
-        leaves = {leaf.name: leaf.freed(number) for leaf in self.leaves}
-        for name, leaf in new.items():
-            inserted = leaves[name].put(number, leaf) if name in leaves else None
-            if inserted is None:
-                return None
-            leaves[name] = inserted
-        return tuple(leaves.values())
+    def _released(self, number: int) -> Array:
+        """Returns the table of owners in which a member's slots are free."""
+        return jnp.where(self.owners == number, np.int32(-1), self.owners)
 
     def _new(
-        self, leaves: Any, taken: Array, members: dict[str, Member], names: list[str | None]
+        self,
+        leaves: Any,
+        owners: Array,
+        taken: Array,
+        members: dict[str, Member],
+        names: list[str | None],
     ) -> "Bank":
         origin = self._require_origin("change")
         new = object.__new__(Bank)
-        new.leaves, new.taken, new.names = leaves, taken, tuple(names)
+        new.leaves, new.owners, new.taken, new.names = leaves, owners, taken, tuple(names)
         new.blend = None if self.blend is None else members
         new._origin = replace(origin, members=members)
         return new
-
-    def _number(self, name: str, method: str) -> int:
-        """Returns the number of a member."""
-        if name in self.names and name is not None:
-            return self.names.index(name)
-        present = ", ".join(repr(old) for old in self.names if old is not None) or "no members"
-        raise AdapterError(f"Bank.{method}: there is no member {name!r}. The bank has {present}.")
 
     def _require_origin(self, method: str) -> building.Origin:
         """Returns what the bank was built from."""

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.bank.leaves import BankLeaf, build_leaf
+from jaxmix.bank.stacks import owner_table
 from jaxmix.errors import AdapterError, listing
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
@@ -24,6 +26,7 @@ __all__ = [
     "check_capacity",
     "check_members",
     "factored_by_name",
+    "insert_member",
     "mix_all",
     "untied_base",
 ]
@@ -101,14 +104,44 @@ def build_leaves(
     members: Mapping[int, Mixable],
     layout: Layout | str | None,
     room: Callable[[int], int],
-) -> tuple[BankLeaf, ...]:
-    """Builds the `BankLeaf` of each leaf that some member changes, in the order of the tree."""
+) -> tuple[tuple[BankLeaf, ...], np.ndarray]:
+    """Builds the `BankLeaf` of each leaf that some member changes, in the order of the tree.
+
+    Returns:
+        The leaves, and the table of the owners of their slots.
+    """
     found: dict[str, dict[int, Factored]] = {}
     for number, member in members.items():
         for name, leaf in attach_member(base, member, layout).items():
             found.setdefault(name, {})[number] = leaf
     names = [name for name in factored_by_name(base) if name in found]
-    return tuple(build_leaf(name, found[name], room) for name in names)
+    leaves: list[BankLeaf] = []
+    owners: list[Sequence[int]] = []
+    for name in names:
+        leaf, own = build_leaf(name, found[name], room, len(owners))
+        leaves.append(leaf)
+        owners += own
+    return tuple(leaves), owner_table([x for leaf in leaves for x in leaf.all_stacks], owners)
+
+
+def insert_member(
+    leaves: Sequence[BankLeaf], new: Mapping[str, Factored], number: int, owners: np.ndarray
+) -> tuple[BankLeaf, ...] | None:
+    """Returns a bank's leaves with another member in free slots, or None if it does not fit.
+
+    Args:
+        leaves: The leaves.
+        new: The member's factored leaves, by name.
+        number: The member's number.
+        owners: The table of owners, which is changed.
+    """
+    by_name = {leaf.name: leaf for leaf in leaves}
+    for name, leaf in new.items():
+        inserted = by_name[name].put(number, leaf, owners) if name in by_name else None
+        if inserted is None:
+            return None
+        by_name[name] = inserted
+    return tuple(by_name.values())
 
 
 def check_capacity(capacity: Any, count: int) -> int:

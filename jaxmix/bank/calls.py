@@ -1,6 +1,8 @@
 """Calls of a bank: runs a function on a batch in which each row has its own mix."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,13 +15,38 @@ from jaxmix.adapter import Mixable
 from jaxmix.bank.assignment import is_unknown
 from jaxmix.bank.building import factored_by_name, mix_all
 from jaxmix.bank.leaves import BankLeaf
-from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
+from jaxmix.bank.stacks import route
+from jaxmix.errors import (
+    DenseWeightWarning,
+    LayoutError,
+    ShapeError,
+    UnsupportedError,
+    listing,
+)
 from jaxmix.placement.layout import Layout
 from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.running import quietly_factored
+from jaxmix.unmerged.uses import Use, refusal, warning
+from jaxmix.unmerged.uses import described as described_array
+from jaxmix.unmerged.weight import How
 
-__all__ = ["attached", "run"]
+__all__ = ["Slots", "attached", "run"]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The stacks of a bank.
+
+    Args:
+        leaves: The leaves that members change.
+        owners: The member's number that owns each slot of each stack (stacks, slots); -1 if free.
+        taken: Whether each number belongs to a member (capacity,).
+    """
+
+    leaves: tuple[BankLeaf, ...]
+    owners: Array
+    taken: Array
 
 
 def run(
@@ -27,9 +54,9 @@ def run(
     params: Any,
     batch: Any,
     pick: Any,
-    leaves: Sequence[BankLeaf],
-    taken: Array,
+    slots: Slots,
     blended: Callable[[Any, Array], Any],
+    how: How,
 ) -> Any:
     """Runs a function on a batch in which each row has its own mix.
 
@@ -39,15 +66,16 @@ def run(
         batch: A pytree whose leaves have rows as their first axis.
         pick: The member's number of each row (rows,), or a strength for each member (rows,
             members).
-        leaves: The leaves that members change.
-        taken: Whether each number belongs to a member (capacity,).
+        slots: The leaves that members change, and the owners of their slots.
         blended: Returns the params with all members attached at given strengths, for leaves that
             are not linear.
+        how: How products are computed, as in `jaxmix.factored`.
 
     Returns:
         The function's result, with rows as the first axis.
 
     Raises:
+        UnsupportedError: With ``how="factored"``, if a use of a weight has no factored form.
         LayoutError: If the params are not those of the bank.
         ShapeError: If the number of rows differs in the batch, in `pick` or in the result.
     """
@@ -59,24 +87,35 @@ def run(
             f"who has {pick.shape[0]} entries, but the batch has {rows} rows, expected one entry "
             "per row."
         )
+    leaves, taken = slots.leaves, slots.taken
     params = _matching(params, leaves)
     numbers = {name: i for i, name in enumerate(factored_by_name(params))}
     bases, tree = jax.tree.flatten(params)
     is_blend = jnp.issubdtype(pick.dtype, jnp.floating)
     each = max(1, rows // max(taken.shape[0], 1))
     stacked = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
+    uses: dict[Use, None] = {}
+    for leaf in stacked:
+        if leaf.reason and not leaf.is_vector:
+            uses[Use(leaf.name, described_array(bases[numbers[leaf.name]]), leaf.reason)] = None
 
-    def run_row(pick: Array, row: Any) -> Any:
+    def run_row(pick: Array, routes: Array, row: Any) -> Any:
         flat = list(bases)
         if len(stacked) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
         for leaf in stacked:
-            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick, each)
+            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, each)
         single = jax.tree.map(lambda x: x[None], row)
-        return jax.tree.map(_single, quietly_factored(fn)(tree.unflatten(flat), single))
+        on_leaves = quietly_factored(fn, how if how == "dense" else "factored", uses.setdefault)
+        return jax.tree.map(_single, on_leaves(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
-    out = jax.vmap(run_row)(pick, jax.tree.map(jnp.asarray, batch))
+    out = jax.vmap(run_row)(pick, route(slots.owners, pick), jax.tree.map(jnp.asarray, batch))
+    if uses and how == "factored":
+        raise UnsupportedError(refusal(tuple(uses), "Bank"))
+    if uses and how == "auto":
+        text = warning(tuple(uses), "Bank", "for each row")
+        warnings.warn(text, DenseWeightWarning, stacklevel=3)
     if is_blend or not isinstance(pick, Tracer):
         return out
     wrong = is_unknown(pick, taken)

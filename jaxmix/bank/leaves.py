@@ -1,11 +1,12 @@
 """One leaf of a bank: the stacks of all members' operators there, and the leaf for each row."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
@@ -15,7 +16,6 @@ from jaxmix.bank.stacks import (
     insert,
     padded_factors,
     padded_terms,
-    release,
     select,
     slot_for,
 )
@@ -43,7 +43,8 @@ class BankLeaf:
             leaves.
         shape: The shape (out, in) of the maps; () for whole leaves.
         is_linear: Whether all members only add to the weight, in proportion to their strengths.
-        reason: reason the leaves are whole; "" where they are not.
+        reason: Why the leaves are whole; "" where they are not.
+        is_vector: Whether the leaf is a vector, whose dense form costs no more.
     """
 
     stacks: Mapping[str, tuple[OperatorStack, ...]]
@@ -54,14 +55,14 @@ class BankLeaf:
     shape: tuple[int, ...] = field(metadata={"static": True})
     is_linear: bool = field(metadata={"static": True})
     reason: str = field(metadata={"static": True})
+    is_vector: bool = field(default=False, metadata={"static": True})
 
-    def of_row(self, base: Any, pick: Array, each: int) -> Any:
+    def of_row(self, base: Any, routes: Array, each: int) -> Any:
         """Returns the leaf for one row.
 
         Args:
             base: The base's leaf.
-            pick: The number of the row's member, -1 for the base; or, for a linear leaf, a strength
-                for each member.
+            routes: What the row selects from every stack of the bank, as in `stacks.route`.
             each: The average number of rows of a batch per member.
 
         Returns:
@@ -70,14 +71,14 @@ class BankLeaf:
         if self.reason:
             leaf = jnp.asarray(dequantized(base))
             for stack in self.stacks["whole"]:
-                slot = slot_for(stack, pick)
+                slot = slot_for(stack, routes)
                 own = jnp.take(stack.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
                 leaf = jnp.where(slot >= 0, own.astype(leaf.dtype), leaf)
             return leaf
         out, into = self.shape
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
-            side: select(self.stacks[side], pick, shapes[side], is_factor, each)
+            side: select(self.stacks[side], routes, shapes[side], is_factor, each)
             for side, is_factor in _SIDES.items()
         }
         names = tuple("" for _ in self.forms)
@@ -87,43 +88,56 @@ class BankLeaf:
     def described(self) -> str:
         """Describes how the leaf is run, for `Bank.explain`."""
         if self.reason:
-            count = sum(stack.owner.shape[0] for stack in self.stacks["whole"])
+            count = sum(stack.slots for stack in self.stacks["whole"])
             return f"{self.name}: whole, {count} slots ({self.reason})"
         shown = [
-            f"{symbol} {type(stack.stack).__name__} of {stack.owner.shape[0]} slots"
+            f"{symbol} {type(stack.stack).__name__} of {stack.slots} slots"
             for side, symbol in (("left", "L"), ("right", "R"), ("shift", "Δ"))
             for stack in self.stacks[side]
         ]
         return f"{self.name}: {', '.join(shown) or 'nothing'}"
 
-    def freed(self, number: int) -> "BankLeaf":
-        """Returns the leaf without a member."""
-        return replace(
-            self, stacks={side: release(own, number) for side, own in self.stacks.items()}
-        )
+    @property
+    def all_stacks(self) -> tuple[OperatorStack, ...]:
+        """The stacks of all sides, in the order of their rows in the table of owners."""
+        return tuple(stack for side in self._sides for stack in self.stacks[side])
 
-    def put(self, number: int, leaf: Factored) -> "BankLeaf | None":
-        """Returns the leaf with another member in free slots, or None if it does not fit."""
+    @property
+    def _sides(self) -> tuple[str, ...]:
+        return ("whole",) if self.reason else tuple(_SIDES)
+
+    def put(self, number: int, leaf: Factored, owners: np.ndarray) -> "BankLeaf | None":
+        """Returns the leaf with another member in free slots, or None if it does not fit.
+
+        Args:
+            number: The member's number.
+            leaf: Its factored leaf, with its map.
+            owners: The bank's table of owners, which is changed.
+        """
         items = _items(leaf, not self.reason)
         if items is None or (not self.reason and _axes(leaf) != self.axes):
             return None
-        now = {side: insert(self.stacks[side], number, items[side]) for side in items}
+        now = {side: insert(self.stacks[side], owners, number, items[side]) for side in items}
         is_linear = self.is_linear and _is_linear(leaf)
         if is_linear != self.is_linear or any(stacks is None for stacks in now.values()):
             return None
         return replace(self, stacks=now)
 
 
-def build_leaf(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) -> BankLeaf:
+def build_leaf(
+    name: str, leaves: Mapping[int, Factored], room: Callable[[int], int], row: int
+) -> tuple[BankLeaf, list[Sequence[int]]]:
     """Builds the stacks of all members at one leaf.
 
     Args:
         name: The leaf's dotted name.
         leaves: Each member's factored leaf with its map, by the member's number.
         room: Returns the number of slots for a number of members with one structure.
+        row: The row of its first stack in the table of owners.
 
     Returns:
-        Stacks of operators; or of whole leaves, if some member's map can't be kept apart.
+        Stacks of operators, or of whole leaves if some member's map can't be kept apart; and the
+        owners of each stack's slots.
     """
     first = next(iter(leaves.values()))
     items = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
@@ -139,13 +153,17 @@ def build_leaf(name: str, leaves: Mapping[int, Factored], room: Callable[[int], 
         assert first.made is not None
         axis = int(first.forms[0].index is not None)
         sides, shape = tuple(_SIDES), _shape(first)
-    stacks = {
-        side: build_stacks({n: own[side] for n, own in items.items() if own}, room, axis)
-        for side in sides
-    }
+    stacks: dict[str, tuple[OperatorStack, ...]] = {}
+    owners: list[Sequence[int]] = []
+    for side in sides:
+        own = {number: found[side] for number, found in items.items() if found}
+        stacks[side], new = build_stacks(own, room, axis, row + len(owners))
+        owners += new
     is_linear = not reason and all(map(_is_linear, leaves.values()))
     seen = None if reason else axes.pop()
-    return BankLeaf(stacks, name, first.shape, first.forms, seen, shape, is_linear, reason)
+    is_vector = any(isinstance(found, NotApart) and found.is_vector for found in apart)
+    static = (first.shape, first.forms, seen, shape, is_linear, reason, is_vector)
+    return BankLeaf(stacks, name, *static), owners
 
 
 def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:

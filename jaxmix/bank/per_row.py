@@ -1,9 +1,7 @@
 """An operator that each row of a batch selects from stacks shared by all rows.
 
 Under `jax.vmap` over the rows, plain indexing would copy every row's factors before it multiplies.
-On CPU that took longer than the base's product. So this module defines its own batching rule. If
-most slots are used, one batched product reads the whole stack. The remaining rows go through a loop
-with a traced trip count, which reads each row's factors once and skips rows that select nothing.
+So this module defines its own batching rule, with one form for CPU and one for accelerators.
 """
 
 from collections.abc import Callable
@@ -13,18 +11,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-from jaxmix.operators import Dense, Identity, Operator, Product, Sparse
+from jaxmix.bank.looped import apply_by_loops
+from jaxmix.bank.masked import apply_by_masks
+from jaxmix.bank.slots import entry, is_slot
+from jaxmix.operators import Dense, Identity, Operator, Product
+from jaxmix.operators.backends import by_platform
 from jaxmix.operators.base import static
 from jaxmix.operators.outlines import from_shapes
 
-__all__ = ["PerRow", "entry"]
-
-# A use of an operator with a row's tokens (a product) or a row's token indices (a lookup).
-Use = Callable[[Operator, Array], Array]
+__all__ = ["PerRow"]
 
 
 @jax.tree_util.register_dataclass
@@ -109,21 +107,6 @@ class PerRow(Operator):
         return [from_shapes(lambda x: count(entry(x, 0)), stack) for stack in self.stacks]
 
 
-def entry(stack: Any, slot: Any) -> Any:
-    """Returns the operator in a slot.
-
-    Args:
-        stack: A pytree whose arrays have a leading axis of slots.
-        slot: The index of the slot, traced or not, inside the stack.
-    """
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, 0, keepdims=False), stack)
-
-
-def _is_slot(pick: Array) -> bool:
-    """Whether a pick is the index of a slot and not an array of strengths."""
-    return jnp.issubdtype(pick.dtype, jnp.integer)
-
-
 # ---------------------------------------------------------------- uses of an operator
 
 
@@ -148,95 +131,13 @@ def _single(
     """Applies the operators that one row selects."""
     result = start
     for stack, pick in zip(stacks, picks, strict=True):
-        if _is_slot(pick):
+        if is_slot(pick):
             own = use(entry(stack, jnp.maximum(pick, 0)))
             result = jnp.where(pick >= 0, own if is_factor else result + own, result)
         else:
             outputs = jax.vmap(use)(stack)
             result = result + jnp.tensordot(pick.astype(outputs.dtype), outputs, 1)
     return result
-
-
-def _batch(
-    use: Use, is_factor: bool, start: Array, x: Array, stacks: Any, picks: Any, each: int
-) -> Array:
-    """Applies the selected operators to a batch of rows; rows that select nothing cost nothing."""
-    result = start
-    for stack, pick in zip(stacks, picks, strict=True):
-        if _is_slot(pick):
-            result = _by_slot(use, is_factor, result, x, stack, pick, each)
-        else:
-            result = _by_strength(use, result, x, stack, pick)
-    return result
-
-
-def _by_slot(
-    use: Use, is_factor: bool, result: Array, x: Array, stack: Any, pick: Array, each: int
-) -> Array:
-    """Applies to each row the operator in its slot.
-
-    If most slots are used, one batched product handles up to `each` rows per slot and reads the
-    whole stack. The remaining rows, or all rows if few slots are used, run one by one.
-    """
-    rows, slots = pick.shape[0], _count(stack)
-    wanted = jnp.where(pick < 0, slots, pick)
-    order = jnp.argsort(wanted, stable=True).astype(np.int32)
-    wanted = wanted[order]
-    first = jnp.searchsorted(wanted, jnp.arange(slots + 1, dtype=wanted.dtype)).astype(np.int32)
-
-    numbers = jnp.arange(rows, dtype=np.int32)
-    at = first[:slots, None] + jnp.arange(each, dtype=np.int32)[None]
-    is_row = at < first[1:, None]
-    idle = wanted == slots
-    if slots > 1 and _is_batchable(stack):
-        is_full = 2 * jnp.sum(is_row) >= slots * each
-
-        def batched(result: Array) -> Array:
-            targets = jnp.where(is_row, order[jnp.minimum(at, rows - 1)], rows).reshape(-1)
-            inputs = x.at[targets].get(mode="clip")
-            tokens = inputs.reshape(slots, each * x.shape[1], *x.shape[2:])
-            out = jax.vmap(use)(stack, tokens).astype(result.dtype).reshape(-1, *result.shape[1:])
-            ref = result.at[targets]
-            return ref.set(out, mode="drop") if is_factor else ref.add(out, mode="drop")
-
-        result = jax.lax.cond(is_full, batched, lambda result: result, result)
-        idle = idle | (is_full & (numbers - first[wanted] < each))
-    left = jnp.argsort(idle, stable=True)
-
-    def add(k: Array, result: Array) -> Array:
-        row = order[left[k]]
-        own = use(entry(stack, pick[row]), entry(x, row)).astype(result.dtype)
-        own = own if is_factor else entry(result, row) + own
-        return jax.lax.dynamic_update_index_in_dim(result, own, row, 0)
-
-    return jax.lax.fori_loop(0, jnp.sum(~idle), add, result)
-
-
-def _by_strength(use: Use, result: Array, x: Array, stack: Any, pick: Array) -> Array:
-    """Applies to each row all operators with a non-zero strength, one by one."""
-    slots = _count(stack)
-    idle = (pick == 0).reshape(-1)
-    order = jnp.argsort(idle, stable=True)
-
-    def add(k: Array, result: Array) -> Array:
-        row, slot = order[k] // slots, order[k] % slots
-        own = use(entry(stack, slot), entry(x, row)).astype(result.dtype)
-        own = entry(result, row) + pick[row, slot].astype(result.dtype) * own
-        return jax.lax.dynamic_update_index_in_dim(result, own, row, 0)
-
-    return jax.lax.fori_loop(0, jnp.sum(~idle), add, result)
-
-
-def _count(stack: Any) -> int:
-    """Returns the number of slots of a stack, 1 if it has no arrays."""
-    leaves = jax.tree.leaves(stack)
-    return leaves[0].shape[0] if leaves else 1
-
-
-def _is_batchable(stack: Any) -> bool:
-    """Whether one product for all slots is faster. On CPU it is not for sparse operators."""
-    leaves = jax.tree.leaves(stack, is_leaf=lambda x: isinstance(x, Sparse))
-    return not any(isinstance(leaf, Sparse) for leaf in leaves)
 
 
 @lru_cache
@@ -255,6 +156,16 @@ def _grouped(
     def single(x: Array, stacks: Any, picks: Any) -> Array:
         return _single(lambda m: apply(m, x), is_factor, start(x, stacks), stacks, picks)
 
+    # As compiled functions they are traced once for all leaves of one shape.
+    @jax.jit
+    def on_cpu(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
+        return apply_by_loops(apply, is_factor, start, x, stacks, picks, each)
+
+    @jax.jit
+    def on_accelerator(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
+        is_lookup = use is _take_rows
+        return apply_by_masks(is_transposed, is_lookup, is_factor, start, x, stacks, picks)
+
     @custom_vmap
     def grouped(x: Array, stacks: Any, picks: Any) -> Array:
         return single(x, stacks, picks)
@@ -265,7 +176,8 @@ def _grouped(
             axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(is_batched))
             return jax.vmap(single, axes, axis_size=size)(x, stacks, picks), True
         x = x if is_batched[0] else jnp.broadcast_to(x[None], (size, *x.shape))
-        return _batch(apply, is_factor, start(x, stacks), x, stacks, picks, each), True
+        args = start(x, stacks), x, stacks, picks
+        return by_platform(on_cpu, lambda backend, *args: on_accelerator(*args), *args), True
 
     @jax.custom_vjp
     def product(x: Array, stacks: Any, picks: Any) -> Array:

@@ -1,19 +1,19 @@
 """Stacks of the members' operators: operators of one structure share a stack.
 
-A stack has a slot for each member that has such an operator, and free slots. The owners of the
-slots are an array as well. So replacing a member, or adding one to free slots, changes only values,
-and the compiled program stays the same. Ranks and counts are padded with zeros to the next power of
-two, so operators of similar sizes share a stack.
+A stack has a slot for each member that has such an operator, and free slots. One table holds the
+owners of all slots of a bank. So replacing a member, or adding one to free slots, changes only
+values, and the compiled program stays the same. Ranks and counts are padded with zeros to the next
+power of two, so operators of similar sizes share a stack.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from jaxmix.bank.per_row import PerRow
 from jaxmix.operators import (
@@ -35,9 +35,10 @@ __all__ = [
     "OperatorStack",
     "build_stacks",
     "insert",
+    "owner_table",
     "padded_factors",
     "padded_terms",
-    "release",
+    "route",
     "select",
     "slot_for",
 ]
@@ -51,13 +52,15 @@ class OperatorStack:
     Args:
         stack: A pytree whose arrays have an axis of slots. It is the first axis, or the second one
             if the leaf has layers.
-        owner: The number of the member that owns each slot (slots,); -1 for a free slot.
+        slots: The number of slots.
         axis: The axis of slots.
+        row: The stack's row in the table of owners.
     """
 
     stack: Any
-    owner: Int[Array, " slots"]
+    slots: int = field(metadata={"static": True})
     axis: int = field(metadata={"static": True})
+    row: int = field(default=0, metadata={"static": True})
 
     @property
     def key(self) -> Hashable:
@@ -80,17 +83,19 @@ def padded_factors(side: Operator) -> list[Operator]:
 
 
 def build_stacks(
-    members: Mapping[int, Sequence[Any]], room: Callable[[int], int], axis: int = 0
-) -> tuple[OperatorStack, ...]:
+    members: Mapping[int, Sequence[Any]], room: Callable[[int], int], axis: int, row: int
+) -> tuple[tuple[OperatorStack, ...], list[Sequence[int]]]:
     """Builds the stacks of all members' operators.
 
     Args:
         members: Each member's operators, or arrays, by its number.
         room: Returns the number of slots for a number of members with one structure.
         axis: The axis of slots.
+        row: The first stack's row in the table of owners.
 
     Returns:
-        One stack per structure, or several if a member has several operators of that structure.
+        One stack per structure, or several if a member has several operators of that structure; and
+        the number of the member that owns each slot that is not free, by stack.
     """
     found: dict[Hashable, dict[int, Any]] = {}
     for number, items in members.items():
@@ -99,70 +104,118 @@ def build_stacks(
             key = _key(item)
             seen[key] = seen.get(key, 0) + 1
             found.setdefault((key, seen[key]), {})[number] = item
-    return tuple(_build(items, room(len(items)), axis) for items in found.values())
+    stacks = tuple(
+        _build(items, room(len(items)), axis, row + i) for i, items in enumerate(found.values())
+    )
+    return stacks, [list(items) for items in found.values()]
 
 
-def _build(items: Mapping[int, Any], slots: int, axis: int) -> OperatorStack:
+def _build(items: Mapping[int, Any], slots: int, axis: int, row: int) -> OperatorStack:
     """Builds one stack of the members' items."""
 
     def stacked(*leaves: Array) -> Array:
         free = [jnp.zeros_like(leaves[0])] * (slots - len(leaves))
         return jnp.stack([*leaves, *free], axis)
 
-    owner = np.full(slots, -1, np.int32)
-    owner[: len(items)] = list(items)
-    return OperatorStack(jax.tree.map(stacked, *items.values()), jnp.asarray(owner), axis)
+    return OperatorStack(jax.tree.map(stacked, *items.values()), slots, axis, row)
+
+
+def owner_table(stacks: Sequence[OperatorStack], owners: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns the table of the members' numbers that own the slots.
+
+    Args:
+        stacks: All stacks of a bank, in the order of their rows.
+        owners: The owners of each stack's first slots.
+
+    Returns:
+        (stacks, slots of the largest stack) int32, with -1 for free slots and padding.
+    """
+    table = np.full((len(stacks), max((stack.slots for stack in stacks), default=0)), -1, np.int32)
+    for row, own in zip(table, owners, strict=True):
+        row[: len(own)] = own
+    return table
 
 
 def insert(
-    stacks: Sequence[OperatorStack], number: int, items: Sequence[Any]
+    stacks: Sequence[OperatorStack], owners: np.ndarray, number: int, items: Sequence[Any]
 ) -> tuple[OperatorStack, ...] | None:
-    """Inserts a member's operators into free slots; returns None if one of them has no slot."""
+    """Inserts a member's operators into free slots and enters them in the table of owners.
+
+    Args:
+        stacks: The stacks of one side of a leaf.
+        owners: The bank's table, which is changed.
+        number: The member's number.
+        items: Its operators.
+
+    Returns:
+        The new stacks; None if an operator has no free slot.
+    """
     new = list(stacks)
     unused = list(range(len(new)))
     for item in items:
         key = _key(item)
-        at = next((i for i in unused if new[i].key == key and (new[i].owner < 0).any()), None)
+        at = next((i for i in unused if new[i].key == key and len(_free(new[i], owners))), None)
         if at is None:
             return None
         unused.remove(at)
         old = new[at]
-        slot = int(jnp.argmax(old.owner < 0))
+        slot = int(_free(old, owners)[0])
         index = (slice(None),) * old.axis + (slot,)
         stack = jax.tree.map(lambda x, value, i=index: x.at[i].set(value), old.stack, item)
-        new[at] = OperatorStack(stack, old.owner.at[slot].set(number), old.axis)
+        new[at] = replace(old, stack=stack)
+        owners[old.row, slot] = number
     return tuple(new)
 
 
-def release(stacks: Sequence[OperatorStack], number: int) -> tuple[OperatorStack, ...]:
-    """Returns the stacks with a member's slots marked as free."""
-    return tuple(
-        OperatorStack(x.stack, jnp.where(x.owner == number, -1, x.owner), x.axis) for x in stacks
-    )
+def _free(stack: OperatorStack, owners: np.ndarray) -> np.ndarray:
+    """Returns the free slots of a stack."""
+    return np.flatnonzero(owners[stack.row, : stack.slots] < 0)
 
 
-def slot_for(stack: OperatorStack, pick: Array) -> Array:
-    """Returns a row's slot, -1 if it has none; or the strength of every slot.
+def route(owners: Array, pick: Array) -> Array:
+    """Returns what every row selects from every stack of a bank, computed once per call.
+
+    Args:
+        owners: The table of owners (stacks, slots).
+        pick: The number of each row's member (rows,), or a strength for each member (rows,
+            members).
+
+    Returns:
+        The slot that each row selects, -1 for none (rows, stacks); or the strength of every slot
+        (rows, stacks, slots).
+    """
+    is_owned = owners >= 0
+    if jnp.issubdtype(pick.dtype, jnp.floating):
+        own = pick.at[:, jnp.maximum(owners, 0)].get(mode="fill", fill_value=np.nan)
+        return jnp.where(is_owned[None], own, 0)
+    slots = jnp.arange(owners.shape[1], dtype=np.int32)
+    selected = is_owned[None] & (owners[None] == pick[:, None, None])
+    return jnp.where(selected, slots[None, None], np.int32(-1)).max(-1, initial=np.int32(-1))
+
+
+def slot_for(stack: OperatorStack, routes: Array) -> Array:
+    """Returns a row's slot in a stack, -1 if it has none; or the strength of every slot.
 
     Args:
         stack: The stack.
-        pick: The number of the row's member, or a strength for each member.
+        routes: One row of `route`.
     """
-    if jnp.issubdtype(pick.dtype, jnp.floating):
-        own = pick.at[jnp.maximum(stack.owner, 0)].get(mode="fill", fill_value=np.nan)
-        return jnp.where(stack.owner >= 0, own, 0)
-    owned = (stack.owner == pick) & (pick >= 0)
-    return jnp.where(owned.any(), jnp.argmax(owned), -1).astype(np.int32)
+    own = routes[stack.row]
+    return own[: stack.slots] if own.ndim else own
 
 
 def select(
-    stacks: Sequence[OperatorStack], pick: Array, shape: tuple[int, int], is_factor: bool, each: int
+    stacks: Sequence[OperatorStack],
+    routes: Array,
+    shape: tuple[int, int],
+    is_factor: bool,
+    each: int,
 ) -> Operator:
     """Returns the operator that a row selects on one side of its map.
 
     Args:
         stacks: The stacks of L, of R or of Δ.
-        pick: The number of the row's member, or a strength for each member.
+        routes: What the row selects from every stack of the bank: its row of `route`.
         shape: The shape of the operators.
         is_factor: Whether they are an L or R.
         each: The average number of rows of a batch per slot.
@@ -172,7 +225,7 @@ def select(
     """
     if not stacks:
         return Identity(shape[0]) if is_factor else Zero(*shape)
-    slots = [slot_for(stack, pick) for stack in stacks]
+    slots = [slot_for(stack, routes) for stack in stacks]
     if is_factor and all(isinstance(stack.stack, Diagonal) for stack in stacks):
         # One vector per row is small and is read during the multiplication: no loop is needed.
         return Diagonal(_diagonal(stacks, slots))

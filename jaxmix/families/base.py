@@ -76,6 +76,19 @@ class Update:
         return False
 
     @property
+    def has_norms(self) -> bool:
+        """Whether the map of the weight divides by norms of the base and the update (DoRA)."""
+        return False
+
+    def base_norms(self, base: Base) -> Float[Array, " n"]:
+        """Returns the norms that the map divides by; they do not depend on the strength.
+
+        Args:
+            base: The base's leaves, with the matrix.
+        """
+        raise NotImplementedError
+
+    @property
     def has_weight(self) -> bool:
         """Whether the update changes the weight."""
         return True

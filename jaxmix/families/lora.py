@@ -107,14 +107,23 @@ class LoRA(Update):
         """Returns ``sγ·BA``."""
         return LowRank(self.b, self.a).scaled(strength * self.scale)
 
-    def _rescaling(self, base: Base) -> Float[Array, " norms"]:
-        """Returns DoRA's c; NaN where the norm overflows, since c would be zero."""
+    @property
+    def has_norms(self) -> bool:
+        """Whether it is a DoRA."""
+        return self.magnitude is not None
+
+    def base_norms(self, base: Base) -> Float[Array, " norms"]:
+        """Returns the norms of ``W₀ + γ·BA``; NaN where they overflow, since c would be zero."""
         matrix = base.read("matrix")
         adapted = added(
             matrix, self._delta(1), stored=base.stored, is_transposed=base.is_transposed
         )
         norms = jnp.linalg.norm(adapted, axis=0 if self.embedding else 1)
-        norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
+        return jnp.where(jnp.isinf(norms), jnp.nan, norms)
+
+    def _rescaling(self, base: Base) -> Float[Array, " norms"]:
+        """Returns DoRA's c."""
+        norms = self.base_norms(base) if base.norms is None else base.norms
         return self.magnitude / norms  # pyright: ignore[reportOptionalOperand]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
-from jaxmix.operators import Diagonal, Identity, multiply
+from jaxmix.operators import Diagonal, Identity, Operator, multiply
 from jaxmix.operators.adding import added
 
 __all__ = ["Normed"]
@@ -69,16 +69,9 @@ class Normed(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``((1 − s) + s·c, I, s·c ⊙ Δ)``, or with c on the right for input channels."""
-        (out_size, in_size), matrix = base.shape, base.read("matrix")
-        delta = self.update.weight_map(base, jnp.ones((), matrix.dtype)).shift
-        adapted = added(matrix, delta, stored=base.stored, is_transposed=base.is_transposed)
-        if self.axis == "out":
-            norms = jnp.linalg.norm(adapted, axis=1)
-        else:
-            channels = adapted.reshape(out_size, self.magnitude.shape[0], -1)
-            norms = jnp.sqrt(jnp.sum(channels * channels, axis=(0, 2)))
-        # An infinite norm is one that its dtype can't hold: it must not make a row of zeros.
-        norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
+        out_size, in_size = base.shape
+        norms = self.base_norms(base) if base.norms is None else base.norms
+        delta = self._delta(base, norms.dtype)
         c = strength * (self.magnitude / (norms + self.eps))
         if self.axis == "in":
             c = jnp.repeat(c, in_size // self.magnitude.shape[0])
@@ -86,6 +79,28 @@ class Normed(Update):
         if self.axis == "out":
             return AffineMap(side, Identity(in_size), multiply(scaling, delta))
         return AffineMap(Identity(out_size), side, multiply(delta, scaling))
+
+    @property
+    def has_norms(self) -> bool:
+        """Always True."""
+        return True
+
+    def base_norms(self, base: Base) -> Float[Array, " n"]:
+        """Returns the norms of ``W₀ + Δ``; NaN where they overflow, since c would be zero."""
+        matrix = base.read("matrix")
+        delta = self._delta(base, matrix.dtype)
+        adapted = added(matrix, delta, stored=base.stored, is_transposed=base.is_transposed)
+        if self.axis == "out":
+            norms = jnp.linalg.norm(adapted, axis=1)
+        else:
+            channels = adapted.reshape(base.shape[0], self.magnitude.shape[0], -1)
+            norms = jnp.sqrt(jnp.sum(channels * channels, axis=(0, 2)))
+        # An infinite norm is one that its dtype can't hold: it must not make a row of zeros.
+        return jnp.where(jnp.isinf(norms), jnp.nan, norms)
+
+    def _delta(self, base: Base, dtype: Any) -> Operator:
+        """Returns Δ of the inner update."""
+        return self.update.weight_map(base, jnp.ones((), dtype)).shift
 
     def with_transposed_weight(self) -> "Normed":
         """Returns the same with a transposed inner update."""

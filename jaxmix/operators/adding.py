@@ -154,7 +154,7 @@ def _common_rows(found: Iterable[Operator]) -> int | None:
 def _viewed(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Array:
     """A term as (l, k, cols)."""
     match term:
-        case Kronecker():
+        case Kronecker() if term.y.shape[0] == size:
             wide = jnp.repeat(term.x, term.y.shape[1], axis=1)
             return wide[:, None, :] * jnp.tile(term.y, (1, term.x.shape[1]))[None]
         case LowRank():

@@ -226,5 +226,7 @@ def _columns(target: Target, modules: Modules) -> int:
     if target.places:
         names = [target.places["weight"].leaf]
     found = (modules.shapes[name] for name in names if name in modules.shapes)
-    shape: tuple[int, ...] = next(found, ())
+    shape = next(found, None)
+    if shape is None:
+        return 0
     return shape[-1] if target.region.expert >= 0 else math.prod(shape[1:])

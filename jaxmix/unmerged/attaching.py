@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.affine import AffineMap
@@ -43,8 +44,9 @@ def attach(
 
     `jaxmix.factored` runs the result: ``factored(fn)(attach(params, adapters), x)`` equals
     ``fn(compose(params, adapters), x)``, without merged weights. Attaching computes and copies
-    nothing, so other strengths or adapters are another tree of the same leaves; with equal shapes
-    they use the same compiled program.
+    nothing but the norms that DoRA divides by, which each call would take otherwise. So other
+    strengths or adapters are another tree of the same leaves; with equal shapes they use the same
+    compiled program.
 
     Args:
         params: The base, any pytree of weights, as in `jaxmix.compose`; leaves may be qwix's
@@ -58,7 +60,8 @@ def attach(
 
     Returns:
         A tree of the same structure, with a `Factored` in place of each leaf that adapters change;
-        its leaves are those of the base, the updates' arrays and the strengths.
+        its leaves are those of the base, the updates' arrays and the strengths. Unless they are
+        traced, DoRA's norms are among them; where other leaves change, they are computed again.
 
     Raises:
         LayoutError: As `jaxmix.compose`.
@@ -109,8 +112,8 @@ def attach(
     for at, sites in tenants.items():
         leaves[at] = _leaf(tree, at, sites, numbers, labels, lost)
         lost = []
-    if ready:
-        leaves = [_ready(leaf) if is_factored(leaf) else leaf for leaf in leaves]
+    finish = _ready if ready else _with_norms
+    leaves = [finish(leaf) if is_factored(leaf) else leaf for leaf in leaves]
     return tree.with_leaves(leaves)
 
 
@@ -129,6 +132,30 @@ def _ready(leaf: Factored) -> Factored:
     """A leaf with its map computed."""
     made = _made(leaf)
     return leaf if made is None else replace(leaf, made=made)
+
+
+def _with_norms(leaf: Factored) -> Factored:
+    """A leaf with the norms that DoRA divides by, if its arrays are known and on one device.
+
+    On several devices, each call would have to exchange a row of the leaf to see if it changed.
+    """
+    has_norms = any(update.has_norms for word in leaf.words for _, update in word)
+    if has_norms and all(map(_is_known, jax.tree.leaves(leaf))):
+        return replace(leaf, norms=_norms(leaf))
+    return leaf
+
+
+def _is_known(x: Any) -> bool:
+    """Whether a value is a number, or an array on one device."""
+    if isinstance(x, jax.Array):
+        return not isinstance(x, Tracer) and len(x.devices()) == 1
+    return isinstance(x, np.ndarray | np.generic | float | int)
+
+
+@jax.jit
+def _norms(leaf: Factored) -> Any:
+    """The norms of a leaf."""
+    return leaf.with_norms().norms
 
 
 @jax.jit

@@ -12,10 +12,11 @@ from jaxmix.errors import AdapterError
 from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero, terms
 from jaxmix.placement.names import leaf_names
 from jaxmix.unmerged.attaching import is_factored
+from jaxmix.unmerged.costs import added_flops, is_cheaper
 from jaxmix.unmerged.leaf import Factored, NotApart
 from jaxmix.unmerged.ragged import is_ragged
 from jaxmix.unmerged.running import uses_without_form
-from jaxmix.unmerged.weight import Weight, added_flops, is_cheaper
+from jaxmix.unmerged.weight import Weight
 
 __all__ = ["Explanation", "Way", "explain"]
 
@@ -148,7 +149,7 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
     added, made, described, why = weight.count(
         lambda one: (added_flops(one, tokens), one.flops(), _described(one), _why(one))
     )
-    is_thin = is_cheaper(weight, tokens, turned=False)
+    is_thin = is_cheaper(weight, tokens)
     why = "the operators cost less than a pass over the weight" if is_thin else why
     if is_thin and weight.is_stacked and not weight.count(is_ragged):
         why += "; lax.ragged_dot takes the dense weight"

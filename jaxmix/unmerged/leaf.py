@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.apply import plan
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.families.base import Chain, maps
+from jaxmix.families.base import Chain, Update
 from jaxmix.operators import (
     LowRank,
     StackedLowRank,
@@ -24,9 +24,10 @@ from jaxmix.operators import (
 )
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Place
-from jaxmix.placement.quantized import dequantized
+from jaxmix.placement.quantized import dequantized, is_quantized
 from jaxmix.unmerged.axes import Sides, axes_of, in_leaf, layer_of
 from jaxmix.unmerged.misuse import NoArray
+from jaxmix.unmerged.norms import HeldNorms, hold, use
 from jaxmix.unmerged.parts import joined
 from jaxmix.unmerged.weight import How, Weight
 
@@ -79,6 +80,7 @@ class Factored(NoArray):
         reads: The leaf of the weight that a bias's map reads, otherwise None.
         beside: Strengths and updates without a leaf in the tree, kept in one of its leaves.
         made: Its map, if it was computed by ``ready=True``; otherwise each call computes it.
+        norms: For each site, the norms of each update that `attach` computed; empty if it did not.
         forms: For each site, how the leaf holds its tensor.
         reads_form: How that weight's leaf holds its tensor.
         tags: The names of the sites and adapters.
@@ -101,6 +103,7 @@ class Factored(NoArray):
     forms: tuple[Form, ...] = field(metadata={"static": True})
     reads_form: Form | None = field(metadata={"static": True})
     tags: Tags = field(metadata={"static": True})
+    norms: tuple[tuple[HeldNorms | None, ...], ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -204,18 +207,57 @@ class Factored(NoArray):
 
     def _map(self, which: int) -> AffineMap:
         """The map of one of its sites."""
-        word, form = self.words[which], self.forms[which]
-        dtype = arithmetic(self.dtype)
-        reads = any(update.reads_base for _, update in word)
+        form, dtype = self.forms[which], arithmetic(self.dtype)
+        word = cast(self.words[which], dtype)
+        held = self.norms[which] if self.norms else (None,) * len(word)
+        pairs = list(zip(word, held, strict=True))
         with jax.default_matmul_precision("highest"):
-            matrix = form.matrix(self._array()).astype(dtype) if reads else None
-            shape = form.shape(self.shape)
-            made = reduce(
-                lambda earlier, later: later.after(earlier),
-                maps(cast(word, dtype), Base(matrix, shape)),
-                identity(shape),
-            )
+            base = Base(None, form.shape(self.shape), is_transposed=form.transposed)
+            if any(update.reads_base and norms is None for (_, update), norms in pairs):
+                base = self._base(form, self._array())
+            made = identity(base.shape)
+            for (strength, update), norms in pairs:
+                own = base
+                if norms is not None:
+                    compute = partial(self._norms, form)
+                    own = replace(base, norms=use(norms, update, self._array(), compute))
+                made = update.weight_map(own, strength).after(made)
+                base = update.rebased(base, strength)
             return in_leaf(made, form, self.shape)
+
+    def with_norms(self) -> "Factored":
+        """Returns the leaf with the norms of its updates, computed from its arrays.
+
+        Norms of updates after one that changes the base itself depend on that one's strength, and
+        those of a quantized leaf need all of its numbers as floats: they are left out.
+        """
+        if self.forms[0].part == "bias" or len(self.shape) == 1 or is_quantized(self.base):
+            return self
+        found = tuple(map(self._chain_norms, self.words, self.forms))
+        return replace(self, norms=found if any(map(any, found)) else ())
+
+    def _chain_norms(self, word: Chain, form: Form) -> tuple[HeldNorms | None, ...]:
+        """The norms of the updates of one site; None for those without."""
+        found: list[HeldNorms | None] = []
+        is_base = True
+        with jax.default_matmul_precision("highest"):
+            for _, update in cast(word, arithmetic(self.dtype)):
+                is_base = is_base and not update.is_base_side
+                can_hold = is_base and update.has_norms
+                compute = partial(self._norms, form)
+                found.append(hold(update, self._array(), compute) if can_hold else None)
+        return tuple(found)
+
+    def _norms(self, form: Form, update: Update, array: Array) -> Array:
+        """The norms of an update and the leaf's array."""
+        return update.base_norms(self._base(form, array))
+
+    def _base(self, form: Form, array: Array) -> Base:
+        """The base that updates of a site read."""
+        matrix = form.matrix(array).astype(arithmetic(self.dtype))
+        stored = self.dtype if form.is_plain and form.scale == 1 else None
+        shape = form.shape(self.shape)
+        return Base(matrix, shape, stored=stored, is_transposed=form.transposed)
 
     def _array(self) -> Array:
         return jnp.asarray(dequantized(self.base))

@@ -1,6 +1,5 @@
 """Convolutions with, and lookups in, a weight that keeps base and map separate."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +10,9 @@ from jaxtyping import Array
 
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Zero, add, terms
+from jaxmix.unmerged.costs import choose, of_dense, of_operators
 from jaxmix.unmerged.products import precise
-from jaxmix.unmerged.weight import PASS, Weight, added_flops
+from jaxmix.unmerged.weight import Weight
 
 __all__ = ["conv", "gather", "sum_as_low_rank"]
 
@@ -31,12 +31,26 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
         return None
     if params["batch_group_count"] != 1:
         return None
-    if not _is_cheap(weight, low, x, spec):
+    points = x.size // x.shape[spec.lhs_spec[1]]
+    thin = replace(weight, map=replace(weight.map, shift=low))
+
+    def by_operators(x: Array, weight: Weight) -> Array:
+        return _by_operators(x, weight, params)
+
+    def by_dense(x: Array, weight: Weight) -> Array:
         return lax.conv_general_dilated(x, weight.dense(), **_keywords(params))
+
+    form = of_operators(thin, points, False), by_operators
+    return choose(weight, form, [(of_dense(weight), by_dense)], x, weight)
+
+
+def _by_operators(x: Array, weight: Weight, params: dict[str, Any]) -> Array:
+    """The convolution with the base, and Δ's."""
+    channels = params["dimension_numbers"].out_spec[1]
+    low = sum_as_low_rank(weight.map.shift)
     y = lax.conv_general_dilated(x, weight.plain(), **_keywords(params))
     dtype = arithmetic(x.dtype)
     made = cast(weight.map, dtype)
-    channels = spec.out_spec[1]
     with precise(params["precision"]):
         moved = jnp.moveaxis(y, channels, -1).astype(dtype)
         if not isinstance(made.left, Identity):
@@ -69,17 +83,6 @@ def _keywords(params: dict[str, Any]) -> dict[str, Any]:
         *("feature_group_count", "batch_group_count", "precision", "preferred_element_type"),
     )
     return {name: params[name] for name in names}
-
-
-def _is_cheap(weight: Weight, low: LowRank | Zero, x: Array, spec: Any) -> bool:
-    """Whether the two thin convolutions cost less than the dense weight."""
-    if weight.how != "auto":
-        return weight.how == "factored"
-    points = x.size // x.shape[spec.lhs_spec[1]]
-    thin = replace(weight, map=replace(weight.map, shift=low)).count(
-        lambda one: added_flops(one, points)
-    )
-    return thin <= weight.count(lambda one: one.flops()) + PASS * math.prod(weight.shape)
 
 
 def sum_as_low_rank(delta: Operator) -> LowRank | Zero | None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.operators import Identity, Operator, Zero
-from jaxmix.unmerged.weight import Weight, is_cheaper
+from jaxmix.operators import Hadamard, Identity, LowRank, Operator, Zero, add, terms
+from jaxmix.unmerged.costs import choose, of_dense, of_operators
+from jaxmix.unmerged.weight import Weight
 
 __all__ = ["dot_general", "precise"]
 
@@ -44,11 +46,48 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
 
     if plan is None:
         return None
-    if not is_cheaper(weight, plan.tokens, plan.turned):
+
+    def by_operators(x: Array, weight: Weight) -> Array:
+        own = replace(plan, weight=weight)
+        return own.run(x, base_product, weight_last=last, precision=params["precision"])
+
+    def by_dense(x: Array, weight: Weight) -> Array:
         return base_product(x, weight.dense())
-    return plan.run(x, base_product, weight_last=last, precision=params["precision"])
+
+    forms = [(of_dense(weight), by_dense)]
+    parts = _thin_and_heavy(weight)
+    if parts is not None:
+        thin_cost = of_operators(parts[0], plan.tokens, plan.turned)
+        heavy_cost = of_dense(parts[1])
+
+        def by_parts(x: Array, weight: Weight) -> Array:
+            thin, heavy = _thin_and_heavy(weight) or (weight, weight)
+            return by_operators(x, replace(thin, base=heavy.dense()))
+
+        forms.insert(0, (lambda costs: thin_cost(costs) + heavy_cost(costs), by_parts))
+    thin = of_operators(weight, plan.tokens, plan.turned), by_operators
+    return choose(weight, thin, forms, x, weight)
 
 
+def _thin_and_heavy(weight: Weight) -> tuple[Weight, Weight] | None:
+    """The weight with the terms of low rank only, and with the others; None without both kinds."""
+    made = weight.map
+    if not made.is_shift or weight.is_stacked:
+        return None
+    low: Operator = Zero(*made.shape)
+    heavy: Operator = Zero(*made.shape)
+    for term in terms(made.shift):
+        if isinstance(term, LowRank | Hadamard):
+            low = add(low, term)
+        else:
+            heavy = add(heavy, term)
+    if isinstance(low, Zero) or isinstance(heavy, Zero):
+        return None
+    thin, rest = (replace(weight, map=replace(made, shift=part)) for part in (low, heavy))
+    return thin, rest
+
+
+@dataclass(frozen=True)
 class _Plan:
     """The roles of the axes of x and of a weight in their product, as tokens times a matrix.
 
@@ -56,14 +95,34 @@ class _Plan:
     the remaining size of the weight.
     """
 
-    def __init__(
-        self, weight: Weight, turned: bool, tokens: int, wb: Any, xb: Any, x_sum: Any, x_free: Any
-    ):
-        self.weight, self.turned, self.tokens = weight, turned, tokens
-        self.x_batch, self.x_free, self.x_sum = xb, x_free, x_sum
-        rows, cols, self.stack = weight.axes
-        self.left_axes = cols if turned else rows
-        self.is_batched, self.is_free = bool(wb), self.stack is not None and not wb
+    weight: Weight
+    turned: bool
+    tokens: int
+    weight_batch: tuple[int, ...]
+    x_batch: tuple[int, ...]
+    x_sum: tuple[int, ...]
+    x_free: tuple[int, ...]
+
+    @property
+    def stack(self) -> int | None:
+        """The axis along which the weight's maps differ."""
+        return self.weight.axes[2]
+
+    @property
+    def left_axes(self) -> tuple[int, ...]:
+        """The weight's axes that remain."""
+        rows, cols, _ = self.weight.axes
+        return cols if self.turned else rows
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether each entry of the stack has its own tokens."""
+        return bool(self.weight_batch)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether all entries of the stack have the same tokens."""
+        return self.stack is not None and not self.weight_batch
 
     @classmethod
     def of(cls, weight: Weight, x: Array, wc: Any, wb: Any, xc: Any, xb: Any) -> "_Plan | None":

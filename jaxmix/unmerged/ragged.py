@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Diagonal, Identity, LowRank, Operator, Zero
+from jaxmix.unmerged.costs import choose, of_dense, of_operators
 from jaxmix.unmerged.lookups import sum_as_low_rank
 from jaxmix.unmerged.products import precise
-from jaxmix.unmerged.weight import Weight, is_cheaper
+from jaxmix.unmerged.weight import Weight
 
 __all__ = ["is_ragged", "ragged_dot"]
 
@@ -65,21 +66,27 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
     if not weight.count(is_ragged):
         return None
     turn = {name: params[name] for name in ("precision", "preferred_element_type")}
-    if not is_cheaper(weight, -(-tokens // experts), turned):
+
+    def by_operators(x: Array, weight: Weight, sizes: Array) -> Array:
+        dtype = arithmetic(x.dtype)
+        made = cast(weight.map_to(turned), dtype)
+        which = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=tokens)
+        with precise(params["precision"]):
+            inputs = _scaled(x.astype(dtype), made.right, which).astype(x.dtype)
+            y = lax.ragged_dot_general(inputs, weight.plain(), sizes, numbers, **turn)
+            out = _scaled(y.astype(dtype), made.left, which)
+            if not isinstance(made.shift, Zero):
+                low = jax.vmap(sum_as_low_rank)(made.shift)
+                assert isinstance(low, LowRank)
+                thin = lax.ragged_dot(x.astype(dtype), low.a.swapaxes(1, 2), sizes)
+                out = out + lax.ragged_dot(thin, low.b.swapaxes(1, 2), sizes)
+        return out.astype(y.dtype)
+
+    def by_dense(x: Array, weight: Weight, sizes: Array) -> Array:
         return lax.ragged_dot_general(x, weight.dense(), sizes, numbers, **turn)
-    dtype = arithmetic(x.dtype)
-    made = cast(weight.map_to(turned), dtype)
-    which = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=tokens)
-    with precise(params["precision"]):
-        inputs = _scaled(x.astype(dtype), made.right, which).astype(x.dtype)
-        y = lax.ragged_dot_general(inputs, weight.plain(), sizes, numbers, **turn)
-        out = _scaled(y.astype(dtype), made.left, which)
-        if not isinstance(made.shift, Zero):
-            low = jax.vmap(sum_as_low_rank)(made.shift)
-            assert isinstance(low, LowRank)
-            thin = lax.ragged_dot(x.astype(dtype), low.a.swapaxes(1, 2), sizes)
-            out = out + lax.ragged_dot(thin, low.b.swapaxes(1, 2), sizes)
-    return out.astype(y.dtype)
+
+    thin = of_operators(weight, -(-tokens // experts), turned), by_operators
+    return choose(weight, thin, [(of_dense(weight), by_dense)], x, weight, sizes)
 
 
 def _scaled(x: Float[Array, "n i"], side: Operator, which: Array) -> Float[Array, "n i"]:

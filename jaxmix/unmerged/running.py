@@ -17,7 +17,7 @@ from jaxmix.unmerged.leaf import Factored
 from jaxmix.unmerged.uses import Report, Use, as_array, described, refusal, warning
 from jaxmix.unmerged.weight import How, Weight
 
-__all__ = ["factored", "quietly_factored", "uses_without_form"]
+__all__ = ["check_how", "factored", "quietly_factored", "uses_without_form"]
 
 
 def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
@@ -59,10 +59,7 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
 
     Source: docs/design.md.
     """
-    if how not in get_args(How):
-        known = ", ".join(map(repr, get_args(How)))
-        raise AdapterError(f"factored: how is {how!r}, expected one of {known}.")
-
+    check_how(how, "factored")
     warned: set[Use] = set()
 
     @wraps(fn)
@@ -82,16 +79,35 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
     return on_leaves
 
 
-def quietly_factored(fn: Callable[..., Any]) -> Callable[..., Any]:
+def check_how(how: Any, caller: str) -> None:
+    """Checks how products are to be computed.
+
+    Args:
+        how: The user's argument.
+        caller: The function that got it.
+
+    Raises:
+        AdapterError: If it is invalid.
+    """
+    if how not in get_args(How):
+        known = ", ".join(map(repr, get_args(How)))
+        raise AdapterError(f"{caller}: how is {how!r}, expected one of {known}.")
+
+
+def quietly_factored(
+    fn: Callable[..., Any], how: How = "factored", report: Report = lambda use: None
+) -> Callable[..., Any]:
     """Runs a function on attached leaves like `factored`, without warnings.
 
     Args:
         fn: As in `factored`.
+        how: How products are computed where there is a factored form.
+        report: Called for each use that makes a weight dense for lack of a factored form.
 
     Returns:
         A function of the same arguments, which makes weights dense where it must.
     """
-    return lambda *args, **kwargs: _run(fn, "factored", args, kwargs, lambda use: None)
+    return lambda *args, **kwargs: _run(fn, how, args, kwargs, report)
 
 
 def uses_without_form(

@@ -105,33 +105,36 @@ def _place(eqn: Any) -> str:
     return ""
 
 
-def warning(uses: Sequence[Use]) -> str:
+def warning(uses: Sequence[Use], caller: str = "factored", often: str = "at each call") -> str:
     """Returns the warning about weights that are made dense.
 
     Args:
         uses: The uses, at least one.
+        caller: What makes them dense.
+        often: When it does.
 
     Returns:
         The warning's text.
     """
     return (
-        f"factored makes {_count(uses)} dense at each call, where there is no factored form:"
+        f"{caller} makes {_count(uses)} dense {often}, where there is no factored form:"
         f"{listing(map(str, uses))}\nThis takes a pass over the weight and memory for a copy of "
         f"it. {_ADVICE}"
     )
 
 
-def refusal(uses: Sequence[Use]) -> str:
+def refusal(uses: Sequence[Use], caller: str = "factored") -> str:
     """Returns the error for uses that would make weights dense.
 
     Args:
         uses: The uses, at least one.
+        caller: What refuses them.
 
     Returns:
         The error's text.
     """
     return (
-        f'factored got how="factored", expected a factored form for each use of a weight; '
+        f'{caller} got how="factored", expected a factored form for each use of a weight; '
         f"{_count(uses)} would be made dense:{listing(map(str, uses))}\n{_ADVICE} With "
         'how="auto" these uses take the dense weight, with a warning.'
     )

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
+from jaxmix.apply import accelerated
 from jaxmix.apply.plan import arithmetic
-from jaxmix.operators import Zero
+from jaxmix.operators.backends import GPU, TPU, Backend, by_platform
 from jaxmix.operators.outlines import from_shapes
+from jaxmix.placement.devices import is_explicit
 from jaxmix.placement.quantized import dequantized
 
-__all__ = ["PASS", "How", "Weight", "added_flops", "is_cheaper"]
+__all__ = ["How", "Weight", "on_platform"]
 
 # Whether products use the operators, the dense weight, or the cheaper of both.
 How = Literal["auto", "factored", "dense"]
@@ -90,11 +92,11 @@ class Weight:
         order = (*(() if stack is None else (stack,)), *rows, *cols)
         moved = base.transpose(order)
         lead = moved.shape[:1] if stack is not None else ()
-        matrix = moved.reshape(*lead, *self.matrix_shape).astype(arithmetic(base.dtype))
+        matrix = moved.reshape(*lead, *self.matrix_shape)
         with jax.default_matmul_precision("highest"):
             made = jax.vmap(_put)(self.map, matrix) if lead else _put(self.map, matrix)
         back = sorted(range(len(order)), key=order.__getitem__)
-        return made.reshape(moved.shape).transpose(back).astype(self.dtype)
+        return made.reshape(moved.shape).transpose(back)
 
     def map_to(self, turned: bool) -> AffineMap:
         """The map of the matrix, or of its transpose."""
@@ -121,29 +123,34 @@ class Weight:
 
 
 def _put(one: AffineMap, matrix: Float[Array, "out in"]) -> Float[Array, "out in"]:
-    return one(matrix)
+    """The map of a matrix, rounded once to its dtype."""
+
+    def on_cpu(one: AffineMap, matrix: Array) -> Array:
+        return one(matrix.astype(arithmetic(matrix.dtype))).astype(matrix.dtype)
+
+    def on_accelerator(backend: Backend, one: AffineMap, matrix: Array) -> Array:
+        # It is unknown whether the matrix is on one device.
+        return accelerated.run(backend, matrix, [one], None, is_whole=False)
+
+    return on_platform(matrix, on_cpu, on_accelerator, one, matrix)
 
 
-# A pass over a weight takes as long as this many operations a number. Accelerators were not
-# measured.
-PASS = 16
+def on_platform(
+    x: Array, cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any
+) -> Any:
+    """Runs the form that suits the platform, as `by_platform` does.
 
+    On a mesh with explicit axes, the two forms may have other shardings of the same result, which
+    one program can't contain: there it is the platform of this process.
 
-def is_cheaper(weight: Weight, tokens: int, turned: bool) -> bool:
-    """Whether products with this many tokens cost less with the operators than dense."""
-    if weight.how != "auto":
-        return weight.how == "factored"
-
-    def is_less(one: AffineMap) -> bool:
-        thin = added_flops(one.T if turned else one, tokens)
-        return thin <= one.flops() + PASS * math.prod(weight.matrix_shape)
-
-    return weight.count(is_less)
-
-
-def added_flops(one: AffineMap, tokens: int) -> int:
-    """The operations that the operators add to the base's product with this many tokens."""
-    sides = one.left.matmul_flops(tokens) + one.right.matmul_flops(tokens)
-    if isinstance(one.shift, Zero):
-        return sides
-    return sides + one.shift.matmul_flops(tokens) + one.shape[0] * tokens
+    Args:
+        x: An array whose sharding shows the kind of mesh.
+        cpu: The function for CPU.
+        accelerator: The function for others, which takes the `Backend` first.
+        *operands: The arguments of both functions.
+    """
+    if not is_explicit(x):
+        return by_platform(cpu, accelerator, *operands)
+    if jax.default_backend() == "cpu":
+        return cpu(*operands)
+    return accelerator(TPU if jax.default_backend() == "tpu" else GPU, *operands)

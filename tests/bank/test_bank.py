@@ -9,8 +9,10 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter, Bank
+from jaxmix.bank import per_row
 from jaxmix.errors import AdapterError, LayoutError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
+from jaxmix.operators.backends import TPU
 
 from ..laws.chains import ALL, FLAT, chain
 from ..laws.draws import KINDS, Module, tree
@@ -55,6 +57,18 @@ MEMBERS: dict[str, Any] = {
 X = normal(6, 4, 6)
 
 
+@pytest.fixture(params=["cpu", "accelerator"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with the batched form of each backend."""
+
+    def on_tpu(cpu: Any, accelerator: Any, *operands: Any) -> Any:
+        return accelerator(TPU, *operands)
+
+    if request.param == "accelerator":
+        monkeypatch.setattr(per_row, "by_platform", on_tpu)
+    return request.param
+
+
 def row_by_row(who: Any, members: Any = MEMBERS, x: Any = X) -> Any:
     """Computes one row after another, each with its composed weights."""
     rows = []
@@ -68,7 +82,7 @@ def close(left: Any, right: Any) -> None:
     np.testing.assert_allclose(left, right, atol=2e-5)
 
 
-def test_members_by_name_number_and_none() -> None:
+def test_members_by_name_number_and_none(backend: str) -> None:
     bank, who = Bank(MEMBERS, PARAMS), ["both", None, "lora", "turned", "loha", "both"]
     close(bank(run)(PARAMS, X, who), row_by_row(who))
     close(bank(run)(PARAMS, X, np.array([2, -1, 0, 3, 1, 2])), row_by_row(who))
@@ -76,7 +90,7 @@ def test_members_by_name_number_and_none() -> None:
     close(jitted(bank, PARAMS, X, bank.who(who)), row_by_row(who))
 
 
-def test_all_families() -> None:
+def test_all_families(backend: str) -> None:
     """A bank with one member per family, and of chains of three, on a layer with a bias."""
     module = Module("linear", (6, 8), True)
     kinds = [kind for kind in FLAT if kind in ALL]
@@ -103,7 +117,7 @@ def test_all_families() -> None:
 @pytest.mark.parametrize(
     "kind", ["conv2d", "embedding", pytest.param("conv1d", marks=pytest.mark.thorough)]
 )
-def test_other_modules(kind: str) -> None:
+def test_other_modules(kind: str, backend: str) -> None:
     """A member of every sixth family, and chains of two, on convolutions and embeddings."""
     module = KINDS[kind]
     chains = [(name,) for name in FLAT[::6]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
@@ -111,7 +125,9 @@ def test_other_modules(kind: str) -> None:
     members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(chains)}
     with jax.enable_x64(True):
         rows = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)[:1]] * len(chains)), x)
-        got = Bank(members, params)(_rows)(params, rows, np.arange(len(chains)))
+        # A convolution has no form for a weight of each row's own: it is dense on request.
+        how = "dense" if kind.startswith("conv") else "auto"
+        got = Bank(members, params)(_rows, how)(params, rows, np.arange(len(chains)))
         for row, kinds in enumerate(chains):
             own = jaxmix.compose(params, [members[str(row)]])
             want = layer_of(own, jax.tree.map(lambda leaf, i=row: leaf[i], rows))
@@ -127,7 +143,7 @@ def _rows(params: Any, rows: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[None], layer_of(params, row))
 
 
-def test_scanned_layers() -> None:
+def test_scanned_layers(backend: str) -> None:
     """Members whose ranks and kinds differ by layer, and between members."""
     members = {
         "all": LAYERED,
@@ -150,7 +166,7 @@ def test_repr() -> None:
     assert Bank({}, PARAMS).explain() == "no leaf is changed"
 
 
-def test_strengths_per_row() -> None:
+def test_strengths_per_row(backend: str) -> None:
     """A row's mix is all members in order, each at its strength, including rotations."""
     bank = Bank(MEMBERS, PARAMS)
     strengths = np.random.default_rng(3).uniform(-1, 1, (6, 4)).astype(np.float32)
@@ -168,7 +184,7 @@ def test_strengths_per_row() -> None:
     close(bank(run)(PARAMS, X, named), jnp.stack(rows))
 
 
-def test_members_change_without_retracing() -> None:
+def test_members_change_without_retracing(backend: str) -> None:
     """Replaced, removed, and added up to the bank's capacity; beyond it there is one more trace."""
     count = [0]
 
@@ -200,7 +216,7 @@ def test_members_change_without_retracing() -> None:
     assert count[0] == 2 and bank.capacity >= 5
 
 
-def test_gradients_reach_the_tokens() -> None:
+def test_gradients_reach_the_tokens(backend: str) -> None:
     bank, who = Bank(MEMBERS, PARAMS), ["both", None, "lora", "turned", "loha", "both"]
     got = jax.grad(lambda x: (bank(run)(PARAMS, x, who) ** 2).sum())(X)
     close(got, jax.grad(lambda x: (row_by_row(who, x=x) ** 2).sum())(X))
@@ -291,7 +307,7 @@ def test_refused_inside_jit() -> None:
     )
 
 
-def test_unknown_traced_number_gives_nan() -> None:
+def test_unknown_traced_number_gives_nan(backend: str) -> None:
     bank = Bank(MEMBERS, PARAMS)
     got = jax.jit(lambda who: bank(run)(PARAMS, X[:2], who))(jnp.array([7, 0]))
     assert jnp.isnan(got[0]).all() and jnp.isfinite(got[1]).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.families import DiagOFT, ExpertLoRA, LoKr, LoRA, Replace
+from jaxmix.families import DiagOFT, ExpertLoRA, LoKr, LoRA, Normed, Replace
 from jaxmix.families.rows import Rows, expert_of, rows_of
 
 from .module import Module
@@ -67,7 +67,8 @@ def test_rotations_are_cut_between_blocks_only() -> None:
 def test_norms_of_inputs_need_all_rows() -> None:
     """A magnitude for each input has its norm over all outputs."""
     normed = SAMPLES["Normed"].draw(np.random.default_rng(0), MODULES["linear"])
-    by_input = type(normed)(normed.update, np.ones(8), axis="in")
+    assert isinstance(normed, Normed)
+    by_input = Normed(normed.update, np.ones(8), axis="in")
     assert rows_of(by_input, PARTS["q"], (12, 8)) is None
     embedding = LoRA(np.ones((1, 8)), np.ones((12, 1)), 1.0, np.ones(8), embedding=True)
     assert rows_of(embedding, PARTS["q"], (12, 8)) is None

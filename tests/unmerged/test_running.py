@@ -10,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter, Bank, Layout, Rule
-from jaxmix.errors import DenseWeightWarning, UnsupportedError
+from jaxmix.errors import AdapterError, DenseWeightWarning, UnsupportedError
 from jaxmix.families import IA3, LoRA, Replace
 
 
@@ -127,15 +127,47 @@ def test_names_by_argument() -> None:
             run(jaxmix.factored(lambda x: jnp.sort(jax.tree.leaves(x)[0]), "factored"))
 
 
-def test_rows_of_a_bank_do_not_warn() -> None:
-    """A bank has a member's operators per row, and no choice."""
+def test_a_bank_warns_about_dense_rows_unless_the_caller_chose() -> None:
+    """Once per call of `bank(fn)`; how="factored" refuses and how="dense" is silent."""
     bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
 
     def run(params: Any, x: Any) -> Any:
         return x @ jnp.sort(params["a.weight"]).T
 
     want = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
-    np.testing.assert_allclose(bank(run)(PARAMS, X[:1], ["a"]), want, rtol=1e-5)
+    text = (
+        r"^Bank makes 1 weight dense for each row, where there is no factored form:\n"
+        r"  a.weight \(\(4, 6\) float32\): sort at test_running.py:\d+ \(.*run\)\nThis takes a "
+        r"pass over the weight and memory for a copy of it. Multiply tokens by the whole weight, "
+        r"convolve with it or look up its rows, or merge the adapters of these leaves with "
+        r"jaxmix.compose.$"
+    )
+    with pytest.warns(DenseWeightWarning, match=text) as found:
+        got = bank(run)(PARAMS, X[:1], ["a"])
+    assert len(found) == 1 and found[0].filename == __file__
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(bank(run, "dense")(PARAMS, X[:1], ["a"]), want, rtol=1e-5)
+    with pytest.raises(
+        UnsupportedError,
+        match=r'^Bank got how="factored", expected a factored form for each use of a weight; 1 '
+        r"weight would be made dense:\n  a.weight \(\(4, 6\) float32\): sort at test_running",
+    ):
+        bank(run, "factored")(PARAMS, X[:1], ["a"])
+    with pytest.raises(
+        AdapterError,
+        match=r"^Bank: how is 'fast', expected one of 'auto', 'factored', 'dense'.$",
+    ):
+        bank(run, "fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_bank_computes_products_dense_on_request() -> None:
+    bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
+
+    def run(params: Any, x: Any) -> Any:
+        return x @ params["a.weight"].T
+
+    want = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
+    np.testing.assert_allclose(bank(run, "dense")(PARAMS, X[:1], ["a"]), want, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- explain

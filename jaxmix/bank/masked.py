@@ -1,0 +1,175 @@
+"""The batched form of `PerRow` on accelerators: products without branches, sorts or loops.
+
+All rows are multiplied with the factors of all members in one product. A mask then keeps each row's
+own results: the thin ones between the two factors of a low rank, so the second product reads all
+members' factors once as well. Operators without a thin inside are masked on entry, or each row
+gathers its own. So do large batches of many members, which would multiply too much for the mask.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.bank.slots import count_slots, is_slot
+from jaxmix.operators import (
+    BlockDiagonal,
+    Hadamard,
+    Identity,
+    Kronecker,
+    LowRank,
+    Product,
+    Sum,
+)
+
+__all__ = ["apply_by_masks"]
+
+# The largest rank r₁r₂ at which a Hadamard product of two low ranks is used as one low rank.
+_KHATRI_RAO_RANK = 256
+
+# What a gathered copy of an operator costs, in operations a number: it is written and read in
+# float32 at 240 operations a byte (v5e), and its small products fill half of a matrix unit.
+_GATHERED = 2 * 3 * 4 * 240
+
+
+def apply_by_masks(
+    is_transposed: bool,
+    is_lookup: bool,
+    is_factor: bool,
+    start: Array,
+    x: Array,
+    stacks: Any,
+    picks: Any,
+) -> Array:
+    """Applies the selected operators to a batch of rows.
+
+    Args:
+        is_transposed: Whether the operators are the transposes of those in the stacks.
+        is_lookup: Whether the input holds indices of rows to look up instead of tokens.
+        is_factor: Whether the result of a row that selects something replaces its `start`.
+        start: The result for rows that select nothing (rows, tokens, cols).
+        x: The input, tokens (rows, tokens, n) or indices (rows, tokens).
+        stacks: The stacks of operators.
+        picks: For each stack the selected slots (rows,), or the strengths (rows, slots).
+
+    Returns:
+        The result, with the shape of `start`.
+    """
+    result = start
+    for stack, pick in zip(stacks, picks, strict=True):
+        share = _share(pick, count_slots(stack), start.dtype)
+        apply = _looked_up if is_lookup else _multiplied
+        own = apply(x, stack, share, pick, is_transposed).astype(result.dtype)
+        if is_factor:
+            result = jnp.where((pick >= 0)[:, None, None], own, result)
+        else:
+            result = result + own
+    return result
+
+
+def _share(pick: Array, slots: int, dtype: Any) -> Float[Array, "rows slots"]:
+    """The strength of each slot: the given ones, or one for the selected slot."""
+    if not is_slot(pick):
+        return pick.astype(dtype)
+    return (pick[:, None] == jnp.arange(slots, dtype=pick.dtype)[None]).astype(dtype)
+
+
+def _multiplied(
+    x: Float[Array, "rows tokens n"], stack: Any, share: Array, pick: Array, is_transposed: bool
+) -> Float[Array, "rows tokens cols"]:
+    """``Σₛ shareₛ · x Mₛ``, or of the transposes."""
+    if is_slot(pick) and not _is_cheaper_masked(stack, x.shape[1]):
+        return _by_operator(x, stack, share, pick, is_transposed, is_lookup=False)
+    match stack:
+        case LowRank():
+            return _by_low_rank(x, stack, share, is_transposed)
+        case Hadamard() if stack.left.a.shape[1] * stack.right.a.shape[1] <= _KHATRI_RAO_RANK:
+            low = jax.vmap(Hadamard.low_rank)(stack)
+            return _by_low_rank(x, low, share, is_transposed)
+        case Kronecker():
+            return _by_kronecker(x, stack, share, is_transposed)
+        case BlockDiagonal():
+            return _by_blocks(x, stack, share, is_transposed)
+        case Sum():
+            return sum(
+                (_multiplied(x, term, share, pick, is_transposed) for term in stack.terms),
+                start=jnp.zeros((), x.dtype),
+            )
+        case Product() if is_slot(pick):
+            first, second = stack.first, stack.second
+            if is_transposed:
+                first, second = second, first
+            inner = _multiplied(x, first, share, pick, is_transposed)
+            return _multiplied(inner, second, share, pick, is_transposed)
+        case Identity():
+            return x
+        case _:
+            return _by_operator(x, stack, share, pick, is_transposed, is_lookup=False)
+
+
+def _is_cheaper_masked(stack: Any, tokens: int) -> bool:
+    """Whether products with all members' operators cost less than gathering each row's own."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+    if not isinstance(one, LowRank | Hadamard | Kronecker | BlockDiagonal):
+        return True
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(one))
+    return tokens * (count_slots(stack) - 1) * one.matmul_flops(1) <= _GATHERED * size
+
+
+def _by_low_rank(x: Array, stack: LowRank, share: Array, is_transposed: bool) -> Array:
+    if is_transposed:
+        inner = jnp.einsum("bti,sri->btsr", x, stack.a) * share[:, None, :, None]
+        return jnp.einsum("btsr,sor->bto", inner, stack.b)
+    inner = jnp.einsum("bti,sir->btsr", x, stack.b) * share[:, None, :, None]
+    return jnp.einsum("btsr,sro->bto", inner, stack.a)
+
+
+def _by_kronecker(x: Array, stack: Kronecker, share: Array, is_transposed: bool) -> Array:
+    """``x (X ⊗ Y)`` with all members' Y, a mask, and all members' X; or X first."""
+    first, second = stack.x, stack.y
+    if is_transposed:
+        first, second = first.swapaxes(1, 2), second.swapaxes(1, 2)
+    (_, rows, m), (_, k, n) = first.shape, second.shape
+    parts = x.reshape(*x.shape[:2], rows, k)
+    if n * rows * (k + m) <= m * k * (rows + n):
+        inner = jnp.einsum("btlk,skn->btlsn", parts, second) * share[:, None, None, :, None]
+        out = jnp.einsum("btlsn,slm->btmn", inner, first)
+    else:
+        inner = jnp.einsum("btlk,slm->btksm", parts, first) * share[:, None, None, :, None]
+        out = jnp.einsum("btksm,skn->btmn", inner, second)
+    return out.reshape(*x.shape[:2], m * n)
+
+
+def _by_blocks(x: Array, stack: BlockDiagonal, share: Array, is_transposed: bool) -> Array:
+    """Each block contracts over its own part of all members' masked tokens."""
+    _, k, size, _ = stack.blocks.shape
+    parts = x.reshape(*x.shape[:2], stack.copies, k, 1, size)
+    parts = parts * share[:, None, None, None, :, None]
+    pattern = "btcksa,skda->btckd" if is_transposed else "btcksa,skad->btckd"
+    return jnp.einsum(pattern, parts, stack.blocks).reshape(x.shape)
+
+
+def _by_operator(
+    x: Array, stack: Any, share: Array, pick: Array, is_transposed: bool, *, is_lookup: bool
+) -> Array:
+    """Each row gathers its own operator; with strengths all rows use all operators."""
+
+    def use(operator: Any, x: Array) -> Array:
+        operator = operator.T if is_transposed else operator
+        return operator.take_rows(x) if is_lookup else x @ operator
+
+    if is_slot(pick):
+        own = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(pick, 0), axis=0), stack)
+        out = jax.vmap(use)(own, x)
+        return jnp.where((pick >= 0)[:, None, None], out, jnp.zeros((), out.dtype))
+    every = jax.vmap(lambda operator: jax.vmap(lambda row: use(operator, row))(x))(stack)
+    return jnp.einsum("bs,sbto->bto", share.astype(every.dtype), every)
+
+
+def _looked_up(
+    x: Array, stack: Any, share: Array, pick: Array, is_transposed: bool
+) -> Float[Array, "rows tokens cols"]:
+    """``Σₛ shareₛ · Mₛ[x]``, or of the transposes."""
+    return _by_operator(x, stack, share, pick, is_transposed, is_lookup=True)

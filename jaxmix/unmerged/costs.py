@@ -1,0 +1,126 @@
+"""What products cost by the operators and by the dense weight, on each backend."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxmix.affine import AffineMap
+from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Product, Zero, terms
+from jaxmix.unmerged.weight import Weight, on_platform
+
+__all__ = [
+    "ACCELERATOR",
+    "CPU",
+    "Costs",
+    "added_flops",
+    "choose",
+    "is_cheaper",
+    "of_dense",
+    "of_operators",
+]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What moving numbers costs, in the operations that take as long.
+
+    Args:
+        weight: A number of a weight that is made dense.
+        fused: A number of a token that an operator reads or writes in a pass that XLA fuses.
+        moved: The same where the operator rearranges tokens (blocks, Kronecker products).
+        accurate: An operation of a product of factors, which are multiplied in float32.
+    """
+
+    weight: int
+    fused: int
+    moved: int
+    accurate: int
+
+    def operators(self, one: AffineMap, tokens: int) -> int:
+        """The cost that the operators add to the base's product."""
+        numbers = sum(map(self._numbers, (one.left, one.right, one.shift)))
+        return added_flops(one, tokens) + tokens * numbers
+
+    def dense(self, one: AffineMap) -> int:
+        """The cost of making the dense weight."""
+        return self.accurate * one.flops() + self.weight * math.prod(one.shape)
+
+    def _numbers(self, operator: Operator) -> int:
+        """The cost of a token's passes through an operator."""
+        match operator:
+            case Identity() | Zero():
+                return 0
+            case Product():
+                return self._numbers(operator.first) + self._numbers(operator.second)
+            case LowRank() | Hadamard() | Diagonal():
+                return self.fused * sum(operator.shape)
+            case _ if len(terms(operator)) > 1:
+                return sum(map(self._numbers, terms(operator)))
+            case _:
+                return self.moved * sum(operator.shape)
+
+
+# On two CPU cores a pass over a weight takes as long as 16 operations a number.
+CPU = Costs(weight=16, fused=0, moved=0, accurate=1)
+# A v5e does 240 operations in the time of one byte, an H100 295, a v6e 560. A dense bfloat16 weight
+# is written and read: 4 bytes. By the TPU compiler's estimate for 2048 tokens, a low rank's passes
+# over tokens take half a byte a number, and those of a Kronecker product 32: its tokens change
+# their layout several times. A float32 product takes six bfloat16 passes.
+ACCELERATOR = Costs(weight=240 * 4, fused=240 // 2, moved=240 * 32, accurate=6)
+
+# How a product is computed, and what that costs.
+Form = tuple[Callable[[Costs], int], Callable[..., Any]]
+
+
+def choose(weight: Weight, by_operators: Form, others: Sequence[Form], *args: Any) -> Any:
+    """Computes a product in the form that costs least on the platform.
+
+    Args:
+        weight: The weight, which may specify the choice.
+        by_operators: The product by the operators. It is taken if no other form costs less.
+        others: Other forms. The last one makes the dense weight.
+        *args: The arguments of all forms, the tokens first.
+
+    Returns:
+        The product.
+    """
+    forms = (by_operators, *others)
+    if weight.how != "auto":
+        return forms[0 if weight.how == "factored" else -1][1](*args)
+    on_cpu, on_accelerator = (
+        min(forms, key=lambda form: form[0](costs))[1] for costs in (CPU, ACCELERATOR)
+    )
+    if on_cpu is on_accelerator:
+        return on_cpu(*args)
+    return on_platform(args[0], on_cpu, lambda backend, *args: on_accelerator(*args), *args)
+
+
+def of_operators(weight: Weight, tokens: int, turned: bool) -> Callable[[Costs], int]:
+    """Returns the cost of the operators with this many tokens, by backend."""
+
+    def cost(costs: Costs) -> int:
+        return weight.count(lambda one: costs.operators(one.T if turned else one, tokens))
+
+    return cost
+
+
+def of_dense(weight: Weight) -> Callable[[Costs], int]:
+    """Returns the cost of making the dense weight, by backend."""
+    return lambda costs: weight.count(costs.dense)
+
+
+def is_cheaper(weight: Weight, tokens: int) -> bool:
+    """Returns whether the operators cost less than the dense weight on this process's platform."""
+    costs = CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    return of_operators(weight, tokens, False)(costs) <= of_dense(weight)(costs)
+
+
+def added_flops(one: AffineMap, tokens: int) -> int:
+    """The operations that the operators add to the base's product with this many tokens."""
+    sides = one.left.matmul_flops(tokens) + one.right.matmul_flops(tokens)
+    if isinstance(one.shift, Zero):
+        return sides
+    return sides + one.shift.matmul_flops(tokens) + one.shape[0] * tokens
