@@ -1,10 +1,14 @@
 """Writes docs/architectures.md: for which of transformers' architectures jaxmix equals PEFT.
 
-Run as ``python -m tests.architectures ROWS.json``. The rows are the verdicts of a script outside the
-repository, which creates a tiny random model of each architecture and adapters by PEFT. A row is an
-object with ``name`` (the architecture), ``variant`` (the kind of adapter), ``path`` ("a", "b" or
-"c"), ``verdict`` ("ok", "refused", "wrong", "crashed" or "can't"), ``detail`` and ``notes`` (strings),
-``mixed`` (whether a second adapter follows the LoRA) and ``beyond`` (whether PEFT misreads the file).
+Run as ``python -m tests.architectures ROWS.json``. The rows are the verdicts of a script outside
+the repository, which creates a tiny random model of each architecture, and adapters by PEFT. A row
+is an object with these fields:
+
+- ``name``: the architecture; ``variant``: the kind of adapter, one of `VARIANTS`;
+- ``path``: "a" (compose in memory), "b" (a merge on disk), "c" (the forward of `jaxmix.models`);
+- ``verdict``: "ok", "refused", "wrong", "crashed", or "can't" if PEFT fails; ``detail``: why;
+- ``notes``: remarks: "untied", or "alone: …" if no second adapter follows the LoRA;
+- ``beyond``: whether PEFT itself misreads the file.
 """
 
 import json
@@ -16,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PAGE", "main", "page"]
+__all__ = ["PAGE", "VARIANTS", "main", "page"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 Row = Mapping[str, Any]
 # The variants of the script, by their names on the page.
-_VARIANTS = {
+VARIANTS = {
     "all": "linear",
     "default": "default",
     "experts": "experts",
@@ -42,18 +46,18 @@ _TEXT = """\
 {summary}
 
 For each architecture a script creates a tiny model with random weights, saves it with
-`save_pretrained`, and lets PEFT create adapters with random factors. The reference is the output of PEFT's
-unmerged model; a result is *ok* if it differs by at most 1e-4 of the largest number.
+`save_pretrained`, and lets PEFT create adapters with random factors. The reference is the output of
+PEFT's unmerged model; a result is *ok* if it differs by at most 1e-4 of the largest number.
 
 - *In memory*: `jaxmix.compose` on the model's `state_dict()`, which torch's model then loads.
-- *On disk*: `jaxmix.merge_checkpoint` on the folder, which `from_pretrained` then opens without missing
-  or unexpected tensors.
+- *On disk*: `jaxmix.merge_checkpoint` on the folder, which `from_pretrained` then opens without
+  missing or unexpected tensors.
 
 Adapters that were checked:
 
 | name | adapter |
 | --- | --- |
-| linear | a LoRA with `target_modules="all-linear"`, then a LoHa or an OFT on the projections of the attention |
+| linear | a LoRA with `target_modules="all-linear"`, then a LoHa or an OFT on the attention |
 | default | the same, on the modules that PEFT chooses for this model type |
 | experts | a LoRA with `target_parameters` on the parameters that hold all experts |
 | saved | a LoRA with `modules_to_save`: the embedding and the head |
@@ -61,18 +65,18 @@ Adapters that were checked:
 | disk names | that of *linear* under the names on disk, which transformers 4 had in memory too |
 | each expert | a LoRA for each expert, as PEFT made them with transformers 4 |
 
-What follows an @ is how the checkpoint differs from the model: `@bare` has no head, `@mlm` and `@causal`
-have the head of a language model, `@gamma` and `@v4` have names of older versions.
+What follows an @ is how the checkpoint differs from the model: `@bare` has no head, `@mlm` and
+`@causal` have the head of a language model, `@gamma` and `@v4` have names of older versions.
 
 | architecture | adapters | in memory | on disk | notes |
 | --- | --- | --- | --- | --- |
 {rows}
 
-*Untied*: with `untie=True`, because the adapter saves an embedding or head that the checkpoint stores once
-(see [merging](merging.md#tied-tensors)). *LoRA alone*: PEFT can't mix a second adapter, or the model has
-no attention with linear layers. *PEFT misreads*: PEFT itself applies the file to other modules or to none, so
-there is no reference; such files count only if jaxmix gives a wrong result. *PEFT can't*: PEFT or
-transformers fails.
+*Untied*: with `untie=True`, because the adapter saves an embedding or head that the checkpoint
+stores once (see [merging](merging.md#tied-tensors)). *LoRA alone*: PEFT can't mix a second adapter,
+or the model has no attention with linear layers. *PEFT misreads*: PEFT itself applies the file to
+other modules or to none, so there is no reference; such files count only if jaxmix gives a wrong
+result. *PEFT can't*: PEFT or transformers fails.
 
 ## How this page is made
 
@@ -81,8 +85,8 @@ python zoo.py --json rows.json             # a script outside this repository; n
 python -m tests.architectures rows.json    # writes this page
 ```
 
-The docstring of `tests/architectures.py` describes the rows. [Names](names.md) explains what differs
-between these architectures, and what to do for a new version of transformers.
+The docstring of `tests/architectures.py` describes the rows. [Names](names.md) explains what
+differs between these architectures, and what to do for a new version of transformers.
 """
 
 
@@ -93,7 +97,9 @@ def main(file: str) -> None:
         file: The file with the rows.
     """
     rows = json.loads(Path(file).read_text(encoding="utf-8"))
-    libraries = {name: version(name) for name in ("transformers", "peft", "torch", "jax")}
+    libraries = {
+        name: version(name).partition("+")[0] for name in ("transformers", "peft", "torch", "jax")
+    }
     day = datetime.fromtimestamp(Path(file).stat().st_mtime, UTC).date().isoformat()
     PAGE.write_text(page(rows, libraries, day), encoding="utf-8")
     print(PAGE)
@@ -124,13 +130,19 @@ def page(rows: Sequence[Row], libraries: Mapping[str, str], day: str) -> str:
 def _line(name: str, rows: Sequence[Row]) -> str:
     """The line of one architecture."""
     shown = [row for row in rows if row["verdict"] != "can't"]
-    variants = dict.fromkeys(_VARIANTS.get(row["variant"], row["variant"]) for row in shown)
+    variants = dict.fromkeys(_variant(row) for row in shown)
     counted = [row for row in shown if not row.get("beyond")]
-    cells = [f"`{name}`", ", ".join(variants) or "–"]
+    cells: list[str] = [f"`{name}`", ", ".join(variants) or "–"]
     for path in (_COMPOSE, _MERGE):
         own = [row for row in counted if row["path"] == path]
         cells.append("ok" if own and all(r["verdict"] == "ok" for r in own) else _share(own))
     return f"| {' | '.join([*cells, '; '.join(_notes(rows))])} |".replace("|  |", "| |")
+
+
+def _variant(row: Row) -> str:
+    """The name on the page of a row's kind of adapter."""
+    name: str = row["variant"]
+    return VARIANTS.get(name, name)
 
 
 def _share(rows: Sequence[Row]) -> str:
@@ -143,7 +155,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     remarks: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         for remark in _remarks(row):
-            variant = _VARIANTS.get(row["variant"], row["variant"])
+            variant = _variant(row)
             remarks.setdefault(remark, {})[variant] = None
     notes = [
         f"{remark}: {', '.join(variants)}{f' ({reason})' if reason else ''}"
@@ -177,10 +189,10 @@ def _reason(detail: str) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Text in lines of at most 105 characters."""
+    """Text in lines of at most 100 characters."""
     lines = [""]
     for word in text.split():
-        if len(lines[-1]) + len(word) > 104:
+        if len(lines[-1]) + len(word) > 99:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(lines)
