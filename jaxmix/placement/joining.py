@@ -63,7 +63,16 @@ def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str
             f"updates that can't be joined or split as {names.name} is in memory:"
             f"{listing(problems)}\nOnly plain LoRAs can: jaxmix.to_lora makes one of any mix."
         )
-    return made | {name: _joined(parts) for name, parts in groups.items()}
+    # PEFT nests the parameters of a module as it registers them, which is the table's order.
+    order = [target for transform in names.transforms for target in transform.targets]
+    ranked = sorted(groups, key=lambda name: _position(name, order))
+    return made | {name: _joined(groups[name]) for name in ranked}
+
+
+def _position(name: str, targets: list[str]) -> int:
+    """The position of the first target with which a tensor's name ends."""
+    found = (i for i, target in enumerate(targets) if name.endswith(target.lstrip(".")))
+    return next(found, len(targets))
 
 
 def _pieces(site: str, names: NameMap) -> tuple[Piece, ...]:

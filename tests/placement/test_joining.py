@@ -36,6 +36,17 @@ def test_experts_are_joined() -> None:
         np.testing.assert_allclose(found[name], leaf, rtol=1e-12)
 
 
+def test_the_order_of_the_model() -> None:
+    """PEFT nests the parameters of a module in the model's order, whatever the file's is."""
+    one = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
+    at = "model.layers.0.mlp.experts.0."
+    made = with_memory_names(
+        {f"{at}{name}": one for name in ("down_proj", "gate_proj", "up_proj")},
+        map_named("qwen3_moe"),
+    )
+    assert [site.rpartition(".")[2] for site in made] == ["gate_up_proj", "down_proj"]
+
+
 def test_one_part_of_two() -> None:
     """LoRAs of w3 alone: its rows are the second half of the joined weight."""
     only = {site: update for site, update in of_experts().updates.items() if site.endswith("w3")}
