@@ -75,8 +75,9 @@ What follows an @ is how the checkpoint differs from the model: `@bare` has no h
 *Untied*: with `untie=True`, because the adapter saves an embedding or head that the checkpoint
 stores once (see [merging](merging.md#tied-tensors)). *LoRA alone*: PEFT can't mix a second adapter,
 or the model has no attention with linear layers. *PEFT misreads*: PEFT itself applies the file to
-other modules or to none, so there is no reference; such files count only if jaxmix gives a wrong
-result. *PEFT can't*: PEFT or transformers fails.
+other modules or to none. The result is compared with what the file describes: the adapter before it
+got these names, or experts merged by hand. It is not counted. *PEFT can't*: PEFT or transformers
+fails.
 
 ## How this page is made
 
@@ -171,7 +172,7 @@ def _remarks(row: Row) -> Iterator[tuple[str, str]]:
     """The remarks on a verdict, each with its reason."""
     is_good = row["verdict"] in ("ok", "refused") if row.get("beyond") else row["verdict"] == "ok"
     if row.get("beyond"):
-        yield "PEFT misreads", ""
+        yield f"PEFT misreads, {row['verdict']} here", ""
     if row["verdict"] == "can't":
         yield "PEFT can't", _reason(row["detail"])
     elif not is_good:

@@ -39,7 +39,7 @@ def test_files_that_peft_misreads_do_not_count() -> None:
     """Such files are named in the notes, and what PEFT can't make too."""
     rows = [row("old", "a", "refused", beyond=True), row("all", "a"), row("all", "b")]
     rows.append(row("experts", "-", "can't", detail="PEFT: it | fails"))
-    notes = "PEFT misreads: disk names; PEFT can't: experts (PEFT: it / fails)"
+    notes = "PEFT misreads, refused here: disk names; PEFT can't: experts (PEFT: it / fails)"
     assert line(*rows) == f"| `tiny` | disk names, linear | ok | ok | {notes} |"
     text = page(rows, {"peft": "1.2"}, "2026-01-02")
     summary = text.split("\n\n")[2].replace("\n", " ")
