@@ -74,7 +74,8 @@ def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[st
     parts = {prefix for key in tensors if (prefix := _any_prefix(key)) is not None}
     for key, tensor in tensors.items():
         prefix, split = _any_prefix(key), split_key(key)
-        if prefix is None or split is None:
+        # The end `weight` is IA3's, and also that of any unknown parameter.
+        if prefix is None or split is None or ("." in split[0] and split[1] == "weight"):
             unknown.append(f"{key}: {_unknown(key)}")
         elif is_selected(prefix, part, parts):
             module, parameter = split
