@@ -63,7 +63,10 @@ def other_names(modules: Collection[str]) -> Iterator[Mapping[str, tuple[str, ..
             for module in inside
             for piece in table.pieces(f"{module}.weight")
         }
-        found.append({name: own for name, own in in_memory.items() if name not in inside})
+        # A module may have several names in the original scheme, such as those of XLabs.
+        aliases = {name: () for name in table.sources(in_memory)} if found[-1] == {} else {}
+        both = {**aliases, **in_memory}
+        found.append({name: own for name, own in both.items() if name not in inside})
     yield from sorted(filter(None, found), key=len, reverse=True)
 
 
