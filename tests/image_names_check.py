@@ -220,7 +220,7 @@ _UNUSED = {
 
 
 def _converters() -> dict[str, Any]:
-    """diffusers' module of converters, with the sizes of the tiny models."""
+    """The module with diffusers' converters, with the sizes of the tiny models."""
     from diffusers.loaders import single_file_utils
 
     source = Path(single_file_utils.__file__ or "").read_text(encoding="utf-8")

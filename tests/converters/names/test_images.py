@@ -125,7 +125,7 @@ def assert_equal(found: Arrays, base: Arrays, deltas: Arrays) -> None:
 
 
 def kohya(name: str) -> str:
-    """kohya's spelling of a name."""
+    """The spelling of a name in kohya's files."""
     return f"lora_unet_{name.replace('.', '_')}"
 
 
@@ -331,7 +331,7 @@ def test_alpha_of_a_single_file_of_peft_is_the_rank(tmp_path: Path) -> None:
 
 def test_doubles_are_dropped(tmp_path: Path) -> None:
     """A module that a file has under two names, with equal numbers, is read once."""
-    original, memory = trees(FLUX[:3])
+    _, memory = trees(FLUX[:3])
     path, deltas = file_of(tmp_path / "x.safetensors", memory, kohya, lora)
     tensors = load_file(path)
     dotted = {f"transformer.{name.removesuffix('.weight')}": kohya(name[:-7]) for name in memory}
