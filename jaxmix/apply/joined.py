@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxmix.affine import Base
@@ -21,6 +22,7 @@ from jaxmix.families import Replace, Update
 from jaxmix.families.base import Chain, Part
 from jaxmix.families.part_of import PartOf, RowRange
 from jaxmix.placement import Site
+from jaxmix.placement.devices import is_explicit
 from jaxmix.placement.form import Form, arithmetic
 
 __all__ = ["Joint", "joints_of", "settle"]
@@ -73,40 +75,51 @@ def settle(
         ``{site: chain}``, where each chain replaces the part by its rows of the result; for a bias
         only the sites that have one.
     """
-    weights, biases = list[Array](), list[Array]()
-    leaf: Any = None
+    leaves, biases = list[Array](), list[Array | None]()
     for site in joint.sites:
         assert site.weight and site.weight_form
-        leaf = leaf_of(site.weight.leaf)
-        weights.append(_matrix(leaf, site.weight_form, dtype))
-        if kind == "weight":
-            continue
-        if site.bias and site.bias_form:
-            biases.append(_matrix(leaf_of(site.bias.leaf), site.bias_form, dtype))
-        else:
-            biases.append(jnp.zeros((weights[-1].shape[0], 1), weights[-1].dtype))
-    wide = dtype or jnp.result_type(*weights, *biases)
-    base = _fused([x.astype(wide) for x in weights], joint.rows)
-    bias = _fused([x.astype(wide) for x in biases], joint.rows) if biases else None
+        leaves.append(leaf_of(site.weight.leaf))
+        has_bias = kind == "bias" and site.bias and site.bias_form
+        biases.append(leaf_of(site.bias.leaf) if has_bias and site.bias else None)
+    found = [arithmetic(leaf.dtype) for leaf in (*leaves, *biases) if leaf is not None]
+    wide = np.result_type(*found) if dtype is None else np.dtype(dtype)
     steps, where = _steps(joint, wide)
+    forms = tuple((site.weight_form, site.bias_form) for site in joint.sites)
+    program = _Program(kind, forms, joint.rows, where, wide)
     if not any(update.is_base_side for _, update in steps):
         steps = tuple(
-            decomposed((step,), leaf, partial(_cut, base, at))[0]
+            decomposed((step,), leaves[0], partial(_matrix, leaves, program, at))[0]
             for step, at in zip(steps, where, strict=True)
         )
-    made = _run(steps, base, bias, where=where, kind=kind)
+    explicit = [jax.typeof(leaf).sharding for leaf in leaves if is_explicit(leaf)]
+    sharding = NamedSharding(explicit[0].mesh, PartitionSpec()) if explicit else None
+    made = _run(steps, leaves, biases, program=program, sharding=sharding)
     chains: dict[str, Chain] = {}
-    for site, rows in zip(joint.sites, joint.rows, strict=True):
+    for site, part in zip(joint.sites, made, strict=True):
         if kind == "weight":
-            chains[site.name] = ((1.0, Replace(weight=_cut(made, rows))),)
+            chains[site.name] = ((1.0, Replace(weight=part)),)
         elif site.bias and site.bias_form:
-            chains[site.name] = ((1.0, Replace(bias=_cut(made, rows)[:, 0])),)
+            chains[site.name] = ((1.0, Replace(bias=part[:, 0])),)
     return chains
 
 
-def _matrix(leaf: Array, form: Form, dtype: Any) -> Array:
-    """A leaf as the matrix that updates act on, in the dtype of the arithmetic."""
-    return form.matrix(leaf).astype(arithmetic(leaf.dtype) if dtype is None else dtype)
+@dataclass(frozen=True)
+class _Program:
+    """What the compiled function depends on besides shapes.
+
+    Args:
+        kind: Whether it computes the weight or the bias.
+        forms: How the leaves hold each part's weight and bias.
+        rows: The rows of each part.
+        where: The rows to which each update applies; None for all.
+        dtype: The dtype of the arithmetic.
+    """
+
+    kind: Part
+    forms: tuple[tuple[Form | None, Form | None], ...]
+    rows: tuple[RowRange, ...]
+    where: tuple[RowRange | None, ...]
+    dtype: np.dtype
 
 
 def _steps(joint: Joint, dtype: Any) -> tuple[Chain, tuple[RowRange | None, ...]]:
@@ -123,10 +136,30 @@ def _steps(joint: Joint, dtype: Any) -> tuple[Chain, tuple[RowRange | None, ...]
     return tuple((s, update) for s, update, _ in ordered), tuple(at for *_, at in ordered)
 
 
-def _fused(parts: Sequence[Array], rows: Sequence[RowRange]) -> Float[Array, "out in"]:
-    """The fused matrix."""
-    positions = np.concatenate([np.arange(*each) for each in rows])
-    joined = jnp.concatenate(parts)
+def _matrix(leaves: Sequence[Array], program: _Program, at: RowRange | None) -> Array:
+    """The fused weight, or some of its rows."""
+    forms = [form for form, _ in program.forms if form]
+    parts = [form.matrix(leaf) for leaf, form in zip(leaves, forms, strict=True)]
+    return _cut(_fused(parts, program), at)
+
+
+def _bias(weight: Array, biases: Sequence[Array | None], program: _Program) -> Array | None:
+    """The fused bias (out, 1), with zeros for parts that have none; None if no part has one."""
+    if all(bias is None for bias in biases):
+        return None
+    parts = [
+        jnp.zeros((len(range(*rows)), 1), weight.dtype)
+        if bias is None or form is None
+        else form.matrix(bias)
+        for bias, (_, form), rows in zip(biases, program.forms, program.rows, strict=True)
+    ]
+    return _fused(parts, program)
+
+
+def _fused(parts: Sequence[Array], program: _Program) -> Float[Array, "out in"]:
+    """The matrix that the parts make up, in the dtype of the arithmetic."""
+    positions = np.concatenate([np.arange(*rows) for rows in program.rows])
+    joined = jnp.concatenate([part.astype(program.dtype) for part in parts])
     is_sorted = np.array_equal(positions, np.arange(len(positions)))
     return joined if is_sorted else joined[np.argsort(positions).astype(np.int32)]
 
@@ -141,27 +174,40 @@ def _put(matrix: Array, rows: RowRange | None, new: Array) -> Array:
     return new if rows is None else matrix.at[slice(*rows)].set(new)
 
 
-@partial(jax.jit, static_argnames=("where", "kind"))
+@partial(jax.jit, static_argnames=("program", "sharding"))
 def _run(
     steps: Chain,
-    weight: Array,
-    bias: Array | None,
+    leaves: Sequence[Array],
+    biases: Sequence[Array | None],
     *,
-    where: tuple[RowRange | None, ...],
-    kind: Part,
-) -> Array:
+    program: _Program,
+    sharding: Any,
+) -> list[Array]:
+    """The parts of the result. On a mesh with explicit axes, XLA chooses all shardings inside."""
+    run: Any = partial(_applied, program=program)
+    if sharding is not None:
+        run = jax.sharding.auto_axes(run, out_sharding=sharding)
+    return run(steps, leaves, biases)
+
+
+def _applied(
+    steps: Chain, leaves: Sequence[Array], biases: Sequence[Array | None], *, program: _Program
+) -> list[Array]:
     """Applies updates in order. Each reads the base, as `jaxmix.families.base.maps` does."""
-    now = weight if kind == "weight" else bias
+    weight = _matrix(leaves, program, None)
+    bias = _bias(weight, biases, program)
+    now = weight if program.kind == "weight" else bias
     assert now is not None
     with jax.default_matmul_precision("highest"):
-        for (strength, update), at in zip(cast(steps, weight.dtype), where, strict=True):
+        for (strength, update), at in zip(cast(steps, weight.dtype), program.where, strict=True):
             own = _cut(weight, at)
-            base = Base(own, own.shape, None if bias is None else _cut(bias, at))
-            map_of = update.weight_map if kind == "weight" else update.bias_map
+            rows, columns = own.shape
+            base = Base(own, (rows, columns), None if bias is None else _cut(bias, at))
+            map_of = update.weight_map if program.kind == "weight" else update.bias_map
             now = _put(now, at, map_of(base, strength)(_cut(now, at)))
             later = update.rebased(base, strength)
             if later is not base:
                 assert later.matrix is not None
                 weight = _put(weight, at, later.matrix)
                 bias = None if later.bias is None or bias is None else _put(bias, at, later.bias)
-    return now
+    return [_cut(now, rows) for rows in program.rows]

@@ -220,7 +220,7 @@ PLACEMENT = (
         "params",
     ),
     *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
-    *("cutting", "naming", "tied", "roles", "own", "choosing", "reading", "resolving"),
+    *("joining", "cutting", "naming", "tied", "roles", "own", "choosing", "reading", "resolving"),
 )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmix
+from jaxmix.errors import LayoutError
 from jaxmix.families import ExpertLoRA, LoRA, Update
 
 from ..families.module import Module

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxmix
 from jaxmix.affine import Base
@@ -23,6 +25,7 @@ from jaxmix.families import (
 from jaxmix.families.boft import butterfly
 from jaxmix.families.part_of import PartOf
 from jaxmix.families.rows import rows_of
+from jaxmix.placement.joining import in_order
 
 from ..families.module import Module
 from ..families.table import SAMPLES
@@ -159,6 +162,91 @@ def test_donated_and_rounded_once() -> None:
     found = {name: leaf.astype(jnp.float32) for name, leaf in found.items()}
     rounded = {n: jnp.asarray(x).astype(jnp.bfloat16).astype("f4") for n, x in expected.items()}
     check_split(found, rounded, rtol=0.005)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_several_devices(axes: AxisType) -> None:
+    """Parts on a mesh keep their shardings."""
+    fused_tree, split_tree = trees()
+    adapters, _ = in_row(whole_update("biases"))
+    expected = jaxmix.compose(single(fused_tree), adapters)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(axes,), devices=jax.devices()[:2])
+    rows = {1: P("x"), 2: P("x", None)}
+    placed = {
+        name: jax.device_put(leaf, NamedSharding(mesh, rows[leaf.ndim]))
+        for name, leaf in single(split_tree).items()
+    }
+    with jax.set_mesh(mesh):
+        found = jaxmix.compose(placed, adapters)
+    check_split(found, expected, rtol=1e-4)
+    assert {n: x.sharding for n, x in found.items()} == {n: x.sharding for n, x in placed.items()}
+
+
+def single(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A tree in float32."""
+    return {name: leaf.astype(np.float32) for name, leaf in tree.items()}
+
+
+def test_alternating_rows() -> None:
+    """Parts that hold every second row of the fused weight."""
+    update, ranges = whole_update("KaSA"), ((0, 12, 2), (1, 12, 2))
+    sites = {name: PartOf(update, ("q", "k"), ranges, i) for i, name in enumerate("qk")}
+    weight = normal(12, 8)
+    with jax.enable_x64(True):
+        expected = jaxmix.compose({"qk.weight": weight}, jaxmix.Adapter({"qk": update}))
+        split = {"q.weight": weight[::2], "k.weight": weight[1::2]}
+        found = jaxmix.compose(split, jaxmix.Adapter(dict(sites)))
+    np.testing.assert_allclose(found["q.weight"], expected["qk.weight"][::2], rtol=1e-9)
+    np.testing.assert_allclose(found["k.weight"], expected["qk.weight"][1::2], rtol=1e-9)
+    assert sites["k"].size().endswith(", part 2 of 2")
+
+
+def test_parts_without_a_bias() -> None:
+    """A bias that only one part has is mapped as a part of one with zeros."""
+    update = whole_update("OFT of outputs")
+    turned = BOFT(np.zeros((1, 2, 4, 4)), np.arange(12.0))
+    fused_tree, split_tree = trees()
+    del split_tree[f"{QKV[0]}.bias"], split_tree[f"{QKV[2]}.bias"]
+    fused_tree[f"{FUSED_QKV}.bias"][[*range(4), *range(8, 12)]] = 0
+    adapter = jaxmix.Adapter({FUSED_QKV: Together((update, turned, IA3(np.arange(12.0))))})
+    with jax.enable_x64(True):
+        expected = jaxmix.compose(fused_tree, adapter)
+        found = jaxmix.compose(split_tree, adapter)
+    assert found.keys() == split_tree.keys()
+    bias = expected[f"{FUSED_QKV}.bias"][4:8]
+    np.testing.assert_allclose(found[f"{QKV[1]}.bias"], bias, rtol=1e-9)
+    assert not np.allclose(bias, split_tree[f"{QKV[1]}.bias"])
+
+
+def test_two_fused_weights_that_overlap() -> None:
+    """Updates of qk and of kv that can't be cut have no common whole."""
+    update, ranges = whole_update("KaSA"), ((0, 4, 1), (4, 8, 1))
+    found = [
+        {name: PartOf(update, tuple(names), ranges, i) for i, name in enumerate(names)}
+        for names in ("qk", "kv")
+    ]
+    with pytest.raises(LayoutError) as caught:
+        in_order(found)
+    assert str(caught.value) == (
+        "k: one update is applied to q and k together, another to k and v, and neither can be "
+        "cut. Merge these adapters one after the other."
+    )
+
+
+def test_experts_are_not_joined() -> None:
+    """An update of a whole stack of experts that can't be cut is refused."""
+    tree = {
+        f"model.layers.0.block_sparse_moe.experts.{e}.{name}.weight": normal(5, 4)
+        for e in range(2)
+        for name in ("w1", "w3")
+    }
+    adapter = jaxmix.Adapter({"model.layers.0.mlp.experts.gate_up_proj": whole_update("KaSA")})
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(tree, adapter, names="mixtral")
+    assert str(caught.value).endswith(
+        "so it can't be applied to them separately. Apply it to a model under the names of the "
+        "adapter"
+    )
 
 
 def test_unmerged_updates_of_the_whole_weight() -> None:
