@@ -9,7 +9,7 @@ from jaxmix.families.base import Update
 from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.rows import expert_of, rows_of
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
-from jaxmix.placement.joining import UncutError, parts_together
+from jaxmix.placement.fused import UncutError, parts_together
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.part_places import part_place
 from jaxmix.placement.place import Part, Place

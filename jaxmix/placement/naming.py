@@ -12,7 +12,7 @@ from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
-from jaxmix.placement.joining import in_order
+from jaxmix.placement.fused import in_order
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.sites import UnplacedError

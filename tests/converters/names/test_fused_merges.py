@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 
 from ...families.table import SAMPLES
-from ...placement.test_joining import FUSED_QKV, K, check_split, in_row, trees, whole_update
+from ...placement.test_fused import FUSED_QKV, K, check_split, in_row, trees, whole_update
 
 
 def merged(tree: dict[str, Any], adapters: Any, folder: Path) -> dict[str, np.ndarray]:
