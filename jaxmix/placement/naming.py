@@ -91,8 +91,18 @@ def map_named(names: str | Mapping[str, Any]) -> NameMap:
     Args:
         names: A model type, such as ``"mixtral"``, or a config.
 
+    Returns:
+        The map.
+
     Raises:
         LayoutError: If there is no such map.
+
+    Example:
+        >>> import jaxmix  # it registers the maps of transformers' models
+        >>> map_named("mixtral").name
+        'mixtral'
+
+    Source: docs/merging.md, names in memory and on disk.
     """
     config = {"model_type": names} if isinstance(names, str) else names
     found = next((m for find in _FIND if (m := find(config)) is not None), None)
