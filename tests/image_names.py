@@ -48,6 +48,7 @@ def _flux() -> dict[str, Any]:
         "distilled_guidance_layer.layers.{}.|distilled_guidance_layer.layers.{}.",
         {"in_layer": "linear_1", "out_layer": "linear_2"},
     )
+    rows += _xlabs()
     return {
         "source": "black-forest-labs/flux, src/flux; lodestone-rock/flow for Chroma",
         "classes": ["FluxTransformer2DModel", "ChromaTransformer2DModel"],
@@ -55,6 +56,20 @@ def _flux() -> dict[str, Any]:
         "suffixes": {"scale": "weight"},
         "modules": rows,
     }
+
+
+def _xlabs() -> list[Row]:
+    """The processors of XLabs' x-flux, which have adapters only."""
+    double, single = "double_blocks.{}.processor.", "single_blocks.{}.processor."
+    at, alone = "transformer_blocks.{}.attn.", "single_transformer_blocks.{}."
+    return [
+        [f"{double}qkv_lora1", *(f"{at}to_{x}" for x in "qkv")],
+        [f"{double}qkv_lora2", *(f"{at}add_{x}_proj" for x in "qkv")],
+        [f"{double}proj_lora1", f"{at}to_out.0"],
+        [f"{double}proj_lora2", f"{at}to_add_out"],
+        [f"{single}qkv_lora", *(f"{alone}attn.to_{x}" for x in "qkv")],
+        [f"{single}proj_lora", f"{alone}proj_out"],
+    ]
 
 
 def _double(qkv: str, mlp_in: str, mlp_out: str, modulation: str) -> list[Row]:

@@ -26,6 +26,7 @@ from jaxmix.converters.adapters.common.tensor_files import (
     parse_json_or_none,
 )
 from jaxmix.converters.adapters.common.values import NUMBER, matches_site
+from jaxmix.converters.adapters.lycoris.bundled import without_embeddings
 from jaxmix.converters.adapters.lycoris.dotted import (
     PartModule,
     match_sites,
@@ -57,7 +58,7 @@ def is_diffusers(path: Path) -> bool:
         return False
     found = (split_key(modernize_key(key)) for key in file_keys(path))
     # Any checkpoint has keys that end in `weight`.
-    return any(split is not None and split[1] != "weight" for split in found)
+    return any(split is not None and split[1] not in ("weight", "saved_weight") for split in found)
 
 
 def read_diffusers(
@@ -91,7 +92,8 @@ def read_diffusers(
 
     Source: huggingface/diffusers, ``loaders/lora_base.py``, ``utils/state_dict_utils.py``.
     """
-    tensors, where = file_tensors(path), str(path)
+    where = str(path)
+    tensors = without_embeddings(file_tensors(path), where)
     places = tensors_by_module(tensors, where, part)
     text = file_metadata(path).get(METADATA)
     if text is not None:
@@ -100,8 +102,8 @@ def read_diffusers(
             raise CheckpointError(f"{where}: {METADATA} is {text[:60]!r}, expected an object")
         _add_scales(places, config, where)
     modules = None if base is None else frozenset(base_model(base).modules)
-    sites = match_sites(tuple(places), modules, where)
-    updates = build_all({sites[place]: factors for place, factors in places.items()}, where)
+    sites = match_sites(places, modules, where)
+    updates = build_all({site: places[place] for place, site in sites.items()}, where)
     return Adapter(updates, name=name) * strength
 
 

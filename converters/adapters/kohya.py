@@ -12,9 +12,11 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.common.tensor_files import file_keys, file_tensors
+from jaxmix.converters.adapters.lycoris.bundled import without_embeddings
+from jaxmix.converters.adapters.lycoris.dotted import split_part
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.names import match_modules
-from jaxmix.converters.adapters.lycoris.parts import PREFIXES, is_selected
+from jaxmix.converters.adapters.lycoris.parts import PREFIXES, is_selected, role_of
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option
@@ -59,25 +61,21 @@ def read_kohya(
 
     Source: kohya-ss/sd-scripts, ``networks/lora.py``; KohakuBlueleaf/LyCORIS.
     """
-    modules = _sorted(file_tensors(path), str(path), part)
+    modules = _sorted(without_embeddings(file_tensors(path), str(path)), str(path), part)
     names = _sites(modules, base, str(path))
-    return (
-        Adapter(
-            build_all({names[module]: tensors for module, tensors in modules.items()}, str(path)),
-            name=name,
-        )
-        * strength
-    )
+    updates = build_all({site: modules[module] for module, site in names.items()}, str(path))
+    return Adapter(updates, name=name) * strength
 
 
 def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[str, SiteTensors]:
     """The tensors by the module's name in the file."""
     modules: dict[str, SiteTensors] = {}
     unknown: list[str] = []
-    parts = {prefix for key in tensors if (prefix := _prefix(key)) is not None}
+    parts = {prefix for key in tensors if (prefix := _any_prefix(key)) is not None}
     for key, tensor in tensors.items():
-        prefix, split = _prefix(key), split_key(key)
-        if prefix is None or split is None or "." in split[0]:
+        prefix, split = _any_prefix(key), split_key(key)
+        # The end `weight` is IA3's, and also that of any unknown parameter.
+        if prefix is None or split is None or ("." in split[0] and split[1] == "weight"):
             unknown.append(f"{key}: {_unknown(key)}")
         elif is_selected(prefix, part, parts):
             module, parameter = split
@@ -110,7 +108,7 @@ def _unknown(key: str) -> str:
     end = key.rpartition(".")[2]
     if end in _UNSUPPORTED_ENDS:
         return _UNSUPPORTED_ENDS[end]
-    return "unknown prefix" if _prefix(key) is None else "unknown parameter"
+    return "unknown prefix" if _any_prefix(key) is None else "unknown parameter"
 
 
 _UNSUPPORTED_ENDS = {
@@ -122,19 +120,25 @@ _UNSUPPORTED_ENDS = {
 
 def _prefix(key: str) -> str | None:
     """The longest known prefix of a key, up to the module's name."""
-    fitting = [prefix for prefix in PREFIXES if key.startswith(f"{prefix}_")]
+    fitting = [prefix for prefix in PREFIXES if key.startswith((f"{prefix}_", f"{prefix}."))]
     return max(fitting, key=len, default=None)
+
+
+def _any_prefix(key: str) -> str | None:
+    """A key's prefix; also that of a key with dots, as some files have both kinds."""
+    return _prefix(key) or split_part(key).part or None
 
 
 def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[str, str]:
     """The base's module for each module of the file."""
     wanted: dict[str, tuple[str, str]] = {}
     for module in modules:
-        prefix = _prefix(f"{module}.") or ""
-        rest = without_wrappers(module.removeprefix(f"{prefix}_"), is_underscored=True)
-        wanted[module] = PREFIXES[prefix], rest
+        prefix = _any_prefix(f"{module}.") or ""
+        flat = module[len(prefix) + 1 :].replace(".", "_")
+        rest = without_wrappers(flat, is_underscored=True)
+        wanted[module] = role_of(prefix), rest
     if base is not None:
-        return match_modules(wanted, base_model(base).modules, where)
+        return match_modules(wanted, base_model(base).modules, where, modules)
     # A name without underscores had no dots.
     ambiguous = [module for module, (_, rest) in wanted.items() if "_" in rest]
     rests = [rest for _, rest in wanted.values()]

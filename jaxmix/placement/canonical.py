@@ -247,7 +247,7 @@ class Modules:
         )
         sizes = [
             _size(
-                WHOLE if holdings[0].piece.of == piece.of else piece.of,
+                holdings[0].piece.own if holdings[0].piece.of == piece.of else piece.of,
                 self.shapes[holdings[0].leaf][own.axis],
             )
             for piece in pieces

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from jaxmix.placement.regions import WHOLE, Piece, Region
@@ -57,6 +57,7 @@ class Templates:
         rows: The templates.
         prefixes: What may precede the names on disk, such as ``"model.diffusion_model."``.
         suffixes: ``{name of a tensor in a module on disk: its name in memory}`` where they differ.
+        components: What precedes the names in a pipeline, and stays there: ``"transformer."``.
 
     Example:
         >>> table = Templates((Template("block.{}.qkv", ("h.{}.q", "h.{}.k", "h.{}.v")),))
@@ -69,6 +70,7 @@ class Templates:
     rows: tuple[Template, ...]
     prefixes: tuple[str, ...] = ()
     suffixes: tuple[tuple[str, str], ...] = ()
+    components: tuple[str, ...] = ()
 
     def pieces(self, tensor: str) -> tuple[Piece, ...]:
         """Returns where a tensor is in memory: under its own name if the table lacks it.
@@ -76,6 +78,11 @@ class Templates:
         Args:
             tensor: The tensor's name on disk.
         """
+        component = next((p for p in self.components if tensor.startswith(p)), "")
+        pieces = self._pieces(tensor.removeprefix(component))
+        return tuple(replace(piece, name=f"{component}{piece.name}") for piece in pieces)
+
+    def _pieces(self, tensor: str) -> tuple[Piece, ...]:
         prefix = next((p for p in self.prefixes if tensor.startswith(p)), "")
         name = tensor.removeprefix(prefix)
         for pattern, template in self._by_source.get(_skeleton(name), ()):

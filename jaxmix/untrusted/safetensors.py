@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import check_on_disk, check_regular, header_problem
 
-__all__ = ["open_safetensors", "opened_safetensors"]
+__all__ = ["open_safetensors", "opened_safetensors", "tensor_bytes"]
 
 _ADVICE = "Download or save it again."
 # The first bytes of files that are often found under the name of a safetensors file. A safetensors
@@ -74,6 +74,16 @@ def opened_safetensors(
             yield file
         except (SafetensorError, OSError) as error:
             raise _damaged(path, error, advice) from error
+
+
+def tensor_bytes(path: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """Returns the shape and bytes of each tensor, for dtypes that NumPy does not have.
+
+    Args:
+        path: A file that `opened_safetensors` has read.
+    """
+    tensors: Any = deserialize(path.read_bytes())
+    return {name: (tuple(fields["shape"]), bytes(fields["data"])) for name, fields in tensors}
 
 
 def _damaged(path: Path, error: Exception, advice: str) -> CheckpointError:

@@ -7,13 +7,15 @@ import numpy as np
 
 from jaxmix.converters.files.torch_files import is_torch_file, torch_tensors
 from jaxmix.errors import AdapterError, CheckpointError, listing
-from jaxmix.untrusted.safetensors import opened_safetensors
+from jaxmix.untrusted.safetensors import opened_safetensors, tensor_bytes
 
 __all__ = ["FACTOR_DTYPES", "read_tensors"]
 
 FACTOR_DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 # The names of these dtypes in safetensors. The integers are SHiRA's positions.
 _DTYPES = ("F64", "F32", "F16", "BF16", "I32", "I64")
+# Plain casts, read as float32. Factors have no scales.
+_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 # Integers of few bits are read where a type asks for them: VB-LoRA's indices of vectors.
 _SHORT = ("U8", "I16")
 _ADVICE = "Expected the file that save_pretrained wrote; download or save it again."
@@ -27,7 +29,7 @@ def read_tensors(path: Path, integers: tuple[str, ...] = ()) -> dict[str, np.nda
         integers: The ends of keys that may contain integers of few bits.
 
     Returns:
-        ``{key: array}`` in the file's dtypes; bfloat16 is that of ml_dtypes.
+        ``{key: array}`` in the file's dtypes, but float8 as float32; bfloat16 is that of ml_dtypes.
 
     Raises:
         CheckpointError: If the file is missing, damaged or empty, or a dtype is not one of factors.
@@ -58,14 +60,21 @@ def _read_safetensors(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of a safetensors file, and a description of those of other dtypes."""
     tensors: dict[str, np.ndarray] = {}
+    float8: dict[str, str] = {}
     wrong: list[str] = []
     with opened_safetensors(path, advice=_ADVICE, is_read_whole=True) as file:
         for key in file.keys():
             dtype = file.get_slice(key).get_dtype()
             if dtype in _DTYPES or (dtype in _SHORT and key.endswith(integers)):
                 tensors[key] = file.get_tensor(key)
+            elif dtype in _FLOAT8:
+                float8[key] = dtype
             else:
                 wrong.append(f"{key}: {dtype}")
+    for key, (shape, data) in tensor_bytes(path).items() if float8 else ():
+        if key in float8:
+            array = np.frombuffer(data, _FLOAT8[float8[key]])
+            tensors[key] = array.reshape(shape).astype(np.float32)
     return tensors, wrong
 
 

@@ -4,8 +4,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.lycoris.doubles import is_double
 from jaxmix.converters.adapters.lycoris.keys import split_key
+from jaxmix.converters.adapters.lycoris.names import best_other_names
 from jaxmix.converters.adapters.lycoris.parts import (
     PARTS,
     component_in,
@@ -13,8 +17,8 @@ from jaxmix.converters.adapters.lycoris.parts import (
     is_selected,
     missing_component,
     respell_module,
+    role_of,
 )
-from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import unwrapped
 from jaxmix.placement.spelling import Spellings
@@ -23,6 +27,18 @@ __all__ = ["PartModule", "match_sites", "modernize_key", "split_part", "tensors_
 
 # diffusers' first format: the attention's processor has the factors of the attention's layers.
 _PROCESSOR = re.compile(r"\.(?P<layer>to_q|to_k|to_v|to_out)_lora\.(?P<end>(?:down|up)\.weight)$")
+# XLabs' processors of Flux, which the table of Flux has as modules.
+_XLABS = re.compile(
+    r"(?P<module>.+\.processor\.(?:qkv|proj)_lora[12]?)\.(?P<end>(?:down|up)\.weight)"
+)
+_PEFT = "base_model.model."
+# Modules that only image and video models have.
+_OF_IMAGES = re.compile(
+    r"\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj)$|[._](double|single|joint|transformer|up|down|input"
+    r"|output)_blocks[._]|\.(mid|middle)_block\.|\.blocks\.\d+\.(self|cross)_attn\.[qkvo]$"
+    r"|\.(noise|context)_refiner\.|\.attention\.(qkv|out)$"
+)
+_LOW_RANK = {"lora_down.weight", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"}
 _OF_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -50,25 +66,22 @@ def tensors_by_module(
         CheckpointError: If keys are unknown or collide, or nothing is there of the part.
         UnsupportedError: If the file is one of PEFT without its config.
     """
-    if any(key.startswith("base_model.model.") for key in tensors):
-        raise UnsupportedError(
-            f"{where} is a file of PEFT (base_model.model.…), whose alpha is in its config and "
-            "not in the file. Give the folder that contains it and its adapter_config.json."
-        )
     places: dict[PartModule, SiteTensors] = {}
     unknown: list[str] = []
     splits = {key: split_key(modernize_key(key)) for key in tensors}
-    plain = _without_wrappers({split_part(split[0]) for split in splits.values() if split})
+    modules = {split[0] for split in splits.values() if split}
+    plain = _without_wrappers(modules)
     parts = {place.part for place in plain.values()}
     for key, tensor in tensors.items():
         if (split := splits[key]) is None:
             unknown.append(f"{key}: unknown parameter")
             continue
         module, parameter = split
-        place = plain[split_part(module)]
+        place = plain[module]
         if not is_selected(place.part, part, parts):
             continue
-        if parameter in places.setdefault(place, {}):
+        known = places.setdefault(place, {}).get(parameter)
+        if known is not None and not np.array_equal(known, tensor):
             unknown.append(f"{key}: a duplicate of {parameter}")
         places[place][parameter] = tensor
     if unknown:
@@ -82,23 +95,40 @@ def tensors_by_module(
         raise CheckpointError(
             f"{where} has no keys for part={part!r}, expected one of {', '.join(found)}."
         )
+    if any(module.startswith(_PEFT) for module in modules):
+        _check_alpha(places, where)
     return places
 
 
-def _without_wrappers(places: Collection[PartModule]) -> dict[PartModule, PartModule]:
-    """Removes the names of wrappers around all modules of a part (``unet.module.…``)."""
+def _check_alpha(places: Mapping[PartModule, SiteTensors], where: str) -> None:
+    """Refuses a file of PEFT without its config if its alpha matters.
+
+    Trainers of image models write such files with alpha equal to the rank, as diffusers reads them.
+    """
+    if any(_OF_IMAGES.search(f".{place.module}") for place in places):
+        return
+    if any(_LOW_RANK & factors.keys() and "alpha" not in factors for factors in places.values()):
+        raise UnsupportedError(
+            f"{where} is a file of PEFT (base_model.model.…), whose alpha is in its config and "
+            "not in the file. Give the folder that contains it and its adapter_config.json."
+        )
+
+
+def _without_wrappers(modules: Collection[str]) -> dict[str, PartModule]:
+    """The place of each module, without wrappers around all of a part (``unet.module.…``)."""
+    places = {module: split_part(module.removeprefix(_PEFT)) for module in modules}
     parts: dict[str, list[str]] = {}
-    for place in places:
+    for place in places.values():
         parts.setdefault(place.part, []).append(place.module)
+    short = {part: unwrapped(names, is_peft=bool(part)) for part, names in parts.items()}
     return {
-        PartModule(part, module): PartModule(part, short)
-        for part, modules in parts.items()
-        for module, short in unwrapped(modules).items()
+        module: PartModule(place.part, short[place.part][place.module])
+        for module, place in places.items()
     }
 
 
 def match_sites(
-    places: Collection[PartModule], modules: Collection[str] | None, where: str
+    places: Mapping[PartModule, SiteTensors], modules: Collection[str] | None, where: str
 ) -> dict[PartModule, str]:
     """Returns the site of each module.
 
@@ -107,19 +137,20 @@ def match_sites(
     sites have the part as prefix if the file covers several parts.
 
     Args:
-        places: The modules in the file.
+        places: The modules in the file, with their tensors.
         modules: The base's module names; None without a base.
         where: The file, for messages.
 
     Returns:
-        ``{module: site}``.
+        ``{module: site}``, without modules that the file also has under another name, with equal
+        tensors.
 
     Raises:
         CheckpointError: If one matches no module of the base or several, or two match the same one;
             all are listed.
 
     Example:
-        >>> match_sites([PartModule("unet", "mid.to_q")], None, "file")
+        >>> match_sites({PartModule("unet", "mid.to_q"): {}}, None, "file")
         {PartModule(part='unet', module='mid.to_q'): 'mid.to_q'}
     """
     several = len({place.part for place in places}) > 1
@@ -139,20 +170,24 @@ def match_sites(
             problems.append(f"{full}: {' and '.join(fitting)}")
         else:
             lost.append(place)
-    for names in other_names(modules or ()) if lost else ():
-        if all(place.module in names for place in lost):
-            for place in lost:
-                component = component_in(place.part, modules or ())
-                sites[place] = f"{component}.{place.module}" if component else place.module
-            lost = []
-            break
+    others = best_other_names({place: place.module for place in lost}, modules or ())
+    for place, (name, _) in others.items():
+        component = component_in(place.part, modules or ())
+        sites[place] = f"{component}.{name}" if component else name
     for place in lost:
+        if place in sites:
+            continue
         full = f"{place.part}.{place.module}" if place.part else place.module
         missing = missing_component(components_of(place.part), modules or ())
         problems.append(f"{full}: {missing or 'no such module'}")
     owners: dict[str, PartModule] = {}
-    for place, site in sites.items():
-        if (other := owners.setdefault(site, place)) != place:
+    for place, site in tuple(sites.items()):
+        if (other := owners.setdefault(site, place)) == place:
+            continue
+        is_same_model = role_of(place.part) == role_of(other.part)
+        if is_same_model and is_double(places[place], [places[other]]):
+            del sites[place]
+        else:
             problems.append(
                 f"{site}: claimed by {other.part or 'no part'} and {place.part or 'no part'}"
             )
@@ -179,11 +214,18 @@ def _modules_named(place: PartModule, modules: Collection[str], spellings: Spell
         for names in (own, aliases):
             if found := [match for name in names for match in spellings.of(name)]:
                 return found
+        # Some files have underscores for some of the dots.
+        for names in (own, aliases):
+            flat = {name.replace(".", "_").strip("_") for name in names}
+            if "_" in module and (found := [m for m in modules if m.replace(".", "_") in flat]):
+                return found
     return []
 
 
 def modernize_key(key: str) -> str:
     """Converts a key of diffusers' first format to the later one."""
+    if found := _XLABS.fullmatch(key):
+        return f"{found['module']}.lora.{found['end']}"
     if ".processor." in key:
         key = key.replace(".processor.", ".")
     found = _PROCESSOR.search(key)

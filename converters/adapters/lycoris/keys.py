@@ -10,6 +10,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     "Delta": ("diff",),
+    "saved norm": ("saved_weight",),
     "norm": ("w_norm", "b_norm"),
     "IA3": ("weight", "on_input"),
     "OFT": ("oft_blocks", "rescale"),
@@ -27,7 +28,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
 _COMMON = ("dora_scale", "diff_b")
 PARAMETERS = frozenset(
     name for table in (FAMILIES, OPTIONAL) for names in table.values() for name in names
-).union(_COMMON)
+).union(_COMMON) - {"saved_weight"}
 
 # Their names in files of PEFT, diffusers, and similar programs.
 _OTHER_NAMES = {
@@ -44,6 +45,11 @@ _OTHER_NAMES = {
 }
 # The longest first: `lora_A.weight` is not the `weight` of an IA3.
 _ENDS = sorted((*PARAMETERS, *_OTHER_NAMES), key=lambda name: -name.count("."))
+
+_NORM = re.compile(
+    r"(?P<module>.+\.(?:norm_q|norm_k|norm_added_q|norm_added_k))\.weight"
+    r"|(?P<other>.+\.norm\.(?:query_norm|key_norm))\.scale"
+)
 
 # PEFT's names in the state dict of a model in training, which contain the adapter's name.
 _WITH_NAME = re.compile(
@@ -69,9 +75,17 @@ def split_key(key: str) -> tuple[str, str] | None:
         >>> split_key("unet.conv_in.lora_A.default_0.weight")
         ('unet.conv_in', 'lora_down.weight')
         >>> split_key("emb_params")
+        >>> split_key("diffusion_model.blocks.3.diff_m")
+        ('diffusion_model.blocks.3.modulation', 'diff')
     """
     if found := _WITH_NAME.fullmatch(key):
         key = found["before"] + found["after"]
+    # A difference of the tensor `modulation` of Wan's blocks and head.
+    if key.endswith(".diff_m"):
+        return f"{key.removesuffix('diff_m')}modulation", "diff"
+    # Flux's control LoRAs contain the trained weights of these norms.
+    if found := _NORM.fullmatch(key):
+        return found["module"] or found["other"], "saved_weight"
     for end in _ENDS:
         if key.endswith(f".{end}"):
             module = key.removesuffix(f".{end}")

@@ -1,7 +1,10 @@
 """Matches module names with underscores for dots to the names of the base's modules."""
 
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.lycoris.doubles import is_double
 from jaxmix.converters.adapters.lycoris.parts import (
     component_in,
     components_of,
@@ -12,11 +15,16 @@ from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.placement.names import bare
 
-__all__ = ["match_modules"]
+__all__ = ["best_other_names", "match_modules"]
+
+T = TypeVar("T")
 
 
 def match_modules(
-    wanted: Mapping[str, tuple[str, str]], modules: Collection[str], where: str
+    wanted: Mapping[str, tuple[str, str]],
+    modules: Collection[str],
+    where: str,
+    tensors: Mapping[str, SiteTensors] | None = None,
 ) -> dict[str, str]:
     """Returns the base's modules for names with underscores for dots.
 
@@ -24,6 +32,8 @@ def match_modules(
         wanted: ``{name in the file: (role of its model, name without the file's prefix)}``.
         modules: The base's module names.
         where: The file, for messages.
+        tensors: ``{name in the file: its tensors}``, to drop a name whose module the file also has
+            under another name, with equal tensors.
 
     Returns:
         ``{name in the file: module}``.
@@ -37,41 +47,54 @@ def match_modules(
         {'lora_unet_mid_attn_to_q': 'mid.attn.to_q'}
     """
     plain: dict[str, list[str]] = {}
-    unwrapped: dict[str, list[str]] = {}
+    bare_names: dict[str, list[str]] = {}
     for module in modules:
         plain.setdefault(module.replace(".", "_"), []).append(module)
-        unwrapped.setdefault(bare(module).replace(".", "_"), []).append(module)
+        bare_names.setdefault(bare(module).replace(".", "_"), []).append(module)
     found: dict[str, str] = {}
     problems: list[str] = []
     lost: dict[str, tuple[str, str]] = {}
     for name, (role, rest) in wanted.items():
         fitting: list[str] = []
-        for spelling in respell_module(role, rest, "_"):
+        # Some trainers add an underscore at the end.
+        spellings = dict.fromkeys(
+            spelling
+            for each in (rest, rest.strip("_"))
+            for spelling in respell_module(role, each, "_")
+        )
+        for spelling in spellings:
             under = [f"{prefix}.".replace(".", "_") + spelling for prefix in components_of(role)]
             keys = (spelling, *under)
-            for table in (plain, unwrapped):
+            for table in (plain, bare_names):
                 fitting = fitting or [module for key in keys for module in table.get(key, ())]
         if len(fitting) == 1:
             found[name] = fitting[0]
         elif fitting:
             problems.append(f"{name}: may be {' or '.join(fitting)}")
         else:
-            lost[name] = role, rest
-    for names in other_names(modules) if lost else ():
-        flat = {other.replace(".", "_"): other for other in names}
-        if all(rest in flat for _, rest in lost.values()):
-            for name, (role, rest) in lost.items():
-                component = component_in(role, modules)
-                found[name] = f"{component}.{flat[rest]}" if component else flat[rest]
-            lost = {}
-            break
+            lost[name] = role, rest.strip("_")
+    owners: dict[str, str] = {}
+    for name, module in tuple(found.items()):
+        if (other := owners.setdefault(module, name)) == name:
+            continue
+        is_same_model = wanted[name][0] == wanted[other][0]
+        if is_same_model and tensors and is_double(tensors[name], [tensors[other]]):
+            del found[name]
+        else:
+            problems.append(f"{name}: is {module}, and so is {other}")
+    others = best_other_names({name: rest for name, (_, rest) in lost.items()}, modules)
+    for name, (other, parts) in others.items():
+        component = component_in(lost.pop(name)[0], modules)
+        start = f"{component}." if component else ""
+        module = start + other
+        doubles = [owners[m] for m in ((module,) if module in owners else parts) if m in owners]
+        if len(doubles) < len(parts):
+            owners[module], found[name] = name, module
+        elif tensors is None or not is_double(tensors[name], [tensors[d] for d in doubles]):
+            problems.append(f"{name}: is {module}, and so is {' and '.join(doubles)}")
     for name, (role, _) in lost.items():
         reason = missing_component(components_of(role), modules) or "no module of this name"
         problems.append(f"{name}: {reason}")
-    owners: dict[str, str] = {}
-    for name, module in found.items():
-        if (other := owners.setdefault(module, name)) != name:
-            problems.append(f"{name}: is {module}, and so is {other}")
     if problems:
         raise CheckpointError(
             f"{where}: names in which dots became underscores, and that the base does not "
@@ -82,3 +105,25 @@ def match_modules(
             "names."
         )
     return found
+
+
+def best_other_names(
+    wanted: Mapping[T, str], modules: Collection[str]
+) -> dict[T, tuple[str, tuple[str, ...]]]:
+    """Finds names of an image or video model's other scheme, by the table that has most of them.
+
+    Args:
+        wanted: Names without the part, by anything; underscores may stand for dots.
+        modules: The base's module names.
+
+    Returns:
+        ``{key in wanted: (name with dots, the base's modules)}`` of those that are found; the
+        modules are empty if the name is only a part of one.
+    """
+    best: dict[T, tuple[str, tuple[str, ...]]] = {}
+    for names in other_names(modules) if wanted else ():
+        flat = {other.replace(".", "_"): other for other in names}
+        keys = {key: name.replace(".", "_") for key, name in wanted.items()}
+        found = {key: (flat[n], names[flat[n]]) for key, n in keys.items() if n in flat}
+        best = max(best, found, key=len)
+    return best

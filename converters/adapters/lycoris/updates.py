@@ -14,7 +14,7 @@ from jaxmix.converters.adapters.common.tensors import FACTOR_DTYPES
 from jaxmix.converters.adapters.lycoris.keys import FAMILIES, OPTIONAL
 from jaxmix.converters.adapters.lycoris.turns import diag_oft, glora, ia3, scale_of
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, listing
-from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
+from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Replace, Together, Update
 
 __all__ = ["build", "build_all", "flat_inputs"]
 
@@ -199,6 +199,13 @@ def _diff(factors: SiteTensors) -> Update:
     return Delta(weight=diff)
 
 
+def _saved_norm(factors: SiteTensors) -> Update:
+    """The trained weight of a norm."""
+    weight = factors["saved_weight"]
+    _check(factors, weight.ndim == 1 and weight.size > 0, "a vector")
+    return Replace(weight)
+
+
 def _norm(factors: SiteTensors) -> Update:
     """Differences of a norm's weight and bias."""
     (weight,) = required(factors, "w_norm")
@@ -283,6 +290,7 @@ BUILDERS: dict[str, Callable[[SiteTensors], Update]] = {
     "LoKr": _lokr,
     "Delta": _diff,
     "norm": _norm,
+    "saved norm": _saved_norm,
     "IA3": ia3,
     "OFT": diag_oft,
     "GLoRA": glora,

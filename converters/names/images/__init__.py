@@ -17,6 +17,8 @@ __all__ = ["image_map", "image_maps", "other_names"]
 
 # What checkpoints of one file, and ComfyUI, write before the names of a model.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+# The components of diffusers' pipelines whose names these maps know.
+_COMPONENTS = ("transformer.", "transformer_2.", "unet.")
 
 
 @cache
@@ -39,29 +41,39 @@ def image_map(config: Mapping[str, Any]) -> NameMap | None:
     return None
 
 
-def other_names(modules: Collection[str]) -> Iterator[frozenset[str]]:
+def other_names(modules: Collection[str]) -> Iterator[Mapping[str, tuple[str, ...]]]:
     """Yields the names that the modules of an image or video model have in the other scheme.
 
     Args:
         modules: The modules' names, which may follow the name of a component.
 
     Yields:
-        The original project's names of modules that have diffusers' names, and the reverse, for
-        each model that has such modules, those with most of them first.
+        ``{other name: modules}``: the original project's names of modules that have diffusers'
+        names, and the reverse, for each model that has such modules, those with most of them first.
+        The names are without the component.
     """
-    found: list[frozenset[str]] = []
+    inside = {_without_component(module): module for module in modules}
+    found: list[Mapping[str, tuple[str, ...]]] = []
     for names in image_maps():
         table = names.templates
         assert table is not None
-        inside = {module.removeprefix(f"{names.prefix}.") for module in modules}
-        originals = frozenset(table.sources(inside))
+        found.append(table.sources(inside))
         in_memory = {
-            piece.name.removesuffix(".weight")
-            for module in modules
+            piece.name.removesuffix(".weight"): (module,)
+            for module in inside
             for piece in table.pieces(f"{module}.weight")
         }
-        found += [originals, frozenset(in_memory - inside)]
+        # A module may have several names in the original scheme, such as those of XLabs.
+        aliases = {name: () for name in table.sources(in_memory)} if found[-1] == {} else {}
+        both = {**aliases, **in_memory}
+        found.append({name: own for name, own in both.items() if name not in inside})
     yield from sorted(filter(None, found), key=len, reverse=True)
+
+
+def _without_component(module: str) -> str:
+    """A module's name without the pipeline's component."""
+    component = next((name for name in _COMPONENTS if module.startswith(name)), "")
+    return module.removeprefix(component)
 
 
 def _files() -> list[Path]:
@@ -83,5 +95,5 @@ def _read(name: str, data: Mapping[str, Any]) -> NameMap:
         flags = settings.get("swap", False), settings.get("tensor", False)
         rows.append(Template(source, tuple(targets), ratio, *flags))
     suffixes = tuple(data.get("suffixes", {}).items())
-    table = Templates(tuple(rows), _PREFIXES, suffixes)
+    table = Templates(tuple(rows), _PREFIXES, suffixes, _COMPONENTS)
     return NameMap(name, prefix=data["component"], templates=table)

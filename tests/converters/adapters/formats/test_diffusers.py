@@ -106,7 +106,7 @@ def test_recognition_of_files(tmp_path):
 
 def test_peft_file_needs_its_config(tmp_path):
     """PEFT's alpha is in the config, so its file alone is refused."""
-    path = save(tmp_path / "x.safetensors", ab("base_model.model.mid.to_q"))
+    path = save(tmp_path / "x.safetensors", ab("base_model.model.model.layers.0.mlp.up_proj"))
     assert refused(UnsupportedError, path) == (
         f"{path} is a file of PEFT (base_model.model.…), whose alpha is in its config "
         f"and not in the file. Give the folder that contains it and its "
@@ -115,8 +115,8 @@ def test_peft_file_needs_its_config(tmp_path):
 
 
 def test_unknown_and_duplicate_keys_are_listed(tmp_path):
-    """Unknown keys, and two spellings of one key, are listed."""
-    tensors = ab("unet.mid.to_q") | {"unet.mid.to_q.lora_down.weight": drawn(2, 4)}
+    """Unknown keys, and two spellings of one key with other numbers, are listed."""
+    tensors = ab("unet.mid.to_q") | {"unet.mid.to_q.lora_down.weight": 1 + drawn(2, 4)}
     path = save(tmp_path / "x.safetensors", tensors | {"unet.mid.to_q.lora_C": drawn(2)})
     message = refused(CheckpointError, path)
     assert "unet.mid.to_q.lora_C: unknown parameter" in message

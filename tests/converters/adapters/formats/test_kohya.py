@@ -177,8 +177,8 @@ def test_unknown_keys_are_listed(tmp_path):
         "lora_unet_proj.lokr_t1": drawn(2, 2),
         "lora_unet_proj.lambda_layer": drawn(2, 2),
         "lora_unet_proj.scalar": drawn(1),
-        "bundle_emb.x": drawn(2),
-        "lora_unet_a.b.alpha": drawn(1),
+        "other.x.alpha": drawn(1),
+        "lora_unet_a.b.scalars": drawn(1),
         "lora_unet_proj.lora_A.weight": drawn(2, 4),
     }
     path = save(tmp_path / "x.safetensors", {**kohya("lora"), **extra})
@@ -188,8 +188,8 @@ def test_unknown_keys_are_listed(tmp_path):
         "lora_unet_proj.lokr_t1: no version of LyCORIS writes or reads it",
         "lora_unet_proj.lambda_layer: T-LoRA, whose rank depends on the timestep",
         "lora_unet_proj.scalar: a scale that LyCORIS itself ignores when it loads",
-        "bundle_emb.x: unknown prefix",
-        "lora_unet_a.b.alpha: unknown parameter",
+        "other.x.alpha: unknown prefix",
+        "lora_unet_a.b.scalars: unknown parameter",
         "lora_unet_proj.lora_down.weight: a duplicate of lora_down.weight",
     ):
         assert line in message or line.replace("lora_down.weight:", "lora_A.weight:") in message
