@@ -171,7 +171,9 @@ def test_file_of_unknown_format(tmp_path):
     message = refused(CheckpointError, path)
     assert message.startswith(f"{path} is a file, expected a folder with adapter_config.json and ")
     message = refused(CheckpointError, path, subfolder="a")
-    assert message == f"{str(path)!r} is a file, which has no subfolder.\n{EXPECTED}"
+    # The path is shortened if pytest's folder is long.
+    assert message.startswith(f"'{str(path)[:20]}")
+    assert message.endswith(f"' is a file, which has no subfolder.\n{EXPECTED}")
 
 
 def test_new_format_is_a_row_of_the_table(tmp_path, monkeypatch):
