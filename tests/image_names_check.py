@@ -221,7 +221,7 @@ _UNUSED = {
 
 def _converters() -> dict[str, Any]:
     """The module with diffusers' converters, with the sizes of the tiny models."""
-    from diffusers.loaders import single_file_utils
+    from diffusers.loaders import single_file_utils  # pyright: ignore[reportMissingImports]
 
     source = Path(single_file_utils.__file__ or "").read_text(encoding="utf-8")
     for size, small in _SIZES.items():
@@ -233,7 +233,7 @@ def _converters() -> dict[str, Any]:
 
 def _tiny(case: Case) -> Any:
     """A model with random weights."""
-    import diffusers
+    import diffusers  # pyright: ignore[reportMissingImports]
     import torch
 
     model = getattr(diffusers, case.model)(**case.settings)
