@@ -50,7 +50,7 @@ class Mixable(ABC):
                 params, chains_by_site(tree.parts), layout=tree.layout, donate=donate
             )
 
-        return on_tree(apply, self.parts, params, layout, names)
+        return on_tree(apply, self.parts, params, layout, names, joins=True)
 
     @abstractmethod
     def __mul__(self, strength: Any) -> Self:

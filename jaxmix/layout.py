@@ -19,7 +19,7 @@ from jaxmix.placement.layout import (
     register_libraries,
 )
 from jaxmix.placement.name_map import NameMap
-from jaxmix.placement.naming import register_name_maps
+from jaxmix.placement.naming import map_named, register_name_maps
 
 __all__ = [
     "FLAX",
@@ -33,6 +33,7 @@ __all__ = [
     "Rule",
     "Scale",
     "libraries",
+    "map_named",
     "named",
 ]
 

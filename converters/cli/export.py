@@ -1,6 +1,8 @@
 """``jaxmix export``."""
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.peft.export import export_peft
@@ -44,6 +46,16 @@ def export(
     base: BaseOption = None,
     rank: Rank = None,
     energy: Energy = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--names",
+            metavar="TYPE",
+            help="Write sites by the names that modules have in memory, as PEFT needs them for "
+            "models whose checkpoints have others: the model type, such as `mixtral`. LoRAs of "
+            "experts are joined.",
+        ),
+    ] = None,
     conv1d: Conv1d = None,
     base_name: BaseName = None,
     task: Task = None,
@@ -88,7 +100,7 @@ def export(
     )
     check_apart(out, adapters)
     data: dict[str, Any] = {"adapters": strengths_data(mixed)}
-    options = {**peft_options(base_name, task, patterns), "force": force}
+    options = {**peft_options(base_name, task, patterns), "names": names, "force": force}
     if limit is None:
         content = mixed.parts[0] if len(mixed.parts) == 1 else mixed
         target = export_peft(content, out, **options)

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from jaxmix.adapter import chains_by_site
+from jaxmix.apply.joined import Joint, joints_of
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, Stored
 from jaxmix.converters.merging.quantized import refusal
-from jaxmix.converters.merging.recipe import Recipe, Share
+from jaxmix.converters.merging.recipe import FusedWeight, Recipe, Share
 from jaxmix.errors import LayoutError
 from jaxmix.mixing import Mix
 from jaxmix.placement import Site, resolve
@@ -57,8 +58,9 @@ def plan_recipes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str
     with precision(touched.values()):
         jax.eval_shape(probe, shapes)
     shares: dict[str, list[Share]] = {}
+    joints = joints_of(found)
     for site in found:
-        for name, share in _shares(site, tensors):
+        for name, share in _shares(site, tensors, joints.get(site.name)):
             shares.setdefault(name, []).append(share)
     return {
         name: Recipe(tensor, tuple(shares[name]))
@@ -67,15 +69,22 @@ def plan_recipes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str
     }
 
 
-def _shares(site: Site, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Share]]:
+def _shares(
+    site: Site, tensors: Mapping[str, Stored], joint: Joint | None
+) -> Iterator[tuple[str, Share]]:
     """Yields the updates to a site's bias and to its weight, with the names of these tensors."""
     weight, bias = site.weight, site.bias
+    fused = None
+    if joint:
+        places = [place for part in joint.sites for place in (part.weight, part.bias) if place]
+        read = {place.leaf: tensors[place.leaf] for place in places}
+        fused = FusedWeight(joint, site.name, read)
     if bias and site.bias_form:
-        reads = weight if site.reads_base else None
+        reads = weight if site.reads_base and not joint else None
         base = tensors[reads.leaf] if reads else None
-        yield bias.leaf, Share(site.name, site.chain, site.bias_form, base, site.weight_form)
+        yield bias.leaf, Share(site.name, site.chain, site.bias_form, base, site.weight_form, fused)
     if weight and site.weight_form and site.changes_weight:
-        yield weight.leaf, Share(site.name, site.chain, site.weight_form)
+        yield weight.leaf, Share(site.name, site.chain, site.weight_form, fused=fused)
 
 
 def _leaves(sites: Iterable[str], layout: Layout, tensors: Collection[str]) -> Iterator[str]:

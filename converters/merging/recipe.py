@@ -1,7 +1,8 @@
 """Computes one tensor of the output from the base's bytes and the maps of its sites."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from jaxmix.affine import AffineMap, fold
 from jaxmix.apply import plan
+from jaxmix.apply.joined import Joint, settle
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.converters.merging import blocks, rounding
 from jaxmix.converters.merging.tensor_io import read_rows
@@ -20,7 +22,7 @@ from jaxmix.operators import Identity
 from jaxmix.placement.form import Form
 from jaxmix.row_cuts import cut_rows, row_unit
 
-__all__ = ["ComputedRows", "Prepared", "Recipe", "Share", "UnwritableError"]
+__all__ = ["ComputedRows", "FusedWeight", "Prepared", "Recipe", "Share", "UnwritableError"]
 
 # The numbers in a run of rows: 4 MB in float32, in which they are computed, to fit into caches.
 BLOCK = 1 << 20
@@ -28,6 +30,21 @@ BLOCK = 1 << 20
 
 class UnwritableError(CheckpointError):
     """A merge would produce numbers that are not finite, or out of the tensor dtype's range."""
+
+
+@dataclass(frozen=True, eq=False)
+class FusedWeight:
+    """A fused weight whose parts are read together, for one of them.
+
+    Args:
+        joint: Its parts.
+        site: The part's site among them.
+        tensors: The tensors of all parts, by name.
+    """
+
+    joint: Joint
+    site: str
+    tensors: Mapping[str, Stored]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +57,7 @@ class Share:
         form: How the tensor holds the site's weight, or its bias.
         base: The weight that the map of a bias reads, if it reads one.
         base_form: How ``base`` holds that weight.
+        fused: The fused weight to which the updates apply, if it has to be read as a whole.
     """
 
     site: str
@@ -47,6 +65,19 @@ class Share:
     form: Form
     base: Stored | None = None
     base_form: Form | None = None
+    fused: FusedWeight | None = None
+
+    def settled(self, dtype: Any = None) -> "Share":
+        """Returns the same share; of a fused weight, with its part of the result as a new leaf.
+
+        Args:
+            dtype: The dtype of the arithmetic; None for float32 or wider, as the tensors are.
+        """
+        if self.fused is None:
+            return self
+        tensors = self.fused.tensors
+        chains = settle(self.fused.joint, self.form.part, lambda name: _array(tensors[name]), dtype)
+        return replace(self, chain=chains[self.fused.site], fused=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +108,18 @@ class Recipe:
             for share in self.shares
         )
 
+    def settled(self, dtype: Any = None) -> "Recipe":
+        """Returns the recipe with the results of fused weights, which are computed here."""
+        return replace(self, shares=tuple(share.settled(dtype) for share in self.shares))
+
     def prepare(self) -> "Prepared":
-        """Builds the affine maps. Updates that read the base read the whole tensor here."""
+        """Builds the affine maps. Updates that read the base read the whole tensor here.
+
+        For a part of a fused weight whose updates can't be cut, all parts are read.
+        """
+        return self.settled()._prepare()
+
+    def _prepare(self) -> "Prepared":
         if not self.shares or not self.is_plain:
             return Prepared(self, None if self.shares else ())
         (share,) = self.shares

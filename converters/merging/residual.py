@@ -99,6 +99,7 @@ def _compare(found: Any, exact: Any, base: Any, dtype: Any) -> tuple[Any, Any, A
 
 def _exact(recipe: Recipe) -> Iterator[tuple[slice, Any, Any]]:
     """Yields runs of rows with base plus mix in float64, and the base."""
+    recipe = recipe.settled(np.float64)
     tensor = recipe.tensor
     rows = tensor.shape[0] if tensor.shape else 1
     if not recipe.is_plain:

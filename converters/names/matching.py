@@ -72,7 +72,7 @@ def with_stored_names(
         if found is None:
             return mixed, layout
         modules = Modules(found, shapes)
-    found = renamed_parts(mixed.parts, modules, layout)
+    found = renamed_parts(mixed.parts, modules, layout, joins=True)
     return replace(mixed, parts=tuple(found.parts)), named(found.layout)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
+from jaxmix.apply.joined import joints_of, settle
 from jaxmix.apply.sharded import apply as apply_to_leaf
-from jaxmix.families.base import Chain
-from jaxmix.placement import resolve
+from jaxmix.families.base import Chain, Part
+from jaxmix.placement import Site, resolve
 from jaxmix.placement.buffers import as_array, buffer_of
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.params import check_no_path
@@ -45,6 +46,17 @@ def apply(
     resolved = resolve(params, chains, layout)
     tree = resolved.tree
     leaves = list(tree.leaves)
+    joints, settled = joints_of(resolved.sites), dict[tuple[str, Part], Chain]()
+
+    def chain_of(site: Site, part: Part) -> Chain:
+        """A site's chain. That of a part of a fused weight holds the part of the result."""
+        if site.name not in joints:
+            return site.chain
+        if (site.name, part) not in settled:
+            chains = settle(joints[site.name], part, lambda name: _array(leaves[tree.where[name]]))
+            settled.update({(name, part): chain for name, chain in chains.items()})
+        return settled.pop((site.name, part))
+
     # Biases first: their maps may read weights, whose buffers may be donated afterwards.
     for site in resolved.sites:
         if site.bias and site.bias_form:
@@ -52,7 +64,7 @@ def apply(
             at = tree.where[site.bias.leaf]
             leaves[at] = apply_to_leaf(
                 _array(leaves[at]),
-                site.chain,
+                chain_of(site, "bias"),
                 site.bias_form,
                 base=_array(tree.leaf(reads)) if reads else None,
                 base_form=site.weight_form if reads else None,
@@ -63,13 +75,13 @@ def apply(
     for site in resolved.sites:
         if site.weight and site.weight_form and site.changes_weight:
             at = tree.where[site.weight.leaf]
+            # First, since it may read leaves that are donated below.
+            chain = chain_of(site, "weight")
             leaf = leaves[at]
             # A leaf that holds several sites is a new one from the second site on.
             is_ours = leaf is not tree.leaves[at] or (donate and counts[buffer_of(leaf)] == 1)
             may_donate = is_ours and isinstance(leaf, jax.Array)
-            leaves[at] = apply_to_leaf(
-                _array(leaf), site.chain, site.weight_form, donate=may_donate
-            )
+            leaves[at] = apply_to_leaf(_array(leaf), chain, site.weight_form, donate=may_donate)
     return tree.with_leaves(leaves)
 
 

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update
+from jaxmix.families.boft import BOFT
 from jaxmix.families.expert_lora import ExpertLoRA
+from jaxmix.families.glora import GLoRA, SupportTensor
 from jaxmix.families.hira import HiRA
 from jaxmix.families.leaf_update import LeafUpdate
 from jaxmix.families.lora import LoRA
@@ -116,14 +118,7 @@ def rows_of(update: Update, part: slice, shape: tuple[int, int]) -> Update | Non
         >>> rows_of(lora, slice(0, 3), (4, 2)).b.shape
         (3, 1)
     """
-    if update.reads_base or update.is_base_side or update.misfit(shape) or part.step is not None:
-        return None
-    for kind in ("weight", "bias"):
-        made = _map_of.eval_shape(jax.tree.map(_abstract, update), shape, kind)
-        unit = row_unit([made])
-        if unit is None or part.start % unit or part.stop % unit:
-            return None
-    return Rows(update, part.start, part.stop, shape[0])
+    return _cut_map(update, part, shape)
 
 
 @rows_of.register
@@ -141,6 +136,24 @@ def _(update: LoRA, part: slice, shape: tuple[int, int]) -> Update | None:
 @rows_of.register
 def _(update: HiRA, part: slice, shape: tuple[int, int]) -> Update | None:
     return replace(update, b=update.b[part])
+
+
+@rows_of.register
+def _(update: GLoRA, part: slice, shape: tuple[int, int]) -> Update | None:
+    def cut(tensor: SupportTensor) -> SupportTensor:
+        # A number broadcasts to all rows.
+        return (tensor[0][part] if tensor[0].shape[0] == shape[0] else tensor[0], *tensor[1:])
+
+    cut_a = update.a if update.on_input or not update.a else cut(update.a)
+    b, d, e = (cut(x) if x else x for x in (update.b, update.d, update.e))
+    return replace(update, a=cut_a, b=b, d=d, e=e)
+
+
+@rows_of.register
+def _(update: BOFT, part: slice, shape: tuple[int, int]) -> Update | None:
+    if update.on_output:
+        return None if update.rescale is not None else _cut_map(update, part, shape)
+    return replace(update, rescale=None if update.rescale is None else update.rescale[part])
 
 
 @rows_of.register
@@ -166,6 +179,18 @@ def _(update: Normed, part: slice, shape: tuple[int, int]) -> Update | None:
 def _(update: Together, part: slice, shape: tuple[int, int]) -> Update | None:
     found = [rows_of(each, part, shape) for each in update.parts]
     return None if None in found else Together(tuple(each for each in found if each is not None))
+
+
+def _cut_map(update: Update, part: slice, shape: tuple[int, int]) -> Update | None:
+    """The rows of an update's maps; None if they do not keep these rows together."""
+    if update.reads_base or update.is_base_side or update.misfit(shape) or part.step is not None:
+        return None
+    for kind in ("weight", "bias"):
+        made = _map_of.eval_shape(jax.tree.map(_abstract, update), shape, kind)
+        unit = row_unit([made])
+        if unit is None or part.start % unit or part.stop % unit:
+            return None
+    return Rows(update, part.start, part.stop, shape[0])
 
 
 @singledispatch

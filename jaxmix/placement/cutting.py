@@ -1,7 +1,7 @@
 """Updates by the names of a tree's own modules, cut where a weight is several leaves there."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxmix.errors import LayoutError, listing
@@ -9,6 +9,7 @@ from jaxmix.families.base import Update
 from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.rows import expert_of, rows_of
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
+from jaxmix.placement.fused import UncutError, parts_together
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.part_places import part_place
 from jaxmix.placement.place import Part, Place
@@ -34,7 +35,9 @@ class Renamed:
     regions: dict[str, Region] = field(default_factory=dict)
 
 
-def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Renamed:
+def updates_on(
+    updates: Mapping[str, Update], modules: Modules, adapter: str, *, joins: bool = False
+) -> Renamed:
     """Brings an adapter's updates to a tree's own names.
 
     An adapter whose sites are all in the tree keeps its names. Otherwise a site is the module that
@@ -46,6 +49,7 @@ def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) ->
         updates: ``{site: update}``.
         modules: The tree's modules.
         adapter: The adapter's name, for messages.
+        joins: Whether an update that can't be cut becomes a `PartOf` at each part of its weight.
 
     Returns:
         The updates under their new names.
@@ -70,8 +74,9 @@ def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) ->
             made.setdefault(site if site in found else found[0], []).append((site, update))
             continue
         try:
-            for target in modules.targets(site) or (Target(site),):
-                part = _part_of(update, target, _columns(target, modules))
+            targets = modules.targets(site) or (Target(site),)
+            columns = [_columns(target, modules) for target in targets]
+            for target, part in _parts_of(update, targets, columns, joins):
                 made.setdefault(target.site, []).append((site, part))
                 if target.places:
                     places[target.site], regions[target.site] = target.places, target.region
@@ -97,13 +102,14 @@ def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) ->
 
 
 def cut_where_shared(
-    found: Sequence[Renamed], shapes: Mapping[str, tuple[int, ...]]
+    found: Sequence[Renamed], shapes: Mapping[str, tuple[int, ...]], *, joins: bool = False
 ) -> list[Renamed]:
     """Cuts updates of whole leaves where other adapters change parts of the same leaf.
 
     Args:
         found: The updates of each adapter, in order of application.
         shapes: The shape of each leaf, by its name.
+        joins: As in `updates_on`.
 
     Returns:
         The same, with an update for each part of these leaves, under the parts' names.
@@ -117,11 +123,14 @@ def cut_where_shared(
             shared[renamed.places[site]["weight"].leaf] = region
     if not shared:
         return list(found)
-    return [_cut_on(renamed, shared, shapes) for renamed in found]
+    return [_cut_on(renamed, shared, shapes, joins) for renamed in found]
 
 
 def _cut_on(
-    renamed: Renamed, shared: Mapping[str, Region], shapes: Mapping[str, tuple[int, ...]]
+    renamed: Renamed,
+    shared: Mapping[str, Region],
+    shapes: Mapping[str, tuple[int, ...]],
+    joins: bool,
 ) -> Renamed:
     """One adapter's updates, cut on the leaves of which others change parts."""
     updates, places = dict[str, Update](), dict(renamed.places)
@@ -130,23 +139,33 @@ def _cut_on(
         if leaf is None or site in renamed.places:
             updates[site] = update
             continue
-        shape, like = shapes[leaf], shared[leaf]
-        numbers = range(shape[0]) if like.expert >= 0 else [-1]
-        for region in (replace(like, expert=e, part=k) for e in numbers for k in range(like.parts)):
-            place = part_place(leaf, shape, region)
-            rows = shape[-2] if like.expert >= 0 else shape[0]
-            parts = [replace(region, part=k).rows(rows) for k in range(like.parts)]
-            sizes = tuple(len(range(rows)[part]) for part in parts if part is not None)
-            name = f"{leaf.removesuffix('.weight')}[{place.index}]"
-            target = Target(name, region, sizes, {"weight": place}, len(numbers))
-            try:
-                updates[name] = _part_of(update, target, shape[-1])
-            except UnmappedError as error:
-                raise LayoutError(
-                    f"{site}: another adapter changes a part of it, and {error}."
-                ) from None
-            places[name] = target.places or {}
+        targets = list(_parts_of_leaf(leaf, shared[leaf], shapes))
+        try:
+            parts = _parts_of(update, targets, [shapes[leaf][-1]] * len(targets), joins)
+        except UnmappedError as error:
+            raise LayoutError(
+                f"{site}: another adapter changes a part of it, and {error}."
+            ) from None
+        for target, part in parts:
+            updates[target.site], places[target.site] = part, target.places or {}
     return replace(renamed, updates=updates, places=places)
+
+
+def _parts_of_leaf(
+    leaf: str, like: Region, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Target]:
+    """The parts of a leaf, of which one is given."""
+    shape, bias = shapes[leaf], f"{leaf.removesuffix('.weight')}.bias"
+    numbers = range(shape[0]) if like.expert >= 0 else [-1]
+    rows = shape[-2] if like.expert >= 0 else shape[0]
+    parts = [replace(like, part=k).rows(rows) for k in range(like.parts)]
+    sizes = tuple(len(range(rows)[part]) for part in parts if part is not None)
+    for region in (replace(like, expert=e, part=k) for e in numbers for k in range(like.parts)):
+        places: dict[Part, Place] = {"weight": part_place(leaf, shape, region)}
+        if like.expert < 0 and leaf.endswith(".weight") and bias in shapes:
+            places["bias"] = part_place(bias, shapes[bias], region)
+        name = f"{leaf.removesuffix('.weight')}[{places['weight'].index}]"
+        yield Target(name, region, sizes, places, len(numbers))
 
 
 def with_places(table: Layout, places: Mapping[str, Mapping[Part, Place]]) -> Layout:
@@ -183,6 +202,21 @@ def _ambiguous(lines: list[str], adapter: str, modules: Modules) -> LayoutError:
     )
 
 
+def _parts_of(
+    update: Update, targets: Sequence[Target], columns: Sequence[int], joins: bool
+) -> list[tuple[Target, Update]]:
+    """The targets of an update with their parts of it, or with all of it if it can't be cut."""
+    pairs = zip(targets, columns, strict=True)
+    try:
+        return [(target, _part_of(update, target, count)) for target, count in pairs]
+    except UncutError as error:
+        if joins:
+            return parts_together(update, targets, error)
+        raise UncutError(
+            f"{error}, or merge it with jaxmix.compose, which joins these weights"
+        ) from None
+
+
 def _part_of(update: Update, target: Target, columns: int) -> Update:
     """The part of an update that applies to a target."""
     cut = target.cut
@@ -205,7 +239,7 @@ def _part_of(update: Update, target: Target, columns: int) -> Update:
     if found is not None and cut.parts > 1:
         found = rows_of(found, rows, (sum(target.siblings), columns)) if cut.axis == 0 else None
     if found is None:
-        raise UnmappedError(
+        raise UncutError(
             f"its {update.family} mixes numbers of several weights, of which {target.site} is one, "
             "so it can't be applied to them separately. Apply it to a model under the names of the "
             "adapter"

@@ -12,6 +12,7 @@ from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
+from jaxmix.placement.fused import in_order
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.sites import UnplacedError
@@ -110,6 +111,8 @@ def on_tree(
     params: Any,
     layout: Layout | str | None,
     names: Names,
+    *,
+    joins: bool = False,
 ) -> T:
     """Does work with adapters on a tree, under the tree's names if their own are not found there.
 
@@ -120,6 +123,8 @@ def on_tree(
         params: The tree.
         layout: Where sites are; None to find out from the leaves.
         names: The name map, ``""`` for none, None to find it.
+        joins: Whether the work joins weights to which an update applies as to one
+            (`jaxmix.apply.joined`); if not, such an update is an error.
 
     Returns:
         What the work returns.
@@ -127,7 +132,7 @@ def on_tree(
     if names:
         modules = Modules(map_named(names), _shapes(params))
         with saying_names_tried(modules):
-            return work(renamed_parts(parts, modules, layout))
+            return work(renamed_parts(parts, modules, layout, joins=joins))
     try:
         return work(OnTree(parts, layout))
     except UnplacedError as error:
@@ -137,7 +142,7 @@ def on_tree(
         found = inferred([site for part in parts for site in part.updates], shapes)
         if found is None:
             raise UnplacedError(f"{error} {_NO_MAP}", error.sites) from None
-        renamed = renamed_parts(parts, Modules(found, shapes), layout)
+        renamed = renamed_parts(parts, Modules(found, shapes), layout, joins=joins)
     return work(renamed)
 
 
@@ -164,17 +169,21 @@ def saying_names_tried(modules: Modules | None) -> Iterator[None]:
         ) from None
 
 
-def renamed_parts(parts: Sequence[P], modules: Modules, layout: Layout | str | None) -> OnTree[P]:
+def renamed_parts(
+    parts: Sequence[P], modules: Modules, layout: Layout | str | None, *, joins: bool = False
+) -> OnTree[P]:
     """Returns adapters under the names of a tree's modules.
 
     Args:
         parts: The adapters.
         modules: The tree's modules.
         layout: The layout.
+        joins: As in `on_tree`.
     """
-    found = [updates_on(part.updates, modules, part.name) for part in parts]
-    found = cut_where_shared(found, modules.shapes)
-    new = [replace(part, updates=r.updates) for part, r in zip(parts, found, strict=True)]  # pyright: ignore
+    found = [updates_on(part.updates, modules, part.name, joins=joins) for part in parts]
+    found = cut_where_shared(found, modules.shapes, joins=joins)
+    updates = in_order([renamed.updates for renamed in found])
+    new = [replace(part, updates=own) for part, own in zip(parts, updates, strict=True)]  # pyright: ignore
     places = {site: place for r in found for site, place in r.places.items()}
     original = {new: old for r in found for new, old in r.original.items()}
     return OnTree(new, with_places(named(layout), places) if places else layout, original)

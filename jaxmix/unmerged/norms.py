@@ -92,13 +92,14 @@ def use(held: HeldNorms, update: Update, array: Array, compute: Compute) -> Floa
 
 
 def _mark(update: Update, array: Array) -> Float[Array, "2"]:
-    """A checksum of an update's bits, and of the bits of one row of the leaf.
+    """A checksum of an update's bits, and of the bits of a row and a column of the leaf.
 
     It does not depend on the order of the sum. The whole leaf would have to be read for a checksum
-    of all its numbers; whatever trains a leaf changes numbers in all of its rows.
+    of all its numbers. A step of an optimizer changes whole rows, if not all of them (an embedding
+    has a gradient only for the tokens of a batch), so it changes the column.
     """
-    total = jnp.zeros((), np.uint32)
-    for part in (*jax.tree.leaves(update), jnp.asarray(array)[0]):
+    total, array = jnp.zeros((), np.uint32), jnp.asarray(array)
+    for part in (*jax.tree.leaves(update), array[0], array[..., 0]):
         total = total + _bits(jnp.asarray(part)).sum(dtype=np.uint32)
     return jnp.stack([total & 0xFFFF, total >> 16]).astype(np.float32)
 

@@ -21,12 +21,15 @@ from jaxmix.operators import BlockDiagonal, Dense, Hadamard, Kronecker, LowRank
 from .table import ROWS
 
 ONE = jnp.ones(())
+# Modules of updates that are parts of others, for weights that are parts: no adapter has them.
+PARTS = {"jaxmix.families.rows", "jaxmix.families.part_of"}
 
 
 def subclasses(of: type[Update]) -> Iterator[type[Update]]:
     """The families among the subclasses at any depth: those with a name of their own."""
     for found in of.__subclasses__():
-        if found.__module__.startswith("jaxmix.families.") and "family" in vars(found):
+        is_ours = found.__module__.startswith("jaxmix.families.") and "family" in vars(found)
+        if is_ours and found.__module__ not in PARTS:
             yield found
         yield from subclasses(found)
 

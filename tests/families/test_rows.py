@@ -6,15 +6,25 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.families import DiagOFT, ExpertLoRA, LoKr, LoRA, Normed, Replace
+from jaxmix.families import (
+    BOFT,
+    DiagOFT,
+    ExpertLoRA,
+    GLoRA,
+    LoKr,
+    LoRA,
+    Normed,
+    Replace,
+    Update,
+)
 from jaxmix.families.rows import Rows, expert_of, rows_of
 
 from .module import Module
 from .table import SAMPLES
 
 MODULES = {"linear": Module("linear", (12, 8), True), "conv": Module("conv", (12, 4, 3), True)}
-# Those that read all of the base's rows, or mix them: they need the whole weight.
-WHOLE = {"BOFT", "KaSA", "GLoRA", "DEFT", "PEANuT", "FRoD"}
+# Those that mix rows, or read all of the base's: they need the whole weight.
+WHOLE = {"KaSA", "DEFT", "PEANuT", "FRoD"}
 PARTS = {"q": slice(0, 4), "k": slice(4, 8), "v": slice(8, 12)}
 CASES = [(family, "linear") for family in SAMPLES if family != "ExpertLoRA"]
 CASES += [
@@ -44,6 +54,44 @@ def test_the_parts_are_the_rows_of_the_whole(family: str, kind: str) -> None:
         for leaf in ("weight", "bias"):
             expected = whole[f"qkv.{leaf}"][PARTS[name]]
             np.testing.assert_allclose(made[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["input", "numbers", "vectors"])
+def test_other_forms_of_glora(form: str) -> None:
+    """A factor of the inputs stays whole; of a vector each part takes its own; numbers stay."""
+    rng = np.random.default_rng(4)
+    update = {
+        "input": GLoRA((rng.normal(size=(8, 2)), rng.normal(size=(2, 8))), on_input=True),
+        "numbers": GLoRA((rng.normal(size=1),), (rng.normal(size=1),), (), (rng.normal(size=1),)),
+        "vectors": GLoRA((rng.normal(size=(12, 1)),), (), (), (), (rng.normal(size=12),)),
+    }[form]
+    check_parts(update)
+
+
+def test_butterflies_of_outputs() -> None:
+    """LyCORIS's BOFT mixes outputs: it is cut between blocks if it does not rescale them."""
+    generator = np.random.default_rng(5).normal(size=(1, 3, 4, 4))
+    check_parts(BOFT(generator, on_output=True))
+    rescaled = BOFT(generator, np.ones(12), on_output=True)
+    assert rows_of(rescaled, PARTS["q"], (12, 8)) is None
+    shuffled = BOFT(generator, orders=np.arange(12)[None], on_output=True)
+    assert rows_of(shuffled, PARTS["q"], (12, 8)) is None
+
+
+def check_parts(update: Update) -> None:
+    """Checks the parts of an update of a weight (12, 8) with a bias."""
+    rng = np.random.default_rng(6)
+    weight, bias = rng.normal(size=(12, 8)), rng.normal(size=12)
+    params, updates = {"qkv.weight": weight, "qkv.bias": bias}, {}
+    for name, part in PARTS.items():
+        updates[name] = rows_of(update, part, (12, 8))
+        params |= {f"{name}.weight": weight[part], f"{name}.bias": bias[part]}
+    with jax.enable_x64(True):
+        found = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update, **updates}))
+    for name, part in PARTS.items():
+        for leaf in ("weight", "bias"):
+            expected = found[f"qkv.{leaf}"][part]
+            np.testing.assert_allclose(found[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_product_whose_blocks_are_cut() -> None:

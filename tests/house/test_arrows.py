@@ -220,7 +220,8 @@ PLACEMENT = (
         "params",
     ),
     *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
-    *("cutting", "naming", "tied", "roles", "own", "choosing", "reading", "resolving"),
+    *("fused", "cutting", "joining", "naming", "tied", "roles", "own", "choosing", "reading"),
+    "resolving",
 )
 
 

@@ -133,7 +133,7 @@ def test_readme_code_uses_existing_names() -> None:
                 assert hasattr(jaxmix, node.attr), node.attr
 
 
-@pytest.mark.parametrize("page", ["docs/layouts.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["docs/layouts.md", "docs/names.md", "docs/training.md"])
 def test_code_on_pages_runs(page: str) -> None:
     """The code of a page runs from top to bottom."""
     names: dict[str, object] = {}

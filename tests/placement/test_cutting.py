@@ -1,6 +1,5 @@
 """Adapters on trees whose weights are several leaves, or parts of one, of what the sites are."""
 
-import re
 from typing import Any
 
 import jax
@@ -209,18 +208,6 @@ def test_two_sites_of_one_module() -> None:
         "  blocks.0.attn1.to_q: blocks.0.self_attn.q and blocks.0.attn1.to_q\n"
         "The names in memory are those of wan as transformers loads it. Give the adapter's sites "
         "the names of the weights, or switch the map off: names=''."
-    )
-
-
-def test_what_needs_the_whole_weight() -> None:
-    """An update that reads all rows can't be applied to parts of them."""
-    update = SAMPLES["KaSA"].draw(np.random.default_rng(0), BLOCK)
-    split = {f"{name}.weight": normal(4, 8) for name in QKV}
-    adapter = jaxmix.Adapter({"double_blocks.0.img_attn.qkv": update})
-    assert re.search(
-        r"its KaSA mixes numbers of several weights, of which \S+to_q is one, so it can't be "
-        "applied to them separately",
-        refused(split, adapter, "flux"),
     )
 
 

@@ -135,7 +135,7 @@ def _with(leaf: Any, found: Any) -> Any:
     return jaxmix.unmerged.leaf.replace(leaf, norms=(found,))
 
 
-@pytest.mark.parametrize("part", ["factors", "base", "all, cast"])
+@pytest.mark.parametrize("part", ["factors", "base", "one row", "all, cast"])
 def test_changed_arrays_get_their_own_norms(part: str) -> None:
     """A step of an optimizer on the attached tree, or a cast of it."""
     x = normal(3, IN)
@@ -147,7 +147,9 @@ def test_changed_arrays_get_their_own_norms(part: str) -> None:
             return leaf.astype(jnp.bfloat16) if part == "all, cast" else leaf
         if part == "all, cast":
             return jnp.asarray(leaf, jnp.bfloat16)
-        is_mine = ("base" in name) == (part == "base") and jnp.ndim(leaf) == 2
+        is_mine = ("base" in name) == (part != "factors") and jnp.ndim(leaf) == 2
+        if is_mine and part == "one row":
+            return jnp.asarray(leaf).at[3].add(0.5)
         return leaf + 0.5 if is_mine else leaf
 
     new = jax.tree_util.tree_map_with_path(change, leaves)

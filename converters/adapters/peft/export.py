@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from jaxmix.converters.files.output import checked_output, new_folder
 from jaxmix.errors import AdapterError, UnsupportedError, listing
 from jaxmix.families import FAMILIES, Delta, Update
 from jaxmix.mixing import Mix
+from jaxmix.placement.joining import with_memory_names
+from jaxmix.placement.naming import map_named
 
 __all__ = ["export_peft"]
 
@@ -52,6 +55,7 @@ def export_peft(
     task_type: str | None = None,
     patterns: bool = False,
     errors: Mapping[str, float] | None = None,
+    names: str | Mapping[str, Any] | None = None,
     force: bool = False,
     base_model: str | None = None,
 ) -> Path:
@@ -77,6 +81,10 @@ def export_peft(
             ``alpha_pattern``: smaller where ranks differ, and bit for bit, but only PEFT reads it.
         errors: The error at each site, as `to_lora` reports it; stored as JSON in the metadata of
             the adapter's file under ``errors``.
+        names: The model's type, such as ``"mixtral"``, or its config: sites are written by the
+            names that modules have in memory, which PEFT needs. LoRAs of weights that are one
+            there, such as the experts', are joined; a LoRA of a fused weight that is several is
+            split. By default sites keep their names.
         force: Whether to replace an existing adapter.
         base_model: The older name of ``base_model_name_or_path``.
 
@@ -87,7 +95,8 @@ def export_peft(
         UnsupportedError: If PEFT has no type for an update, no config for all of them, no strength
             for their kind, or another order of those at one site; `jaxmix.to_lora` makes a LoRA of
             any of these. If PEFT ignores sites of the adapter in the task that is asked for, or a
-            scale does not fit into B.
+            scale does not fit into B. If ``names`` joins or splits what is not a plain LoRA.
+        LayoutError: If there is no name map ``names``.
         AdapterError: If it is not an adapter, there is no such task, or errors are given for a mix.
         CheckpointError: If the path is taken, or can't be written.
 
@@ -113,6 +122,9 @@ def export_peft(
         )
     task = checked_task(task_type)
     parts = ordered(adapter.parts)
+    if names:
+        table = map_named(names)
+        parts = [replace(part, updates=with_memory_names(part.updates, table)) for part in parts]
     base_model_name_or_path = base_model_name_or_path or base_model
     folders = [_folder(part, base_model_name_or_path, task, patterns) for part in parts]
     marks = (CONFIG_FILE, SCRIPT_FILE)

@@ -1,0 +1,98 @@
+"""LoRAs by the names that modules have in memory: joined, split, and the same function."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import LayoutError, UnsupportedError
+from jaxmix.families import ExpertLoRA, LoHa, LoRA
+from jaxmix.layout import map_named
+from jaxmix.placement.joining import with_memory_names
+
+from .test_cutting import APART, FUSED, INNER, WIDTH, E, fused, normal, of_experts
+
+
+def composed(adapter: jaxmix.Adapter) -> dict[str, np.ndarray]:
+    """The experts of a stack with an adapter."""
+    with jax.enable_x64(True):
+        return jaxmix.compose(fused(), adapter, names="mixtral")
+
+
+def test_experts_are_joined() -> None:
+    """Ranks that differ are padded, and a matrix without a LoRA adds nothing."""
+    updates = dict(of_experts().updates)
+    updates[f"{APART}.1.w1"] = LoRA(normal(3, WIDTH, seed=1), normal(INNER, 3, seed=2), 0.25)
+    del updates[f"{APART}.0.w2"]
+    made = with_memory_names(updates, map_named("mixtral"))
+    assert {site: update.size() for site, update in made.items()} == {
+        f"{FUSED}.gate_up_proj": f"{E} × rank 4",
+        f"{FUSED}.down_proj": f"{E} × rank 1",
+    }
+    expected, found = composed(jaxmix.Adapter(updates)), composed(jaxmix.Adapter(made))
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(found[name], leaf, rtol=1e-12)
+
+
+def test_the_order_of_the_model() -> None:
+    """PEFT nests the parameters of a module in the model's order, whatever the file's is."""
+    one = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
+    at = "model.layers.0.mlp.experts.0."
+    made = with_memory_names(
+        {f"{at}{name}": one for name in ("down_proj", "gate_proj", "up_proj")},
+        map_named("qwen3_moe"),
+    )
+    assert [site.rpartition(".")[2] for site in made] == ["gate_up_proj", "down_proj"]
+
+
+def test_one_part_of_two() -> None:
+    """LoRAs of w3 alone: its rows are the second half of the joined weight."""
+    only = {site: update for site, update in of_experts().updates.items() if site.endswith("w3")}
+    (made,) = with_memory_names(only, map_named("mixtral")).values()
+    assert isinstance(made, ExpertLoRA) and made.b.shape == (E, 2 * INNER, 1)
+    assert not np.asarray(made.b)[:, :INNER].any() and np.asarray(made.b)[:, INNER:].any()
+
+
+def test_a_fused_projection_is_split() -> None:
+    """A stays whole, B is cut by rows; other names are renamed only."""
+    qkv, out = LoRA(normal(2, 4), normal(9, 2), 0.5), LoRA(normal(2, 4), normal(4, 2), 0.5)
+    sites = {"blocks.0.attn.qkv": qkv, "double_blocks.0.img_attn.qkv": qkv}
+    sites |= {"double_blocks.0.img_attn.proj": out}
+    made = with_memory_names(sites, map_named("flux"))
+    assert made["blocks.0.attn.qkv"] is qkv and made["transformer_blocks.0.attn.to_out.0"] is out
+    for i, name in enumerate("qkv"):
+        update = made[f"transformer_blocks.0.attn.to_{name}"]
+        assert isinstance(update, LoRA) and update.a is qkv.a
+        np.testing.assert_array_equal(update.b, qkv.b[3 * i : 3 * i + 3])
+
+
+def test_export_reads_back(tmp_path: Path) -> None:
+    """PEFT's folder has target_parameters, and computes the same."""
+    folder = jaxmix.export_peft(of_experts(), tmp_path / "lora", names="mixtral")
+    again = jaxmix.load(folder, base=fused())
+    assert set(again.sites) == {f"{FUSED}.gate_up_proj", f"{FUSED}.down_proj"}
+    expected, found = composed(of_experts()), composed(again)
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-6)
+
+
+def test_what_can_not_be_joined(tmp_path: Path) -> None:
+    """Only plain LoRAs: the error lists the others."""
+    a, b = np.ones((1, WIDTH)), np.ones((INNER, 1))
+    sites = {
+        f"{APART}.0.w1": LoRA(a, b, 1.0, magnitude=np.ones(INNER)),
+        f"{APART}.0.w3": LoHa(b, a, b, a, 1.0),
+    }
+    with pytest.raises(UnsupportedError) as caught:
+        jaxmix.export_peft(jaxmix.Adapter(sites), tmp_path / "out", names="mixtral")
+    assert str(caught.value) == (
+        "updates that can't be joined or split as mixtral is in memory:\n"
+        f"  {APART}.0.w1: LoRA, for {FUSED}.gate_up_proj in memory\n"
+        f"  {APART}.0.w3: LoHa, for {FUSED}.gate_up_proj in memory\n"
+        "Only plain LoRAs can: jaxmix.to_lora makes one of any mix."
+    )
+    with pytest.raises(LayoutError, match="there is no name map 'mixtrall'"):
+        jaxmix.export_peft(of_experts(), tmp_path / "out", names="mixtrall")
+    assert not (tmp_path / "out").exists()
