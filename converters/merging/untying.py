@@ -90,9 +90,14 @@ def _is_active(tie: StoredTie, by_site: Mapping[str, Chain], checkpoint: Checkpo
     It ties two tensors that are both in the files only if they are equal.
     """
     stored, flag = checkpoint.tensors, tie.tie
-    if not (tie.target in stored and tie.source in stored):
-        # A config that states nothing, of a file without a head, is one of a tied model.
-        return flag.is_on or flag.stated is None
+    if tie.target not in stored:
+        # A config that states nothing, of a file without a head, is one of a tied model; a head
+        # may be there under other names, such as those of packed weights.
+        module = f"{tie.target.rpartition('.')[0]}."
+        has_head = any(name.startswith(module) for name in stored)
+        return flag.is_on or (flag.stated is None and not has_head)
+    if tie.source not in stored:
+        return flag.is_on
     if tie.is_inner_bias or not flag.is_on:
         return False
     if _is_same(tie, by_site):

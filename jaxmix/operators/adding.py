@@ -49,6 +49,8 @@ def added(
         )
         return total.T if is_transposed else total
 
+    if jnp.finfo(x.dtype).bits < 32:  # the forms are made for the arithmetic of weights
+        return delta.added_to(x)
     return by_platform(lambda x, delta: delta.added_to(x), in_one_pass, x, delta)
 
 

@@ -119,7 +119,7 @@ def split(x: Float[Array, "r n"], order: tuple[int, ...]) -> Float[Array, "k n"]
     parts = _parts(jnp.broadcast_to(x[None], (len(order), *x.shape)))
     which = jnp.asarray(order, jnp.int32)[:, None, None]
     chosen = jnp.where(which == 0, parts[0], jnp.where(which == 1, parts[1], parts[2]))
-    return chosen.astype(jnp.bfloat16).reshape(-1, x.shape[1])
+    return chosen.astype(jnp.bfloat16).reshape(len(order) * x.shape[0], x.shape[1])
 
 
 def _split_and_joined(x: Array, order: tuple[int, ...]) -> Array:

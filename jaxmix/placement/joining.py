@@ -6,6 +6,7 @@ disk and several in memory leaves each its rows of B, and all of A.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,13 @@ def _joined(parts: Mapping[Region, LoRA]) -> Update:
         blocks.append((a, b))
     a = np.concatenate([block for block, _ in blocks], axis=1)
     b = _block_diagonal([block for _, block in blocks])
-    return ExpertLoRA(a, b, 1.0) if like.expert >= 0 else LoRA(a[0], b[0], 1.0)
+    a, b = _as_factors(a, b) if like.expert >= 0 else _as_factors(a[0], b[0])
+    return ExpertLoRA(a, b, 1.0) if like.expert >= 0 else LoRA(a, b, 1.0)
+
+
+def _as_factors(a: Any, b: Any) -> tuple[Any, Any]:
+    """Factors may be NumPy's arrays, though the families' fields say JAX's."""
+    return a, b
 
 
 def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:

@@ -91,8 +91,18 @@ def map_named(names: str | Mapping[str, Any]) -> NameMap:
     Args:
         names: A model type, such as ``"mixtral"``, or a config.
 
+    Returns:
+        The map.
+
     Raises:
         LayoutError: If there is no such map.
+
+    Example:
+        >>> from jaxmix.layout import map_named
+        >>> map_named("mixtral").prefix
+        'model'
+
+    Source: ``jaxmix/converters/names``, tables generated from transformers and diffusers.
     """
     config = {"model_type": names} if isinstance(names, str) else names
     found = next((m for find in _FIND if (m := find(config)) is not None), None)

@@ -39,7 +39,10 @@ def test_missing_sites_and_misfits(base: Path, tmp_path: Path) -> None:
             jaxmix.compose(params, adapter)
         with pytest.raises(kind) as caught:
             merge_checkpoint(base, adapter, tmp_path / "out")
-        assert str(caught.value) == str(expected.value)
+        # Both say under which names sites were looked up, here and there those of other models.
+        names = " No name map of transformers' models brings all of them to the leaves."
+        text = str(caught.value).partition("\nNames were also compared")[0]
+        assert text == str(expected.value).removesuffix(names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
