@@ -6,7 +6,7 @@ names in memory, where they are compared.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from jaxmix.placement.name_map import NameMap
@@ -63,7 +63,8 @@ class Modules:
         found: dict[str, list[Holding]] = {}
         for leaf, pieces in self.names.loaded(self.shapes).items():
             for piece in pieces:
-                found.setdefault(piece.name, []).append(Holding(leaf, piece))
+                own = piece.own.fitted(self.shapes[leaf])
+                found.setdefault(piece.name, []).append(Holding(leaf, replace(piece, own=own)))
         return {name: tuple(holdings) for name, holdings in found.items()}
 
     @cached_property
@@ -130,7 +131,11 @@ class Modules:
         if len(pieces) < 2:
             return None
         leaves = [
-            {h.leaf for h in self._holdings(p.name) if (h.piece.own, h.piece.of) == (p.own, p.of)}
+            {
+                h.leaf
+                for h in self._holdings(p.name)
+                if (h.piece.own, h.piece.of) == (p.own.fitted(self.shapes[h.leaf]), p.of)
+            }
             for p in pieces
         ]
         return next(iter(set.intersection(*leaves)), None)

@@ -16,7 +16,8 @@ class Region:
         axis: The axis along which they are joined; in a matrix of a stack, that of the matrix.
         alternates: Whether the rows of the weights alternate, instead of following one another.
         sizes: The number of rows of each weight, zeros if unknown; empty if they are equal.
-        is_ratio: Whether the sizes are proportions, such as (1, 1, 1, 4).
+        is_ratio: Whether the sizes are proportions, such as (1, 1, 1, 4). Zeros stand for a square
+            q with k and v of one other size: `fitted` finds them.
     """
 
     expert: int = -1
@@ -31,6 +32,23 @@ class Region:
         """Returns whether another region of the same tensor is inside this one, or equal."""
         holds_expert = self.expert in (-1, other.expert)
         return holds_expert and (self.parts == 1 or replace(self, expert=other.expert) == other)
+
+    def fitted(self, shape: tuple[int, ...]) -> "Region":
+        """Returns the same part, with the sizes of q, k and v if the tensor's shape states them.
+
+        Args:
+            shape: The tensor's shape.
+
+        Example:
+            >>> Region(part=1, parts=3, sizes=(0, 0, 0), is_ratio=True).fitted((8, 4)).sizes
+            (4, 2, 2)
+        """
+        if not self.is_ratio or any(self.sizes) or self.parts != 3 or len(shape) != 2:
+            return self
+        size, rest = divmod(shape[0] - shape[1], 2)
+        if size < 1 or rest:
+            return self
+        return replace(self, sizes=(shape[1], size, size), is_ratio=False)
 
     def rows(self, total: int) -> slice | None:
         """Returns the rows of the part among all rows.

@@ -17,7 +17,8 @@ class Template:
     Args:
         source: The module's name on disk, such as ``"double_blocks.{}.img_attn.qkv"``.
         targets: Its names in memory, with the same numbers.
-        ratio: The proportions of the rows of several targets; empty if they are equal.
+        ratio: The proportions of the rows of several targets; empty if they are equal, zeros for a
+            square q with k and v of another size.
         has_swapped_halves: Whether the two halves of the rows are in the other order in memory.
         is_tensor: Whether the names are those of a tensor, not of a module.
     """

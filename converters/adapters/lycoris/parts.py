@@ -54,7 +54,14 @@ PARTS: tuple[str, ...] = (
 # encoders, and kohya's name of its second one is `lora_te3`.
 _COMPONENTS: dict[str, tuple[str, ...]] = {
     "unet": ("unet", "transformer", "diffusion_model", "model.diffusion_model", "prior"),
-    "te1": ("text_encoder", "te1", "text_encoders.clip_l.transformer", "cond_stage_model"),
+    "te1": (
+        "text_encoder",
+        "te1",
+        "text_encoders.clip_l.transformer",
+        "cond_stage_model",
+        "cond_stage_model.transformer",
+        "conditioner.embedders.0.transformer",
+    ),
     "te2": ("text_encoder_2", "te2", "text_encoders.clip_g.transformer"),
     "te3": ("text_encoder_3", "te3", "text_encoders.t5xxl.transformer", "text_encoder_2"),
 }

@@ -43,7 +43,7 @@ def sizes(row: Template) -> tuple[int, ...]:
     if row.has_swapped_halves or len(row.targets) == 1:
         return (4,) * len(row.targets)
     if row.ratio and not any(row.ratio):
-        return (6, 2, 2)
+        return (INPUTS, 2, 2)
     return tuple(2 * part for part in row.ratio) or (4,) * len(row.targets)
 
 
@@ -208,18 +208,24 @@ def test_diffusers_names_on_original_names(model: str, tmp_path: Path) -> None:
         if row.has_swapped_halves:
             whole = np.concatenate(np.split(whole, 2)[::-1])
         wanted[f"{named(row.source)}.weight"] = whole
-    if any(row.ratio and not any(row.ratio) for row in rows):
-        # Nothing in the original names says how many rows are those of q, k and v.
-        with pytest.raises(LayoutError) as caught:
-            jaxmix.compose(dict(original), [jaxmix.load(path)], names=model)
-        assert "qkv.weight (10, 5) can't be split into 3 parts without their sizes" in str(
-            caught.value
-        )
-        return
     assert_equal(merged(path, original), original, wanted)
 
 
 FLUX = rows_of("flux", 20)
+
+
+def test_unequal_parts_need_their_sizes(tmp_path: Path) -> None:
+    """A qkv that is not a square q with k and v of one size can't be split."""
+    rows = [row for row in rows_of("z_image") if len(row.targets) > 1]
+    _, memory = trees(rows)
+    path, _ = file_of(tmp_path / "x.safetensors", memory, lambda n: f"transformer.{n}", lora)
+    base = {f"{named(row.source)}.weight": np.ones((10, 7), np.float32) for row in rows}
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(base, [jaxmix.load(path)], names="z_image")
+    assert (
+        "layers.1.attention.to_q: layers.1.attention.qkv.weight (10, 7) can't be split into 3 "
+        "parts without their sizes"
+    ) in str(caught.value)
 
 
 def test_lokr_of_a_fused_weight(tmp_path: Path) -> None:
