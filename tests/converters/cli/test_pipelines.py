@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 import jaxmix
 
 from ..pipelines import attention, factors, merged_by_hand, save_pipeline, tensors_of
-from .running import Captured, main, told
+from .running import Captured, main, run_json
 
 PEFT = ("lora_A.weight", "lora_B.weight")
 
@@ -32,7 +32,7 @@ def test_a_file_for_each_transformer(wan: Path, tmp_path: Path, capsys: Captured
     """`--part` once for each adapter, in order."""
     files = [word for name in ("high", "low") for word in ("-a", tmp_path / f"{name}.safetensors")]
     parts = ["--part", "", "--part", "transformer_2"]
-    found = told(capsys, "merge", wan, *files, *parts, "-o", tmp_path / "out", "--verify")
+    found = run_json(capsys, "merge", wan, *files, *parts, "-o", tmp_path / "out", "--verify")
     assert found["verified"]["ok"]
     tensors, made = tensors_of(wan), tensors_of(tmp_path / "out")
     for seed, component in ((1, "transformer"), (2, "transformer_2")):
@@ -45,9 +45,9 @@ def test_a_file_for_each_transformer(wan: Path, tmp_path: Path, capsys: Captured
 
 def test_number_of_parts(wan: Path, tmp_path: Path, capsys: Captured) -> None:
     """Once, or once for each."""
-    words = ["-a", tmp_path / "high.safetensors"] * 3
+    args = ["-a", tmp_path / "high.safetensors"] * 3
     parts = ["--part", "transformer", "--part", "transformer_2"]
-    assert main("merge", wan, *words, *parts, "-o", tmp_path / "out") == 2
+    assert main("merge", wan, *args, *parts, "-o", tmp_path / "out") == 2
     text = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert "--part is given 2 times for 3 adapters, expected once, or once for each adapter" in text
 
@@ -61,23 +61,23 @@ def test_messages_spell_the_option(wan: Path, tmp_path: Path, capsys: Captured) 
     folder = jaxmix.export_peft(jaxmix.load(file), tmp_path / "peft")
     assert main("merge", wan, "-a", folder, "-o", tmp_path / "out") == 1
     assert "adapter was trained: --part transformer." in capsys.readouterr().err
-    words = ("merge", wan, "-a", folder, "--part", "transformer_2", "-o", tmp_path / "out")
-    assert main(*words) == 0
+    args = ("merge", wan, "-a", folder, "--part", "transformer_2", "-o", tmp_path / "out")
+    assert main(*args) == 0
 
 
 def test_other_commands(wan: Path, tmp_path: Path, capsys: Captured) -> None:
     """`inspect`, `convert`, `combine` and `export` take the pipeline as base."""
     file, base = tmp_path / "high.safetensors", ("--base", wan)
     second = ("--part", "transformer_2")
-    found = told(capsys, "inspect", file, *base, *second, "--measure")
+    found = run_json(capsys, "inspect", file, *base, *second, "--measure")
     (measured,) = found["measures"]
     assert all(site.startswith("transformer_2.blocks.0.") for site in measured["sites"])
     sites = list(measured["sites"])
-    words = ("convert", file, *base, *second, "--to", "mix", "-o", tmp_path / "mix")
-    assert told(capsys, *words)["sites"] == {"high": sites}
-    told(capsys, "merge", wan, "-a", tmp_path / "mix", "-o", tmp_path / "out")
-    words = ("export", "-a", file, *base, *second, "--rank", "1", "-o", tmp_path / "lora")
-    assert told(capsys, *words)["ranks"] == dict.fromkeys(sites, 1)
+    args = ("convert", file, *base, *second, "--to", "mix", "-o", tmp_path / "mix")
+    assert run_json(capsys, *args)["sites"] == {"high": sites}
+    run_json(capsys, "merge", wan, "-a", tmp_path / "mix", "-o", tmp_path / "out")
+    args = ("export", "-a", file, *base, *second, "--rank", "1", "-o", tmp_path / "lora")
+    assert run_json(capsys, *args)["ranks"] == dict.fromkeys(sites, 1)
     two = ("-a", file, "-a", tmp_path / "low.safetensors", "-m", "ties", "--density", "0.5")
-    told(capsys, "combine", *two, *base, *second, "-o", tmp_path / "both")
+    run_json(capsys, "combine", *two, *base, *second, "-o", tmp_path / "both")
     assert jaxmix.load(tmp_path / "both").parts[0].sites == tuple(sites)
