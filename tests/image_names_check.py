@@ -208,7 +208,7 @@ CASES: dict[str, Case] = {
         "convert_z_image_transformer_checkpoint_to_diffusers",
     ),
 }
-# Where a module has several original names, the one that a model's checkpoints do not have.
+# Where the table lists several original names of a module: those that these checkpoints lack.
 _UNUSED = {
     "flux": r"processor|[qk]_norm$",
     "chroma": r"processor|[qk]_norm$",

@@ -144,8 +144,8 @@ def test_an_adapter_for_another_model():
         assert f"model.layers.{i}.self_attn.q_proj.weight" in line
     assert lines[3] == (
         "Was the adapter trained on another model? If the leaves have other names, give "
-        "layout=jaxmix.Layout(…) with rules. No name map of transformers' models brings all of "
-        "them to the leaves."
+        "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the "
+        "leaves."
     )
 
 

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import Base
-from jaxmix.families.base import Update
+from jaxmix.families.wrapped import WrappedUpdate
 
 __all__ = ["PartOf", "RowRange"]
 
@@ -17,7 +17,7 @@ RowRange = tuple[int, int, int]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class PartOf(Update):
+class PartOf(WrappedUpdate):
     """What one adapter does to a fused weight, at one of the weights that a model has instead.
 
     An update such as KaSA needs the whole fused weight. The code that applies it joins the parts,
@@ -38,10 +38,9 @@ class PartOf(Update):
         >>> part.misfit((1, 3)), part.misfit((2, 3))
         (None, 'part 2 of 2 of a fused weight has 1 rows, found 2')
 
-    Source: docs/design.md, assembled sites.
+    Source: docs/design.md, "Names".
     """
 
-    update: Update
     names: tuple[str, ...] = field(metadata={"static": True})
     rows: tuple[RowRange, ...] = field(metadata={"static": True})
     number: int = field(metadata={"static": True})
@@ -52,29 +51,9 @@ class PartOf(Update):
     trained: ClassVar[tuple[str, ...]] = ("update",)
 
     @property
-    def transposed(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The flag of the update."""
-        return self.update.transposed
-
-    @property
     def reads_base(self) -> bool:
         """Always: the parts' weights are needed together."""
         return True
-
-    @property
-    def has_weight(self) -> bool:
-        """Whether the update changes the weight."""
-        return self.update.has_weight
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether the update changes the bias."""
-        return self.update.has_bias
-
-    @property
-    def maps_bias(self) -> bool:
-        """Whether the update maps an existing bias."""
-        return self.update.maps_bias
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> NoReturn:
         """Raises a NotImplementedError, since there is no map of a part alone."""

@@ -20,6 +20,7 @@ from jaxmix.families.lora import LoRA
 from jaxmix.families.normed import Normed
 from jaxmix.families.rebase import Rebase
 from jaxmix.families.together import Together
+from jaxmix.families.wrapped import WrappedUpdate
 from jaxmix.row_cuts import cut_rows, row_unit
 
 __all__ = ["Rows", "expert_of", "rows_of"]
@@ -27,7 +28,7 @@ __all__ = ["Rows", "expert_of", "rows_of"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Rows(Update):
+class Rows(WrappedUpdate):
     """Some rows of an update: ``W[a:b] ↦ (L W Rᵀ + Δ)[a:b]``, for an L that keeps them together.
 
     It is what is left of an update of a fused weight, such as a LoKr of q, k and v, at a leaf that
@@ -45,36 +46,15 @@ class Rows(Update):
         >>> Rows(whole, 1, 4, 4).weight_map(Base(None, (3, 3)), jnp.ones(())).shape
         (3, 3)
 
-    Source: docs/design.md, assembled sites.
+    Source: docs/design.md, "Names".
     """
 
-    update: Update
     start: int = field(metadata={"static": True})
     stop: int = field(metadata={"static": True})
     size_of_whole: int = field(metadata={"static": True})
 
     family: ClassVar[str] = "Rows"
     trained: ClassVar[tuple[str, ...]] = ("update",)
-
-    @property
-    def transposed(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The flag of the whole update."""
-        return self.update.transposed
-
-    @property
-    def has_weight(self) -> bool:
-        """Whether the whole update changes the weight."""
-        return self.update.has_weight
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether the whole update changes the bias."""
-        return self.update.has_bias
-
-    @property
-    def maps_bias(self) -> bool:
-        """Whether the whole update maps an existing bias."""
-        return self.update.maps_bias
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """The rows of the whole update's map."""

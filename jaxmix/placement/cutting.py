@@ -196,9 +196,9 @@ def _check_names(updates: Mapping[str, Update], modules: Modules, adapter: str) 
 def _ambiguous(lines: list[str], adapter: str, modules: Modules) -> LayoutError:
     return LayoutError(
         f"adapter {adapter!r}: sites that match the weights' modules in several ways:"
-        f"{listing(lines)}\nThe names in memory are those of {modules.names.name} as transformers "
-        "loads it. Give the adapter's sites the names of the weights, or switch the map off: "
-        "names=''."
+        f"{listing(lines)}\nThe names in memory are those of the name map "
+        f"{modules.names.name}. Give the adapter's sites the names of the weights, or switch the "
+        "map off: names=''."
     )
 
 

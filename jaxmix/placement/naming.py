@@ -67,7 +67,7 @@ class OnTree(Generic[P]):
     original: Mapping[str, str] = field(default_factory=dict)
 
 
-_NO_MAP = "No name map of transformers' models brings all of them to the leaves."
+_NO_MAP = "No name map brings all of them to the leaves."
 _FIND: list[Callable[[Mapping[str, Any]], NameMap | None]] = []
 _ALL: list[Callable[[], Iterable[NameMap]]] = []
 
@@ -171,7 +171,7 @@ def saying_names_tried(modules: Modules | None) -> Iterator[None]:
         tried = {site: list(dict.fromkeys(modules.tried(site))) for site in error.sites}
         lines = [f"{site}: {', '.join(names)}" for site, names in tried.items() if names]
         raise UnplacedError(
-            f"{error}\nNames were also compared as transformers renames those of "
+            f"{error}\nNames were also compared by the name map of "
             f"{modules.names.name}{f':{listing(lines)}' if lines else ''}"
             f"{chr(10) if lines else '; '}"
             f"{'F' if lines else 'f'}or another model, give its type: {option('names', '…')}.",

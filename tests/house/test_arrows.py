@@ -93,7 +93,7 @@ COMMANDS_MAY = "jaxmix.demo."
 # The public module of layouts registers the tables of model libraries and of transformers' names.
 LAYOUT_MAY = ("jaxmix.converters.layouts.TABLES", "jaxmix.converters.names.")
 # Modules that a family may import from jaxmix.families; the others there import the families.
-SHARED_BY_FAMILIES = ("base", "leaf_update", "positions", "wavelets")
+SHARED_BY_FAMILIES = ("base", "leaf_update", "positions", "wavelets", "wrapped")
 FAMILIES_ABOVE = {"__init__", "together", "rows", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install if they are missing.

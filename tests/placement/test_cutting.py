@@ -206,8 +206,8 @@ def test_two_sites_of_one_module() -> None:
     assert text == (
         "adapter 'adapter': sites that match the weights' modules in several ways:\n"
         "  blocks.0.attn1.to_q: blocks.0.self_attn.q and blocks.0.attn1.to_q\n"
-        "The names in memory are those of wan as transformers loads it. Give the adapter's sites "
-        "the names of the weights, or switch the map off: names=''."
+        "The names in memory are those of the name map wan. Give the adapter's sites the names of "
+        "the weights, or switch the map off: names=''."
     )
 
 
@@ -216,11 +216,9 @@ def test_no_map_brings_them() -> None:
     adapter = jaxmix.Adapter({"nowhere.proj": LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)})
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose({"proj.weight": np.ones((4, 8))}, adapter)
-    assert str(caught.value).endswith(
-        "No name map of transformers' models brings all of them to the leaves."
-    )
+    assert str(caught.value).endswith("No name map brings all of them to the leaves.")
     text = refused({"proj.weight": np.ones((4, 8))}, adapter, "bert")
     assert text.endswith(
-        "\nNames were also compared as transformers renames those of bert:\n"
+        "\nNames were also compared by the name map of bert:\n"
         "  nowhere.proj: bert.nowhere.proj\nFor another model, give its type: names='…'."
     )
