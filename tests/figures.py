@@ -5,6 +5,7 @@ told apart with any colour vision and in print.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -122,7 +123,7 @@ def draw_paths(plt: Any) -> Any:
         points = [start]
         for update in chain:
             points.append(map_of(update, start)(points[-1]))
-        for tail, head in zip(points, points[1:], strict=False):
+        for tail, head in pairwise(points):
             right.annotate(
                 "", head[0], tail[0], arrowprops=dict(arrowstyle="-|>", color=colour, lw=2)
             )

@@ -21,9 +21,9 @@ __all__ = ["LoHa"]
 class LoHa(Update):
     """LoHa: ``W' = W + γ·(B₁A₁) ⊙ (B₂A₂)``.
 
-    An *effective* convolution has a core t ``(r, r, *k)`` for each product and stores B as (r, out) and
-    A as (r, in). Each product is ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``, which is again a low rank of
-    ``Bᵀ`` and ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
+    An *effective* convolution has a core t ``(r, r, *k)`` for each product and stores B as (r, out)
+    and A as (r, in). Each product is ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``, which is again a low rank
+    of ``Bᵀ`` and ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
 
     Strength s: ``W' = W + s·γ·(B₁A₁) ⊙ (B₂A₂)``.
 

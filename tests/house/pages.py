@@ -2,7 +2,7 @@
 
 A page runs from top to bottom: its Python in one namespace, its `jaxmix` commands through the
 program, both in the current folder. A block whose first line is a comment that starts with
-``# Not run by the tests:`` is only compiled, or for shell only parsed; the comment gives the reason.
+``# Not run by the tests:`` is only compiled, or for shell only parsed; the comment says why.
 """
 
 import re
