@@ -1,5 +1,6 @@
 """Settings of the documentation site: `make docs` builds it with Sphinx into site/."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ toc_object_entries_show_parents = "hide"
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-pygments_style = "friendly"
-pygments_dark_style = "github-dark"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -85,7 +86,28 @@ def _by_last_name(
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
 
 
+# Types are shown by their last name: `Mapping`, not `collections.abc.Mapping`.
+_PATH = re.compile(r"~?\b(?:[A-Za-z_]\w*\.)+(?=[A-Z])")
+
+
+def _readable(
+    app: Sphinx,
+    what: str,
+    name: str,
+    found: Any,
+    options: Any,
+    signature: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    """Shortens the types of a signature, and writes a default that is made anew as `...`."""
+    short = (
+        text and _PATH.sub("", text).replace("<factory>", "...") for text in (signature, returned)
+    )
+    return next(short), next(short)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Registers the link between modules and public names."""
+    """Registers what is changed in signatures and links."""
     app.connect("missing-reference", _by_last_name)
+    app.connect("autodoc-process-signature", _readable)
     return {"parallel_read_safe": True}

@@ -114,7 +114,7 @@ def draw_paths(plt: Any) -> Any:
             left.annotate(mark, (x, y), (8, 4), textcoords="offset points", color=colour)
     for axis in (left, right):
         axis.plot(*start[0], "o", color=INK, ms=8)
-        axis.set(xlim=(-0.9, 3.0), ylim=(-1.0, 2.6), aspect="equal", xticks=[], yticks=[])
+        axis.set(xlim=(-1.2, 3.0), ylim=(-1.0, 2.6), aspect="equal", xticks=[], yticks=[])
     left.annotate("W", start[0], (-20, -14), textcoords="offset points")
     left.set_title("Strengths from −½ to 1½", fontsize=11)
     left.legend(frameon=False, loc="lower left", fontsize=10)
