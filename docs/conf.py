@@ -1,5 +1,6 @@
 """Settings of the documentation site: `make docs` builds it with Sphinx into site/."""
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.nodes import make_refnode
 
 _PROJECT = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())[
@@ -100,6 +102,10 @@ def _readable(
     returned: str | None,
 ) -> tuple[str | None, str | None]:
     """Shortens the types of a signature, and writes a default that is made anew as `...`."""
+    if what == "class" and signature and signature.startswith("(*args"):  # an nnx.Module
+        made = inspect.signature(found.__init__)
+        own = made.replace(parameters=list(made.parameters.values())[1:])
+        signature = stringify_signature(own, unqualified_typehints=True)
     short = (
         text and _PATH.sub("", text).replace("<factory>", "...") for text in (signature, returned)
     )

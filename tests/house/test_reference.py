@@ -10,6 +10,7 @@ import pytest
 
 from jaxmix.converters.adapters.loading import FORMATS
 from jaxmix.layout import libraries
+from jaxmix.training.initializers import KINDS
 
 from .sources import ROOT
 
@@ -97,6 +98,25 @@ def test_overview_has_every_function_and_class() -> None:
     names = [name for name in documented() if not name.startswith("jaxmix.families.")]
     names = [name for name in names if isroutine(resolved(name)) or isclass(resolved(name))]
     assert [n for n in names if f"   {n.rpartition('.')[2]}\n" not in overview] == []
+
+
+def test_figures_of_the_readme_are_those_of_the_pages() -> None:
+    """README's figures are on the pages that it links, and its counts are the library's."""
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    speed = (DOCS / "speed.md").read_text(encoding="utf-8")
+    divergence = (DOCS / "peft_divergence.md").read_text(encoding="utf-8")
+    types = (DOCS / "peft_types.md").read_text(encoding="utf-8").partition("## Refused")[0]
+    assert "[41 of 125 ordered triples]" in readme
+    assert "| triples of LoRA, LoHa, LoKr, AdaLoRA, OFT | 125 | 41 |" in divergence
+    rows = len(re.findall(r"^\| [A-Z0-9_]+ \|", types, re.MULTILINE))
+    assert f"all [{rows} types that act on weights]" in readme
+    assert "they add 72% to a token's time, in PEFT 1470%" in readme
+    assert "| LoRA, LoHa, LoKr, OFT | +72% | +1470% |" in speed
+    assert "64 mixes in one batch take 1.8 times as long as one" in readme
+    assert "it takes 1.8 times as long as a batch that shares one mix" in " ".join(speed.split())
+    kinds = f"{len(KINDS)} kinds"
+    for page in ("index.md", "training.md", "start/training.md"):
+        assert kinds in (DOCS / page).read_text(encoding="utf-8"), (page, kinds)
 
 
 def first_column(page: str, heading: str) -> set[str]:
