@@ -54,8 +54,6 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
-# `images*` on docs/index.md, until there is such a page.
-suppress_warnings = ["toc.empty_glob"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
