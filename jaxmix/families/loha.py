@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Hadamard, LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["LoHa"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class LoHa(Update):
     """LoHa: ``W' = W + γ·(B₁A₁) ⊙ (B₂A₂)``.

@@ -4,18 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Dense, Kronecker, Operator
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["LoKr"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class LoKr(Update):
     """LoKr: ``W' = W + γ·(X ⊗ Y)`` with X (l, m), Y (k, n·kernel) and W (l·k, m·n·kernel).
