@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import jaxmix.tables  # noqa: F401 -- registers the tables of converters/
+
 # For type checkers. At run time a name is imported when it is first used: `import jaxmix` and
 # `jaxmix --help` need neither flax nor the converters.
 if TYPE_CHECKING:

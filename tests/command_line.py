@@ -12,7 +12,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from jaxmix.converters.cli.program import COMMANDS
+from jaxmix.converters.cli.commands import SUMMARIES
 
 __all__ = ["PAGE", "help_texts", "main", "versions"]
 
@@ -121,7 +121,7 @@ print(json.dumps(found))
 
 def help_texts() -> dict[str, str]:
     """The help of the program, under "", and of each command, as plain text."""
-    names = ["", *(command.__name__ for command in COMMANDS)]
+    names = ["", *SUMMARIES]
     program = [sys.executable, "-c", _HELP, *names]
     env = _environment()
     done = subprocess.run(program, env=env, capture_output=True, text=True, check=True)

@@ -4,9 +4,8 @@ import re
 from typing import Any
 
 import pytest
-import typer
 
-from jaxmix.converters.cli import app
+from jaxmix.converters.cli.program import commands
 
 from .command_line import PAGE, PICTURE, RUNS, help_texts, versions
 
@@ -45,19 +44,19 @@ def missing(page: str, command: Any) -> list[str]:
     return [text for text in parts if letters(text) not in page_letters]
 
 
-GROUP: Any = typer.main.get_command(app)
+COMMANDS = commands()
 
 
-@pytest.mark.parametrize("name", GROUP.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_word_is_there(name: str) -> None:
     """Whatever lays it out: each paragraph, each example, each option and what is said of it."""
-    command = GROUP.commands[name]
+    command = COMMANDS[name]
     assert len(command.params) > 2 and not missing(section(name), command), "run make pages"
 
 
 def test_a_missing_word_is_seen() -> None:
     """The check can fail."""
-    command, page = GROUP.commands["merge"], section("merge")
+    command, page = COMMANDS["merge"], section("merge")
     for cut in (
         "--untie",
         "byte for byte",

@@ -10,20 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxmix.converters.cli.combine import combine
+from jaxmix.converters.cli.commands import SUMMARIES, Commands, register
 from jaxmix.converters.cli.console import print_error, show_hub_requests
-from jaxmix.converters.cli.convert import convert
-from jaxmix.converters.cli.demo import demo
-from jaxmix.converters.cli.export import export
-from jaxmix.converters.cli.fit import fit
 from jaxmix.converters.cli.hints import spelled
-from jaxmix.converters.cli.inspect import inspect
-from jaxmix.converters.cli.merge import merge
 from jaxmix.errors import JaxmixError, VerificationError, spelling
 
-__all__ = ["COMMANDS", "app", "main"]
-
-COMMANDS = (demo, inspect, merge, convert, export, fit, combine)
+__all__ = ["app", "commands", "main"]
 
 # Older versions of typer use click's class, newer ones their own, with the same name.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -32,6 +24,7 @@ _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="jaxmix",
+    cls=Commands,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,8 +64,7 @@ def _program(
     """
 
 
-for _command in COMMANDS:
-    app.command()(_command)
+register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,12 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def commands() -> dict[str, Any]:
+    """Returns all commands with their options."""
+    group: Any = typer.main.get_command(app)
+    return {name: group.load(name) for name in SUMMARIES}
+
+
 def _options() -> dict[str, dict[str, str]]:
     """Returns each command's flags, with the placeholder of their value in the help."""
-    commands: Any = typer.main.get_command(app)
     return {
         name: {flag: param.metavar or "…" for param in command.params for flag in param.opts}
-        for name, command in commands.commands.items()
+        for name, command in commands().items()
     }
 
 

@@ -16,6 +16,7 @@ from typing import get_args
 from jaxmix.errors import LayoutError
 from jaxmix.placement.index import divided
 from jaxmix.placement.place import Part, Place, Scale, are_sizes, is_scale
+from jaxmix.registry import LIBRARIES
 from jaxmix.untrusted.patterns import find, is_match
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "Scale",
     "libraries",
     "named",
-    "register_libraries",
 ]
 
 
@@ -234,20 +234,6 @@ NAMES = Layout("names", _named({**_TORCH, **_FLAX}), by_name=True)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
 
 
-_LIBRARIES: list[Callable[[], Mapping[str, Layout]]] = []
-
-
-def register_libraries(tables: Callable[[], Mapping[str, Layout]]) -> None:
-    """Registers layouts of model libraries, so that they are found by name and tried on trees.
-
-    Args:
-        tables: Returns ``{name: layout}``; called when a layout is first looked up.
-    """
-    _LIBRARIES.append(tables)
-    libraries.cache_clear()
-
-
-@cache
 def libraries() -> Mapping[str, Layout]:
     """Returns the layouts of the model libraries by name.
 
@@ -257,7 +243,13 @@ def libraries() -> Mapping[str, Layout]:
 
     Source: ``jaxmix/converters/layouts``, a table for each library.
     """
-    return {name: layout for tables in _LIBRARIES for name, layout in tables().items()}
+    return _libraries(tuple(LIBRARIES))
+
+
+@cache
+def _libraries(registered: tuple[Callable[[], Mapping[str, Layout]], ...]) -> Mapping[str, Layout]:
+    """The layouts of all registered tables."""
+    return {name: layout for tables in registered for name, layout in tables().items()}
 
 
 def named(layout: Layout | str | None) -> Layout:

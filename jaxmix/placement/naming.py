@@ -17,6 +17,7 @@ from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.sites import UnplacedError
 from jaxmix.placement.tree import Tree
+from jaxmix.registry import NAME_MAPS
 
 __all__ = [
     "Names",
@@ -25,7 +26,6 @@ __all__ = [
     "inferred",
     "map_named",
     "on_tree",
-    "register_name_maps",
     "renamed_parts",
     "saying_names_tried",
 ]
@@ -68,21 +68,6 @@ class OnTree(Generic[P]):
 
 
 _NO_MAP = "No name map brings all of them to the leaves."
-_FIND: list[Callable[[Mapping[str, Any]], NameMap | None]] = []
-_ALL: list[Callable[[], Iterable[NameMap]]] = []
-
-
-def register_name_maps(
-    find: Callable[[Mapping[str, Any]], NameMap | None], every: Callable[[], Iterable[NameMap]]
-) -> None:
-    """Registers the name maps of a library of models.
-
-    Args:
-        find: Returns the map of a config; None if there is none.
-        every: Returns all maps, to find one by names alone.
-    """
-    _FIND.append(find)
-    _ALL.append(every)
 
 
 def map_named(names: str | Mapping[str, Any]) -> NameMap:
@@ -105,7 +90,7 @@ def map_named(names: str | Mapping[str, Any]) -> NameMap:
     Source: ``jaxmix/converters/names``, tables generated from transformers and diffusers.
     """
     config = {"model_type": names} if isinstance(names, str) else names
-    found = next((m for find in _FIND if (m := find(config)) is not None), None)
+    found = next((m for find, _ in NAME_MAPS if (m := find(config)) is not None), None)
     if found is None:
         shown = names if isinstance(names, str) else names.get("model_type")
         raise LayoutError(
@@ -235,7 +220,7 @@ def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Nam
 def _candidates() -> Iterable[NameMap]:
     """All maps, each kind once."""
     seen = set()
-    for every in _ALL:
+    for _, every in NAME_MAPS:
         for candidate in every():
             key = (candidate.transforms, candidate.templates, candidate.prefix)
             if key not in seen:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from jaxmix.converters import cli
 from jaxmix.converters.cli import program
+from jaxmix.converters.cli.commands import SUMMARIES
 from jaxmix.converters.cli.console import print_json
 
 from .running import Captured, main, run, run_json
@@ -70,14 +70,32 @@ def test_help_of_a_command_has_valid_examples(command: str, capsys: Captured) ->
     assert main(command, "-h") == 0
     output = capsys.readouterr().out
     assert "Examples" in output and "--json" in output
-    documented = next(item for item in program.COMMANDS if item.__name__ == command).__doc__ or ""
+    commands = program.commands()
+    documented = commands[command].callback.__doc__ or ""
     examples = re.findall(r"`jaxmix ([^`]+)`", documented.partition("**Examples**")[2])
     assert len(examples) >= 3
-    group: Any = typer.main.get_command(cli.app)
     for example in examples:
         name, *args = example.split()
-        with group.commands[name].make_context(name, args, resilient_parsing=False):
+        with commands[name].make_context(name, args, resilient_parsing=False):
             pass
+
+
+def test_summaries_are_those_of_the_commands() -> None:
+    """The program's help shows them without importing the commands."""
+    found = {name: command.help for name, command in program.commands().items()}
+    assert {
+        name: " ".join(text.split("\n\n")[0].split()) for name, text in found.items()
+    } == SUMMARIES
+
+
+def test_help_and_completion_of_commands_import_no_jax() -> None:
+    """They answer at once."""
+    code = (
+        "import sys\nfrom jaxmix.converters.cli import main\nmain(['--help'])\n"
+        "print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
+    )
+    lines = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert lines[-1] == "[]"
 
 
 def test_version_is_that_of_the_distribution(capsys: Captured) -> None:

@@ -1,0 +1,35 @@
+"""Tables that other packages register for `jaxmix.placement`, which does not know these packages.
+
+It imports nothing, so that `import jaxmix` can register tables which are read when first needed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+__all__ = ["LIBRARIES", "NAME_MAPS", "register_libraries", "register_name_maps"]
+
+# Functions that return {name: layout}.
+LIBRARIES: list[Callable[[], Mapping[str, Any]]] = []
+# A function from a config to its name map or None, and one that returns all name maps.
+NAME_MAPS: list[tuple[Callable[[Mapping[str, Any]], Any], Callable[[], Iterable[Any]]]] = []
+
+
+def register_libraries(tables: Callable[[], Mapping[str, Any]]) -> None:
+    """Registers layouts of model libraries, so that they are found by name and tried on trees.
+
+    Args:
+        tables: Returns ``{name: layout}``; called when a layout is first looked up.
+    """
+    LIBRARIES.append(tables)
+
+
+def register_name_maps(
+    find: Callable[[Mapping[str, Any]], Any], every: Callable[[], Iterable[Any]]
+) -> None:
+    """Registers the name maps of a library of models.
+
+    Args:
+        find: Returns the map of a config; None if there is none.
+        every: Returns all maps, to find one by names alone.
+    """
+    NAME_MAPS.append((find, every))
