@@ -16,6 +16,8 @@ from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.glora import GLoRA, SupportTensor
 from jaxmix.families.hira import HiRA
 from jaxmix.families.leaf_update import LeafUpdate
+from jaxmix.families.loha import LoHa
+from jaxmix.families.lokr import LoKr
 from jaxmix.families.lora import LoRA
 from jaxmix.families.normed import Normed
 from jaxmix.families.rebase import Rebase
@@ -111,6 +113,23 @@ def _(update: LoRA, part: slice, shape: tuple[int, int]) -> Update | None:
         magnitude=None if update.magnitude is None else update.magnitude[part],
         bias=None if update.bias is None else update.bias[part],
     )
+
+
+@rows_of.register
+def _(update: LoHa, part: slice, shape: tuple[int, int]) -> Update | None:
+    if update.t1 is not None or update.misfit(shape):
+        return _cut_map(update, part, shape)
+    return replace(update, b1=update.b1[part], b2=update.b2[part])
+
+
+@rows_of.register
+def _(update: LoKr, part: slice, shape: tuple[int, int]) -> Update | None:
+    height = shape[0] // update.x[0].shape[0]
+    if update.misfit(shape) or part.step is not None or part.start % height or part.stop % height:
+        return _cut_map(update, part, shape)
+    # The rows of whole blocks; those of a part of a block are no Kronecker product.
+    top = update.x[0][part.start // height : part.stop // height]
+    return replace(update, x=(top, *update.x[1:]))
 
 
 @rows_of.register
