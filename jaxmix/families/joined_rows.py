@@ -20,7 +20,7 @@ from jaxmix.families.rows import Rows
 from jaxmix.families.together import Together
 from jaxmix.operators import Identity
 
-__all__ = ["join_rows", "matrix_shape"]
+__all__ = ["join_rows", "matrix_shape", "row_count"]
 
 _ADDITIVE = (LoRA, LoHa, LoKr, Delta, Rows)
 
@@ -48,7 +48,7 @@ def join_rows(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | 
     """
     present = [part for part in parts if part is not None]
     if not present or any(
-        part is not None and (matrix_shape(part) or (size,))[0] != size
+        part is not None and row_count(part) != size
         for part, size in zip(parts, sizes, strict=True)
     ):
         return None
@@ -93,6 +93,29 @@ def matrix_shape(update: Update) -> tuple[int, int] | None:
             return next(filter(None, map(matrix_shape, update.parts)), None)
         case _:
             return None
+
+
+def row_count(update: Update) -> int | None:
+    """Returns the number of rows of the weight of an update; None if its factors do not say.
+
+    Args:
+        update: The update.
+
+    Example:
+        >>> row_count(DiagOFT(np.ones((3, 2, 2))))
+        6
+    """
+    if isinstance(update, DiagOFT) and update.side == "out":
+        if update.rescale is not None:
+            return update.rescale.shape[0]
+        # A single block may be repeated.
+        blocks = update.blocks
+        return None if blocks is None or len(blocks) == 1 else len(blocks) * blocks.shape[1]
+    shape = matrix_shape(update)
+    if shape is None and isinstance(update, Delta):
+        leaf = update.bias if update.weight is None else update.weight
+        return None if leaf is None else np.shape(leaf)[0]
+    return None if shape is None else shape[0]
 
 
 @singledispatch

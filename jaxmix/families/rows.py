@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update
 from jaxmix.families.boft import BOFT
+from jaxmix.families.diag_oft import DiagOFT
 from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.glora import GLoRA, SupportTensor
 from jaxmix.families.hira import HiRA
@@ -153,6 +154,18 @@ def _(update: BOFT, part: slice, shape: tuple[int, int]) -> Update | None:
     if update.on_output:
         return None if update.rescale is not None else _cut_map(update, part, shape)
     return replace(update, rescale=None if update.rescale is None else update.rescale[part])
+
+
+@rows_of.register
+def _(update: DiagOFT, part: slice, shape: tuple[int, int]) -> Update | None:
+    blocks = update.blocks
+    if blocks is None or update.side != "out" or len(blocks) * blocks.shape[1] != shape[0]:
+        return _cut_map(update, part, shape)
+    b = blocks.shape[1]
+    if update.bound is not None or part.step is not None or part.start % b or part.stop % b:
+        return _cut_map(update, part, shape)
+    rescale = None if update.rescale is None else update.rescale[part]
+    return replace(update, blocks=blocks[part.start // b : part.stop // b], rescale=rescale)
 
 
 @rows_of.register

@@ -16,7 +16,7 @@ import numpy as np
 from jaxmix.errors import UnsupportedError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.families.expert_lora import ExpertLoRA
-from jaxmix.families.joined_rows import join_rows, matrix_shape
+from jaxmix.families.joined_rows import join_rows, matrix_shape, row_count
 from jaxmix.families.lora import LoRA
 from jaxmix.families.rows import Rows, rows_of
 from jaxmix.placement.name_map import NameMap
@@ -183,11 +183,10 @@ def _cut(update: Update, region: Region) -> Update:
     """The part of an update that a part of its weight has."""
     if region == WHOLE:
         return update
-    shape = matrix_shape(update)
-    rows = None
-    if shape is not None and not region.axis:
-        rows = region.fitted(shape).rows(shape[0])
-    found = None if rows is None or shape is None else rows_of(update, rows, shape)
+    count = row_count(update)
+    shape = matrix_shape(update) or (count or 0, 0)
+    rows = None if count is None or region.axis else region.fitted(shape).rows(count)
+    found = None if rows is None else rows_of(update, rows, shape)
     if isinstance(found, Rows):
         # What no family can express by itself is written as a difference.
         found = join_rows([found], [found.stop - found.start])
@@ -204,9 +203,9 @@ def _joined_rows(parts: Mapping[Region, Update], heights: Mapping[int, int]) -> 
         heights: The numbers of rows of parts without an update, where they are known.
     """
     like = next(iter(parts))
-    shapes = {r.part: s for r, u in parts.items() if (s := matrix_shape(u)) is not None}
-    known = {**heights, **{part: shape[0] for part, shape in shapes.items()}}
-    columns = next(iter(shapes.values()), (0, 0))[1]
+    counts = {r.part: n for r, update in parts.items() if (n := row_count(update)) is not None}
+    known = {**heights, **counts}
+    columns = next(filter(None, map(matrix_shape, parts.values())), (0, 0))[1]
     sizes = [_height(like, part, known, columns) for part in range(like.parts)]
     if None in sizes or like.alternates or like.axis:
         raise UnmappedError(

@@ -6,6 +6,7 @@ dots or underscores.
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from jaxmix.converters.adapters.lycoris.parts import (
 )
 from jaxmix.converters.names.images.models import ImageModel, fitting_models, image_models
 from jaxmix.errors import AdapterError, LayoutError, UnsupportedError, listing, option
-from jaxmix.families import Update
+from jaxmix.families import Delta, Update
 from jaxmix.placement.joining import with_memory_names, with_original_names
 from jaxmix.placement.naming import Names
 
@@ -277,7 +278,22 @@ def _renamed(
     other = {m: update for m, update in updates.items() if re.search(without, m)}
     rest = {m: update for m, update in updates.items() if m not in other}
     updates = rest | with_memory_names(other, model.table)
-    return with_original_names(updates, model.table, shapes, without=without)
+    made = with_original_names(updates, model.table, shapes, without=without)
+    _warn_of_dense(adapter, updates, made)
+    return made
+
+
+def _warn_of_dense(adapter: str, updates: Mapping[str, Update], made: Mapping[str, Update]) -> None:
+    """Warns of updates for which no family but a dense difference is left, which takes space."""
+    known = {module for module, update in updates.items() if isinstance(update, Delta)}
+    dense = [module for module, update in made.items() if isinstance(update, Delta)]
+    if dense and not known:
+        warnings.warn(
+            f"{adapter}: updates of weights that are one there, and that only a dense difference "
+            f"expresses:{listing(dense)}\nThe file is exact and large; a LoRA is smaller: "
+            "jaxmix.to_lora(adapter, params).",
+            stacklevel=5,
+        )
 
 
 def _key(

@@ -144,7 +144,7 @@ def image_models(names: str | Mapping[str, Any] | None = None) -> list[ImageMode
 
 
 def fitting_models(models: Iterable[ImageModel], modules: Collection[str]) -> list[ImageModel]:
-    """Returns the models that have most of some modules; nothing if none has any.
+    """Returns the models that have most of some modules; nothing if none has half of them.
 
     Args:
         models: The models.
@@ -152,4 +152,5 @@ def fitting_models(models: Iterable[ImageModel], modules: Collection[str]) -> li
     """
     counts = [(sum(map(model.has, modules)), model) for model in models]
     most = max((count for count, _ in counts), default=0)
-    return [model for count, model in counts if count == most] if most else []
+    # A few names, such as proj_out, are those of many models.
+    return [model for count, model in counts if count == most] if 2 * most >= len(modules) else []
