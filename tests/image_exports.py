@@ -66,10 +66,14 @@ class _Pipeline:
 
 def _modules(state: Tensors) -> dict[str, tuple[int, ...]]:
     """The modules of a model that have matrices or kernels."""
+    is_sd3 = "pos_embed.proj.weight" in state
     return {
         key.removesuffix(".weight"): tuple(tensor.shape)
         for key, tensor in state.items()
-        if key.endswith(".weight") and tensor.ndim > 1
+        # The context's modulation in SD 3 has no row in the table.
+        if key.endswith(".weight")
+        and tensor.ndim > 1
+        and (not is_sd3 or "norm1_context" not in key)
     }
 
 

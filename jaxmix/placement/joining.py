@@ -184,9 +184,11 @@ def _cut(update: Update, region: Region) -> Update:
     if region == WHOLE:
         return update
     count = row_count(update)
-    shape = matrix_shape(update) or (count or 0, 0)
-    rows = None if count is None or region.axis else region.fitted(shape).rows(count)
-    found = None if rows is None else rows_of(update, rows, shape)
+    shape = matrix_shape(update)
+    if shape is not None:
+        region = region.fitted(shape)
+    rows = None if count is None or region.axis else region.rows(count)
+    found = None if rows is None else rows_of(update, rows, shape or (count or 0, 0))
     if isinstance(found, Rows):
         # What no family can express by itself is written as a difference.
         found = join_rows([found], [found.stop - found.start])

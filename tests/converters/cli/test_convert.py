@@ -100,7 +100,7 @@ def test_impossible_conversions_are_refused(
     document = run_json(capsys, "convert", *two, "--to", "kohya", "-o", file, code=1)
     assert document["error"] == (
         "a file of kohya holds one adapter, but 2 are given. Convert them one by one, or to a mix "
-        "(peft, mix, recipe). `jaxmix export --rank` makes one LoRA of them."
+        "(peft, mix, recipe). `--rank` makes one LoRA of them."
     )
     args = ("convert", adapters["lora"], "--prefix", "x", "-o", tmp_path / "out", "--to")
     document = run_json(capsys, *args, "peft", code=2)
