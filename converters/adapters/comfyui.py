@@ -4,6 +4,7 @@ They are read as those of diffusers: `read_diffusers`.
 """
 
 import os
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxmix.converters.adapters.lycoris.writing import (
     save_tensors,
     with_plain_bias,
 )
+from jaxmix.converters.names.images.models import ImageModel
 from jaxmix.errors import UnsupportedError, listing
 from jaxmix.families import DiagOFT, Normed, Update
 from jaxmix.placement.naming import Names
@@ -129,7 +131,7 @@ def _export(
     sites = {full[key]: site for key, site in named.sites.items()}
     updates = {full[key]: update for key, update in named.updates.items()}
     if program is COMFYUI:
-        _check(adapter.name, updates, sites)
+        _check(adapter.name, updates, sites, named.model)
     modules = module_tensors(replace(adapter, updates=updates), sites)
     tensors = {
         f"{module}.{parameter}": tensor
@@ -139,7 +141,17 @@ def _export(
     return save_tensors(path, tensors, {}, force=force)
 
 
-def _check(adapter: str, updates: dict[str, Update], sites: dict[str, str]) -> None:
+# Norms of queries and keys whose tensor ComfyUI calls `scale`, so an adapter's key misses it.
+_SCALES = {
+    "flux": r"\.norm\.(query|key)_norm$|single_blocks\.\d+\.[qk]_norm$",
+    "flux2": r"\.norm\.(query|key)_norm$",
+    "hunyuan_video": r"\.norm\.(query|key)_norm$|[._][qk]_norm$",
+}
+
+
+def _check(
+    adapter: str, updates: dict[str, Update], sites: dict[str, str], model: ImageModel | None
+) -> None:
     """Refuses what ComfyUI ignores, and warns of what it computes differently."""
     ignored = [
         f"{sites[name]}: a rescaled {update.family}, whose rescaling ComfyUI ignores"
@@ -147,14 +159,14 @@ def _check(adapter: str, updates: dict[str, Update], sites: dict[str, str]) -> N
         if isinstance(update, DiagOFT) and update.rescale is not None
     ]
     ignored += [
-        f"{sites[name]}: the norm of Flux, which ComfyUI does not find under this name"
+        f"{sites[name]}: a norm that ComfyUI does not find by its name"
         for name in updates
-        if name.endswith((".query_norm", ".key_norm"))
+        if model is not None and re.search(_SCALES.get(model.name, "$^"), name)
     ]
     if ignored:
         raise UnsupportedError(
-            f"{adapter}: updates that ComfyUI can't apply:{listing(ignored)}\nConvert them to a "
-            "LoRA: jaxmix.to_lora(adapter, params)."
+            f"{adapter}: updates that ComfyUI can't apply:{listing(ignored)}\n"
+            "jaxmix.to_lora(adapter, params) makes a LoRA of rotations; norms must be left out."
         )
     if normed := [sites[name] for name, update in updates.items() if _is_normed_by_output(update)]:
         warnings.warn(

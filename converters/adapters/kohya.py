@@ -21,6 +21,7 @@ from jaxmix.converters.adapters.lycoris.parts import PREFIXES, is_selected, role
 from jaxmix.converters.adapters.lycoris.programs import KOHYA, named_for
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
+from jaxmix.converters.names.images.underscored import dotted_names
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import without_wrappers
 from jaxmix.placement.naming import Names
@@ -43,7 +44,8 @@ def read_kohya(
         name: The adapter's name.
         strength: The adapter's strength in a mix, a real scalar.
         base: The model that it was trained on, to distinguish dots from underscores: params, a
-            flat dict, a folder of transformers or diffusers, or a list of module names.
+            flat dict, a folder of transformers or diffusers, or a list of module names. Not needed
+            if all names are those of one image or video model that jaxmix knows.
         part: The prefix to read from a file that covers several models (``lora_unet``), or another
             name of that model (``unet``); other keys are ignored. None reads all.
 
@@ -142,6 +144,8 @@ def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[st
         wanted[module] = role_of(prefix), rest
     if base is not None:
         return match_modules(wanted, base_model(base).modules, where, modules)
+    if (found := dotted_names(wanted)) is not None:
+        return found
     # A name without underscores had no dots.
     ambiguous = [module for module, (_, rest) in wanted.items() if "_" in rest]
     rests = [rest for _, rest in wanted.values()]

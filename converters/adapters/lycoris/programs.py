@@ -235,7 +235,7 @@ def _answer(program: Program, model: ImageModel, modules: tuple[str, ...], has_t
     names = []
     for module in modules:
         found = [item for item in model.templates.stored(module) if not _without(model, item[0])]
-        names.append(module if model.is_original(module) or not found else found[0])
+        names.append(module if model.templates.has_source(module) or not found else found[0][0])
     return text, names
 
 
