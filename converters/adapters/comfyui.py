@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.lycoris.programs import COMFYUI, ORIGINAL, Program, named_for
+from jaxmix.converters.adapters.lycoris.program import COMFYUI, ORIGINAL, Program
+from jaxmix.converters.adapters.lycoris.program_names import named_for
 from jaxmix.converters.adapters.lycoris.writing import (
     module_tensors,
     save_tensors,
@@ -133,6 +134,8 @@ def _export(
     if program is COMFYUI:
         _check(adapter.name, updates, sites, named.model)
     modules = module_tensors(replace(adapter, updates=updates), sites)
+    if program is COMFYUI:
+        _warn_of_norms(adapter.name, updates, sites)
     tensors = {
         f"{module}.{parameter}": tensor
         for module, factors in modules.items()
@@ -152,7 +155,7 @@ _SCALES = {
 def _check(
     adapter: str, updates: dict[str, Update], sites: dict[str, str], model: ImageModel | None
 ) -> None:
-    """Refuses what ComfyUI ignores, and warns of what it computes differently."""
+    """Refuses what ComfyUI ignores."""
     ignored = [
         f"{sites[name]}: a rescaled {update.family}, whose rescaling ComfyUI ignores"
         for name, update in updates.items()
@@ -168,6 +171,10 @@ def _check(
             f"{adapter}: updates that ComfyUI can't apply:{listing(ignored)}\n"
             "jaxmix.to_lora(adapter, params) makes a LoRA of rotations; norms must be left out."
         )
+
+
+def _warn_of_norms(adapter: str, updates: dict[str, Update], sites: dict[str, str]) -> None:
+    """Warns of norms that ComfyUI computes differently."""
     if normed := [sites[name] for name, update in updates.items() if _is_normed_by_output(update)]:
         warnings.warn(
             f"{adapter}: ComfyUI divides DoRA's magnitude by the norm of W, not of W + Δ, so its "

@@ -15,9 +15,7 @@ import numpy as np
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.common.base_model import base_model
-from jaxmix.converters.adapters.common.equal_ranks import with_equal_ranks
 from jaxmix.converters.adapters.common.shapes import SiteTensors
-from jaxmix.converters.adapters.common.site_values import as_float
 from jaxmix.converters.adapters.common.tensor_files import (
     file_keys,
     file_metadata,
@@ -34,11 +32,18 @@ from jaxmix.converters.adapters.lycoris.dotted import (
     tensors_by_module,
 )
 from jaxmix.converters.adapters.lycoris.keys import split_key
-from jaxmix.converters.adapters.lycoris.programs import DIFFUSERS, named_for
+from jaxmix.converters.adapters.lycoris.lora_config import (
+    PEFT_NAMES,
+    add_to_config,
+    as_lora,
+    with_unit_scale,
+)
+from jaxmix.converters.adapters.lycoris.program import DIFFUSERS
+from jaxmix.converters.adapters.lycoris.program_names import named_for
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing
-from jaxmix.families import Delta, LoRA, Normed, Together, Update
+from jaxmix.families import LoRA
 from jaxmix.placement.naming import Names
 
 __all__ = ["METADATA", "export_diffusers", "is_diffusers", "read_diffusers"]
@@ -238,7 +243,7 @@ def export_diffusers(
     named = named_for(DIFFUSERS, adapter, prefix=prefix, names=names, base=base)
     full = {key: ".".join(filter(None, key)) for key in named.updates}
     sites = {full[key]: site for key, site in named.sites.items()}
-    updates = {full[key]: _as_lora(update) for key, update in named.updates.items()}
+    updates = {full[key]: as_lora(update) for key, update in named.updates.items()}
     if other := [f"{sites[n]}: {u.family}" for n, u in updates.items() if not isinstance(u, LoRA)]:
         raise UnsupportedError(
             f"{adapter.name}: diffusers loads LoRA and DoRA only, and this adapter has:"
@@ -246,17 +251,17 @@ def export_diffusers(
             "Or convert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )
     adapter = replace(adapter, updates=updates)
-    modules = module_tensors(adapter if patterns else _with_unit_scale(adapter), sites)
+    modules = module_tensors(adapter if patterns else with_unit_scale(adapter), sites)
     tensors: dict[str, Any] = {}
     configs: dict[str, dict[str, Any]] = {}
     for (part, module), name in full.items():
-        _add_to_config(configs.setdefault(part, {}), module, modules[name])
+        add_to_config(configs.setdefault(part, {}), module, modules[name])
         for key, tensor in modules[name].items():
             if key == "dora_scale":
                 points = (1,) * (tensor.ndim - 2)
                 tensor = tensor.reshape((1, -1, *points) if points else (-1,))
             if key != "alpha":
-                tensors[f"{name}.{_PEFT_NAMES[key]}"] = tensor
+                tensors[f"{name}.{PEFT_NAMES[key]}"] = tensor
     # diffusers drops `text_model.` from keys for newer versions of CLIP, but not from the metadata.
     has_text = any(part.startswith("text_encoder") for part in configs)
     metadata = {
@@ -271,56 +276,3 @@ def export_diffusers(
 
 # ComfyUI's prefixes of the model that makes the picture.
 _NOT_DIFFUSERS = ("diffusion_model", "model.diffusion_model")
-
-
-def _as_lora(update: Update) -> Update:
-    """A LoRA or DoRA in PEFT's form; any other update as it is."""
-    match update:
-        case Normed(update=LoRA(magnitude=None) as lora, axis="out"):
-            return replace(lora, magnitude=update.magnitude)
-        case Together(parts=(LoRA(bias=None) as lora, Delta(weight=None) as bias)):
-            delta = np.asarray(bias.bias)
-            own: Any = delta / np.asarray(lora.scale, delta.dtype)
-            return replace(lora, bias=own)
-        case _:
-            return update
-
-
-def _with_unit_scale(adapter: Adapter) -> Adapter:
-    """Gives all LoRAs one rank and the scale 1, with the strength multiplied in."""
-    strength = as_float(adapter.strength)
-    loras: dict[str, Any] = dict(adapter.updates)
-    if strength != 1 and any(update.magnitude is not None for update in loras.values()):
-        return adapter  # refused later: a DoRA has no strength
-    strong = {s: replace(up, scale=strength * as_float(up.scale)) for s, up in loras.items()}
-    return replace(adapter, updates=with_equal_ranks(strong, 1.0), strength=1.0)
-
-
-_PEFT_NAMES = {
-    "lora_down.weight": "lora_A.weight",
-    "lora_up.weight": "lora_B.weight",
-    "lora_up.bias": "lora_B.bias",
-    "dora_scale": "lora_magnitude_vector",
-}
-
-
-def _add_to_config(config: dict[str, Any], module: str, factors: SiteTensors) -> None:
-    """Adds a module's rank and alpha to the LoraConfig of its model."""
-    down = factors["lora_down.weight"]
-    rank, alpha = int(down.shape[0]), float(factors["alpha"])
-    flags = {"use_dora": "dora_scale" in factors, "lora_bias": "lora_up.bias" in factors}
-    if not config:
-        patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}, "target_modules": []}
-        config |= {"r": rank, "lora_alpha": alpha, **patterns, **flags, "use_rslora": False}
-    if any(config[key] != value for key, value in flags.items()):
-        raise UnsupportedError(
-            f"{module}: some modules of one model have DoRA's norm, or a bias, and others do not; "
-            "diffusers has one flag for all. Export them as separate files."
-        )
-    # PEFT matches the end of a name; the ^ makes it match the whole name.
-    pattern = f"^{re.escape(module)}"
-    if rank != config["r"]:
-        config["rank_pattern"][pattern] = rank
-    if alpha != config["lora_alpha"]:
-        config["alpha_pattern"][pattern] = alpha
-    config["target_modules"].append(module)

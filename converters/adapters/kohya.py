@@ -18,7 +18,8 @@ from jaxmix.converters.adapters.lycoris.dotted import split_part
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.names import match_modules
 from jaxmix.converters.adapters.lycoris.parts import PREFIXES, is_selected, role_of
-from jaxmix.converters.adapters.lycoris.programs import KOHYA, named_for
+from jaxmix.converters.adapters.lycoris.program import KOHYA
+from jaxmix.converters.adapters.lycoris.program_names import named_for
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.names.images.underscored import dotted_names

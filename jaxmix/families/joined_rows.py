@@ -16,11 +16,12 @@ from jaxmix.families.loha import LoHa
 from jaxmix.families.lokr import LoKr
 from jaxmix.families.lora import LoRA
 from jaxmix.families.normed import Normed
+from jaxmix.families.row_counts import matrix_shape, row_count
 from jaxmix.families.rows import Rows
 from jaxmix.families.together import Together
 from jaxmix.operators import Identity
 
-__all__ = ["join_rows", "matrix_shape", "row_count"]
+__all__ = ["join_rows"]
 
 _ADDITIVE = (LoRA, LoHa, LoKr, Delta, Rows)
 
@@ -59,63 +60,6 @@ def join_rows(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | 
         if found is not None:
             return found
     return _dense(parts, sizes)
-
-
-def matrix_shape(update: Update) -> tuple[int, int] | None:
-    """Returns (out, in) of the weight that an update belongs to; None if its factors do not say.
-
-    Args:
-        update: The update.
-
-    Example:
-        >>> matrix_shape(LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0))
-        (2, 3)
-    """
-    match update:
-        case LoRA():
-            return update.b.shape[0], update.a.shape[1]
-        case LoHa(t1=None):
-            return update.b1.shape[0], update.a1.shape[1]
-        case LoKr(t2=None) if np.ndim(update.y[-1]) == 2:
-            (rows, columns), (height, width) = (
-                (np.shape(side[0])[0], np.shape(side[-1])[1]) for side in (update.x, update.y)
-            )
-            return rows * height, columns * width
-        case Delta() if update.weight is not None and np.ndim(update.weight) == 2:
-            rows, columns = np.shape(update.weight)
-            return rows, columns
-        case Rows():
-            shape = matrix_shape(update.update)
-            return None if shape is None else (update.stop - update.start, shape[1])
-        case Normed():
-            return matrix_shape(update.update)
-        case Together():
-            return next(filter(None, map(matrix_shape, update.parts)), None)
-        case _:
-            return None
-
-
-def row_count(update: Update) -> int | None:
-    """Returns the number of rows of the weight of an update; None if its factors do not say.
-
-    Args:
-        update: The update.
-
-    Example:
-        >>> row_count(DiagOFT(np.ones((3, 2, 2))))
-        6
-    """
-    if isinstance(update, DiagOFT) and update.side == "out":
-        if update.rescale is not None:
-            return update.rescale.shape[0]
-        # A single block may be repeated.
-        blocks = update.blocks
-        return None if blocks is None or len(blocks) == 1 else len(blocks) * blocks.shape[1]
-    shape = matrix_shape(update)
-    if shape is None and isinstance(update, Delta):
-        leaf = update.bias if update.weight is None else update.weight
-        return None if leaf is None else np.shape(leaf)[0]
-    return None if shape is None else shape[0]
 
 
 @singledispatch
@@ -225,9 +169,8 @@ def _(first: DiagOFT, parts: Sequence[DiagOFT | None], sizes: Sequence[int]) -> 
         for part in found
     )  # fmt: skip
     blocks = [None if part is None else part.blocks for part in parts]
-    if not alike or any(part.blocks is None or len(part.blocks) == 1 for part in found):
-        return None  # a single block is repeated over all rows
-    assert first.blocks is not None
+    if not alike or first.blocks is None or any(part.blocks is None for part in found):
+        return None
     b = first.blocks.shape[1]
     if any(x is not None and x.shape[1] != b for x in blocks) or any(size % b for size in sizes):
         return None
@@ -251,6 +194,7 @@ def _dense(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | Non
             found.append(None)
             continue
         has_more = getattr(part, "magnitude", None) is not None or part.has_bias
+        has_more = has_more or getattr(part, "embedding", False) or getattr(part, "kernel", ())
         if not isinstance(part, _ADDITIVE) or shape is None or has_more:
             return None
         step = part.weight_map(Base(None, shape), jnp.ones((), np.float32))

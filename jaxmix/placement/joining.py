@@ -16,8 +16,9 @@ import numpy as np
 from jaxmix.errors import UnsupportedError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.families.expert_lora import ExpertLoRA
-from jaxmix.families.joined_rows import join_rows, matrix_shape, row_count
+from jaxmix.families.joined_rows import join_rows
 from jaxmix.families.lora import LoRA
+from jaxmix.families.row_counts import matrix_shape, row_count
 from jaxmix.families.rows import Rows, rows_of
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.part_places import UnmappedError
@@ -55,6 +56,8 @@ def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str
     for site, update in updates.items():
         for piece in _pieces(site, names):
             name = piece.name.removesuffix(".weight")
+            if name in made or piece.of in groups.get(name, ()):
+                problems.append(f"{name}: has several updates")
             if piece.own == piece.of == WHOLE and not piece.is_transposed and not piece.heads:
                 made[name] = update
                 continue
@@ -68,6 +71,8 @@ def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str
             except UnmappedError:
                 problems.append(f"{site}: {update.family}, for {name} in memory")
     for name, parts in groups.items():
+        if name in made:
+            problems.append(f"{name}: has several updates")
         try:
             made[name] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, {})
         except UnmappedError as error:
@@ -141,6 +146,8 @@ def with_original_names(
             except UnmappedError as error:
                 problems.append(f"{site}: {error}")
         sites = list(dict.fromkeys(piece.name.removesuffix(".weight") for piece in pieces))
+        if source in made:
+            problems.append(f"{source}: has several updates")
         try:
             if parts:
                 made[source] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, heights)
@@ -149,7 +156,7 @@ def with_original_names(
     if problems:
         raise UnsupportedError(
             f"updates that can't be brought to the names of {names.name}'s own project:"
-            f"{listing(problems)}\nIf it is another model, give its name: {option('names', '…')}. "
+            f"{listing(problems)}\nIf it is another model, give its name: {option('names', ...)}. "
             "jaxmix.to_lora makes a LoRA of any mix, which can be joined."
         )
     return made
@@ -212,7 +219,7 @@ def _joined_rows(parts: Mapping[Region, Update], heights: Mapping[int, int]) -> 
     if None in sizes or like.alternates or like.axis:
         raise UnmappedError(
             f"has an update of {len(parts)} of the {like.parts} weights that are one there, and "
-            f"the sizes of the others are unknown: give the base ({option('base', '…')})"
+            f"the sizes of the others are unknown: give the base ({option('base', ...)})"
         )
     each = {region.part: update for region, update in parts.items()}
     ordered = [each.get(part) for part in range(like.parts)]
@@ -239,7 +246,8 @@ def _height(like: Region, part: int, known: Mapping[int, int], columns: int) -> 
 
 def described(update: Update) -> str:
     """Returns what an update is, for messages: a LoRA with a magnitude is a DoRA."""
-    return "DoRA" if getattr(update, "magnitude", None) is not None else update.family
+    is_dora = isinstance(update, LoRA) and update.magnitude is not None
+    return "DoRA" if is_dora else update.family
 
 
 def _joined_experts(parts: Mapping[Region, LoRA]) -> Update:

@@ -13,19 +13,29 @@ from typing import Any
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.common.base_model import base_model
+from jaxmix.converters.adapters.lycoris.model_choice import chosen_model
 from jaxmix.converters.adapters.lycoris.parts import (
     is_second,
     respell_module,
     role_of,
     split_component,
 )
-from jaxmix.converters.names.images.models import ImageModel, fitting_models, image_models
-from jaxmix.errors import AdapterError, LayoutError, UnsupportedError, listing, option
+from jaxmix.converters.adapters.lycoris.program import (
+    CLIP_MODULES,
+    COMFYUI,
+    COMFYUI_TEXT,
+    DIFFUSERS,
+    KOHYA,
+    OTHER_CLIP,
+    Program,
+)
+from jaxmix.converters.names.images.models import ImageModel
+from jaxmix.errors import AdapterError, UnsupportedError, listing, option
 from jaxmix.families import Delta, Update
 from jaxmix.placement.joining import with_memory_names, with_original_names
 from jaxmix.placement.naming import Names
 
-__all__ = ["COMFYUI", "DIFFUSERS", "KOHYA", "ORIGINAL", "NamedFor", "Program", "named_for"]
+__all__ = ["NamedFor", "named_for"]
 
 _PICTURE = "unet"
 _TEXT = ("te1", "te2", "te3")
@@ -34,52 +44,6 @@ _CLIP = re.compile(
     r"(text_model\.)?(encoder\.layers|embeddings|final_layer_norm)\.|text_projection"
 )
 _T5 = re.compile(r"encoder\.(block\.\d+\.layer|final_layer_norm)\.|shared$")
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program that reads adapters.
-
-    Args:
-        name: Its name in messages.
-        is_original: Whether it has the original project's names of modules, not diffusers'.
-        picture: What it writes before the names of the model that makes the picture; None if that
-            is the name of the component in diffusers.
-        text: The same for the text encoders, by role.
-    """
-
-    name: str
-    is_original: bool
-    picture: str | None
-    text: Mapping[str, str]
-
-
-_COMFYUI_TEXT = {
-    "te1": "text_encoder",
-    "te2": "text_encoder_2",
-    "te3": "text_encoders.t5xxl.transformer",
-}
-# ComfyUI has these of CLIP's modules by diffusers' component, whichever CLIP it is.
-_CLIP_MODULES = re.compile(r".*\.(mlp\.fc[12]|self_attn\.(q|k|v|out)_proj)")
-_OTHER_CLIP = {
-    "te1": "text_encoders.clip_l.transformer",
-    "te2": "text_encoders.clip_g.transformer",
-}
-
-COMFYUI = Program("ComfyUI", True, "diffusion_model", _COMFYUI_TEXT)
-DIFFUSERS = Program(
-    "diffusers",
-    False,
-    None,
-    {"te1": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_3"},
-)
-KOHYA = Program(
-    "kohya's scripts",
-    True,
-    "lora_unet",
-    {"te1": "lora_te1", "te2": "lora_te2", "te3": "lora_te3"},
-)
-ORIGINAL = Program("the original project", True, "", _COMFYUI_TEXT)
 
 
 @dataclass(frozen=True)
@@ -130,7 +94,7 @@ def named_for(
     picture = parts.get(_PICTURE, {})
     model = None
     if names != "" and (picture or names is not None):
-        model = _model(program, adapter.name, parts, names, shapes)
+        model = chosen_model(program, adapter.name, tuple(picture), parts, names, shapes)
     updates: dict[tuple[str, str], Update] = {}
     sites: dict[tuple[str, str], str] = {}
     for role, own in parts.items():
@@ -140,10 +104,7 @@ def named_for(
         for module, update in made.items():
             site = own[module][0] if module in own else module
             key = _key(program, role, module, site, prefix, model, parts)
-            sites[key] = f"{sites[key]} and {site}" if key in sites else site
-            updates[key] = update
-    if twice := [site for site in sites.values() if " and " in site]:
-        raise AdapterError(f"{adapter.name}: sites that are one module:{listing(twice)}")
+            sites[key], updates[key] = site, update
     _check_text(program, adapter.name, parts, model)
     return NamedFor(updates, sites, model)
 
@@ -156,6 +117,7 @@ def _by_role(adapter: Adapter, prefix: str | None) -> _Parts:
     """The updates of each component, by module."""
     parts: _Parts = {}
     components: dict[str, set[str]] = {}
+    twice: list[str] = []
     for site, update in adapter.updates.items():
         component, module = split_component(site)
         if component:
@@ -169,14 +131,19 @@ def _by_role(adapter: Adapter, prefix: str | None) -> _Parts:
             if module.startswith("text_model.text_projection"):
                 module = module.removeprefix("text_model.")
         components.setdefault(role, set()).add(component)
-        parts.setdefault(role, {})[module] = (site, update)
+        other, _ = parts.setdefault(role, {}).setdefault(module, (site, update))
+        if other != site:
+            twice.append(f"{other} and {site}")
     for found in components.values():
         if any(map(is_second, found)) and len(found) > 1:
             names = " and ".join(sorted(found))
             raise AdapterError(
                 f"{adapter.name}: has sites of {names}, and a file covers one of them. Write a "
-                f"file for each, with the sites of one component ({option('part', '…')} of load)."
+                "file for each, with the sites of one component: "
+                f"{option('part', ..., of='load(path')}."
             )
+    if twice:
+        raise AdapterError(f"{adapter.name}: sites that are one module:{listing(twice)}")
     return parts
 
 
@@ -192,62 +159,6 @@ def _shapes(base: Any) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _model(
-    program: Program,
-    adapter: str,
-    parts: _Parts,
-    names: Names,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> ImageModel | None:
-    """The model that makes the picture, of those with most of the modules."""
-    modules = tuple(parts.get(_PICTURE, ()))
-    models = image_models(names)
-    if "te2" in parts and any(model.name == "sdxl" for model in models):
-        models = [model for model in models if model.name not in ("sd15", "sdxl_refiner")]
-    fitting = fitting_models(models, modules)
-    if shapes and len(fitting) > 1:
-        # The base's own names decide; its leaves without an update are of no account otherwise.
-        fitting = fitting_models(fitting, tuple(shapes)) or fitting
-    if not fitting:
-        return models[0] if names is not None and len(models) == 1 else None
-    answers = {
-        str(_answer(program, model, modules, "te1" in parts)): model for model in reversed(fitting)
-    }
-    if len(answers) > 1:
-        found = sorted(answers.values(), key=lambda model: model.name)
-        raise LayoutError(
-            f"{adapter}: its modules ({modules[0]} …) may be those of "
-            f"{' or '.join(model.name for model in found)}, which have different names in files "
-            f"of {program.name}. Say which model it is: {option('names', repr(found[0].name))}, or "
-            f"give its base: {option('base', '…')}."
-        )
-    return fitting[0]
-
-
-def _answer(program: Program, model: ImageModel, modules: tuple[str, ...], has_text: bool) -> Any:
-    """What a file depends on: the names of modules, of components, and the text encoders."""
-    text = (model.text_encoders, model.name == "flux") if has_text else ()
-    if not _is_original(program, model):
-        pieces = [model.templates.pieces(f"{module}.weight") for module in modules]
-        if not any(map(model.is_original, modules)):
-            return text
-        return text, model.table.prefix, pieces
-    names = []
-    for module in modules:
-        found = [item for item in model.templates.stored(module) if not _without(model, item[0])]
-        names.append(module if model.templates.has_source(module) or not found else found[0][0])
-    return text, names
-
-
-def _is_original(program: Program, model: ImageModel) -> bool:
-    """Whether a program has the original names of a model."""
-    return program.is_original and not (program is KOHYA and model.is_renamed_by_kohya)
-
-
-def _without(model: ImageModel, name: str) -> bool:
-    return re.search(model.without, name) is not None
-
-
 # HunyuanVideo's embedders, which ComfyUI renames.
 _IN_COMFYUI = r"(time_in|guidance_in|t_embedder)\.mlp|c_embedder\.linear_"
 
@@ -261,12 +172,12 @@ def _renamed(
 ) -> dict[str, Update]:
     """The updates of the model that makes the picture, by the names of a program."""
     unknown = [module for module in updates if not model.has(module)]
-    is_original = _is_original(program, model)
+    is_original = program.has_original_names(model)
     if unknown and (is_original or any(map(model.is_original, updates))):
         raise UnsupportedError(
             f"{adapter}: {program.name} would get names of {model.name}, whose table lacks:"
-            f"{listing(unknown)}\nIf it is another model, say which: {option('names', '…')}. To "
-            f"write the names as they are, pass {option('names', repr(''))}."
+            f"{listing(unknown)}\nIf it is another model, say which: {option('names', ...)}. To "
+            f"write the names as they are, pass {option('names', '')}."
         )
     if not is_original:
         return with_memory_names(updates, model.table)
@@ -314,8 +225,8 @@ def _key(
         own = program.text[role]
         if program is KOHYA and role == "te1" and _has_one_text_encoder(model, parts):
             own = "lora_te"
-        if program.text is _COMFYUI_TEXT and not _CLIP_MODULES.fullmatch(module):
-            own = _OTHER_CLIP.get(role, own)
+        if program.text is COMFYUI_TEXT and not CLIP_MODULES.fullmatch(module):
+            own = OTHER_CLIP.get(role, own)
         return (prefix or "" if given else own), module
     if role != _PICTURE:  # such as a ControlNet
         return component, module
