@@ -27,7 +27,8 @@ ARROWS: dict[str, set[str]] = {
     "singular": {"operators"},
     "effects": {"adapter", "apply", "placement", "families", "affine", "operators", "singular"}
     | {"errors"},
-    "low_rank": {"adapter", "effects", "placement", "families", "singular", "metadata", "errors"},
+    "low_rank": {"adapter", "effects", "placement", "families", "operators", "singular"}
+    | {"metadata", "errors"},
     "pictures": {"untrusted", "errors"},
     "measures": {"adapter", "mixing", "effects", "placement", "operators", "singular", "pictures"}
     | {"errors"},
