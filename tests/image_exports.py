@@ -12,6 +12,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,12 @@ def _distance(found: Tensors, wanted: Tensors, base: Tensors) -> float:
     return max(float(np.abs(found[key] - wanted[key]).max()) for key in wanted) / float(top)
 
 
+def _verdict(results: Mapping[str, float]) -> str:
+    """What each reader found, as a line."""
+    shown = ", ".join(f"{reader} {value:.1e}" for reader, value in results.items())
+    return f"{'right' if max(results.values()) < _NOISE else 'WRONG'}: {shown}"
+
+
 def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """``(kind, scheme, program, result)`` of one model."""
     base = _tiny(CASES[name]).state_dict()
@@ -189,22 +196,72 @@ def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
             results = {"jaxmix": _distance(found, wanted, state)}
             if program == "diffusers":
                 results["diffusers"] = _distance(_fused(name, file), wanted, state)
-            shown = ", ".join(f"{reader} {value:.1e}" for reader, value in results.items())
-            verdict = "right" if max(results.values()) < _NOISE else "WRONG"
-            yield kind, scheme, program, f"{verdict}: {shown}"
+            yield kind, scheme, program, _verdict(results)
+
+
+def _clip(seed: int) -> Any:
+    """A tiny text encoder of CLIP, with the names that transformers has now."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16, "vocab_size": 50}
+    torch.manual_seed(seed)
+    return CLIPTextModel(CLIPTextConfig(num_hidden_layers=2, num_attention_heads=2, **sizes))
+
+
+def _text_checked(folder: Path) -> Iterator[tuple[str, str, str, str]]:
+    """Adapters of SDXL's text encoders, and of its U-Net in the original names."""
+    import diffusers.loaders.lora_pipeline as pipelines  # pyright: ignore[reportMissingImports]
+
+    parts = {"unet": _tiny(CASES["sdxl"]), "text_encoder": _clip(1), "text_encoder_2": _clip(2)}
+    tree = {
+        f"{part}.{key}": tensor.numpy().copy()
+        for part, model in parts.items()
+        for key, tensor in model.state_dict().items()
+    }
+    draw = np.random.default_rng(3)
+    sites = [key for key in tree if re.search(r"text_encoder.*(q_proj|fc1|out_proj)\.weight", key)]
+    updates = {key.removesuffix(".weight"): _update("lora", tree[key].shape, draw) for key in sites}
+    wide = {key: np.asarray(x, np.float64) for key, x in tree.items()}
+    unet = {"unet.up_blocks.0.attentions.0.proj_in": (32, 32)}
+    updates |= {site: _update("lora", shape, draw) for site, shape in unet.items()}
+    adapter = jaxmix.Adapter(updates)
+    with jax.enable_x64(True):
+        wanted = {k: np.asarray(x) for k, x in jaxmix.compose(wide, adapter).items()}
+    for program, export in _EXPORTS.items():
+        file = export(adapter, folder / "x.safetensors", force=True)
+        with jax.enable_x64(True):
+            made = jaxmix.compose(wide, jaxmix.load(file, base=tree))
+            found = {key: np.asarray(x) for key, x in made.items()}
+        results = {"jaxmix": _distance(found, wanted, tree)}
+        if program == "diffusers":
+            mixin = pipelines.StableDiffusionXLLoraLoaderMixin
+            pipeline = type("Pipeline", (_Pipeline, mixin), parts)()
+            pipeline.load_lora_weights(str(folder), weight_name=file.name)
+            pipeline.fuse_lora(components=list(parts))
+            found = {
+                f"{part}.{key}".replace(".base_layer", ""): tensor.detach().numpy()
+                for part, model in parts.items()
+                for key, tensor in model.state_dict().items()
+                if "lora_" not in key
+            }
+            results["diffusers"] = _distance(found, wanted, tree)
+        yield "text encoders", "diffusers", program, _verdict(results)
 
 
 def main() -> None:
     """Checks the models that are named, or all; exits with an error if one is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", choices=[*_MIXINS, []])
-    wrong = 0
+    given, wrong = parser.parse_args().models, 0
     logging.disable(logging.WARNING)  # of text encoders, which these pipelines lack
     with tempfile.TemporaryDirectory() as folder:
-        for name in parser.parse_args().models or _MIXINS:
-            for row in _checked(name, Path(folder)):
-                print(name, *row, sep=" | ", flush=True)
-                wrong += "WRONG" in row[-1]
+        place = Path(folder)
+        rows = ((name, *row) for name in given or _MIXINS for row in _checked(name, place))
+        text = (("sdxl", *row) for row in (() if given else _text_checked(place)))
+        for row in chain(text, rows):
+            print(*row, sep=" | ", flush=True)
+            wrong += "WRONG" in row[-1]
     if wrong:
         raise SystemExit(f"{wrong} files are wrong")
 
