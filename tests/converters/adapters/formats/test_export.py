@@ -159,6 +159,10 @@ def test_dtypes_are_kept(tmp_path):
     [
         (OFT(drawn(2, 1)), "x: OFT, which has no form in LyCORIS's names"),
         (AdaLoRA(A, B, drawn(2), 1.0), "x: AdaLoRA, which has no form"),
+        (
+            DiagOFT(drawn(2, 2, 2), side="in"),
+            "x: a rotation that LyCORIS does not have: of inputs, or PEFT's",
+        ),
         (LoRA(A, B, 1.0, transposed=True), "x: a layer that PyTorch stores as (in, out)"),
         (
             LoRA(A, B, 1.0, magnitude=drawn(4), embedding=True),
