@@ -198,7 +198,7 @@ def export_diffusers(
     Modules get the names of diffusers; an update of a fused weight is cut. All LoRAs, or all DoRAs,
     are written with one rank, padded with zeros, and a scale of 1; their own scale is multiplied
     into B, since older versions read no metadata. The metadata, which diffusers writes since 0.34,
-    states the same. diffusers reads no other kinds: `export_comfyui` and `export_kohya` write them.
+    states the same. `export_comfyui` and `export_kohya` write other kinds.
 
     Args:
         adapter: An adapter of LoRA or DoRA. Its strength is multiplied into B.
@@ -246,7 +246,7 @@ def export_diffusers(
     updates = {full[key]: as_lora(update) for key, update in named.updates.items()}
     if other := [f"{sites[n]}: {u.family}" for n, u in updates.items() if not isinstance(u, LoRA)]:
         raise UnsupportedError(
-            f"{adapter.name}: diffusers loads LoRA and DoRA only, and this adapter has:"
+            f"{adapter.name}: files for diffusers hold LoRA and DoRA only, and this adapter has:"
             f"{listing(other)}\nWrite it for ComfyUI or kohya's scripts, which read more kinds. "
             "Or convert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )

@@ -99,7 +99,7 @@ def _(first: LoHa, parts: Sequence[LoHa | None], sizes: Sequence[int]) -> Update
     scale, b1 = _with_one_scale([(part and part.scale, part and part.b1) for part in parts])
     is_shared = _is_shared([(part.a1, part.a2) for part in parts if part is not None])
     a1, b1 = _block_rows([part and part.a1 for part in parts], b1, sizes, is_shared=is_shared)
-    b2 = [part and part.b2 for part in parts]
+    b2 = [None if part is None else np.asarray(part.b2) for part in parts]
     a2, b2 = _block_rows([part and part.a2 for part in parts], b2, sizes, is_shared=is_shared)
     return replace(first, **_arrays(a1=a1, b1=b1, a2=a2, b2=b2, scale=scale))
 

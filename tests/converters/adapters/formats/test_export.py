@@ -73,7 +73,7 @@ def test_exported_file_loads_with_the_same_effect(
     elif name in IN_DIFFUSERS:
         export_diffusers(adapter, file, prefix=None if writer != "lycoris" else "unet")
     else:
-        with pytest.raises(UnsupportedError, match="diffusers loads LoRA and DoRA only"):
+        with pytest.raises(UnsupportedError, match="files for diffusers hold LoRA and DoRA only"):
             export_diffusers(adapter, file, prefix="unet")
         return
     again = jaxmix.load(file, base=base)

@@ -66,8 +66,9 @@ def dora(shape: tuple[int, ...], draw: np.random.Generator) -> Update:
 
 def loha(shape: tuple[int, ...], draw: np.random.Generator) -> Update:
     """A LoHa of rank 2."""
-    sizes = [(shape[0], 2), (2, shape[1])] * 2
-    return LoHa(*(normal(draw, *size) for size in sizes), 0.5)
+    b1, b2 = normal(draw, shape[0], 2), normal(draw, shape[0], 2)
+    a1, a2 = normal(draw, 2, shape[1]), normal(draw, 2, shape[1])
+    return LoHa(b1, a1, b2, a2, 0.5)
 
 
 def lokr(shape: tuple[int, ...], draw: np.random.Generator) -> Update:
@@ -188,7 +189,9 @@ def test_kinds_of_flux(
         with pytest.raises(UnsupportedError) as caught:
             export_diffusers(adapter, tmp_path / "x.safetensors")
         if kind is not rotation or scheme == "diffusers":
-            assert str(caught.value).startswith("style: diffusers loads LoRA and DoRA only, and ")
+            assert str(caught.value).startswith(
+                "style: files for diffusers hold LoRA and DoRA only, and "
+            )
         return
     file = exported(program, adapter, tmp_path)
     in_memory, on_disk = composed(memory, adapter, "flux"), composed(original, adapter, "flux")
@@ -362,7 +365,8 @@ def test_kinds_that_diffusers_ignores(tmp_path: Path) -> None:
     """The error says what was found, what diffusers reads, and what to do."""
     loha_one = LoHa(np.ones((4, 1)), np.ones((1, 4)), np.ones((4, 1)), np.ones((1, 4)), 1.0)
     assert refusal("diffusers", {"unet.x": loha_one, "unet.y": ONE}, tmp_path) == (
-        "style: diffusers loads LoRA and DoRA only, and this adapter has:\n  unet.x: LoHa\n"
+        "style: files for diffusers hold LoRA and DoRA only, and this adapter has:\n"
+        "  unet.x: LoHa\n"
         "Write it for ComfyUI or kohya's scripts, which read more kinds. Or convert it to a LoRA: "
         "jaxmix.to_lora(adapter, params)."
     )
