@@ -24,7 +24,7 @@ class Delta(LeafUpdate):
     Strength s: ``W' = W + s·Δ`` and ``b' = b + s·δ``.
 
     Args:
-        weight: Δ, in PyTorch's axes (out, in, *k), or (n,) for a norm; None to keep the weight.
+        weight: Δ, in PyTorch's axes ``(out, in, *k)``, or (n,) for a norm; None to keep the weight.
         bias: δ (out,); None to keep the bias.
 
     Raises:

@@ -29,10 +29,10 @@ class LoKr(Update):
 
     Args:
         x: The full X, PEFT's ``lokr_w1``, or the pair ``lokr_w1_a`` (l, r), ``lokr_w1_b`` (r, m).
-        y: The full Y, PEFT's ``lokr_w2`` (k, n, *kernel), or the pair ``lokr_w2_a`` (k, r),
+        y: The full Y, PEFT's ``lokr_w2`` ``(k, n, *kernel)``, or the pair ``lokr_w2_a`` (k, r),
             ``lokr_w2_b`` (r, n·kernel); with a core the pair is (r, k) and (r, n).
         scale: γ = alpha/rank; PEFT applies it to full factors too.
-        t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None if absent.
+        t2: Y's Tucker core ``lokr_t2`` ``(r, r, *kernel)``; None if absent.
 
     Raises:
         ShapeError: Raised by `compose` if X ⊗ Y does not have the weight's size.

@@ -25,7 +25,8 @@ class Replace(LeafUpdate):
     Strength s interpolates linearly: ``W' = (1 − s)·W + s·W₁``.
 
     Args:
-        weight: W₁, in PyTorch's axes (out, in, *k), or (n,) for a norm; None to keep the weight.
+        weight: W₁, in PyTorch's axes ``(out, in, *k)``, or (n,) for a norm; None to keep
+            the weight.
         bias: b₁ (out,); None to keep the bias.
 
     Raises:

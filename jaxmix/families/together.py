@@ -34,7 +34,7 @@ class Together(Update):
         >>> both.has_bias, both.size()
         (True, 'weight + bias')
 
-    Source: a product in the monoid of `jaxmix.affine`; PEFT's ``bias="lora_only"``.
+    Source: a product in the monoid of ``jaxmix.affine``; PEFT's ``bias="lora_only"``.
     """
 
     parts: tuple[Update, ...]
