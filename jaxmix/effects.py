@@ -4,6 +4,7 @@ An effect that the maps give as a low rank is kept as one; any other is made den
 is the matrix (out, in) that updates act on, however its leaf stores it.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -32,12 +33,16 @@ from jaxmix.placement.quantized import dequantized
 from jaxmix.placement.tree import Tree
 from jaxmix.singular import low_rank_of
 
-__all__ = ["Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
+__all__ = ["ROWS", "Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
 
 
 # Rotating a weight costs some of its last digits. Rotations that cancel each other left up to 1.6
 # epsilons, times W's norm, in the singular values of Δ.
 _ROUNDINGS = 4
+
+
+# The name of a site that is some rows of a leaf.
+ROWS = re.compile(r"(.+)\[(\d+):(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,15 @@ def effects(
 
     parts = [part for group in groups for part in group.parts]
     chains, resolved, original = on_tree(placed, parts, params, layout, None)
+    names = [site.name for site in resolved.sites]
+    split = {rows[1] for n in names if n not in original and (rows := ROWS.fullmatch(n))}
     for site in resolved.sites:
         spot, found = _at(site, [len(own.get(site.name, ())) for own in chains], resolved.tree)
-        # A module that has another name in the tree keeps the adapters' name.
-        yield replace(spot, name=original.get(spot.name, spot.name)), found
+        # A module that has another name in the tree keeps the adapters' name, unless others change
+        # more of its leaf.
+        rows = ROWS.fullmatch(spot.name)
+        own_name = original.get(spot.name, spot.name)
+        yield replace(spot, name=spot.name if rows and rows[1] in split else own_name), found
 
 
 @jax.default_matmul_precision("highest")

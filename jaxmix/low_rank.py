@@ -1,19 +1,24 @@
 """Turns any mix into one LoRA by the singular value decomposition of its effects."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 from zlib import crc32
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.effects import Effect, Spot, effects
+from jaxmix.effects import ROWS, Effect, Spot, effects
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace, Update
 from jaxmix.metadata import shared_metadata
+from jaxmix.operators import Dense, LowRank, Operator, Zero
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.tree import Tree
 from jaxmix.singular import truncated
 
 __all__ = ["Rank", "checked_rank", "compressed", "site_key", "to_lora"]
@@ -109,7 +114,7 @@ def to_lora(
     limit = checked_rank(rank)
     updates: dict[str, Update] = {}
     errors: dict[str, float] = {}
-    for spot, (effect,) in effects([mixed], params, layout):
+    for spot, effect in _whole(effects([mixed], params, layout), params):
         own = None if key is None else site_key(key, spot.name)
         updates[spot.name], error = compressed(spot, effect, limit, own)
         if error is not None:
@@ -118,6 +123,71 @@ def to_lora(
     metadata = shared_metadata(part.metadata for part in mixed.parts)
     lora = Adapter(updates, name=own_name if name is None else name, metadata=metadata)
     return (lora, errors) if with_errors else lora
+
+
+def _whole(
+    found: Iterable[tuple[Spot, tuple[Effect, ...]]], params: Any
+) -> Iterator[tuple[Spot, Effect]]:
+    """The effects of one mix; those at rows of a leaf are joined into one of the leaf."""
+    parts: dict[str, dict[int, tuple[Spot, Effect]]] = {}
+    for spot, (effect,) in found:
+        if (match := ROWS.fullmatch(spot.name)) is None:
+            yield spot, effect
+        else:
+            parts.setdefault(match[1], {})[int(match[2])] = spot, effect
+    tree = Tree.of(params) if parts else None
+    for module, own in parts.items():
+        assert tree is not None
+        leaf = next(name for name in (f"{module}.weight", module) if name in tree.where)
+        rows = np.shape(tree.leaves[tree.where[leaf]])[0]
+        spot, _ = next(iter(own.values()))
+        yield replace(spot, name=module), _joined([own[start] for start in sorted(own)], rows)
+
+
+def _joined(parts: Sequence[tuple[Spot, Effect]], rows: int) -> Effect:
+    """The effect on a leaf of the effects on some of its rows, in their order."""
+    columns = next(x.weight.shape[1] for _, x in parts if x.weight is not None)
+    moved = next((effect.bias for _, effect in parts if effect.bias is not None), None)
+    weights: list[Operator] = []
+    biases: list[Array] = []
+    at, noise = 0, 0.0
+    for spot, effect in parts:
+        match = ROWS.fullmatch(spot.name)
+        assert match is not None
+        start, stop = int(match[2]), int(match[3])
+        weights += [Zero(start - at, columns), effect.weight or Zero(stop - start, columns)]
+        if moved is not None:
+            none = jnp.zeros(stop - start, moved.dtype) if effect.bias is None else effect.bias
+            biases += [jnp.zeros(start - at, moved.dtype), none]
+        at, noise = stop, jnp.maximum(noise, effect.noise)
+    weights.append(Zero(rows - at, columns))
+    if moved is not None:
+        biases.append(jnp.zeros(rows - at, moved.dtype))
+    return Effect(_stacked(weights), jnp.concatenate(biases) if biases else None, noise)
+
+
+def _stacked(operators: Sequence[Operator]) -> Operator:
+    """Matrices below one another, as a low rank if all are."""
+    dense = [x.dense() for x in operators if not isinstance(x, Zero | LowRank)]
+    if dense:
+        dtype = dense[0].dtype
+        rows = [
+            jnp.zeros(x.shape, dtype) if isinstance(x, Zero) else x.dense().astype(dtype)
+            for x in operators
+        ]
+        return Dense(jnp.concatenate(rows))
+    if not any(isinstance(each, LowRank) for each in operators):
+        return Zero(sum(each.shape[0] for each in operators), operators[0].shape[1])
+    a = jnp.concatenate([each.a for each in operators if isinstance(each, LowRank)])
+    b = jnp.zeros((sum(each.shape[0] for each in operators), a.shape[0]), a.dtype)
+    top = left = 0
+    for each in operators:
+        if isinstance(each, LowRank):
+            rank = each.a.shape[0]
+            b = b.at[top : top + each.shape[0], left : left + rank].set(each.b)
+            left += rank
+        top += each.shape[0]
+    return LowRank(b, a)
 
 
 def site_key(key: Array, site: str) -> Array:

@@ -48,6 +48,7 @@ def _flux() -> dict[str, Any]:
         "distilled_guidance_layer.layers.{}.|distilled_guidance_layer.layers.{}.",
         {"in_layer": "linear_1", "out_layer": "linear_2"},
     )
+    rows += _same("in_proj out_proj norms.{}", "distilled_guidance_layer.")
     rows += _xlabs()
     return {
         "source": "black-forest-labs/flux, src/flux; lodestone-rock/flow for Chroma",
@@ -56,6 +57,11 @@ def _flux() -> dict[str, Any]:
         "suffixes": {"scale": "weight"},
         "modules": rows,
     }
+
+
+def _same(names: str, at: str = "") -> list[Row]:
+    """Rows of modules that have the same name in both schemes."""
+    return [[at + name] for name in names.split()]
 
 
 def _xlabs() -> list[Row]:
@@ -201,8 +207,19 @@ def _hunyuan() -> dict[str, Any]:
             "norm2": "norm2",
         },
     )
+    # ComfyUI's names of the embedders.
+    for name, embedder in (
+        ("time_in", "time_text_embed.timestep_embedder"),
+        ("guidance_in", "time_text_embed.guidance_embedder"),
+        ("txt_in.t_embedder", f"{embed}timestep_embedder"),
+        ("txt_in.c_embedder", f"{embed}text_embedder"),
+    ):
+        rows += [
+            [f"{name}.in_layer", f"{embedder}.linear_1"],
+            [f"{name}.out_layer", f"{embedder}.linear_2"],
+        ]
     return {
-        "source": "Tencent/HunyuanVideo, hyvideo/modules",
+        "source": "Tencent/HunyuanVideo, hyvideo/modules; ComfyUI, comfy/supported_models.py",
         "classes": ["HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel"],
         "component": "transformer",
         "modules": rows,
@@ -231,6 +248,7 @@ def _wan() -> dict[str, Any]:
     added = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
     rows += _each("blocks.{}.self_attn.|blocks.{}.attn1.", names)
     rows += _each("blocks.{}.cross_attn.|blocks.{}.attn2.", {**names, **added})
+    rows += _same("patch_embedding")
     return {
         "source": "Wan-Video/Wan2.1 and Wan2.2, wan/modules/model.py",
         "classes": ["WanTransformer3DModel", "WanVACETransformer3DModel"],
@@ -272,6 +290,7 @@ def _sd3() -> dict[str, Any]:
         [f"{here}attn2.ln_k", f"{at}attn2.norm_k"],
         # The context's modulation is swapped in the last block only, so it has no row.
         [f"{here}adaLN_modulation.1", f"{at}norm1.linear"],
+        *_same("context_embedder"),
     ]
     return {
         "source": "Stability-AI/sd3.5, mmditx.py",
@@ -344,6 +363,11 @@ def _z_image() -> dict[str, Any]:
             [f"{at}q_norm", f"{at}norm_q"],
             [f"{at}k_norm", f"{at}norm_k"],
         ]
+        rows += _same("attention_norm1 attention_norm2 ffn_norm1 ffn_norm2", f"{part}.{{}}.")
+        rows += _same("w1 w2 w3", f"{part}.{{}}.feed_forward.")
+        if part != "context_refiner":
+            rows += _same(f"{part}.{{}}.adaLN_modulation.{{}}")
+    rows += _same("cap_embedder.{} t_embedder.mlp.{}")
     return {
         "source": "Tongyi-MAI/Z-Image, and ComfyUI's comfy/ldm/lumina/model.py",
         "classes": ["ZImageTransformer2DModel"],
@@ -375,6 +399,8 @@ def _lumina2() -> dict[str, Any]:
         ]
         if not is_plain:
             rows.append([f"{at}adaLN_modulation.1", f"{at}norm1.linear"])
+        rows += _same("ffn_norm1 ffn_norm2", at)
+    rows += _same("x_embedder")
     return {
         "source": "Alpha-VLLM/Lumina-Image-2.0, models/model.py",
         "classes": ["Lumina2Transformer2DModel"],
@@ -401,9 +427,53 @@ def _ltx() -> dict[str, Any]:
     for attention in (*attentions, "video_to_audio_attn"):
         at = f"transformer_blocks.{{}}.{attention}."
         rows += [[f"{at}q_norm", f"{at}norm_q"], [f"{at}k_norm", f"{at}norm_k"]]
+        rows += _same("to_q to_k to_v to_out.{}", at)
+    rows += _same(
+        "ff.net.{} ff.net.{}.proj audio_ff.net.{} audio_ff.net.{}.proj", "transformer_blocks.{}."
+    )
+    for part in ("", "audio_"):
+        rows += _same("caption_projection.linear_1 caption_projection.linear_2 proj_out", part)
     return {
         "source": "Lightricks/LTX-Video and LTX-2, ltx_video/models/transformers",
         "classes": ["LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def _qwen_image() -> dict[str, Any]:
+    attention = "to_q to_k to_v to_out.{} add_q_proj add_k_proj add_v_proj to_add_out"
+    norms = "norm_q norm_k norm_added_q norm_added_k"
+    rows = _same(f"{attention} {norms}", "transformer_blocks.{}.attn.")
+    for stream in ("img", "txt"):
+        rows += _same("mlp.net.{} mlp.net.{}.proj mod.{}", f"transformer_blocks.{{}}.{stream}_")
+    rows += _same("img_in txt_in txt_norm norm_out.linear proj_out")
+    rows += _same("linear_1 linear_2", "time_text_embed.timestep_embedder.")
+    return {
+        "source": "QwenLM/Qwen-Image, whose model is that of diffusers",
+        "classes": ["QwenImageTransformer2DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def _hidream() -> dict[str, Any]:
+    rows: list[Row] = []
+    attention = "to_q to_k to_v to_out q_rms_norm k_rms_norm"
+    for blocks, streams in (("double", ("", "_t")), ("single", ("",))):
+        at = f"{blocks}_stream_blocks.{{}}.block."
+        for stream in streams:
+            rows += [[f"{at}attn1.{name}{stream}"] for name in attention.split()]
+        for ff in ("ff_i.experts.{}", "ff_i.shared_experts", "ff_t")[: 2 + len(streams) // 2]:
+            rows += _same("w1 w2 w3", f"{at}{ff}.")
+        rows += _same("ff_i.gate adaLN_modulation.{}", at)
+    rows += _same("caption_projection.{}.linear final_layer.adaLN_modulation.{} x_embedder.proj")
+    rows += _same("final_layer.linear")
+    for embedder in ("p_embedder.pooled_embedder.", "t_embedder.timestep_embedder."):
+        rows += _same("linear_1 linear_2", embedder)
+    return {
+        "source": "HiDream-ai/HiDream-I1, whose model is that of diffusers",
+        "classes": ["HiDreamImageTransformer2DModel"],
         "component": "transformer",
         "modules": rows,
     }
@@ -414,9 +484,11 @@ def tables() -> dict[str, dict[str, Any]]:
     makers = {
         "flux": _flux,
         "flux2": _flux2,
+        "hidream": _hidream,
         "hunyuan_video": _hunyuan,
         "ltx": _ltx,
         "lumina2": _lumina2,
+        "qwen_image": _qwen_image,
         "sd3": _sd3,
         "unet": _unet,
         "wan": _wan,

@@ -213,7 +213,7 @@ _UNUSED = {
     "flux": r"processor|[qk]_norm$",
     "chroma": r"processor|[qk]_norm$",
     "flux2": r"[^.][qk]_norm$",
-    "hunyuan_video": r"norm\.(query|key)",
+    "hunyuan_video": r"norm\.(query|key)|(time_in|guidance_in|embedder)\.(in|out)_layer",
     "sd15": r"output_blocks\.2\.2\.conv|output_blocks\.[58]\.1\.conv",
     "sdxl": r"output_blocks\.[258]\.1\.conv",
 }

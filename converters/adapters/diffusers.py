@@ -15,9 +15,7 @@ import numpy as np
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.common.base_model import base_model
-from jaxmix.converters.adapters.common.equal_ranks import with_equal_ranks
 from jaxmix.converters.adapters.common.shapes import SiteTensors
-from jaxmix.converters.adapters.common.site_values import as_float
 from jaxmix.converters.adapters.common.tensor_files import (
     file_keys,
     file_metadata,
@@ -31,14 +29,22 @@ from jaxmix.converters.adapters.lycoris.dotted import (
     PartModule,
     match_sites,
     modernize_key,
-    split_part,
     tensors_by_module,
 )
 from jaxmix.converters.adapters.lycoris.keys import split_key
+from jaxmix.converters.adapters.lycoris.lora_config import (
+    PEFT_NAMES,
+    add_to_config,
+    as_lora,
+    with_unit_scale,
+)
+from jaxmix.converters.adapters.lycoris.program import DIFFUSERS
+from jaxmix.converters.adapters.lycoris.program_names import named_for
 from jaxmix.converters.adapters.lycoris.updates import build_all
-from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
-from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors
+from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing
 from jaxmix.families import LoRA
+from jaxmix.placement.naming import Names
 
 __all__ = ["METADATA", "export_diffusers", "is_diffusers", "read_diffusers"]
 
@@ -182,22 +188,26 @@ def export_diffusers(
     path: str | os.PathLike[str],
     *,
     prefix: str | None = None,
+    names: Names = None,
+    base: Any = None,
     patterns: bool = False,
     force: bool = False,
 ) -> Path:
-    """Writes an adapter with dots in its names: ``<prefix>.<site>.lora_A.weight``.
+    """Writes an adapter for diffusers' ``load_lora_weights``: ``<component>.<module>.lora_A…``.
 
-    If all updates are LoRA or DoRA, they are written with one rank, padded with zeros, and a scale
-    of 1; their own scale is multiplied into B. ComfyUI and older versions of diffusers, which read
-    no metadata, need this. The metadata, which diffusers writes since 0.34, states the same. Other
-    updates, which ComfyUI reads, have an ``alpha`` with their factors.
+    Modules get the names of diffusers; an update of a fused weight is cut. All LoRAs, or all DoRAs,
+    are written with one rank, padded with zeros, and a scale of 1; their own scale is multiplied
+    into B, since older versions read no metadata. The metadata, which diffusers writes since 0.34,
+    states the same. `export_comfyui` and `export_kohya` write other kinds.
 
     Args:
-        adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, or dense differences. Its
-            strength is multiplied into alpha.
-        path: The file, ``….safetensors``.
-        prefix: The prefix of each name: ``unet``, ``transformer``, ``diffusion_model``. None if
-            the sites already have it.
+        adapter: An adapter of LoRA or DoRA. Its strength is multiplied into B.
+        path: The file; diffusers looks for ``pytorch_lora_weights.safetensors`` in a folder.
+        prefix: The component of sites that name none: ``unet``, ``transformer``. By default that of
+            the model.
+        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers. By default the one
+            that has the adapter's modules. ``""`` keeps their names.
+        base: The model that the adapter was trained on, as in `jaxmix.load`, which tells the model.
         patterns: Whether to keep the rank and alpha of each site of a LoRA, in the metadata: bit
             for bit, but only diffusers 0.34 and later reads it.
         force: Whether to replace an existing file.
@@ -206,8 +216,10 @@ def export_diffusers(
         The path.
 
     Raises:
-        UnsupportedError: If the format has no form for an update; `jaxmix.to_lora` converts it.
-        AdapterError: If it is not an adapter.
+        UnsupportedError: If an update is of another kind, can't be cut, or is one of a text encoder
+            whose adapters diffusers does not load; `jaxmix.to_lora` makes a LoRA of any mix.
+        LayoutError: If several models fit, or there is no model ``names``.
+        AdapterError: If it is not an adapter, or the prefix is another program's.
         CheckpointError: If the path is taken, or can't be written.
 
     Example:
@@ -223,69 +235,44 @@ def export_diffusers(
 
     Source: huggingface/diffusers, ``loaders/lora_base.py`` (``write_lora_layers``).
     """
+    if prefix in _NOT_DIFFUSERS:
+        raise AdapterError(
+            f"the prefix {prefix!r} is that of ComfyUI, expected unet or transformer. Write the "
+            "file for ComfyUI: jaxmix.converters.comfyui.export_comfyui."
+        )
+    named = named_for(DIFFUSERS, adapter, prefix=prefix, names=names, base=base)
+    full = {key: ".".join(filter(None, key)) for key in named.updates}
+    sites = {full[key]: site for key, site in named.sites.items()}
+    updates = {full[key]: as_lora(update) for key, update in named.updates.items()}
+    if other := [f"{sites[n]}: {u.family}" for n, u in updates.items() if not isinstance(u, LoRA)]:
+        raise UnsupportedError(
+            f"{adapter.name}: files for diffusers hold LoRA and DoRA only, and this adapter has:"
+            f"{listing(other)}\nWrite it for ComfyUI or kohya's scripts, which read more kinds. "
+            "Or convert it to a LoRA: jaxmix.to_lora(adapter, params)."
+        )
+    adapter = replace(adapter, updates=updates)
+    modules = module_tensors(adapter if patterns else with_unit_scale(adapter), sites)
     tensors: dict[str, Any] = {}
     configs: dict[str, dict[str, Any]] = {}
-    is_lora = isinstance(adapter, Adapter) and all(
-        isinstance(update, LoRA) for update in adapter.updates.values()
-    )
-    modules = module_tensors(_with_unit_scale(adapter) if is_lora and not patterns else adapter)
-    for site, factors in modules.items():
-        full = f"{prefix}.{site}" if prefix else site
-        if is_lora:
-            place = split_part(full)
-            _add_to_config(configs.setdefault(place.part, {}), place.module, factors)
-            factors = {_PEFT_NAMES[key]: x for key, x in factors.items() if key != "alpha"}
-            if (magnitude := factors.get("lora_magnitude_vector")) is not None:
-                points = (1,) * (magnitude.ndim - 2)
-                shape = (1, -1, *points) if points else (-1,)
-                factors["lora_magnitude_vector"] = magnitude.reshape(shape)
-        else:
-            factors = with_plain_bias(factors)
-        tensors |= {f"{full}.{key}": x for key, x in factors.items()}
+    for (part, module), name in full.items():
+        add_to_config(configs.setdefault(part, {}), module, modules[name])
+        for key, tensor in modules[name].items():
+            if key == "dora_scale":
+                points = (1,) * (tensor.ndim - 2)
+                tensor = tensor.reshape((1, -1, *points) if points else (-1,))
+            if key != "alpha":
+                tensors[f"{name}.{PEFT_NAMES[key]}"] = tensor
+    # diffusers drops `text_model.` from keys for newer versions of CLIP, but not from the metadata.
+    has_text = any(part.startswith("text_encoder") for part in configs)
     metadata = {
         f"{part}.{key}" if part else key: value
         for part, config in configs.items()
         for key, value in config.items()
+        if patterns or not has_text
     }
     text = json.dumps(metadata, indent=2, sort_keys=True)
     return save_tensors(path, tensors, {METADATA: text} if metadata else {}, force=force)
 
 
-def _with_unit_scale(adapter: Adapter) -> Adapter:
-    """Gives all LoRAs one rank and the scale 1, with the strength multiplied in."""
-    strength = as_float(adapter.strength)
-    loras: dict[str, Any] = dict(adapter.updates)
-    if strength != 1 and any(update.magnitude is not None for update in loras.values()):
-        return adapter  # refused later: a DoRA has no strength
-    strong = {s: replace(up, scale=strength * as_float(up.scale)) for s, up in loras.items()}
-    return replace(adapter, updates=with_equal_ranks(strong, 1.0), strength=1.0)
-
-
-_PEFT_NAMES = {
-    "lora_down.weight": "lora_A.weight",
-    "lora_up.weight": "lora_B.weight",
-    "lora_up.bias": "lora_B.bias",
-    "dora_scale": "lora_magnitude_vector",
-}
-
-
-def _add_to_config(config: dict[str, Any], module: str, factors: SiteTensors) -> None:
-    """Adds a module's rank and alpha to the LoraConfig of its model."""
-    down = factors["lora_down.weight"]
-    rank, alpha = int(down.shape[0]), float(factors["alpha"])
-    flags = {"use_dora": "dora_scale" in factors, "lora_bias": "lora_up.bias" in factors}
-    if not config:
-        patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}, "target_modules": []}
-        config |= {"r": rank, "lora_alpha": alpha, **patterns, **flags, "use_rslora": False}
-    if any(config[key] != value for key, value in flags.items()):
-        raise UnsupportedError(
-            f"{module}: some modules of one model have DoRA's norm, or a bias, and others do not; "
-            "diffusers has one flag for all. Export them as separate files."
-        )
-    # PEFT matches the end of a name; the ^ makes it match the whole name.
-    pattern = f"^{re.escape(module)}"
-    if rank != config["r"]:
-        config["rank_pattern"][pattern] = rank
-    if alpha != config["lora_alpha"]:
-        config["alpha_pattern"][pattern] = alpha
-    config["target_modules"].append(module)
+# ComfyUI's prefixes of the model that makes the picture.
+_NOT_DIFFUSERS = ("diffusion_model", "model.diffusion_model")

@@ -5,6 +5,7 @@ A key is ``<prefix>_<module>.<parameter>``, with underscores for the dots in the
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from jaxmix.converters.adapters.lycoris.dotted import split_part
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.names import match_modules
 from jaxmix.converters.adapters.lycoris.parts import PREFIXES, is_selected, role_of
+from jaxmix.converters.adapters.lycoris.program import KOHYA
+from jaxmix.converters.adapters.lycoris.program_names import named_for
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
+from jaxmix.converters.names.images.underscored import dotted_names
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import without_wrappers
+from jaxmix.placement.naming import Names
 
 __all__ = ["export_kohya", "is_kohya", "read_kohya"]
 
@@ -40,7 +45,8 @@ def read_kohya(
         name: The adapter's name.
         strength: The adapter's strength in a mix, a real scalar.
         base: The model that it was trained on, to distinguish dots from underscores: params, a
-            flat dict, a folder of transformers or diffusers, or a list of module names.
+            flat dict, a folder of transformers or diffusers, or a list of module names. Not needed
+            if all names are those of one image or video model that jaxmix knows.
         part: The prefix to read from a file that covers several models (``lora_unet``), or another
             name of that model (``unet``); other keys are ignored. None reads all.
 
@@ -139,6 +145,8 @@ def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[st
         wanted[module] = role_of(prefix), rest
     if base is not None:
         return match_modules(wanted, base_model(base).modules, where, modules)
+    if (found := dotted_names(wanted)) is not None:
+        return found
     # A name without underscores had no dots.
     ambiguous = [module for module, (_, rest) in wanted.items() if "_" in rest]
     rests = [rest for _, rest in wanted.values()]
@@ -153,41 +161,39 @@ def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[st
     return {module: rest for module, (_, rest) in wanted.items()}
 
 
-# The prefixes for the parts of a pipeline. If there is a second text encoder, the first one has a
-# number too.
-_PARTS = {
-    "unet": "lora_unet",
-    "transformer": "lora_unet",
-    "diffusion_model": "lora_unet",
-    "text_encoder": "lora_te",
-    "text_encoder_2": "lora_te2",
-    "text_encoder_3": "lora_te3",
-}
-
-
 def export_kohya(
     adapter: Adapter,
     path: str | os.PathLike[str],
     *,
     prefix: str | None = None,
+    names: Names = None,
+    base: Any = None,
     force: bool = False,
 ) -> Path:
     """Writes an adapter in the names of kohya's scripts, LyCORIS and A1111.
 
+    Modules get the names that sd-scripts and musubi-tuner have: the original project's, those of
+    diffusers for Stable Diffusion 1.5 and Z-Image. Weights that are one there get one update.
+
     Args:
-        adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, or dense differences. Its
-            strength is multiplied into alpha.
+        adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, Diag-OFT, or dense differences.
+            Its strength is multiplied into alpha.
         path: The file, ``….safetensors``.
-        prefix: The prefix of each name: ``lora_unet``, ``lora_te``, ``lycoris``. By default it
-            replaces a site's first word (``unet.…``, ``text_encoder_2.…``), and is ``lora_unet``
-            if that word is not the name of a part.
+        prefix: The prefix of sites that name no component: ``lora_te``, ``lycoris``. By default
+            each component has its own (``lora_unet``, ``lora_te1``, …).
+        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers. By default the one
+            that has the adapter's modules. ``""`` keeps their names.
+        base: The model that the adapter was trained on, as in `jaxmix.load`: it tells the model,
+            and the sizes of weights that the adapter lacks.
         force: Whether to replace an existing file.
 
     Returns:
         The path.
 
     Raises:
-        UnsupportedError: If the format has no form for an update; `jaxmix.to_lora` converts it.
+        UnsupportedError: If the format has no form for an update, or it can't be brought to the
+            names; `jaxmix.to_lora` makes a LoRA of any mix.
+        LayoutError: If several models fit, or there is no model ``names``.
         AdapterError: If it is not an adapter, or two of its sites would have the same name.
         CheckpointError: If the path is taken, or can't be written.
 
@@ -201,38 +207,29 @@ def export_kohya(
         ...     read_kohya(there, "again", base=["mid.to_q"]).sites
         ('mid.to_q',)
 
-    Source: kohya-ss/sd-scripts, ``networks/lora.py`` (``save_weights``).
+    Source: kohya-ss/sd-scripts, ``networks/lora.py`` (``save_weights``); kohya-ss/musubi-tuner.
     """
-    modules = module_tensors(adapter)
-    names = {site: _file_name(site, tuple(modules), prefix) for site in modules}
+    named = named_for(KOHYA, adapter, prefix=prefix, names=names, base=base)
+    flat = {key: "_".join((key[0], key[1].replace(".", "_"))) for key in named.updates}
     owners: dict[str, list[str]] = {}
-    for site, name in names.items():
-        owners.setdefault(name, []).append(site)
+    for key, name in flat.items():
+        owners.setdefault(name, []).append(named.sites[key])
     if several := [f"{n}: {' and '.join(s)}" for n, s in owners.items() if len(s) > 1]:
         raise AdapterError(
             f"{adapter.name}: sites that have the same name with underscores for dots:"
-            f"{listing(several)}\nExport them with dots: jaxmix.converters.diffusers."
+            f"{listing(several)}\nExport them with dots: jaxmix.converters.comfyui."
         )
+    updates = {flat[key]: update for key, update in named.updates.items()}
+    sites = {flat[key]: site for key, site in named.sites.items()}
+    modules = module_tensors(replace(adapter, updates=updates), sites)
     tensors: dict[str, Any] = {}
-    for site, factors in modules.items():
+    for name, factors in modules.items():
         for parameter, tensor in with_plain_bias(factors).items():
-            tensors[f"{names[site]}.{parameter}"] = tensor
+            tensors[f"{name}.{parameter}"] = tensor
     is_lora = all(set(factors) <= _OF_LORA for factors in modules.values())
-    module = "networks.lora" if is_lora else "lycoris.kohya"
-    return save_tensors(path, tensors, {"ss_network_module": module}, force=force)
+    network = "networks.lora" if named.model is None else named.model.network
+    metadata = {"ss_network_module": network if is_lora else "lycoris.kohya"}
+    return save_tensors(path, tensors, metadata, force=force)
 
 
 _OF_LORA = {"lora_down.weight", "lora_up.weight", "alpha"}
-
-
-def _file_name(site: str, sites: tuple[str, ...], prefix: str | None) -> str:
-    """The name of a site in a file."""
-    first, _, rest = site.partition(".")
-    if prefix is not None:
-        return f"{prefix}_{site.replace('.', '_')}"
-    if first not in _PARTS or not rest:
-        return f"lora_unet_{site.replace('.', '_')}"
-    part = _PARTS[first]
-    if part == "lora_te" and any(other.startswith("text_encoder_2.") for other in sites):
-        part = "lora_te1"
-    return f"{part}_{rest.replace('.', '_')}"

@@ -9,6 +9,7 @@ import typer
 
 from jaxmix.adapter import Adapter
 from jaxmix.combining import look_alikes, look_alikes_text
+from jaxmix.converters.adapters.comfyui import export_comfyui, export_original
 from jaxmix.converters.adapters.diffusers import export_diffusers
 from jaxmix.converters.adapters.kohya import export_kohya
 from jaxmix.converters.adapters.loading import FORMATS
@@ -28,11 +29,21 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import BaseOption
-from jaxmix.converters.cli.console import AsJson, Force, choice_of, count, print_json, print_lines
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params
+from jaxmix.converters.cli.console import (
+    AsJson,
+    Force,
+    choice_of,
+    count,
+    print_json,
+    print_lines,
+    spinner,
+)
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
+from jaxmix.converters.cli.ranks import Energy, Rank, error_lines, rank_of
 from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError
+from jaxmix.low_rank import to_lora
 from jaxmix.mixing import Mix, mix
 
 __all__ = ["convert"]
@@ -43,21 +54,23 @@ class _Writer:
     """A format that can be written.
 
     Args:
-        write: ``write(adapter, path, force=…)``, with ``prefix=`` if ``takes_prefix``.
+        write: ``write(adapter, path, force=…)``, also with the arguments that `takes` names.
         takes_mix: Whether the format holds several adapters.
-        takes_prefix: Whether its names have a prefix.
+        takes: The arguments, of prefix, names and base.
     """
 
     write: Callable[..., Path]
     takes_mix: bool = False
-    takes_prefix: bool = False
+    takes: tuple[str, ...] = ("prefix", "names", "base")
 
 
 _WRITERS: dict[str, _Writer] = {
-    "peft": _Writer(export_peft, takes_mix=True),
-    "kohya": _Writer(export_kohya, takes_prefix=True),
-    "diffusers": _Writer(export_diffusers, takes_prefix=True),
-    "mix": _Writer(save, takes_mix=True),
+    "peft": _Writer(export_peft, takes_mix=True, takes=("names",)),
+    "kohya": _Writer(export_kohya),
+    "diffusers": _Writer(export_diffusers),
+    "comfyui": _Writer(export_comfyui),
+    "original": _Writer(export_original),
+    "mix": _Writer(save, takes_mix=True, takes=()),
 }
 # A recipe holds only the paths of adapters, so they are not read.
 _RECIPE = "recipe"
@@ -111,10 +124,23 @@ def convert(
         typer.Option(
             "--prefix",
             metavar="PREFIX",
-            help="The prefix of the modules' names: lora_unet, lycoris (kohya); transformer, unet "
-            "(diffusers).",
+            help="The prefix of the modules' names, instead of the usual one: lora_te1, lycoris "
+            "(kohya); transformer, unet (diffusers).",
         ),
     ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--names",
+            metavar="MODEL",
+            help="The model, if its modules' names are those of several: sdxl, flux, wan, … for "
+            "kohya, diffusers, comfyui and original; '' keeps the names as they are. For peft, the "
+            "type of a model whose modules have other names in memory, such as mixtral.",
+        ),
+    ] = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    conv1d: Conv1d = None,
     ignore: Ignored = None,
     filename: Filenames = None,
     base_name: BaseName = None,
@@ -127,20 +153,28 @@ def convert(
 ) -> None:
     """Convert adapters from one format to another; several are written as a mix.
 
-    The format of the input is recognized by its files. Adapters are not changed: updates that a
-    format can't hold are refused, with a list of the sites; `jaxmix export --rank` approximates any
-    adapter by a LoRA. kohya's names lack dots, so finding their modules requires `--base`.
+    The format of the input is recognized by its files. Modules of image and video models get the
+    names that the program reads: those of the original project (kohya, comfyui, original) or of
+    diffusers. Updates that a format can't hold are refused, with a list of the sites; with `--rank`
+    or `--energy`, all adapters together are approximated by one LoRA. kohya's names lack dots, so
+    finding their modules requires `--base`, unless they are those of a known image model.
 
     **Examples**
 
     - `jaxmix convert style.safetensors --base base --to peft -o style-peft`
     - `jaxmix convert my-lora --to kohya --prefix lora_te1 -o my-lora.safetensors`
-    - `jaxmix convert my-lora --to diffusers --prefix transformer -o my-lora.safetensors`
+    - `jaxmix convert flux.safetensors --to diffusers -o pytorch_lora_weights.safetensors`
+    - `jaxmix convert lora:0.6 loha --base flux-dev --rank 32 --to comfyui -o both.safetensors`
     - `jaxmix convert lora:0.6 owner/loha --to mix -o both`: a mix as a folder
     - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only their paths
     """
     writer_options: dict[str, Any] = peft_options(base_name, task, patterns, to=to)
+    limit = rank_of(rank, energy)
     if to == _RECIPE:
+        if limit is not None:
+            raise typer.BadParameter(
+                "a recipe holds the paths of adapters, so --rank and --energy do not apply to it."
+            )
         if ignore or filename or subfolder or revision:
             raise typer.BadParameter(
                 "a recipe is written without reading its adapters. Instead of --ignore, "
@@ -163,24 +197,37 @@ def convert(
     )
     parts = [part for _, own in read for part in own]
     check_apart(out, adapters)
-    adapter = _joined(parts, to)
-    if prefix is not None:
-        if not _WRITERS[to].takes_prefix:
-            raise typer.BadParameter(
-                f"--prefix does not apply to {to}, whose names have no prefix."
-            )
-        writer_options["prefix"] = prefix
-    target = _WRITERS[to].write(adapter, out, force=force, **writer_options)
+    writer = _WRITERS[to]
+    for option, value in (("prefix", prefix), ("names", names)):
+        if value is not None and option not in writer.takes:
+            reason = "have no prefix" if option == "prefix" else "are those of the sites"
+            raise typer.BadParameter(f"--{option} does not apply to {to}, whose names {reason}.")
+        if option in writer.takes:
+            writer_options[option] = value
+    if "base" in writer.takes:
+        writer_options["base"] = base
+    errors: dict[str, float] = {}
+    if limit is None:
+        adapter = _joined(parts, to)
+    else:
+        mixed = mix(*parts)
+        params, layout = base_params(mixed, base, conv1d)
+        with spinner("decomposing", as_json=as_json):
+            adapter, errors = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
+    target = writer.write(adapter, out, force=force, **writer_options)
     pairs = look_alikes(adapter.parts) if base is None else []
     if as_json:
         sites = {part.name: list(part.sites) for part in adapter.parts}
         data = {"adapters": strengths_data(adapter), "format": to, "out": target}
-        print_json({**data, "sites": sites, **({"look_alikes": pairs} if pairs else {})})
+        data |= {"sites": sites, **({"look_alikes": pairs} if pairs else {})}
+        print_json({**data, **({"errors": errors} if limit is not None else {})})
     else:
         sites = count(len({site for part in adapter.parts for site in part.sites}), "site")
         print_lines(
             f"[bold]{escape(str(target))}[/]: {to}, {escape(strengths_text(adapter))}, {sites}"
         )
+        if errors:
+            print_lines(*error_lines(errors))
         if pairs:
             print_lines(
                 escape(f"note: {look_alikes_text(pairs)} They are written as different modules.")
@@ -195,7 +242,7 @@ def _joined(parts: Sequence[Adapter], to: str) -> Adapter | Mix:
         able = ", ".join(name for name, writer in _WRITERS.items() if writer.takes_mix)
         raise UnsupportedError(
             f"a file of {to} holds one adapter, but {len(parts)} are given. Convert them one by "
-            f"one, or to a mix ({able}, {_RECIPE}). `jaxmix export --rank` makes one LoRA of them."
+            f"one, or to a mix ({able}, {_RECIPE}). `--rank` makes one LoRA of them."
         )
     return mix(*parts)
 

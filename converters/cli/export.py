@@ -30,14 +30,11 @@ from jaxmix.converters.cli.console import (
     spinner,
 )
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
-from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
+from jaxmix.converters.cli.ranks import Energy, Rank, error_lines, rank_of
 from jaxmix.converters.files.terminal import escape
 from jaxmix.low_rank import to_lora
 
 __all__ = ["export"]
-
-# The number of sites with the largest errors that are listed.
-_SHOWN = 3
 
 
 def export(
@@ -131,9 +128,4 @@ def _errors(lora: Adapter, errors: dict[str, float]) -> list[str]:
     ranks = sorted(set(_ranks(lora).values()))
     spread = "–".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))) if ranks else "0"
     lines = [f"one LoRA of rank {spread} at {count(len(lora.sites), 'site')}"]
-    if errors:
-        worst = sorted(errors, key=lambda site: -errors[site])[:_SHOWN]
-        mean = sum(errors.values()) / len(errors)
-        lines.append(f"error ‖Δ − BA‖ / ‖Δ‖: mean {mean:.2%}, largest")
-        lines += [f"  {errors[site]:.2%} at {escape(site)}" for site in worst]
-    return lines
+    return [*lines, *error_lines(errors)]

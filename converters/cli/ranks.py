@@ -1,12 +1,17 @@
-"""The options ``--rank 16`` and ``--energy 0.99``, which limit the rank of an SVD."""
+"""The options ``--rank 16`` and ``--energy 0.99``, which limit the rank of an SVD, and errors."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
+from jaxmix.converters.files.terminal import escape
 from jaxmix.low_rank import Rank as LoraRank
 
-__all__ = ["Energy", "Rank", "rank_of"]
+__all__ = ["Energy", "Rank", "error_lines", "rank_of"]
+
+# The number of sites with the largest errors that are listed.
+_SHOWN = 3
 
 Rank = Annotated[
     int | None,
@@ -32,3 +37,13 @@ def rank_of(rank: int | None, energy: float | None) -> LoraRank:
             f"--energy is {energy:g}, expected a number above 0 and at most 1."
         )
     return "exact" if energy == 1 else energy if rank is None else rank
+
+
+def error_lines(errors: Mapping[str, float]) -> list[str]:
+    """Describes the errors of a LoRA in lines; nothing if there are none."""
+    if not errors:
+        return []
+    worst = sorted(errors, key=lambda site: -errors[site])[:_SHOWN]
+    mean = sum(errors.values()) / len(errors)
+    found = [f"error ‖Δ − BA‖ / ‖Δ‖: mean {mean:.2%}, largest"]
+    return found + [f"  {errors[site]:.2%} at {escape(site)}" for site in worst]

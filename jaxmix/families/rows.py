@@ -12,10 +12,13 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update
 from jaxmix.families.boft import BOFT
+from jaxmix.families.diag_oft import DiagOFT
 from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.glora import GLoRA, SupportTensor
 from jaxmix.families.hira import HiRA
 from jaxmix.families.leaf_update import LeafUpdate
+from jaxmix.families.loha import LoHa
+from jaxmix.families.lokr import LoKr
 from jaxmix.families.lora import LoRA
 from jaxmix.families.normed import Normed
 from jaxmix.families.rebase import Rebase
@@ -115,6 +118,23 @@ def _(update: LoRA, part: slice, shape: tuple[int, int]) -> Update | None:
 
 
 @rows_of.register
+def _(update: LoHa, part: slice, shape: tuple[int, int]) -> Update | None:
+    if update.t1 is not None or update.misfit(shape):
+        return _cut_map(update, part, shape)
+    return replace(update, b1=update.b1[part], b2=update.b2[part])
+
+
+@rows_of.register
+def _(update: LoKr, part: slice, shape: tuple[int, int]) -> Update | None:
+    height = shape[0] // update.x[0].shape[0]
+    if update.misfit(shape) or part.step is not None or part.start % height or part.stop % height:
+        return _cut_map(update, part, shape)
+    # The rows of whole blocks; those of a part of a block are no Kronecker product.
+    top = update.x[0][part.start // height : part.stop // height]
+    return replace(update, x=(top, *update.x[1:]))
+
+
+@rows_of.register
 def _(update: HiRA, part: slice, shape: tuple[int, int]) -> Update | None:
     return replace(update, b=update.b[part])
 
@@ -135,6 +155,18 @@ def _(update: BOFT, part: slice, shape: tuple[int, int]) -> Update | None:
     if update.on_output:
         return None if update.rescale is not None else _cut_map(update, part, shape)
     return replace(update, rescale=None if update.rescale is None else update.rescale[part])
+
+
+@rows_of.register
+def _(update: DiagOFT, part: slice, shape: tuple[int, int]) -> Update | None:
+    blocks = update.blocks
+    if blocks is None or update.side != "out" or len(blocks) * blocks.shape[1] != shape[0]:
+        return _cut_map(update, part, shape)
+    b = blocks.shape[1]
+    if update.bound is not None or part.step is not None or part.start % b or part.stop % b:
+        return _cut_map(update, part, shape)
+    rescale = None if update.rescale is None else update.rescale[part]
+    return replace(update, blocks=blocks[part.start // b : part.stop // b], rescale=rescale)
 
 
 @rows_of.register

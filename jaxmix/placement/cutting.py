@@ -147,6 +147,11 @@ def _cut_on(
                 f"{site}: another adapter changes a part of it, and {error}."
             ) from None
         for target, part in parts:
+            if target.site in renamed.updates:
+                raise LayoutError(
+                    f"{site}: the same adapter changes a part of it, {target.site}. Give its rows "
+                    "one update."
+                )
             updates[target.site], places[target.site] = part, target.places or {}
     return replace(renamed, updates=updates, places=places)
 

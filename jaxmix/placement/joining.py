@@ -1,24 +1,30 @@
-"""LoRAs under the names that modules have in memory: the inverse of cutting.
+"""Updates under the names of modules in memory, or on disk: what writes adapters needs no tree.
 
 A weight that is several on disk, such as the matrices of experts, is one in memory, and so are
 their LoRAs: one behind the other along the rank, with B block-diagonal. A weight that is one on
-disk and several in memory leaves each its rows of B, and all of A.
+disk and several in memory leaves each its rows of B, and all of A. The other direction is the
+same with disk and memory exchanged.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jaxmix.errors import UnsupportedError, listing
+from jaxmix.errors import UnsupportedError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.families.expert_lora import ExpertLoRA
+from jaxmix.families.joined_rows import join_rows
 from jaxmix.families.lora import LoRA
-from jaxmix.families.rows import rows_of
+from jaxmix.families.row_counts import matrix_shape, row_count
+from jaxmix.families.rows import Rows, rows_of
 from jaxmix.placement.name_map import NameMap
+from jaxmix.placement.part_places import UnmappedError
 from jaxmix.placement.regions import WHOLE, Piece, Region
 
-__all__ = ["with_memory_names"]
+__all__ = ["described", "with_memory_names", "with_original_names"]
 
 
 def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
@@ -33,7 +39,7 @@ def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str
         weight that is several there is split.
 
     Raises:
-        UnsupportedError: If an update that is not a plain LoRA would have to be joined or split.
+        UnsupportedError: If an update can't be joined or split, as most that are not plain LoRAs.
 
     Example:
         >>> from jaxmix.layout import map_named
@@ -44,30 +50,116 @@ def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str
         [('model.layers.0.mlp.experts.down_proj', '4 × rank 1')]
     """
     made: dict[str, Update] = {}
-    groups: dict[str, dict[Region, LoRA]] = {}
+    experts: dict[str, dict[Region, LoRA]] = {}
+    groups: dict[str, dict[Region, Update]] = {}
     problems: list[str] = []
     for site, update in updates.items():
         for piece in _pieces(site, names):
             name = piece.name.removesuffix(".weight")
+            if name in made or piece.of in groups.get(name, ()):
+                problems.append(f"{name}: has several updates")
             if piece.own == piece.of == WHOLE and not piece.is_transposed and not piece.heads:
                 made[name] = update
                 continue
-            part = _part(update, piece.own)
-            if part is None or piece.problem or piece.is_transposed or piece.heads:
+            try:
+                if piece.problem or piece.is_transposed or piece.heads:
+                    raise UnmappedError
+                if piece.of.expert >= 0:
+                    experts.setdefault(name, {})[piece.of] = _plain(update)
+                else:
+                    groups.setdefault(name, {})[piece.of] = _cut(update, piece.own)
+            except UnmappedError:
                 problems.append(f"{site}: {update.family}, for {name} in memory")
-            elif piece.of == WHOLE:
-                made[name] = part
-            else:
-                groups.setdefault(name, {})[piece.of] = part
+    for name, parts in groups.items():
+        if name in made:
+            problems.append(f"{name}: has several updates")
+        try:
+            made[name] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, {})
+        except UnmappedError as error:
+            problems.append(f"{name}: {error}")
     if problems:
         raise UnsupportedError(
             f"updates that can't be joined or split as {names.name} is in memory:"
-            f"{listing(problems)}\nOnly plain LoRAs can: jaxmix.to_lora makes one of any mix."
+            f"{listing(problems)}\nPlain LoRAs can: jaxmix.to_lora makes one of any mix."
         )
     # PEFT nests the parameters of a module as it registers them, which is the table's order.
     order = [target for transform in names.transforms for target in transform.targets]
-    ranked = sorted(groups, key=lambda name: _position(name, order))
-    return made | {name: _joined(groups[name]) for name in ranked}
+    ranked = sorted(experts, key=lambda name: _position(name, order))
+    return made | {name: _joined_experts(experts[name]) for name in ranked}
+
+
+def with_original_names(
+    updates: Mapping[str, Update],
+    names: NameMap,
+    shapes: Mapping[str, tuple[int, ...]] = {},
+    *,
+    without: str = "$^",
+) -> dict[str, Update]:
+    """Returns updates by the names that their modules have on disk, by a table of modules.
+
+    Args:
+        updates: ``{site: update}``, with names in memory or on disk, without a component.
+        names: A name map with `Templates`.
+        shapes: The shapes of weights, by module in memory or on disk, where a fused weight needs
+            the sizes of parts that have no update.
+        without: A pattern of names on disk that are not written, as the model has others.
+
+    Returns:
+        ``{site: update}``: updates of weights that are one on disk are joined.
+
+    Raises:
+        UnsupportedError: If they can't be joined, or the table has no such module; all are listed.
+
+    Example:
+        >>> from jaxmix.layout import map_named
+        >>> one = LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)
+        >>> sites = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
+        >>> made = with_original_names(dict.fromkeys(sites, one), map_named("flux"))
+        >>> [(site, update.b.shape) for site, update in made.items()]
+        [('double_blocks.0.img_attn.qkv', (6, 1))]
+    """
+    table = names.templates
+    assert table is not None
+    made: dict[str, Update] = {}
+    groups: dict[str, Sequence[Piece]] = {}
+    problems: list[str] = []
+    for site, update in updates.items():
+        found = [item for item in table.stored(site) if not re.search(without, item[0])]
+        if table.has_source(site):
+            made[site] = update
+        elif found:
+            groups.setdefault(*found[0])
+        else:
+            problems.append(f"{site}: {names.name} has no module of this name")
+    for source, pieces in groups.items():
+        if source in shapes:
+            pieces = [replace(p, own=p.own.fitted(shapes[source])) for p in pieces]
+        parts: dict[Region, Update] = {}
+        heights: dict[int, int] = {}
+        for piece in pieces:
+            site = piece.name.removesuffix(".weight")
+            try:
+                if site in updates:
+                    parts[piece.own] = _cut(updates[site], piece.of)
+                elif site in shapes:
+                    heights[piece.own.part] = shapes[site][0]
+            except UnmappedError as error:
+                problems.append(f"{site}: {error}")
+        sites = list(dict.fromkeys(piece.name.removesuffix(".weight") for piece in pieces))
+        if source in made:
+            problems.append(f"{source}: has several updates")
+        try:
+            if parts:
+                made[source] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, heights)
+        except UnmappedError as error:
+            problems.append(f"{' and '.join(x for x in sites if x in updates)}: {error}")
+    if problems:
+        raise UnsupportedError(
+            f"updates that can't be brought to the names of {names.name}'s own project:"
+            f"{listing(problems)}\nIf it is another model, give its name: {option('names', ...)}. "
+            "jaxmix.to_lora makes a LoRA of any mix, which can be joined."
+        )
+    return made
 
 
 def _position(name: str, targets: list[str]) -> int:
@@ -85,23 +177,83 @@ def _pieces(site: str, names: NameMap) -> tuple[Piece, ...]:
     return (Piece(f"{site}.weight"),)
 
 
-def _part(update: Update, own: Region) -> LoRA | None:
-    """The part of a plain LoRA that a weight in memory has."""
+def _plain(update: Update) -> LoRA:
+    """A LoRA without more, as those of experts must be."""
     if not isinstance(update, LoRA) or update.magnitude is not None or update.embedding:
-        return None
-    if own == WHOLE:
-        return None if update.bias is not None else update
-    shape = update.b.shape[0], update.a.shape[1]
-    rows = own.rows(shape[0])
-    found = None if rows is None or own.axis else rows_of(update, rows, shape)
-    return found if isinstance(found, LoRA) else None
+        raise UnmappedError
+    if update.bias is not None:
+        raise UnmappedError
+    return update
 
 
-def _joined(parts: Mapping[Region, LoRA]) -> Update:
-    """One LoRA of the weight that several weights are in memory."""
+def _cut(update: Update, region: Region) -> Update:
+    """The part of an update that a part of its weight has."""
+    if region == WHOLE:
+        return update
+    count = row_count(update)
+    shape = matrix_shape(update)
+    if shape is not None:
+        region = region.fitted(shape)
+    rows = None if count is None or region.axis else region.rows(count)
+    found = None if rows is None else rows_of(update, rows, shape or (count or 0, 0))
+    if isinstance(found, Rows):
+        # What no family can express by itself is written as a difference.
+        found = join_rows([found], [found.stop - found.start])
+    if found is None:
+        raise UnmappedError(f"{described(update)} can't be cut into rows of its weight")
+    return found
+
+
+def _joined_rows(parts: Mapping[Region, Update], heights: Mapping[int, int]) -> Update:
+    """One update of a weight whose rows have updates of their own.
+
+    Args:
+        parts: The updates, by the rows that they have.
+        heights: The numbers of rows of parts without an update, where they are known.
+    """
     like = next(iter(parts))
-    experts = 1 + max(region.expert for region in parts)
-    numbers = range(experts) if like.expert >= 0 else [-1]
+    counts = {r.part: n for r, update in parts.items() if (n := row_count(update)) is not None}
+    known = {**heights, **counts}
+    columns = next(filter(None, map(matrix_shape, parts.values())), (0, 0))[1]
+    sizes = [_height(like, part, known, columns) for part in range(like.parts)]
+    if None in sizes or like.alternates or like.axis:
+        raise UnmappedError(
+            f"has an update of {len(parts)} of the {like.parts} weights that are one there, and "
+            f"the sizes of the others are unknown: give the base ({option('base', ...)})"
+        )
+    each = {region.part: update for region, update in parts.items()}
+    ordered = [each.get(part) for part in range(like.parts)]
+    found = join_rows(ordered, [size or 0 for size in sizes])
+    if found is None:
+        kinds = dict.fromkeys(described(update) for update in parts.values())
+        missing = "" if len(parts) == like.parts else f" of {len(parts)} of {like.parts} weights"
+        raise UnmappedError(f"{' and '.join(kinds)}{missing} can't be joined into one update")
+    return found
+
+
+def _height(like: Region, part: int, known: Mapping[int, int], columns: int) -> int | None:
+    """The number of rows of a part of a fused weight; None if nothing states it."""
+    if part in known:
+        return known[part]
+    if not like.is_ratio:
+        return like.sizes[part] if any(like.sizes) else next(iter(known.values()), None)
+    if any(like.sizes):  # proportions
+        other, size = next(iter(known.items()), (part, 0))
+        return size * like.sizes[part] // like.sizes[other] or None
+    # A square q, with k and v of one size.
+    return columns or None if part == 0 else known.get(3 - part)
+
+
+def described(update: Update) -> str:
+    """Returns what an update is, for messages: a LoRA with a magnitude is a DoRA."""
+    is_dora = isinstance(update, LoRA) and update.magnitude is not None
+    return "DoRA" if is_dora else update.family
+
+
+def _joined_experts(parts: Mapping[Region, LoRA]) -> Update:
+    """One LoRA of a stack, of which each matrix, or parts of it, have LoRAs of their own."""
+    like = next(iter(parts))
+    numbers = range(1 + max(region.expert for region in parts))
     any_one = next(iter(parts.values()))
     columns, dtype = any_one.a.shape[1], np.asarray(any_one.a).dtype
     blocks: list[tuple[np.ndarray, np.ndarray]] = []
@@ -121,8 +273,7 @@ def _joined(parts: Mapping[Region, LoRA]) -> Update:
         blocks.append((a, b))
     a = np.concatenate([block for block, _ in blocks], axis=1)
     b = _block_diagonal([block for _, block in blocks])
-    a, b = _as_factors(a, b) if like.expert >= 0 else _as_factors(a[0], b[0])
-    return ExpertLoRA(a, b, 1.0) if like.expert >= 0 else LoRA(a, b, 1.0)
+    return ExpertLoRA(*_as_factors(a, b), 1.0)
 
 
 def _as_factors(a: Any, b: Any) -> tuple[Any, Any]:

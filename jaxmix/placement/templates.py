@@ -1,7 +1,7 @@
 """Name maps that list modules by both names, with ``{}`` for a number."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -94,6 +94,33 @@ class Templates:
             if not template.is_tensor and (found := pattern.fullmatch(module)):
                 return template.pieces(found.groups(), dict(self.suffixes).get(suffix, suffix))
         return (Piece(name),)
+
+    def stored(self, module: str) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+        """Yields the names on disk of a module in memory, in the table's order.
+
+        Args:
+            module: The module's name in memory, or that of a tensor.
+
+        Yields:
+            The name of a module on disk that has the module's weight, and where all of it is in
+            memory.
+        """
+        for pattern, template in self._by_target.get(_skeleton(module), ()):
+            if match := pattern.fullmatch(module):
+                source = template.source.format(*match.groups())
+                if template.is_tensor:
+                    yield source, (Piece(template.targets[0].format(*match.groups())),)
+                else:
+                    yield source, template.pieces(match.groups(), "weight")
+
+    def has_source(self, name: str) -> bool:
+        """Returns whether a row has this name on disk, of a module or a tensor.
+
+        Args:
+            name: The name, without a prefix or component.
+        """
+        found = self._by_source.get(_skeleton(name), ())
+        return any(pattern.fullmatch(name) for pattern, _ in found)
 
     def sources(self, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Returns the names on disk of modules in memory.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import jaxmix
 from jaxmix import Adapter, compose, mix, singular, to_lora
 from jaxmix.errors import AdapterError, LayoutError, ShapeError
-from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoRA, Replace
+from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoRA, Replace, Together
 
 from ..families.table import ROWS
 from ..laws.draws import KINDS, Module, adapters, made, normal, tree, trees
@@ -328,3 +328,38 @@ def test_bad_input() -> None:
     tied = {"model.embed_tokens.weight": np.ones((12, 20)), "model.norm.weight": np.ones(20)}
     with pytest.raises(LayoutError, match="the tree ties the tensors of these sites to others"):
         to_lora(at(lora(1, 3), "model.embed_tokens"), tied)
+
+
+@pytest.mark.parametrize("kind", ["low rank", "dense", "zero"])
+def test_rows_of_a_leaf_are_one_site(kind: str) -> None:
+    """Parts of a fused weight that adapters change separately become one LoRA of the weight."""
+    draw = np.random.default_rng(0)
+    base = {
+        "double_blocks.0.img_attn.qkv.weight": draw.normal(size=(12, 6)),
+        "double_blocks.0.img_attn.qkv.bias": draw.normal(size=12),
+        "double_blocks.0.img_attn.proj.weight": draw.normal(size=(4, 6)),
+    }
+    strength = 0.0 if kind == "zero" else 1.0
+    make = {"dense": lambda: Delta(draw.normal(size=(4, 6)))}.get(
+        kind, lambda: LoRA(draw.normal(size=(2, 6)), draw.normal(size=(4, 2)), strength)
+    )
+    at = "transformer_blocks.0.attn"
+    first = jaxmix.Adapter({f"{at}.to_q": make(), f"{at}.to_out.0": make()}, name="first")
+    bias = Together((make(), Delta(bias=strength * draw.normal(size=4))))
+    # k and the whole weight: the second adapter's update is cut where the first changes parts.
+    whole = LoRA(draw.normal(size=(2, 6)), draw.normal(size=(12, 2)), strength)
+    second = jaxmix.Adapter({"double_blocks.0.img_attn.qkv": whole}, name="second")
+    third = jaxmix.Adapter({f"{at}.to_k": bias}, name="third")
+    with jax.enable_x64(True):
+        for parts in ([first, second, third], [first, third]):
+            mixed = jaxmix.mix(*parts)
+            made, errors = jaxmix.to_lora(mixed, base, with_errors=True)
+            assert max(errors.values()) < 1e-12
+            assert not [site for site in made.sites if "[" in site]
+            found, wanted = jaxmix.compose(base, made), jaxmix.compose(base, mixed)
+            for name, leaf in wanted.items():
+                np.testing.assert_allclose(found[name], leaf, atol=1e-10)
+    with jax.enable_x64(True):
+        small = jaxmix.to_lora(jaxmix.mix(first, second, third), base, rank=1)
+    ranks = {site: update.a.shape[0] for site, update in small.updates.items()}  # pyright: ignore
+    assert ranks["double_blocks.0.img_attn.qkv"] == 1

@@ -30,7 +30,8 @@ ARROWS: dict[str, set[str]] = {
     "singular": {"operators"},
     "effects": {"adapter", "apply", "placement", "families", "affine", "operators", "singular"}
     | {"errors"},
-    "low_rank": {"adapter", "effects", "placement", "families", "singular", "metadata", "errors"},
+    "low_rank": {"adapter", "effects", "placement", "families", "operators", "singular"}
+    | {"metadata", "errors"},
     "pictures": {"untrusted", "errors"},
     "measures": {"adapter", "mixing", "effects", "placement", "operators", "singular", "pictures"}
     | {"errors"},
@@ -57,6 +58,7 @@ ADAPTERS: dict[str, set[str]] = {
     "format": {"common"},
     "lycoris": {"common"},
     "adapterhub": {"common"},
+    "comfyui": {"lycoris", "common"},
     "diffusers": {"lycoris", "common"},
     "kohya": {"lycoris", "common"},
     "mixfile": {"format"},
@@ -100,7 +102,7 @@ COMMANDS_MAY = "jaxmix.demo."
 TABLES_MAY = ("jaxmix.converters.layouts.TABLES", "jaxmix.converters.names.")
 # Modules that a family may import from jaxmix.families; the others there import the families.
 SHARED_BY_FAMILIES = ("base", "leaf_update", "positions", "wavelets", "wrapped")
-FAMILIES_ABOVE = {"__init__", "together", "rows", *SHARED_BY_FAMILIES}
+FAMILIES_ABOVE = {"__init__", "together", "rows", "row_counts", "joined_rows", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install if they are missing.
 EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "tokenizers", "torch", "transformers"}

@@ -17,6 +17,7 @@ from .sources import ROOT
 DOCS = ROOT / "docs"
 PUBLIC = (
     "jaxmix",
+    "jaxmix.converters.comfyui",
     "jaxmix.converters.diffusers",
     "jaxmix.converters.kohya",
     "jaxmix.converters.layouts.maxtext",

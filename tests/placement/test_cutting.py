@@ -222,3 +222,17 @@ def test_no_map_brings_them() -> None:
         "\nNames were also compared by the name map of bert:\n"
         "  nowhere.proj: bert.nowhere.proj\nFor another model, give its type: names='…'."
     )
+
+
+def test_one_adapter_with_a_weight_and_a_part_of_it() -> None:
+    """Two updates of one adapter for the same rows are an error, and none is dropped."""
+    qkv = LoRA(np.ones((1, 4)), np.ones((6, 1)), 1.0)
+    q = LoRA(np.ones((1, 4)), np.ones((2, 1)), 1.0)
+    sites = {"double_blocks.0.img_attn.qkv": qkv, "transformer_blocks.0.attn.to_q": q}
+    base = {"double_blocks.0.img_attn.qkv.weight": np.ones((6, 4))}
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(base, jaxmix.Adapter(sites))
+    assert str(caught.value) == (
+        "double_blocks.0.img_attn.qkv: the same adapter changes a part of it, "
+        "double_blocks.0.img_attn.qkv[0:2]. Give its rows one update."
+    )

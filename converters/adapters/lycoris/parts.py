@@ -17,6 +17,7 @@ __all__ = [
     "missing_component",
     "respell_module",
     "role_of",
+    "split_component",
 ]
 
 # The prefixes of keys with underscores, and the role that each stands for.
@@ -90,6 +91,21 @@ def role_of(part: str) -> str:
         ('te2', 'te2', 'unet')
     """
     return _ROLES.get(part, part)
+
+
+def split_component(site: str) -> tuple[str, str]:
+    """Splits a site's name into the component of a pipeline and the module; "" if it names none.
+
+    Args:
+        site: A site of an adapter, by any program's names.
+
+    Example:
+        >>> split_component("text_encoder_2.encoder.q"), split_component("blocks.0.ffn.0")
+        (('text_encoder_2', 'encoder.q'), ('', 'blocks.0.ffn.0'))
+    """
+    found = (name for name in _known_components() if site.startswith(f"{name}."))
+    component = max(found, key=len, default="")
+    return component, site.removeprefix(f"{component}.") if component else site
 
 
 def is_selected(part: str, wanted: object, parts: Collection[str]) -> bool:

@@ -14,30 +14,29 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.lycoris.updates import flat_inputs
 from jaxmix.errors import (
-    AdapterError,
     CheckpointError,
     JaxmixError,
     UnsupportedError,
     listing,
     option,
 )
-from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
+from jaxmix.families import Delta, DiagOFT, LoHa, LoKr, LoRA, Normed, Together, Update
 from jaxmix.untrusted.files import output_path
 
 __all__ = ["module_tensors", "save_tensors", "with_plain_bias"]
 
 
-def module_tensors(adapter: Adapter) -> dict[str, SiteTensors]:
+def module_tensors(adapter: Adapter, sites: Mapping[str, str] = {}) -> dict[str, SiteTensors]:
     """Returns the tensors of every site, with the strength multiplied into alpha.
 
     Args:
-        adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, and dense differences.
+        adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, Diag-OFT, and dense differences.
+        sites: The sites' names in messages, where they have others by now.
 
     Returns:
         ``{site: {parameter: array}}``, as `lycoris.updates.build` takes them.
 
     Raises:
-        AdapterError: If it is not an adapter.
         UnsupportedError: If an update is of another family, or the file can't express its strength.
 
     Example:
@@ -46,11 +45,6 @@ def module_tensors(adapter: Adapter) -> dict[str, SiteTensors]:
         >>> float(tensors["alpha"]), tensors["lora_down.weight"].shape
         (1.0, (1, 3))
     """
-    if not isinstance(adapter, Adapter):
-        raise AdapterError(
-            f"got a {type(adapter).__name__}, expected one adapter. Convert a mix to one: "
-            "jaxmix.to_lora(mix, params)."
-        )
     strength, found = float(adapter.strength), {}
     failed: list[tuple[str, JaxmixError]] = []
     for site, update in adapter.updates.items():
@@ -62,8 +56,8 @@ def module_tensors(adapter: Adapter) -> dict[str, SiteTensors]:
     if failed:
         raise UnsupportedError(
             f"{adapter.name}: updates for which the format has no form:"
-            f"{listing(f'{site}: {error}' for site, error in failed)}\nConvert them to a LoRA: "
-            "jaxmix.to_lora(adapter, params)."
+            f"{listing(f'{sites.get(site, site)}: {error}' for site, error in failed)}\n"
+            "Convert them to a LoRA: jaxmix.to_lora(adapter, params)."
         )
     return found
 
@@ -143,6 +137,8 @@ def _tensors(update: Update, strength: float) -> SiteTensors:
             if update.axis == "in" and not points:
                 points = _guessed_axes(flat_inputs(update.update) // update.magnitude.size)
             return {**factors, "dora_scale": _norm(update.magnitude, points, update.axis == "out")}
+        case DiagOFT() if update.blocks is not None:
+            return _diag_oft(update, strength)
         case Delta():
             is_norm = update.weight is not None and np.ndim(update.weight) == 1
             keys = ("w_norm", "b_norm") if is_norm else ("diff", "diff_b")
@@ -214,6 +210,29 @@ def _lokr(update: LoKr, strength: float) -> SiteTensors:
     right = {"lokr_w2": y[0]} if len(y) == 1 else {"lokr_w2_a": y[0], "lokr_w2_b": y[1]}
     core = {} if update.t2 is None else {"lokr_t2": update.t2}
     return {**left, **right, **core, "alpha": alpha}
+
+
+def _diag_oft(update: DiagOFT, strength: float) -> SiteTensors:
+    """Diag-OFT, whose strength and bound go into the blocks: an alpha of 0 means no bound."""
+    if update.side != "out" or update.factor != 1 or update.by_block:
+        raise UnsupportedError("a rotation that LyCORIS does not have: of inputs, or PEFT's")
+    blocks = np.asarray(update.blocks)
+    if update.bound is not None or strength != 1:
+        wide = blocks.astype(np.float64)
+        skew = wide - wide.swapaxes(1, 2)
+        norm = float(np.linalg.norm(skew))
+        bound = norm if update.bound is None else float(update.bound)
+        # D = Q/2 has D − Dᵀ = Q.
+        blocks = (skew * (strength * min(bound / norm if norm else 1.0, 1.0) / 2)).astype(
+            _float32_or_wider(blocks)
+        )
+    factors = {"oft_blocks": blocks, "alpha": np.zeros((), _float32_or_wider(blocks))}
+    if update.rescale is not None:
+        rescale = np.asarray(update.rescale)
+        if strength != 1:
+            rescale = (1 - strength + strength * rescale).astype(rescale.dtype)
+        factors["rescale"] = rescale[:, None]
+    return factors
 
 
 def _alpha(scale: Any, strength: float, rank: int, like: Any) -> tuple[np.ndarray, bool]:

@@ -57,7 +57,7 @@ def other_names(modules: Collection[str]) -> Iterator[Mapping[str, tuple[str, ..
     for names in image_maps():
         table = names.templates
         assert table is not None
-        found.append(table.sources(inside))
+        found.append({n: own for n, own in table.sources(inside).items() if n not in inside})
         in_memory = {
             piece.name.removesuffix(".weight"): (module,)
             for module in inside
@@ -93,7 +93,8 @@ def _read(name: str, data: Mapping[str, Any]) -> NameMap:
         source, *targets = [item for item in row if isinstance(item, str)]
         ratio = tuple(settings.get("ratio", ()))
         flags = settings.get("swap", False), settings.get("tensor", False)
-        rows.append(Template(source, tuple(targets), ratio, *flags))
+        # A row with one name: it is the same in both schemes.
+        rows.append(Template(source, tuple(targets) or (source,), ratio, *flags))
     suffixes = tuple(data.get("suffixes", {}).items())
     table = Templates(tuple(rows), _PREFIXES, suffixes, _COMPONENTS)
     return NameMap(name, prefix=data["component"], templates=table)

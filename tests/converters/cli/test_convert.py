@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 from jaxmix.converters.adapters.mixfile.recipe import save_recipe
 from jaxmix.errors import CheckpointError
+from jaxmix.families import Delta
 
 from ..bases import Adapters, contents, load
 from .running import Captured, main, run, run_json
@@ -100,7 +101,7 @@ def test_impossible_conversions_are_refused(
     document = run_json(capsys, "convert", *two, "--to", "kohya", "-o", file, code=1)
     assert document["error"] == (
         "a file of kohya holds one adapter, but 2 are given. Convert them one by one, or to a mix "
-        "(peft, mix, recipe). `jaxmix export --rank` makes one LoRA of them."
+        "(peft, mix, recipe). `--rank` makes one LoRA of them."
     )
     args = ("convert", adapters["lora"], "--prefix", "x", "-o", tmp_path / "out", "--to")
     document = run_json(capsys, *args, "peft", code=2)
@@ -173,3 +174,102 @@ def test_similar_site_names_are_reported(
     output = capsys.readouterr().out
     assert "note: different adapters change sites that may be one module under two names:" in output
     assert "They are written as different modules." in output
+
+
+# ---------------------------------------------------------------- image models
+
+
+FLUX = {
+    "double_blocks.0.img_attn.qkv": (12, 6),
+    "double_blocks.0.img_mlp.0": (8, 6),
+    "double_blocks.0.img_mod.lin": (8, 6),
+    "final_layer.adaLN_modulation.1": (4, 6),
+}
+
+
+def kohya_flux(file: Path) -> Path:
+    """A LoRA of Flux as kohya's scripts write it."""
+    draw, tensors = np.random.default_rng(0), dict[str, np.ndarray]()
+    for module, (rows, columns) in FLUX.items():
+        name = f"lora_unet_{module.replace('.', '_')}"
+        tensors[f"{name}.lora_down.weight"] = draw.normal(size=(2, columns)).astype(np.float32)
+        tensors[f"{name}.lora_up.weight"] = draw.normal(size=(rows, 2)).astype(np.float32)
+        tensors[f"{name}.alpha"] = np.ones((), np.float32)
+    save_file(tensors, file)
+    return file
+
+
+def flux_base(folder: Path) -> Path:
+    """The weights that these are in diffusers' names."""
+    draw, at = np.random.default_rng(1), "transformer_blocks.0."
+    shapes = {f"{at}attn.to_{x}": (4, 6) for x in "qkv"}
+    shapes |= {f"{at}ff.net.0.proj": (8, 6), f"{at}norm1.linear": (8, 6)}
+    shapes["norm_out.linear"] = (4, 6)
+    base = {f"{n}.weight": draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    save_file(base, folder / "base.safetensors")
+    return folder / "base.safetensors"
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "comfyui", "original"])
+def test_flux_is_converted_without_a_base(to: str, tmp_path: Path, capsys: Captured) -> None:
+    """A file of kohya's scripts gets the names of each program by the table of Flux."""
+    source, base = kohya_flux(tmp_path / "style.safetensors"), load_file(flux_base(tmp_path))
+    out = tmp_path / "out.safetensors"
+    document = run_json(capsys, "convert", f"{source}:0.5", "--to", to, "-o", out)
+    assert document["format"] == to and document["sites"] == {"style": list(FLUX)}
+    first = {
+        "diffusers": "transformer.norm_out.linear.lora_A.weight",
+        "kohya": "lora_unet_double_blocks_0_img_attn_qkv.alpha",
+        "comfyui": "diffusion_model.double_blocks.0.img_attn.qkv.alpha",
+        "original": "double_blocks.0.img_attn.qkv.alpha",
+    }
+    assert min(load_file(out)) == first[to]
+    want = jaxmix.compose(base, jaxmix.load(source, base=base, strength=0.5))
+    assert_same(jaxmix.compose(base, jaxmix.load(out, base=base)), want)
+
+
+def test_a_mix_becomes_one_lora(tmp_path: Path, capsys: Captured) -> None:
+    """With `--rank` or `--energy`, adapters under other names become one LoRA."""
+    source, base = kohya_flux(tmp_path / "a.safetensors"), flux_base(tmp_path)
+    draw = np.random.default_rng(2)
+    qkv = Delta(draw.normal(size=(4, 6)).astype(np.float32))
+    other = jaxmix.save(jaxmix.Adapter({"transformer_blocks.0.attn.to_q": qkv}), tmp_path / "other")
+    out = tmp_path / "out.safetensors"
+    args = ("convert", f"{source}:0.5", other, "--to", "comfyui", "-o", out, "--base", base)
+    document = run_json(capsys, *args, "--energy", 1)
+    assert max(document["errors"].values()) < 1e-5
+    weights = load_file(base)
+    mixed = jaxmix.mix(0.5 * jaxmix.load(source, base=weights), jaxmix.load(other))
+    want = jaxmix.compose(weights, mixed)
+    assert_same(jaxmix.compose(weights, jaxmix.load(out, base=weights)), want)
+    assert main(*args, "--rank", 1, "--force") == 0
+    output = capsys.readouterr().out
+    assert f"{out}: comfyui, lora × 1, 6 sites" in output and "error ‖Δ − BA‖ / ‖Δ‖" in output
+    # q, k and v of rank 1 are one update of rank 3.
+    name = "diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight"
+    assert load_file(out)[name].shape == (12, 3)
+
+
+def test_model_is_named(tmp_path: Path, capsys: Captured) -> None:
+    """`--names` says which of several models it is; it does not apply to a mix."""
+    file, out = tmp_path / "x.safetensors", tmp_path / "out.safetensors"
+    ones = np.ones((2, 2), np.float32)
+    at = "transformer.transformer_blocks.0.attn.to_out.0"
+    save_file({f"{at}.lora_A.weight": ones, f"{at}.lora_B.weight": ones}, file)
+    args = ("convert", file, "-o", out, "--to")
+    document = run_json(capsys, *args, "kohya", code=1)
+    assert document["error"] == (
+        "x: its modules (transformer_blocks.0.attn.to_out.0 …) may be those of flux or "
+        "hunyuan_video or qwen_image or sd3, which have different names in files of kohya's "
+        "scripts. Say which model it is: --names flux, or give its base: --base BASE."
+    )
+    run_json(capsys, *args, "kohya", "--names", "sd3")
+    assert min(load_file(out)) == "lora_unet_joint_blocks_0_x_block_attn_proj.alpha"
+    document = run_json(capsys, *args, "mix", "--names", "sd3", code=2)
+    assert document["error"].startswith(
+        "Invalid value: --names does not apply to mix, whose names are those of the sites."
+    )
+    document = run_json(capsys, "convert", file, "--to", "recipe", "-o", out, "--rank", 2, code=2)
+    assert document["error"].startswith(
+        "Invalid value: a recipe holds the paths of adapters, so --rank and --energy do not apply"
+    )

@@ -213,7 +213,7 @@ def test_completion_of_commands_options_and_values() -> None:
     assert found == {
         "jaxmix me": ["merge"],
         "jaxmix combine --method dare_t": ["dare_ties", "dare_ties_svd"],
-        "jaxmix convert x --to ": ["peft", "kohya", "diffusers", "mix", "recipe"],
+        "jaxmix convert x --to ": "peft kohya diffusers comfyui original mix recipe".split(),
         "jaxmix convert x --from k": ["kohya"],
         "jaxmix fit base --per ": ["mix", "adapter", "site"],
         "jaxmix merge base --unt": ["--untie"],

@@ -1,6 +1,7 @@
 """Adapters exported as single files load as the same function."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from safetensors import safe_open
 
 import jaxmix
+from jaxmix.converters.adapters.comfyui import export_comfyui
 from jaxmix.converters.adapters.diffusers import export_diffusers
 from jaxmix.converters.adapters.kohya import export_kohya
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError
-from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Normed, Together
+from jaxmix.families import OFT, AdaLoRA, Delta, DiagOFT, LoHa, LoKr, LoRA, Normed, Together
 
 from .test_goldens import golden
 
@@ -45,7 +47,11 @@ def composed(base: dict[str, np.ndarray], adapter: Any) -> dict[str, np.ndarray]
         return {name: np.asarray(leaf) for name, leaf in out.items()}
 
 
-@pytest.mark.parametrize("kind", ["kohya", "diffusers"])
+# What diffusers loads; of a norm it has only that by output.
+IN_DIFFUSERS = ("locon", "locon-tucker", "dora-out", "sdxl", "new-metadata", "new-dora", "new-bias")
+
+
+@pytest.mark.parametrize("kind", ["kohya", "diffusers", "comfyui"])
 @pytest.mark.parametrize(("writer", "name"), CASES, ids=["-".join(case) for case in CASES])
 def test_exported_file_loads_with_the_same_effect(
     writer: str, name: str, kind: str, tmp_path: Path
@@ -60,8 +66,16 @@ def test_exported_file_loads_with_the_same_effect(
     file = tmp_path / "again.safetensors"
     if kind == "kohya":
         export_kohya(adapter, file)
-    else:
+    elif kind == "comfyui":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of DoRA's norm, which ComfyUI computes otherwise
+            export_comfyui(adapter, file)
+    elif name in IN_DIFFUSERS:
         export_diffusers(adapter, file, prefix=None if writer != "lycoris" else "unet")
+    else:
+        with pytest.raises(UnsupportedError, match="files for diffusers hold LoRA and DoRA only"):
+            export_diffusers(adapter, file, prefix="unet")
+        return
     again = jaxmix.load(file, base=base)
     assert set(again.sites) == set(adapter.sites)
     truth, found = composed(base, adapter), composed(base, again)
@@ -75,11 +89,11 @@ A, B = drawn(2, 4), drawn(6, 2, seed=1)
 PAIRS = {"w1": drawn(2, 2), "w2": drawn(3, 2)}
 
 
-@pytest.mark.parametrize("kind", ["kohya", "diffusers"])
+@pytest.mark.parametrize("kind", ["kohya", "comfyui", "diffusers"])
 @pytest.mark.parametrize("strength", [0.5, 0.0, -2.0])
 def test_strength_is_written_into_the_factors(kind: str, strength: float, tmp_path: Path) -> None:
     """Strength 0 is written as a zero factor, because an alpha of 0 means the rank."""
-    updates = {
+    updates: dict[str, Any] = {
         "a": LoRA(A, B, 1.5),
         "b": LoRA(A, B, 1.5, bias=drawn(6)),
         "c": LoHa(B, A, B, A, 0.7),
@@ -87,7 +101,13 @@ def test_strength_is_written_into_the_factors(kind: str, strength: float, tmp_pa
         "e": LoKr((PAIRS["w1"],), (drawn(3, 1), drawn(1, 2)), 0.7),
         "f": Delta(drawn(6, 4), drawn(6)),
         "g": Together((LoRA(A, B, 1.0), Delta(bias=drawn(6)))),
+        "h": DiagOFT(drawn(3, 2, 2), drawn(6)),
+        "i": DiagOFT(drawn(3, 2, 2), bound=0.5),
     }
+    if kind == "diffusers":
+        updates = {"a": updates["b"], "b": LoRA(A, B, 2.0, bias=drawn(6)), "g": updates["g"]}
+    if kind == "comfyui":
+        del updates["h"]
     base = {
         f"{site}.{leaf}": drawn(6, 4) if leaf == "weight" else drawn(6)
         for site in updates
@@ -97,8 +117,10 @@ def test_strength_is_written_into_the_factors(kind: str, strength: float, tmp_pa
     file = tmp_path / "x.safetensors"
     if kind == "kohya":
         export_kohya(adapter, file, prefix="lycoris")
+    elif kind == "comfyui":
+        export_comfyui(adapter, file)
     else:
-        export_diffusers(adapter, file, prefix="diffusion_model")
+        export_diffusers(adapter, file, prefix="transformer")
     truth, found = composed(base, adapter), composed(base, jaxmix.load(file, base=base))
     for key in base:
         np.testing.assert_allclose(found[key], truth[key], rtol=1e-12, atol=1e-12)
@@ -137,6 +159,10 @@ def test_dtypes_are_kept(tmp_path):
     [
         (OFT(drawn(2, 1)), "x: OFT, which has no form in LyCORIS's names"),
         (AdaLoRA(A, B, drawn(2), 1.0), "x: AdaLoRA, which has no form"),
+        (
+            DiagOFT(drawn(2, 2, 2), side="in"),
+            "x: a rotation that LyCORIS does not have: of inputs, or PEFT's",
+        ),
         (LoRA(A, B, 1.0, transposed=True), "x: a layer that PyTorch stores as (in, out)"),
         (
             LoRA(A, B, 1.0, magnitude=drawn(4), embedding=True),
@@ -158,7 +184,7 @@ def test_dtypes_are_kept(tmp_path):
 )
 def test_unsupported_updates_are_refused(update, message, tmp_path):
     """The error states the reason and the remedy."""
-    for export in (export_kohya, export_diffusers):
+    for export in (export_kohya, export_comfyui):
         with pytest.raises(UnsupportedError) as error:
             export(jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
         assert message in str(error.value)
