@@ -15,6 +15,7 @@ from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import Layout, Rule
 from jaxmix.placement.tree import Tree
 
+from ...uncompiled import uncompiled
 from .models import linears
 from .test_libraries import GOLDENS, SAID, golden, kind_of, nested, table
 
@@ -40,7 +41,7 @@ def test_all_linear_is_what_peft_finds(path: Path) -> None:
     sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(made).items()}
     assert sizes == linears(kind)
     moved = jax.tree.map(lambda x: x + 0.1 if getattr(x, "ndim", 0) == 2 else x, made)
-    with jax.disable_jit():
+    with uncompiled():
         new = Tree.of(jaxmix.compose(tree, moved, layout=layout))
     leaves = golden(path)[1]
     held = {p.leaf for s in sizes for p in table(path).places(s, "weight")} & set(leaves)
