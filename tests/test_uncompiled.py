@@ -33,6 +33,7 @@ CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "iota_p": lambda x, y, f: [lax.broadcasted_iota(jnp.int32, (3, 2, 2), i) for i in range(3)],
     "dot_general_p": lambda x, y, f: (
         x @ y.T,
+        x[0] @ y[0],
         lax.dot_general(x, y, (((1,), (1,)), ((0,), (0,)))),
         lax.dot_general(x[None], y[:, None], (((2,), (2,)), ((), ()))),
         lax.dot_general(x, y, (((), ()), ((), ()))),
@@ -114,9 +115,11 @@ def test_nothing_is_compiled() -> None:
     assert seen[COMPILED] == 1
 
 
-def test_devices_and_weak_types_are_kept() -> None:
-    """Arrays of chosen devices and weak types are left to XLA."""
+def test_devices_keys_and_weak_types_are_kept() -> None:
+    """Arrays of chosen devices, keys and weak types are left to XLA."""
     device = jax.devices()[1]
     with uncompiled():
         assert lax.neg(jax.device_put(np.ones(3, np.float32), device)).devices() == {device}
         assert lax.neg(jnp.asarray(1.0)).weak_type
+        keys = lax.broadcast_in_dim(jax.random.key(1), (2,), ())
+        assert jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)

@@ -75,7 +75,7 @@ def _dot_general(
     rows, columns = ([z.shape[axis] for axis in free] for z, free in ((x, free_x), (y, free_y)))
     left = x.transpose(*along_x, *free_x, *over_x).reshape(*batch, int(np.prod(rows)), count)
     right = y.transpose(*along_y, *over_y, *free_y).reshape(*batch, count, int(np.prod(columns)))
-    return (left @ right).reshape(*batch, *rows, *columns)
+    return (left @ right).reshape((*batch, *rows, *columns))
 
 
 def _of(function: Any, *dtypes: np.dtype) -> Operation:
@@ -166,9 +166,9 @@ OPERATIONS: dict[str, Operation] = {
 
 def _operand(x: Any, keeps_weak: bool) -> np.ndarray | None:
     """An operand's values; None for keys, weak types, and arrays of chosen devices."""
-    if not isinstance(x, jax.Array) or x.committed or (x.weak_type and not keeps_weak):
+    if not isinstance(x, jax.Array) or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return None
-    return None if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+    return None if x.committed or (x.weak_type and not keeps_weak) else np.asarray(x)
 
 
 def _by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[..., Any]:
