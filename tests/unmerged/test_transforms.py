@@ -53,13 +53,14 @@ def test_gradients_match_composed_weights() -> None:
     """By adapters and strengths, by the base, by leaves, and of second order."""
     adapters = mixed()
     ours = jax.jit(jax.grad(lambda a, p: factored_loss(jaxmix.attach(p, a), X), (0, 1)))
-    theirs = jax.grad(lambda a, p: loss(jaxmix.compose(p, a), X), (0, 1))
+    theirs = jax.jit(jax.grad(lambda a, p: loss(jaxmix.compose(p, a), X), (0, 1)))
     close(ours(adapters, PARAMS), theirs(adapters, PARAMS))
-    by_leaf = jax.grad(factored_loss)(jaxmix.attach(PARAMS, adapters), X)
+    by_leaf = jax.jit(jax.grad(factored_loss))(jaxmix.attach(PARAMS, adapters), X)
     close(by_leaf["a.weight"].words[0][0][1].a, ours(adapters, PARAMS)[0].parts[0].updates["a"].a)
 
     def along(f: Any, combined: Any) -> Any:
-        return jax.jvp(jax.grad(lambda s: f(combined(PARAMS, adapters * s), X)), (1.0,), (1.0,))
+        gradient = jax.grad(lambda s: f(combined(PARAMS, adapters * s), X))
+        return jax.jit(lambda s: jax.jvp(gradient, (s,), (s,)))(1.0)
 
     close(along(factored_loss, jaxmix.attach), along(loss, jaxmix.compose))
 
