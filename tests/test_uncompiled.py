@@ -15,6 +15,7 @@ from .uncompiled import OPERATIONS, uncompiled
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(2, 3, 4))
 FLAGS = X > 0
+NUMBERS = RNG.integers(0, 9, (3, 4)).astype(np.uint32)
 
 CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "broadcast_in_dim_p": lambda x, y, f: lax.broadcast_in_dim(x, (3, 2, 4), (0, 2)),
@@ -42,6 +43,7 @@ CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sub_p": lambda x, y, f: lax.sub(x, y),
     "mul_p": lambda x, y, f: (lax.mul(x, y), 2.0 * x),
     "div_p": lambda x, y, f: (lax.div(x, y), lax.div(x, 0 * x)),
+    "integer_pow_p": lambda x, y, f: (lax.integer_pow(x, 2), lax.integer_pow(x, -3)),
     "neg_p": lambda x, y, f: lax.neg(x),
     "abs_p": lambda x, y, f: lax.abs(x),
     "sqrt_p": lambda x, y, f: lax.sqrt(x),
@@ -53,9 +55,9 @@ CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "le_p": lambda x, y, f: lax.le(x, y),
     "gt_p": lambda x, y, f: lax.gt(x, y),
     "ge_p": lambda x, y, f: lax.ge(x, y),
-    "and_p": lambda x, y, f: lax.bitwise_and(f, f.T.reshape(3, 4)),
-    "or_p": lambda x, y, f: lax.bitwise_or(f, f.T.reshape(3, 4)),
-    "not_p": lambda x, y, f: lax.bitwise_not(f),
+    "and_p": lambda x, y, f: [lax.bitwise_and(z, z.T.reshape(3, 4)) for z in (f, NUMBERS)],
+    "or_p": lambda x, y, f: [lax.bitwise_or(z, z.T.reshape(3, 4)) for z in (f, NUMBERS)],
+    "not_p": lambda x, y, f: [lax.bitwise_not(z) for z in (f, jnp.asarray(NUMBERS))],
     "max_p": lambda x, y, f: lax.max(x, lax.sqrt(y)),
     "min_p": lambda x, y, f: lax.min(x, y),
     "rem_p": lambda x, y, f: lax.rem(x, y),

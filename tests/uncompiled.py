@@ -22,7 +22,7 @@ __all__ = ["OPERATIONS", "uncompiled"]
 Operation = Callable[..., np.ndarray | None]
 REAL = tuple(map(np.dtype, ("float32", "float64")))
 WIDE = REAL[1:]
-EXACT = tuple(map(np.dtype, ("bool", "int32", "int64")))
+EXACT = tuple(map(np.dtype, ("bool", "int32", "int64", "uint32")))
 
 
 def _broadcast_in_dim(
@@ -81,6 +81,10 @@ def _dot_general(
     return (left @ right).reshape((*batch, *rows, *columns))
 
 
+def _integer_pow(x: np.ndarray, *, y: int) -> np.ndarray | None:
+    return x * x if y == 2 and x.dtype in REAL else None
+
+
 def _of(function: Any, *dtypes: np.dtype) -> Operation:
     """A NumPy function of equal dtypes out of these."""
 
@@ -137,6 +141,7 @@ OPERATIONS: dict[str, Operation] = {
     "sub_p": _of(np.subtract, *REAL, *EXACT[1:]),
     "mul_p": _of(np.multiply, *REAL, *EXACT[1:]),
     "div_p": _of(np.divide, *REAL),
+    "integer_pow_p": _integer_pow,
     "neg_p": _of(np.negative, *REAL, *EXACT[1:]),
     "abs_p": _of(np.abs, *REAL),
     "sqrt_p": _of(np.sqrt, *REAL),
@@ -148,9 +153,9 @@ OPERATIONS: dict[str, Operation] = {
     "le_p": _of(np.less_equal, *REAL, *EXACT),
     "gt_p": _of(np.greater, *REAL, *EXACT),
     "ge_p": _of(np.greater_equal, *REAL, *EXACT),
-    "and_p": _of(np.logical_and, BOOL),
-    "or_p": _of(np.logical_or, BOOL),
-    "not_p": _of(np.logical_not, BOOL),
+    "and_p": _of(np.bitwise_and, *EXACT),
+    "or_p": _of(np.bitwise_or, *EXACT),
+    "not_p": _of(np.invert, *EXACT),
     "max_p": _of(np.maximum, *REAL, *EXACT),
     "min_p": _of(np.minimum, *REAL, *EXACT),
     "rem_p": _of(np.fmod, *REAL),
@@ -169,9 +174,11 @@ OPERATIONS: dict[str, Operation] = {
 
 def _operand(x: Any, keeps_weak: bool) -> np.ndarray | None:
     """An operand's values; None for keys, weak types, and arrays of chosen devices."""
-    if not isinstance(x, jax.Array) or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    # Keys and NumPy's own arrays have no such attribute; JAX's constants are not on any device.
+    is_weak = getattr(x, "weak_type", None)
+    if is_weak is None or (is_weak and not keeps_weak) or getattr(x, "committed", False):
         return None
-    return None if x.committed or (x.weak_type and not keeps_weak) else np.asarray(x)
+    return np.asarray(x)
 
 
 def _by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[..., Any]:
