@@ -17,6 +17,8 @@ from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Normed, Toget
 
 from .test_goldens import golden
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 # Every exportable form, as its own library wrote it.
 CASES = [
     *(
