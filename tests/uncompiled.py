@@ -1,9 +1,12 @@
 """Runs operations without compiling them, for tests whose programs would run once.
 
-`jax.disable_jit()` alone still compiles each operation once per shape, which takes some 13 ms
-and up to 1,600 programs per test. Here NumPy does what it does as XLA does: moves elements, and
-arithmetic and matrix products of float32 and float64. All other operations stay XLA's. From JAX
-0.10 on, `jnp.asarray` of a NumPy array is a program too; here it is a transfer.
+`jax.disable_jit()` alone still compiles each operation for each shape. A program takes some 13 ms,
+and a test had up to 1,600 of them. Here NumPy runs the operations that it computes as XLA does:
+those that move elements, and arithmetic and matrix products of float32 and float64. XLA runs all
+others. In JAX 0.10, `jnp.asarray` of a NumPy array compiles a program too; here it is a transfer.
+
+Within `uncompiled`, compiled functions get NumPy arrays as they are, without JAX's rounding to
+float32. So tests whose arguments are float64 enable x64, and tests of jit do not run uncompiled.
 """
 
 from collections.abc import Callable, Iterator

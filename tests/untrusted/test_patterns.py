@@ -119,3 +119,10 @@ def test_as_python_matches(monkeypatch):
             assert is_match(pattern, text, full=full) is (theirs is not None), (pattern, text, full)
         count += 1
     patterns._is_quick_at.cache_clear()
+
+
+def test_one_cost_serves_all_short_names():
+    """The cost of an expression is not computed anew for each length of a name."""
+    patterns._is_quick_at.cache_clear()
+    assert not any(is_match(r"layers\.(\d+)\.mlp", "x" * length) for length in range(1, 60))
+    assert patterns._is_quick_at.cache_info().misses == 1
