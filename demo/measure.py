@@ -15,12 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 import jaxmix
+from jaxmix.demo import ASSETS
 from jaxmix.errors import CheckpointError
 from jaxmix.models import Decoder, generate
 
-__all__ = ["ASSETS", "Demo", "Row", "Times", "passage", "read_demo", "rows", "times"]
+__all__ = ["Demo", "Row", "Times", "passage", "read_demo", "rows", "times"]
 
-ASSETS = Path(__file__).parent / "assets"
 # The orders that are shown. LoRA and LoHa commute, so one order of the two suffices.
 ORDERS = (
     (), ("lora",), ("loha",), ("oft",),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.operators import (
@@ -26,11 +25,12 @@ from jaxmix.operators import (
     multiply,
     terms,
 )
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["AffineMap", "Base", "fold", "identity", "shift"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class AffineMap:
     """The map ``W ↦ L W Rᵀ + Δ`` of a matrix (out, in).
@@ -97,7 +97,7 @@ class AffineMap:
         return turning + self.shift.added_flops()
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Base:
     """The base's leaves at a site, which an update may read.

@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-import jax
-
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.errors import AdapterError, listing
 from jaxmix.families import Update
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.naming import Names
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Mix", "compose", "mix", "several"]
 
 _READ = "Read one with jaxmix.load"
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Mix(Mixable):
     """Adapters in order of application: ``Aₙ ∘ … ∘ A₁``.

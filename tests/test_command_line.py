@@ -24,7 +24,7 @@ def section(command: str) -> str:
     """The help of a command on the page."""
     title = f"jaxmix {command}".rstrip()
     found = re.search(rf"```\n\$ {title} --help\n(.*?)\n```", TEXT, re.DOTALL)
-    assert found, f"no help of {title}; run make docs"
+    assert found, f"no help of {title}; run make pages"
     return found[1]
 
 
@@ -33,7 +33,7 @@ def test_the_help_is_the_programs() -> None:
     if f"Laid out by {versions()}." not in TEXT:
         pytest.skip(f"the page is not of {versions()}; the words are compared below")
     for command, text in help_texts().items():
-        assert section(command) == text, f"{command}: run make docs"
+        assert section(command) == text, f"{command}: run make pages"
 
 
 def missing(page: str, command: Any) -> list[str]:
@@ -52,7 +52,7 @@ GROUP: Any = typer.main.get_command(app)
 def test_every_word_is_there(name: str) -> None:
     """Whatever lays it out: each paragraph, each example, each option and what is said of it."""
     command = GROUP.commands[name]
-    assert len(command.params) > 2 and not missing(section(name), command), "run make docs"
+    assert len(command.params) > 2 and not missing(section(name), command), "run make pages"
 
 
 def test_a_missing_word_is_seen() -> None:

@@ -1,8 +1,11 @@
 """The package's face: what `dir` shows, and that no public name hides a module."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -24,6 +27,29 @@ def test_load_states_what_it_returns_and_reads() -> None:
     assert hints["return"] == jaxmix.Adapter | jaxmix.Mix
     text = inspect.getdoc(jaxmix.load) or ""
     assert [item.name for item in FORMATS if f'``"{item.name}"``' not in text] == []
+
+
+def test_names_are_imported_on_first_use() -> None:
+    """`import jaxmix` is quick, and what type checkers read is what is imported."""
+    code = "import jaxmix, sys; print(sorted({'jax', 'flax', 'numpy', 'rich'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+    tree = ast.parse(inspect.getsource(jaxmix))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.name: f"{line.module}.{alias.name}" if line.module == "jaxmix" else line.module
+        for line in block.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }
+    assert typed == jaxmix._HOMES
+    assert sorted(typed) == sorted(jaxmix.__all__)
+
+
+def test_modules_are_attributes_without_an_import_of_their_own() -> None:
+    """`import jaxmix` is enough for `jaxmix.training.RankSchedule`; an unknown name is an error."""
+    assert jaxmix.training.RankSchedule
+    with pytest.raises(AttributeError, match=r"^module 'jaxmix' has no attribute 'composed'$"):
+        _ = jaxmix.composed
 
 
 def _packages() -> list[str]:

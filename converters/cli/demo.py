@@ -45,7 +45,7 @@ def demo(
         raise typer.BadParameter(
             "--copy does not run the demo, so there is no picture to write to --out."
         )
-    from jaxmix.demo.measure import ASSETS
+    from jaxmix.demo import ASSETS
 
     target = checked_output(copy, ())
     with new_folder(target) as folder:

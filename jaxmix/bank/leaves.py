@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -21,6 +20,7 @@ from jaxmix.bank.stacks import (
 )
 from jaxmix.placement.form import Form
 from jaxmix.placement.quantized import dequantized
+from jaxmix.pytrees import register_dataclass
 from jaxmix.unmerged.leaf import Factored, NotApart, Tags
 
 __all__ = ["BankLeaf", "build_leaf"]
@@ -29,7 +29,7 @@ __all__ = ["BankLeaf", "build_leaf"]
 _SIDES = {"left": True, "right": True, "shift": False}
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class BankLeaf:
     """What the members change at one leaf: stacks of their L, R and Δ, or of whole leaves.

@@ -21,11 +21,12 @@ from jaxmix.operators import Dense, Identity, Operator, Product
 from jaxmix.operators.backends import by_platform
 from jaxmix.operators.base import static
 from jaxmix.operators.outlines import from_shapes
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["PerRow"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class PerRow(Operator):
     """An operator selected from stacks by slot, or the sum of all slots weighted by strengths.

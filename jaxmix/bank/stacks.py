@@ -30,6 +30,7 @@ from jaxmix.operators import (
     terms,
 )
 from jaxmix.operators.lowrank import KHATRI_RAO_RANK
+from jaxmix.pytrees import register_dataclass
 
 __all__ = [
     "OperatorStack",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class OperatorStack:
     """Operators of one structure, or arrays of one shape, one in each slot.

@@ -3,17 +3,17 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["AdaLoRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class AdaLoRA(Update):
     """AdaLoRA: ``W' = W + γ·B diag(e) A``.

@@ -12,6 +12,7 @@ from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import order_misfit
 from jaxmix.operators import Dense, LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["AdaMSS", "grouped"]
 
@@ -19,7 +20,7 @@ __all__ = ["AdaMSS", "grouped"]
 _ROUNDS, _SEED = 10, 123456789
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class AdaMSS(Update):
     """AdaMSS: ``W'[rows i] = W[rows i] + Bᵢ Aᵢ P``, over groups i of rows of the weight.

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -23,11 +22,12 @@ from jaxmix.operators import (
     multiply,
 )
 from jaxmix.operators.rotations import cayley
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["BOFT", "butterfly"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class BOFT(Update):
     """BOFT: ``W' = r ⊙ (W Rᵀ)`` with ``R = Fₙ … F₁``; with `on_output`, ``W' = r ⊙ (R W)``.

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Circulant
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["C3A"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class C3A(Update):
     """C3A: ``W' = W + C/in``, where C is a grid of circulant blocks.

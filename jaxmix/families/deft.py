@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Dense, Identity, LowRank, Operator, Zero, add
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["DEFT"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class DEFT(Update):
     """DEFT: ``W' = (I − Q Kᵀ) W + γ·Q N``. Without N it is PaRa.

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["DeLoRA"]
 
@@ -17,7 +17,7 @@ __all__ = ["DeLoRA"]
 _MIN_NORM = 1e-4
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class DeLoRA(Update):
     """DeLoRA: ``W' = W + λ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n)``.

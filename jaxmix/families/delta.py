@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.families.leaf_update import LeafUpdate
 from jaxmix.operators import Dense
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Delta"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Delta(LeafUpdate):
     """A difference without structure: ``W' = W + Δ`` and ``b' = b + δ``.
@@ -24,7 +24,7 @@ class Delta(LeafUpdate):
     Strength s: ``W' = W + s·Δ`` and ``b' = b + s·δ``.
 
     Args:
-        weight: Δ, in PyTorch's axes (out, in, *k), or (n,) for a norm; None to keep the weight.
+        weight: Δ, in PyTorch's axes ``(out, in, *k)``, or (n,) for a norm; None to keep the weight.
         bias: δ (out,); None to keep the bias.
 
     Raises:

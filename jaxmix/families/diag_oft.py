@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,11 +10,12 @@ from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Diagonal, Identity, Operator, Zero, multiply
 from jaxmix.operators.rotations import cayley, clip_norm
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["DiagOFT"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class DiagOFT(Update):
     """Diag-OFT: ``W' = r ⊙ (R W)`` rotates outputs; ``W' = r ⊙ (W Rᵀ)`` rotates inputs.

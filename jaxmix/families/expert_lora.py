@@ -3,18 +3,18 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import StackedLowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["ExpertLoRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class ExpertLoRA(Update):
     """LoRA of a leaf of experts: ``Wₑ' = Wₑ + γ·BₑAₑ``.

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -13,11 +12,12 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.families.positions import position_misfit
 from jaxmix.operators import Dense, LowRank, Operator
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["FourierFT"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class FourierFT(Update):
     """FourierFT: ``W' = W + γ·Re F⁻¹(S)``, where S is a sparse spectrum (out, in).

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -12,11 +11,12 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.operators import Dense, Sparse
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["FRoD", "lengths", "module_category"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class FRoD(Update):
     """FRoD: ``W' = W − W₀ + U (S + diag(l)) Vᵀ``, where W₀ is the base's weight and S is sparse.

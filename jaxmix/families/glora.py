@@ -3,20 +3,20 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Dense, Identity, LowRank, Operator, Zero, add
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["GLoRA"]
 
 SupportTensor = tuple[Float[Array, "..."], ...]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class GLoRA(Update):
     """GLoRA: ``W' = W + W₀ ⊙ A + B`` and ``b' = b + b₀ ⊙ D + E + W₀ C``.

@@ -4,17 +4,17 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import LowRank, Tiles, add
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["GraLoRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class GraLoRA(Update):
     """GraLoRA: ``W' = W + γ·(G + B_g A_g)``, where G is a grid of k × k tiles of rank r/k.

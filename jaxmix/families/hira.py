@@ -3,18 +3,18 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Dense
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["HiRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class HiRA(Update):
     """HiRA: ``W' = W + W₀ ⊙ BA``, where W₀ is the base's weight, regardless of earlier updates.

@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Identity, LowRank, Zero, add
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["HRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class HRA(Update):
     """HRA: ``W' = W H₁ ⋯ Hᵣ`` with ``Hᵢ = I − 2 uᵢuᵢᵀ / ‖uᵢ‖²``.

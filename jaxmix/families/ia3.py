@@ -3,18 +3,18 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Update
 from jaxmix.operators import Diagonal, Identity, Zero
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["IA3"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class IA3(Update):
     """IA3: ``W' = diag(l) W`` and ``b' = l ⊙ b``; on a feed-forward layer ``W' = W diag(l)``.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -11,11 +10,12 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank, add
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["KaSA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class KaSA(Update):
     """KaSA: ``W' = W − U S V + γ·B diag(d) A``.

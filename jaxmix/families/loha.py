@@ -5,25 +5,25 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Hadamard, LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["LoHa"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class LoHa(Update):
     """LoHa: ``W' = W + γ·(B₁A₁) ⊙ (B₂A₂)``.
 
-    An *effective* convolution has a core t (r, r, *k) for each product and stores B as (r, out) and
-    A as (r, in). Each product is ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``, which is again a low rank of
-    ``Bᵀ`` and ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
+    An *effective* convolution has a core t ``(r, r, *k)`` for each product and stores B as (r, out)
+    and A as (r, in). Each product is ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``, which is again a low rank
+    of ``Bᵀ`` and ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
 
     Strength s: ``W' = W + s·γ·(B₁A₁) ⊙ (B₂A₂)``.
 
@@ -33,7 +33,7 @@ class LoHa(Update):
         b2: B₂, with the shape of B₁, PEFT's ``hada_w2_a``.
         a2: A₂, with the shape of A₁, PEFT's ``hada_w2_b``.
         scale: γ = alpha/rank.
-        t1: The core of the first product, PEFT's ``hada_t1`` (r, r, *k); None if absent.
+        t1: The core of the first product, PEFT's ``hada_t1`` ``(r, r, *k)``; None if absent.
         t2: The core of the second product, PEFT's ``hada_t2``.
         kernel: The convolution's spatial shape, () if there is none; see `for_export`.
 

@@ -4,18 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Dense, Kronecker, Operator
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["LoKr"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class LoKr(Update):
     """LoKr: ``W' = W + γ·(X ⊗ Y)`` with X (l, m), Y (k, n·kernel) and W (l·k, m·n·kernel).
@@ -29,10 +29,10 @@ class LoKr(Update):
 
     Args:
         x: The full X, PEFT's ``lokr_w1``, or the pair ``lokr_w1_a`` (l, r), ``lokr_w1_b`` (r, m).
-        y: The full Y, PEFT's ``lokr_w2`` (k, n, *kernel), or the pair ``lokr_w2_a`` (k, r),
+        y: The full Y, PEFT's ``lokr_w2`` ``(k, n, *kernel)``, or the pair ``lokr_w2_a`` (k, r),
             ``lokr_w2_b`` (r, n·kernel); with a core the pair is (r, k) and (r, n).
         scale: γ = alpha/rank; PEFT applies it to full factors too.
-        t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None if absent.
+        t2: Y's Tucker core ``lokr_t2`` ``(r, r, *kernel)``; None if absent.
 
     Raises:
         ShapeError: Raised by `compose` if X ⊗ Y does not have the weight's size.

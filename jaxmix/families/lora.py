@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,11 +10,12 @@ from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Dense, Diagonal, Identity, LowRank, multiply
 from jaxmix.operators.adding import added
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["LoRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class LoRA(Update):
     """LoRA: ``W' = W + γ·B A``; with a magnitude m, DoRA: ``W' = c ⊙ (W + γ·B A)``.

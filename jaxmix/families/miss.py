@@ -4,18 +4,18 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update
 from jaxmix.operators import Dense, Kronecker, Operator
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["MiSS"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class MiSS(Update):
     """MiSS: ``W'[o, i] = W[o, i] + m[i mod r, o mod q]``; with `bat`, ``W' = W + W₀ ⊗ M + M``.

@@ -13,11 +13,12 @@ from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Diagonal, Identity, Operator, multiply
 from jaxmix.operators.adding import added
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Normed"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Normed(Update):
     """An additive update Δ with a magnitude m: ``W' = c ⊙ (W + Δ)``, ``c = m / (‖W₀ + Δ‖ + ε)``.

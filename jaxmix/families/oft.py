@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
@@ -16,11 +15,12 @@ from jaxmix.operators.rotations import (
     skew_symmetric,
     terms_misfit,
 )
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["OFT"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class OFT(Update):
     """OFT: ``W' = W Rᵀ`` with a block-diagonal R; the input x becomes ``x R``.

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import Base
 from jaxmix.families.wrapped import WrappedUpdate
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["PartOf", "RowRange"]
 
@@ -15,7 +15,7 @@ __all__ = ["PartOf", "RowRange"]
 RowRange = tuple[int, int, int]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class PartOf(WrappedUpdate):
     """What one adapter does to a fused weight, at one of the weights that a model has instead.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["ACTIVATIONS", "PEANuT"]
 
@@ -54,7 +55,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class PEANuT(Update):
     """PEANuT: ``W' = W + γ·B f(W₀)``, where f is a network applied to the base's columns.

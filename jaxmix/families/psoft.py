@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,11 +16,12 @@ from jaxmix.operators.rotations import (
     skew_symmetric,
     terms_misfit,
 )
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["PSOFT"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class PSOFT(Update):
     """PSOFT: ``W' = W + γ·B (R − I) A``, where ``γ·B A`` is the best rank r of the base's weight.

@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update
 from jaxmix.operators import Dense
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Rebase"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Rebase(Update):
     """A new base weight: ``W' = W + (W₁ − W₀)``, where W₀ is the weight of the given base.

@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.leaf_update import LeafUpdate
 from jaxmix.operators import Dense, Diagonal, Identity
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Replace"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Replace(LeafUpdate):
     """A replaced leaf: ``W' = W₁`` and ``b' = b₁``.
@@ -25,7 +25,8 @@ class Replace(LeafUpdate):
     Strength s interpolates linearly: ``W' = (1 − s)·W + s·W₁``.
 
     Args:
-        weight: W₁, in PyTorch's axes (out, in, *k), or (n,) for a norm; None to keep the weight.
+        weight: W₁, in PyTorch's axes ``(out, in, *k)``, or (n,) for a norm; None to keep
+            the weight.
         bias: b₁ (out,); None to keep the bias.
 
     Raises:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -11,11 +10,12 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update
 from jaxmix.operators import BlockDiagonal, Identity, Operator, Permutation, Zero, multiply
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["RoAd"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class RoAd(Update):
     """RoAd: ``W' = R W`` and ``b' = R b``, where R consists of 2 × 2 blocks.

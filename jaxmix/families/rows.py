@@ -21,12 +21,13 @@ from jaxmix.families.normed import Normed
 from jaxmix.families.rebase import Rebase
 from jaxmix.families.together import Together
 from jaxmix.families.wrapped import WrappedUpdate
+from jaxmix.pytrees import register_dataclass
 from jaxmix.row_cuts import cut_rows, row_unit
 
 __all__ = ["Rows", "expert_of", "rows_of"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Rows(WrappedUpdate):
     """Some rows of an update: ``W[a:b] ↦ (L W Rᵀ + Δ)[a:b]``, for an L that keeps them together.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
@@ -12,11 +11,12 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import as_int32
 from jaxmix.operators import Sparse
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["SHiRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class SHiRA(Update):
     """SHiRA: ``W'[i, j] = W[i, j] + v`` at the listed positions; repeated positions are summed.

@@ -13,11 +13,12 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import as_int32
 from jaxmix.operators import LowRank, Sparse, add
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["SuperTuning"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class SuperTuning(Update):
     """SuperTuning: ``W' = W + S + γ·B A``, where S is sparse; B A is optional ("Supra").

@@ -3,18 +3,18 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["TinyLoRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class TinyLoRA(Update):
     """TinyLoRA: ``W' = W + B (Σᵢ vᵢ Pᵢ) A``.

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Part, Update, joint_flag, maps
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Together", "parts_of"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Together(Update):
     """A composition of updates that one adapter has at one site, ``uₙ ∘ … ∘ u₁``.
@@ -34,7 +34,7 @@ class Together(Update):
         >>> both.has_bias, both.size()
         (True, 'weight + bias')
 
-    Source: a product in the monoid of `jaxmix.affine`; PEFT's ``bias="lora_only"``.
+    Source: a product in the monoid of ``jaxmix.affine``; PEFT's ``bias="lora_only"``.
     """
 
     parts: tuple[Update, ...]

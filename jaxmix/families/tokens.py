@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -13,11 +12,12 @@ from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.families.positions import as_int32
 from jaxmix.operators import Diagonal, Identity, Sparse
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Tokens"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Tokens(Update):
     """Replaced rows: ``W'[i] = v`` for the listed rows; the other rows are unchanged.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -11,11 +10,12 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.families.positions import index_misfit
 from jaxmix.operators import LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["UniLoRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class UniLoRA(Update):
     """UniLoRA: ``W' = W + B A`` with ``A = θ[i_A] ⊙ c_A`` and ``B = θ[i_B] ⊙ c_B``.

@@ -12,11 +12,12 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import index_misfit
 from jaxmix.operators import LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["VBLoRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class VBLoRA(Update):
     """VB-LoRA: ``W' = W + B A``, where A and B consist of segments mixed from a vector bank.

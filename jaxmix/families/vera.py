@@ -4,17 +4,17 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["PVeRA", "VeRA"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class VeRA(Update):
     """VeRA: ``W' = W + diag(λ_b) B diag(λ_d) A``.
@@ -82,7 +82,7 @@ class VeRA(Update):
         return f"rank {self.b.shape[1]}"
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class PVeRA(VeRA):
     """PVeRA at inference: ``W' = W + diag(λ_b) B diag(μ) A_μ``, VeRA with half of A's rows.

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -14,11 +13,12 @@ from jaxmix.families.base import Update, mismatch
 from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.families.wavelets import low_pass
 from jaxmix.operators import Product, Sparse
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["WaveFT"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class WaveFT(Update):
     """WaveFT: ``W' = W + γ·R S Cᵀ``, where S is sparse and R and C are inverse wavelet transforms.

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmix.models.config import DecoderConfig, GPT2Config
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Cache"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Cache:
     """The keys and values of previous tokens, in a fixed number of slots.

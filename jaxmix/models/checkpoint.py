@@ -32,7 +32,7 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Returns the file of each tensor of a folder of transformers or of a component of diffusers.
 
     Only the headers are read. If there are several sets of weights, the one that the library itself
-    would read without options is used, see `jaxmix.weight_files`.
+    would read without options is used, see ``jaxmix.weight_files``.
 
     Args:
         folder: The folder.

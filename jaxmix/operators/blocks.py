@@ -11,11 +11,12 @@ from jaxmix.operators.base import Operator, slice_indices, static
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
 from jaxmix.operators.sparse import selection
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["BlockDiagonal", "Kronecker", "covering_blocks", "rows_within"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class BlockDiagonal(Operator):
     """``diag(M₁ … Mₖ)`` with square blocks of one size; all k blocks are repeated ``copies`` times.
@@ -95,7 +96,7 @@ class BlockDiagonal(Operator):
         return 2 * self.shape[0] * self.block_size * n
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Kronecker(Operator):
     """``X ⊗ Y``, whose entry ``[i·k + p, j·n + q]`` is ``X[i, j] · Y[p, q]``.

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -12,11 +11,12 @@ from jaxmix.operators.base import Operator, slice_indices
 from jaxmix.operators.blocks import covering_blocks, rows_within
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Circulant"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Circulant(Operator):
     """A grid of circulant blocks; entry ``[i·b + p, j·b + q]`` is ``k[i, j, (q − p) mod b]``.

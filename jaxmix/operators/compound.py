@@ -7,11 +7,12 @@ import jax
 from jaxtyping import Array
 
 from jaxmix.operators.base import Operator
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Product", "Sum", "terms"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Sum(Operator):
     """``M₁ + … + Mₙ``, where the structures of the terms do not merge.
@@ -68,7 +69,7 @@ class Sum(Operator):
         return sum(term.added_flops() for term in self.terms)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Product(Operator):
     """``M₁ M₂``, where the structures of the factors do not merge.

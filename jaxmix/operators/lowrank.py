@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.operators.base import Operator
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["KHATRI_RAO_RANK", "Hadamard", "LowRank"]
 
@@ -18,7 +18,7 @@ __all__ = ["KHATRI_RAO_RANK", "Hadamard", "LowRank"]
 KHATRI_RAO_RANK = 36
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class LowRank(Operator):
     """A low-rank matrix ``B A``.
@@ -76,7 +76,7 @@ class LowRank(Operator):
         return 2 * self.rank * sum(self.shape) * n
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Hadamard(Operator):
     """``(B₁A₁) ⊙ (B₂A₂)``, the elementwise product of two low-rank matrices.

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmix.operators.base import Operator
 from jaxmix.operators.sparse import Sparse
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Permutation"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Permutation(Operator):
     """The permutation matrix P with ``(P x)[i] = x[order[i]]``, without a dtype of its own.

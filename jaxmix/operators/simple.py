@@ -3,18 +3,18 @@
 import math
 from dataclasses import dataclass, field, replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.operators.base import Operator, slice_indices, static
 from jaxmix.operators.sparse import Sparse, selection
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Dense", "Diagonal", "Identity", "Zero"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Zero(Operator):
     """The zero matrix, without a dtype of its own.
@@ -67,7 +67,7 @@ class Zero(Operator):
         return 0
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Identity(Operator):
     """The identity matrix, without a dtype of its own.
@@ -112,7 +112,7 @@ class Identity(Operator):
         return 0
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Diagonal(Operator):
     """The diagonal matrix ``diag(d)``.
@@ -164,7 +164,7 @@ class Diagonal(Operator):
         return self.d.shape[0] * n
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Dense(Operator):
     """A matrix without structure.

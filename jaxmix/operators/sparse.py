@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmix.operators.base import Operator, slice_indices, static
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Sparse", "selection"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Sparse(Operator):
     """A sparse matrix in coordinate format; values at repeated positions are summed.

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,11 +10,12 @@ from jaxmix.operators.base import Operator, slice_indices, static
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
 from jaxmix.operators.sparse import selection
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["StackedLowRank"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class StackedLowRank(Operator):
     """The matrix (experts, p·q) whose row e is the flattened ``BₑAₑ``.

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,11 +10,12 @@ from jaxmix.operators.base import Operator, slice_indices
 from jaxmix.operators.blocks import covering_blocks, rows_within
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Tiles"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Tiles(Operator):
     """A grid of low-rank tiles; tile (m, n) is ``B[m, n] A[m, n]``.

@@ -11,6 +11,7 @@ import numpy as np
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.errors import AdapterError, UnsupportedError, listing
 from jaxmix.families import Update
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Whole", "labels", "trainable"]
 
@@ -18,7 +19,7 @@ __all__ = ["Whole", "labels", "trainable"]
 ValuePath = tuple[str, ...]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Whole:
     """The inverse of `trainable`: a function of the values that returns the adapter or mix.

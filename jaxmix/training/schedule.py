@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxmix.errors import AdapterError, listing
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["RankSchedule", "RankState", "orthogonality"]
 
@@ -17,7 +18,7 @@ __all__ = ["RankSchedule", "RankState", "orthogonality"]
 _TRIPLE = {"a", "b", "e"}
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class RankState:
     """The state of a `RankSchedule` between steps, by the paths of the sites in the values.

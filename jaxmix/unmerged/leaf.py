@@ -25,6 +25,7 @@ from jaxmix.operators import (
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Place
 from jaxmix.placement.quantized import dequantized, is_quantized
+from jaxmix.pytrees import register_dataclass
 from jaxmix.unmerged.axes import Sides, axes_of, in_leaf, layer_of
 from jaxmix.unmerged.misuse import NoArray
 from jaxmix.unmerged.norms import HeldNorms, hold, use
@@ -34,7 +35,7 @@ from jaxmix.unmerged.weight import How, Weight
 __all__ = ["Factored", "NotApart", "Tags", "stacked"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class NotApart:
     """The reason why a leaf has no separate base and map.
@@ -69,7 +70,7 @@ class Tags:
     beside: tuple[tuple[int, str], ...] = ()
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Factored(NoArray):
     """A leaf of params that keeps its base and the updates of its sites separate.

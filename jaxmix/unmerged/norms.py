@@ -20,11 +20,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxmix.families.base import Update
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["HeldNorms", "hold", "use"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class HeldNorms:
     """The norms of one update at one site.

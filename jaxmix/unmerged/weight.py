@@ -16,6 +16,7 @@ from jaxmix.operators.backends import GPU, TPU, Backend, by_platform
 from jaxmix.operators.outlines import from_shapes
 from jaxmix.placement.devices import is_explicit
 from jaxmix.placement.quantized import dequantized
+from jaxmix.pytrees import register_dataclass
 
 __all__ = ["How", "Weight", "on_platform"]
 
@@ -23,7 +24,7 @@ __all__ = ["How", "Weight", "on_platform"]
 How = Literal["auto", "factored", "dense"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Weight:
     """An array ``W' = L W Rᵀ + Δ`` that is not materialized: the base W and the map.

@@ -12,6 +12,7 @@ from .sources import ROOT, Module, imports_of, modules
 # Package -> the packages of jaxmix that it may import. "" is jaxmix/__init__.py, the face.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "pytrees": set(),
     "untrusted": {"errors"},
     "weight_files": set(),
     "operators": {"errors"},
@@ -42,6 +43,9 @@ ARROWS: dict[str, set[str]] = {
     "layout": {"placement"},
     "models": {"untrusted", "weight_files", "errors"},
 }
+# Registering pytrees is for every package.
+for allowed_by in ARROWS.values():
+    allowed_by.add("pytrees")
 LIBRARY = set(ARROWS)
 # The packages and modules of converters/adapters, each with those there that it may import. No
 # format imports another: what several share is in `common`, and in `lycoris` the meaning of the

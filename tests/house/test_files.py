@@ -1,15 +1,11 @@
 """Files: their length, forbidden paths, the contents of the wheel; and claims of the pages."""
 
-import ast
 import re
 import subprocess
 import sys
 import tomllib
 
-import jax
 import pytest
-
-import jaxmix
 
 from ..longest import LONGEST
 from .sources import ROOT, modules, tracked
@@ -121,26 +117,6 @@ def test_tests_on_pages_exist() -> None:
         "tests/none.py",
         "test_none.py",
     }
-
-
-def test_readme_code_uses_existing_names() -> None:
-    """README's Python parses, and every `jaxmix.x` in it exists."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "jaxmix":
-                assert hasattr(jaxmix, node.attr), node.attr
-
-
-@pytest.mark.parametrize("page", ["docs/layouts.md", "docs/names.md", "docs/training.md"])
-def test_code_on_pages_runs(page: str) -> None:
-    """The code of a page runs from top to bottom."""
-    names: dict[str, object] = {}
-    # Users run with JAX's default promotion rules.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
-            exec(compile(block, page, "exec"), names)
 
 
 def test_pages_install_our_distribution() -> None:

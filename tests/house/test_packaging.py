@@ -1,6 +1,7 @@
 """The package builds and installs in every supported form, and imports from any folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,16 @@ def test_wheel_holds_every_module(wheel: Path) -> None:
     assert any(name.startswith("jaxmix/demo/assets/") for name in names)
     assert "jaxmix/converters/merging/heads.json" in names
     assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"jaxmix"}
+
+
+def test_description_needs_no_repository(wheel: Path) -> None:
+    """The description on the package index has no relative link and no picture."""
+    archive = zipfile.ZipFile(wheel)
+    [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    head, _, text = archive.read(name).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in head
+    assert text.startswith("# jaxmix") and "```python\nimport" in text
+    assert re.findall(r"\]\((?!https?:)[^)]*\)", text) == [] and "<!--" not in text
 
 
 def test_wheel_imports_from_every_folder(clone: Path, wheel: Path, tmp_path: Path) -> None:

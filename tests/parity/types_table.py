@@ -40,7 +40,7 @@ _TEXT = """\
 # PEFT's types
 
 Every `PeftType` of peft {version} is either read, with parity to PEFT's own unmerged forward in
-float64, or refused with the reason why it is not a function of weights. `make docs` writes this
+float64, or refused with the reason why it is not a function of weights. `make pages` writes this
 page from the parity tests; a test iterates over `peft.PeftType` and fails for any other type.
 
 *Alone* is the largest relative difference between PEFT's forward and the composed weights, over all

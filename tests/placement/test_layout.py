@@ -18,6 +18,7 @@ from jaxmix.placement.leaves import overlaps
 from jaxmix.placement.names import leaf_name, leaf_names
 from jaxmix.placement.sites import Site
 from jaxmix.placement.tree import Tree
+from jaxmix.pytrees import register_dataclass
 
 from ..laws.draws import FAMILIES, Module, made, normal, ones, zeros
 from ..laws.truth import fold
@@ -480,7 +481,7 @@ def test_no_bias() -> None:
 # ---------------------------------------------------------------- leaves that cannot be updated
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Quantized:
     """A quantized leaf with qwix's fields."""

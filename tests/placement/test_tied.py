@@ -18,6 +18,7 @@ from jaxmix.families import LoRA, Replace, Together, Tokens
 from jaxmix.models import Decoder, read_config
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.ties import tied_problem
+from jaxmix.pytrees import register_dataclass
 
 from .. import tied_names
 from ..laws.draws import ones, zeros
@@ -279,7 +280,7 @@ def test_the_state_of_a_tied_decoder() -> None:
     assert isinstance(out, nnx.State)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Stubborn:
     """A tree whose `untied` does not untie it."""

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 import jaxmix
-from jaxmix.demo.measure import ASSETS, Demo, read_demo
+from jaxmix.demo import ASSETS
+from jaxmix.demo.measure import Demo, read_demo
 from jaxmix.training import Fit, fit
 
 __all__ = ["DOMAINS", "Trial", "batches", "loss", "trial"]

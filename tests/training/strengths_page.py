@@ -1,6 +1,6 @@
 """Writes docs/strengths.png, and the table of docs/training.md: strengths learned on the demo.
 
-``python -m tests.training.strengths_page``, or ``make docs``.
+``python -m tests.training.strengths_page``, or ``make pages``.
 """
 
 import os

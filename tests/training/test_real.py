@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import jaxmix
-from jaxmix.demo.measure import ASSETS
+from jaxmix.demo import ASSETS
 from jaxmix.training import init, trainable
 
 from ..parity.harness import exact

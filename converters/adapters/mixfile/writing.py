@@ -58,7 +58,7 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
         mix of 1 adapter, applied in this order:
           1. style: LoRA rank 1 at 1 site, strength 0.6 (proj)
 
-    Source: the format is jaxmix's own, `jaxmix.converters.adapters.mixfile`.
+    Source: the format is jaxmix's own, ``jaxmix.converters.adapters.mixfile``.
     """
     if not isinstance(mixed, Mixable):
         raise AdapterError(

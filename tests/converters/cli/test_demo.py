@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from jaxmix.demo import measure, run
-from jaxmix.demo.measure import ASSETS
+from jaxmix.demo import ASSETS, measure, run
 
 from ..bases import contents
 from .running import Captured, main, run_json
