@@ -10,6 +10,7 @@ Python looks for garbage among new objects only, and not often.
 
 import gc
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -31,6 +32,7 @@ from jaxtyping import install_import_hook
 
 from .house import checking
 from .longest import start_first
+from .uncompiled import uncompiled
 
 gc.set_threshold(50_000, 20, 20)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -52,6 +54,13 @@ if find_spec("torch") is not None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_compiling() -> Iterator[None]:
+    """The test runs uncompiled: for tests of many programs that each run once."""
+    with uncompiled():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

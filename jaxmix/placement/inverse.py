@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 
 from jaxmix.errors import LayoutError
@@ -11,6 +12,8 @@ __all__ = ["sites_of"]
 
 # A group in a site's expression that matches numbers, such as (\d+) or ((?!8\.)\d+).
 _NUMBER = re.compile(r"(\(\?!.*\))?(\\d[*+]?)(\[\d+\])?|\d+(\|\d+)*")
+# All libraries' layouts have some 3,000 rules, and each is asked for each tree.
+_CACHED = 8192
 _GROUP = re.compile(r"\\(\d+)|\{\\(\d+)(?://|%)(\d+)\}")
 
 
@@ -61,7 +64,7 @@ def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     parts = _parsed(rule.site)
     if parts is None:
         return
-    groups = [text for text, is_group in parts if is_group]
+    groups = tuple(text for text, is_group in parts if is_group)
     # Groups in the leaf's name are matched; those in the index, or divided, are counted.
     pattern, named = _leaf_pattern(rule.leaf, groups)
     seen: set[str] = set()
@@ -109,7 +112,8 @@ def _counts(text: str, group: int) -> Iterator[tuple[bool, int]]:
             yield "//" in found[0], int(found[3] or 1)
 
 
-def _leaf_pattern(template: str, groups: Sequence[str]) -> tuple[re.Pattern[str], set[int]]:
+@lru_cache(_CACHED)
+def _leaf_pattern(template: str, groups: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[int]]:
     """An expression for the leaves of a rule, and the site's groups that it contains."""
     text, last, named = "", 0, set[int]()
     for found in _GROUP.finditer(template):
@@ -123,10 +127,11 @@ def _leaf_pattern(template: str, groups: Sequence[str]) -> tuple[re.Pattern[str]
         else:
             named.add(number)
             text += f"(?P<g{number}>.+)"
-    return re.compile(text + re.escape(template[last:])), named
+    return re.compile(text + re.escape(template[last:])), frozenset(named)
 
 
-def _parsed(site: str) -> list[tuple[str, bool]] | None:
+@lru_cache(_CACHED)
+def _parsed(site: str) -> tuple[tuple[str, bool], ...] | None:
     """A site's expression as literal strings and groups; None if it has anything else.
 
     Optional parts are omitted, but repeatable parts, such as ``model.`` above the layers, are kept
@@ -161,7 +166,7 @@ def _parsed(site: str) -> list[tuple[str, bool]] | None:
                 return None
             parts.append((literal, False))
             at += width
-    return parts
+    return tuple(parts)
 
 
 def _literal(text: str) -> str | None:

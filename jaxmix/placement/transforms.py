@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jaxmix.placement.regions import Piece, Region
@@ -45,16 +45,7 @@ class Transform:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """All sources in one expression, the longest first, each as a named group."""
-        branches = []
-        for i, source in sorted(enumerate(self.sources), key=lambda item: -len(item[1])):
-            number = rf"(?P<e{i}>\d+)\." if self.kind == "convert" else r".*\."
-            pattern = source.replace("*.", number)
-            # A pattern that ends in a letter or digit matches whole names only.
-            if re.search(r"[a-zA-Z0-9]$", pattern):
-                pattern += r"(?!\w)"
-            branches.append(f"(?P<g{i}>{pattern})")
-        return re.compile("|".join(branches))
+        return _joined(self.kind, self.sources)
 
     def match(self, name: str) -> "tuple[int, str] | None":
         """Returns the number of the source that matches and the renamed tensor; None if none does.
@@ -156,6 +147,20 @@ class Transform:
         """A target with the groups of its source."""
         first = self._pattern.groupindex[f"g{number}"]
         return re.sub(r"\\(\d)", lambda m: found[first + int(m[1])] or "", target)
+
+
+@lru_cache(maxsize=1 << 12)
+def _joined(kind: str, sources: tuple[str, ...]) -> re.Pattern[str]:
+    """All sources in one expression, the longest first, each as a named group."""
+    branches = []
+    for i, source in sorted(enumerate(sources), key=lambda item: -len(item[1])):
+        number = rf"(?P<e{i}>\d+)\." if kind == "convert" else r".*\."
+        pattern = source.replace("*.", number)
+        # A pattern that ends in a letter or digit matches whole names only.
+        if re.search(r"[a-zA-Z0-9]$", pattern):
+            pattern += r"(?!\w)"
+        branches.append(f"(?P<g{i}>{pattern})")
+    return re.compile("|".join(branches))
 
 
 def loaded_pieces(

@@ -102,9 +102,16 @@ def _parsed(pattern: str) -> tuple[Any, re.Pattern[str]]:
         raise _refusal(pattern, "it is nested too deeply, or repeats too often") from error
 
 
-@lru_cache(maxsize=1 << 14)
 def _is_quick(pattern: str, length: int) -> bool:
     """Whether Python's engine is quick on every string of a length."""
+    # The cost grows with the length, so that one result holds for all shorter strings too.
+    longer = max(64, 1 << length.bit_length())
+    return _is_quick_at(pattern, longer) or _is_quick_at(pattern, length)
+
+
+@lru_cache(maxsize=1 << 14)
+def _is_quick_at(pattern: str, length: int) -> bool:
+    """The same, from the cost at this length."""
     ignores_case = _IGNORES_CASE.search(pattern) is not None
     return match_cost(_parsed(pattern)[0], length, ignores_case=ignores_case)[1] <= MOST_STEPS
 

@@ -18,6 +18,7 @@ from jaxmix.operators.backends import GPU, TPU, Backend, split
 
 from ..laws.chains import ALL, STACKED
 from ..laws.draws import Module, tree
+from ..uncompiled import uncompiled
 
 RNG = np.random.default_rng(0)
 SHAPES = {"tall": (512, 256), "square": (256, 256)}
@@ -105,7 +106,7 @@ def test_chains(backend: Backend, layout: str, monkeypatch: pytest.MonkeyPatch) 
             return {f"{site}.weight": w for site, w in cast.items()}
         return {site: {"kernel": w.T} for site, w in cast.items()}
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled():
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), adapters)
         truth = jaxmix.compose(params(np.float64), wide, layout=layout)
         truth = jax.tree.map(np.asarray, truth)
@@ -133,7 +134,8 @@ def test_every_family(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None
         if kind not in STACKED
     }
     base = tree(dict.fromkeys(updates, module), 0, np.float32)
-    wanted = jaxmix.compose(base, Adapter(updates, 0.7))
+    with uncompiled():
+        wanted = jaxmix.compose(base, Adapter(updates, 0.7))
     with compiled_for(backend, monkeypatch):
         found = jax.jit(jaxmix.compose)(base, Adapter(updates, 0.7))
     for name, leaf in wanted.items():

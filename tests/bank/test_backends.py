@@ -26,6 +26,8 @@ from jaxmix.operators import (
     Sum,
 )
 
+from ..uncompiled import uncompiled
+
 SLOTS, ROWS, TOKENS = 3, 5, 2
 SHAPE = (8, 12)
 PICK = np.array([2, -1, 0, 2, 1], np.int32)
@@ -73,11 +75,14 @@ SQUARE: dict[str, Callable[[], Operator]] = {
 def in_turn(x: Any, stack: Any, pick: Any, is_transposed: bool, is_factor: bool) -> Any:
     """Each row with its own operator, as a matrix."""
     rows = []
-    for row, slot in zip(x, pick, strict=True):
-        one = jax.tree.map(lambda leaf, i=int(slot): leaf[i], stack).dense()
-        one = one.T if is_transposed else one
-        rows.append((row if is_factor else 0 * (row @ one)) if slot < 0 else row @ one)
-    return jnp.stack(rows)
+    leaves, structure = jax.tree.flatten(stack)
+    with uncompiled():
+        for row, slot in zip(np.asarray(x), pick, strict=True):
+            own = [jnp.asarray(np.asarray(leaf)[int(slot)]) for leaf in leaves]
+            one = jax.tree.unflatten(structure, own).dense()
+            one = np.asarray(one.T if is_transposed else one)
+            rows.append((row if is_factor else 0 * (row @ one)) if slot < 0 else row @ one)
+    return np.stack(rows)
 
 
 @pytest.mark.parametrize("is_transposed", [False, True])

@@ -1,13 +1,20 @@
-"""Everything here is compared in float64; compiling is what takes long: it is not optimised."""
+"""Everything here is compared in float64, uncompiled except where a test asks for `compiled`."""
 
 from collections.abc import Iterator
 
 import jax
 import pytest
 
+from ..uncompiled import uncompiled
+
 
 @pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
+def float64(request: pytest.FixtureRequest) -> Iterator[None]:
     """JAX computes in float64 where the arrays are."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled(apply="compiled" not in request.fixturenames):
         yield
+
+
+@pytest.fixture
+def compiled() -> None:
+    """The test runs as users run it, with compiled functions."""

@@ -289,6 +289,7 @@ def test_trained_biases_that_only_one_has() -> None:
     np.testing.assert_allclose(found["lin.bias"], np.arange(6.0) / 2 + 0.5, rtol=1e-14)
 
 
+@pytest.mark.usefixtures("compiled")
 def test_under_jit() -> None:
     """Weights and strengths are values of the program, on factors and on deltas."""
     a, b = loras(3, 3)

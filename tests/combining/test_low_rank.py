@@ -263,6 +263,7 @@ def test_names() -> None:
     assert to_lora(one, PARAMS, name="new").name == "new"
 
 
+@pytest.mark.usefixtures("compiled")
 def test_under_jit() -> None:
     """With a whole number as rank it is a program of strengths and params."""
     one = at(made("OFT", WIDE, 1))

@@ -20,6 +20,8 @@ from jaxmix.operators import BlockDiagonal, Dense, Hadamard, Kronecker, LowRank
 
 from .table import ROWS
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 ONE = jnp.ones(())
 # Modules of updates that are parts of others, for weights that are parts: no adapter has them.
 PARTS = {"jaxmix.families.rows", "jaxmix.families.part_of"}

@@ -8,12 +8,14 @@ import numpy as np
 
 from jaxmix import compose
 
+from ..uncompiled import uncompiled
+
 __all__ = ["composed", "eagerly", "error"]
 
 
 def composed(params: Any, adapters: Any, **how: Any) -> Any:
     """The result of compose in float64, uncompiled, because compiling many chains is slow."""
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         return jax.tree.map(np.asarray, compose(params, adapters, **how))
 
 

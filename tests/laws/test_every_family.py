@@ -12,6 +12,7 @@ import jaxmix
 from jaxmix.families import FAMILIES, parts_of
 
 from ..families.table import SAMPLES
+from ..uncompiled import uncompiled
 from .chains import ALL, CHAINS, FLAT, STACKED, chain
 from .draws import FAMILIES as FIRST
 from .draws import KINDS, MAKERS, Module, tree
@@ -39,7 +40,7 @@ def wrong(params: dict[str, Any], adapters: list[jaxmix.Adapter]) -> float:
 def all_wrong(chains: Sequence[Sequence[str]], module: Module) -> dict[str, float]:
     """The chains that differ from the fold, with their errors, uncompiled."""
     params = tree({"site": module}, 1)
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         errors = {
             " -> ".join(kinds): wrong(params, chain(kinds, module, seed))
             for seed, kinds in enumerate(chains)
@@ -141,7 +142,7 @@ def test_associative(seed: int) -> None:
     rng = np.random.default_rng(1000 + seed)
     params = tree({"site": WIDE}, seed)
     a, b, c, d = chain(tuple(map(str, rng.choice(FLAT, size=4))), WIDE, seed)
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         left = jaxmix.mix(jaxmix.mix(a, b), jaxmix.mix(c, d))(params)
         right = jaxmix.mix(a, jaxmix.mix(b, jaxmix.mix(c, d)))(params)
         for name in params:
@@ -153,7 +154,7 @@ def test_most_pairs_do_not_commute() -> None:
     params = tree({"site": WIDE}, 1)
     differ = 0
     pairs = list(product(("OFT", "IA3", "HRA", "Tokens", "BOFT", "RoAd"), ("LoRA", "VeRA", "MiSS")))
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         for pair in pairs:
             a, b = chain(pair, WIDE, 3)
             forward, backward = jaxmix.compose(params, [a, b]), jaxmix.compose(params, [b, a])

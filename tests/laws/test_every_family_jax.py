@@ -80,7 +80,7 @@ def test_vmap_over_stacked_adapters() -> None:
     """Adapters of equal shapes, stacked into one."""
     params = base(TWO, np.float32)
     scaled = jax.tree.map(lambda x: 0.8 * x if is_float(x) else x, TWO)
-    stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), TWO, scaled)
+    stack = jax.tree.map(lambda *x: np.stack(x), TWO, scaled)
     assert all(repr(Adapter({site: update})) for site, update in stack.items())
     run = jax.vmap(lambda updates: jaxmix.compose(params, Adapter(updates, 0.7)))
     out = jax.tree.map(np.asarray, jax.jit(run)(stack))

@@ -14,6 +14,7 @@ from jaxmix.affine import Base
 from jaxmix.families import C3A, FAMILIES, OFT, WaveFT, parts_of
 from jaxmix.operators import Product, Sparse
 
+from ..uncompiled import uncompiled
 from .chains import ALL, FLAT
 from .crowd import LINEAR, UPDATES, base, folds, is_float
 from .draws import Module, ones
@@ -47,7 +48,7 @@ def test_16_bit_factors_are_widened(step: int) -> None:
         {site: UPDATES[site] for site in sites},
     )
     params = base(updates, np.float32)
-    with jax.disable_jit():
+    with uncompiled():
         out = jaxmix.compose(params, Adapter(updates, 0.7))
     assert {n: x.dtype for n, x in out.items()} == {n: x.dtype for n, x in params.items()}
     wide = jax.tree.map(
@@ -86,7 +87,7 @@ def test_positions_of_every_width(dtype: Any) -> None:
     params = base(INDEXED)
     turned = jax.tree.map(lambda x: x.astype(dtype) if is_position(x) else x, INDEXED)
     beside = {site: UPDATES["SHiRA2"] for site in INDEXED}
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         out = jaxmix.compose(params, [Adapter(turned, 0.7, "a"), Adapter(beside, 0.5, "b")])
     truth = folds(params, INDEXED, 0.7)
     truth = folds(truth, beside, 0.5)  # additive updates do not depend on earlier ones
@@ -171,7 +172,7 @@ def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
     few = WaveFT(rng.normal(size=3), places[:, :3], 2.0, name)
     numbers = np.concatenate([few.spectrum, np.zeros(len(flat) - 3)])
     many = WaveFT(numbers, places, 2.0, name)
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         sparse, dense = (x.weight_map(Base(None, shape), jnp.ones(())).shift for x in (few, many))
         assert isinstance(sparse, Sparse) and isinstance(dense, Product)
         np.testing.assert_allclose(sparse.dense(), dense.dense(), rtol=1e-12, atol=1e-12)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxmix import Adapter, compose, mix
 
+from ..uncompiled import uncompiled
 from .draws import KINDS, MAKERS, Module, adapters, few, made, tree, trees
 from .running import composed, error
 from .truth import fold_tree
@@ -24,7 +25,7 @@ def test_identity(data: st.DataObject, drawn: Any) -> None:
     modules, params = drawn
     assert compose(params, []) is params and mix()(params) is params
     off = data.draw(adapters(modules, strengths=st.just(0.0)))
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         out = compose(params, off)
     for name, leaf in params.items():
         np.testing.assert_allclose(out[name], leaf, rtol=1e-14, atol=1e-14)
@@ -36,7 +37,7 @@ def test_untouched_leaves_are_the_same_objects(data: st.DataObject, drawn: Any) 
     """Also the leaves of a module of which only the bias, or only the weight, changes."""
     modules, params = drawn
     mixed = data.draw(adapters(modules))
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         out = compose(params, mixed)
     touched: set[str] = set()
     for adapter in mixed:
@@ -71,7 +72,7 @@ def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
     wanted = fold_tree(params, [a, b, c, d])
     for way in (*ways, [a, mix(b, c), d]):
         assert error(composed(params, way), wanted) < 1e-11
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         assert error(ways[2](params), wanted) < 1e-11
 
 

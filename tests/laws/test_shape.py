@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import jaxmix
 from jaxmix import Adapter
 
+from ..uncompiled import uncompiled
 from .draws import KINDS, adapters, few, made, tree, trees
 from .truth import fold_tree
 
@@ -33,7 +34,7 @@ def test_structure_is_kept(data: st.DataObject, drawn: Any, dtypes: list[Any]) -
         data.draw(adapters(modules)),
     )
     nested = {"params": [params, {"other": np.arange(3)}], "none": None}
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         layout = jaxmix.Layout(
             "mine",
             tuple(

@@ -9,6 +9,8 @@ from jaxmix.operators import Circulant
 
 from .kinds import close
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 
 def circulant(m: int, n: int, b: int) -> Circulant:
     return Circulant(jnp.asarray(np.random.default_rng(b).normal(size=(m, n, b))))

@@ -26,6 +26,8 @@ from jaxmix.operators import (
 
 from .kinds import KINDS, SQUARE, SQUARE_KINDS, WIDE, close, made
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 
 def entries(stack: Operator) -> Any:
     return jax.vmap(lambda operator: operator.dense() + jnp.zeros(operator.shape))(stack)

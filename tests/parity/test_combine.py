@@ -17,6 +17,7 @@ from jaxmix import Adapter, combine, compose
 from jaxmix.combining import formulas
 
 from ..goldens.nets import Layer, Net
+from ..uncompiled import uncompiled
 from .harness import build, difference, exact, save_adapter, state
 
 NET: Net = (
@@ -95,7 +96,7 @@ def read(folders: list[Path]) -> list[Adapter]:
 def ours(model: Any, adapters: list[Adapter], **how: Any) -> dict[str, np.ndarray]:
     """Returns what jaxmix's combined adapter adds to each layer's weight."""
     params = state(model)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled():
         out = compose(params, combine(adapters, **how))
     return {s: np.asarray(out[f"{s}.weight"]) - params[f"{s}.weight"] for s in SITES}
 

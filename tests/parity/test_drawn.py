@@ -18,6 +18,7 @@ import torch
 
 import jaxmix
 
+from ..uncompiled import uncompiled
 from .harness import TorchNet, build, difference, forward, inputs, layout, save_adapter, state
 from .layer_cases import NETS
 from .nested import Form, neighbours, nested
@@ -99,7 +100,7 @@ def _run(form: Form, model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
 def _ours(model: TorchNet, form: Form, folders: list[Path]) -> TorchNet:
     """Returns a copy of the model with jaxmix's weights."""
     params, twin = state(model), copy.deepcopy(model)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled():
         base = params if form.reads else None
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
         weights = jaxmix.compose(params, adapters, layout=layout(model))

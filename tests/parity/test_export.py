@@ -17,6 +17,7 @@ from safetensors import safe_open
 import jaxmix
 from jaxmix.errors import UnsupportedError
 
+from ..uncompiled import uncompiled
 from .forms import FORMS
 from .harness import (
     TOLERANCE,
@@ -43,7 +44,7 @@ def exported(folder: Path, out: Path, model: Any, base: bool = False) -> Path:
     """Loads a PEFT folder, exports it, and checks that jaxmix loads the export alike."""
     params = state(model)
     given = params if base else None
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled():
         adapter = jaxmix.load(folder, base=given)
         exported_folder = jaxmix.export_peft(adapter, out)
         first, second = (
@@ -132,7 +133,7 @@ def test_exported_mix_loads_by_its_script(
         "shira": peft.ShiraConfig(r=2, target_modules=targets),
     }
     adapters = []
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled():
         for i, name in enumerate(chain):
             save_adapter(mlp, configs[name], tmp_path / name, seed=i)
             adapters.append(jaxmix.load(tmp_path / name))
@@ -180,7 +181,7 @@ def test_mix_exports_as_one_lora(net: str, tmp_path: Path) -> None:
     for i, config in enumerate(configs):
         save_adapter(model, config, tmp_path / f"{i}", seed=i)
     params = state(model)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled():
         mixed = jaxmix.mix(*(jaxmix.load(tmp_path / f"{i}") for i in range(len(configs))))
         weights = jaxmix.compose(params, mixed)
         lora, errors = jaxmix.to_lora(mixed, params, rank=None, with_errors=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 import jaxmix
 
+from ..uncompiled import uncompiled
 from .forms import FORMS
 from .harness import build, difference, forward, inputs, layout, state, type_of
 from .layer_cases import NETS
@@ -21,7 +22,7 @@ Record = Callable[[str, object], None]
 
 def ours(model: nn.Module, form: Form, folders: list[Path]) -> nn.Module:
     """Returns a copy of the model with jaxmix's weights."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled():
         params = state(model)
         base = params if form.reads else None
         adapters = [jaxmix.load(folder, base=base) for folder in folders]

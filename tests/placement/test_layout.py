@@ -22,6 +22,7 @@ from jaxmix.pytrees import register_dataclass
 
 from ..laws.draws import FAMILIES, Module, made, normal, ones, zeros
 from ..laws.truth import fold
+from ..uncompiled import uncompiled
 
 KINDS = (*FAMILIES, "DoRA", "Replace")
 
@@ -43,7 +44,7 @@ def truth(adapters: list[Adapter], site: str, weight: Any, bias: Any = None) -> 
 
 def composed(params: Any, adapters: Any, **how: Any) -> Any:
     """Returns compose's result in float64, uncompiled."""
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         return jax.tree.map(np.asarray, jaxmix.compose(params, adapters, **how))
 
 
@@ -136,7 +137,7 @@ def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
             adapters = [a for a in adapters if a.name in ("LoRA", "DoRA")]
             out = jaxmix.compose(params, adapters, layout=layout, donate=donate)
         else:
-            with jax.disable_jit():
+            with uncompiled():
                 out = jaxmix.compose(params, adapters, layout=layout, donate=donate)
         new = np.asarray(out["block"]["w"])
     assert out["norm"] is kept and new.shape == leaf.shape

@@ -1,5 +1,6 @@
 """Transforms of names: which pattern matches, what it becomes, and in which order."""
 
+import re
 from typing import Any
 
 import pytest
@@ -157,3 +158,12 @@ def test_shards_are_counted() -> None:
     assert found["shard_1.w"] == (Piece("all.w", of=Region(-1, 1, 2)),)
     (piece,) = loaded_pieces(["shard_1.w"], [transform])["shard_1.w"]
     assert piece.problem == "Concatenate, with other shards that are absent"
+
+
+def test_equal_sources_share_one_expression() -> None:
+    """Transforms are made anew for each scope; their expression is compiled once."""
+    plain = Transform("rename", ("^tower",), ("model.tower",))
+    scoped = Transform("rename", ("^tower",), ("model.tower",), scope="model")
+    first = plain._pattern
+    re.purge()
+    assert scoped._pattern is first

@@ -19,6 +19,7 @@ from jaxmix.families import OFT, AdaLoRA, LoRA, Replace, Together
 
 from ..laws.draws import FAMILIES, KINDS, Module, made, normal, ones, tree, zeros
 from ..laws.truth import fold, fold_tree
+from ..uncompiled import uncompiled
 
 Flat = dict[str, Any]
 
@@ -207,7 +208,7 @@ def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
     """Nine kinds at all modules have one effect in every tree; two kinds also run compiled."""
     adapters = [a for a in ADAPTERS if a.name in "06"] if jitted else ADAPTERS
     truth = fold_tree(BASE, adapters) if jitted else TRUTH
-    with jax.enable_x64(True), jax.disable_jit(not jitted):
+    with jax.enable_x64(True), uncompiled(apply=not jitted):
         params = hooks.make(BASE)
         before = {name: np.array(leaf) for name, leaf in hooks.read(params).items()}
         out = jaxmix.compose(params, adapters)
@@ -226,7 +227,7 @@ def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
 @pytest.mark.parametrize("hooks", TREES.values(), ids=TREES)
 def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
     """Untouched leaves, arrays or not, are the same objects in every tree."""
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         params = hooks.make(BASE)
         adapter = Adapter({"layers.1": made("LoRA", MODULES["layers.1"], 0)})
         out = jaxmix.compose(params, [adapter])
@@ -372,7 +373,7 @@ def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
     Leaves of the same name determine that of square layers.
     """
     adapters = gpt2_adapters(flag, kinds)
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         out = jaxmix.compose(GPT2, adapters)
     for name, leaf in gpt2_truth(adapters).items():
         np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
@@ -395,7 +396,7 @@ def flax_gpt2(flat: Mapping[str, Any], turned: bool) -> dict[str, Any]:
 def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
     """Biases determine the orientation in Flax trees too."""
     adapters = gpt2_adapters(flag, tuple(kind for kind in GPT2_KINDS if kind != "Replace"))
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         out = jaxmix.compose(flax_gpt2(GPT2, turned), adapters)
     for name, leaf in flax_gpt2(gpt2_truth(adapters), turned).items():
         np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
@@ -412,7 +413,7 @@ def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
             Adapter({**dict.fromkeys((*CONV1D, *LINEAR), Replace()), **a.updates}, 0.5, a.name)
             for a in chosen
         ]
-        with jax.enable_x64(True), jax.disable_jit():
+        with jax.enable_x64(True), uncompiled():
             out = jaxmix.compose(flax_gpt2(GPT2, turned), chosen)
         for name, leaf in flax_gpt2(gpt2_truth(filled), turned).items():
             np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import peft
@@ -77,6 +78,8 @@ def read(row: Row, folder: Path, params: Any = PARAMS) -> tuple[Any, list[Any]]:
     model = model_of(row, params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(str(folder))
+        # PEFT's model card, which nothing reads, takes longer than all else that it saves.
+        with mock.patch.object(type(model), "create_or_update_model_card"):
+            model.save_pretrained(str(folder))
     trained = [value for value in model.parameters() if value.requires_grad]
     return jaxmix.load(folder, name=row.kind, base=params), trained

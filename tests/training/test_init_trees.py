@@ -16,6 +16,8 @@ import jaxmix
 from jaxmix.errors import LayoutError, UnsupportedError
 from jaxmix.placement.tree import Tree
 
+from ..uncompiled import uncompiled
+
 L, D, N, H, F, V = 3, 10, 2, 3, 6, 11
 _KEY = jax.random.key(0)
 LAYERS = [
@@ -119,7 +121,7 @@ def test_each_stacked_layer_is_targeted(form: str, axis: int) -> None:
     made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)
     assert set(made.sites) == set(LAYERS)
     adapter = moved(made)
-    with jax.disable_jit():
+    with uncompiled():
         new = leaves(jaxmix.compose(params, adapter))
     old = leaves(params)
     for site in LAYERS:
@@ -336,7 +338,7 @@ def test_linear_layers_by_name_and_shape(
     params = {name: jnp.ones(shape) for name, shape in shapes.items()}
     made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
     assert sorted(made.sites) == sorted(linear)
-    with jax.disable_jit():
+    with uncompiled():
         jaxmix.compose(params, made)
 
 

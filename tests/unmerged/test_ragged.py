@@ -16,6 +16,8 @@ from jaxmix.families import IA3, OFT, ExpertLoRA, Replace, Update
 
 from .test_uses import adapter, difference, dora, loha, lora, made_dense, normal
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 __all__ = ["made_dense"]
 
 EXPERTS, TOKENS, IN, OUT = 3, 11, 6, 4

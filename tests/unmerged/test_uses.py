@@ -19,6 +19,8 @@ from jaxmix.errors import DenseWeightWarning, UnsupportedError
 from jaxmix.families import OFT, ExpertLoRA, LoHa, LoRA
 from jaxmix.unmerged.weight import Weight
 
+from ..uncompiled import uncompiled
+
 Run = Callable[[Any, Any], Any]
 RNG = np.random.default_rng(0)
 
@@ -70,7 +72,8 @@ def difference(
     run: Run, params: Any, mixed: Any, x: Any, layout: Layout | None = None, how: Any = "factored"
 ) -> float:
     """The error of the factored run against composed weights, relative to the largest number."""
-    want = jax.tree.leaves(run(jaxmix.compose(params, mixed, layout=layout), x))
+    with uncompiled():
+        want = jax.tree.leaves(run(jaxmix.compose(params, mixed, layout=layout), x))
     leaves = jaxmix.attach(params, mixed, layout=layout)
     got = jax.tree.leaves(eqx.filter_jit(jaxmix.factored(run, how))(leaves, x))
     pairs = zip(got, want, strict=True)

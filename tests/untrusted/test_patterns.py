@@ -105,7 +105,7 @@ def test_as_python_matches(monkeypatch):
     """Sets of positions, on all expressions, against `re`."""
     rng = random.Random(0)
     monkeypatch.setattr(patterns, "MOST_STEPS", -1)
-    patterns._is_quick.cache_clear()
+    patterns._is_quick_at.cache_clear()
     count = 0
     while count < 1000:
         pattern = _drawn(rng, 3)
@@ -118,4 +118,11 @@ def test_as_python_matches(monkeypatch):
             theirs = compiled.fullmatch(text) if full else compiled.match(text)
             assert is_match(pattern, text, full=full) is (theirs is not None), (pattern, text, full)
         count += 1
-    patterns._is_quick.cache_clear()
+    patterns._is_quick_at.cache_clear()
+
+
+def test_one_cost_serves_all_short_names():
+    """The cost of an expression is not computed anew for each length of a name."""
+    patterns._is_quick_at.cache_clear()
+    assert not any(is_match(r"layers\.(\d+)\.mlp", "x" * length) for length in range(1, 60))
+    assert patterns._is_quick_at.cache_info().misses == 1

@@ -24,6 +24,7 @@ from jaxmix.placement.layout import Place, libraries, named
 
 from ...goldens.image_layouts.state import state
 from ...laws.truth import fold
+from ...uncompiled import uncompiled
 
 GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "image_layouts").glob("*.json"))
 by_golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
@@ -169,7 +170,7 @@ def test_composed_as_by_the_formulas(path: Path) -> None:
     """All kinds on the library's tree, whose layout is found by its names."""
     _, leaves, tensors = golden(path)
     mixed = adapters(path)
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         tree = nested({name: jnp.asarray(leaf, jnp.float64) for name, leaf in leaves.items()})
         new = flat(jaxmix.compose(tree, mixed))
         for name, tensor in tensors.items():
@@ -335,7 +336,7 @@ def test_queries_and_keys_of_a_stack_stay_apart() -> None:
     )
     tree = jax.tree.map(lambda leaf: leaf + 1.0, tree_of("maxdiffusion-flux"))
     mixed = [Adapter(lora, 0.5, "lora"), Adapter(dora, 0.5, "dora")]
-    with jax.disable_jit():
+    with uncompiled():
         leaf = jaxmix.attach(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]["attn"]
         weight = leaf["i_qkv"]["kernel"].apart()
         want = jaxmix.compose(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]

@@ -11,10 +11,12 @@ import pytest
 
 import jaxmix
 from jaxmix.errors import LayoutError
+from jaxmix.placement import inverse
 from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import Layout, Rule
 from jaxmix.placement.tree import Tree
 
+from ...uncompiled import uncompiled
 from .models import linears
 from .test_libraries import GOLDENS, SAID, golden, kind_of, nested, table
 
@@ -40,7 +42,7 @@ def test_all_linear_is_what_peft_finds(path: Path) -> None:
     sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(made).items()}
     assert sizes == linears(kind)
     moved = jax.tree.map(lambda x: x + 0.1 if getattr(x, "ndim", 0) == 2 else x, made)
-    with jax.disable_jit():
+    with uncompiled():
         new = Tree.of(jaxmix.compose(tree, moved, layout=layout))
     leaves = golden(path)[1]
     held = {p.leaf for s in sizes for p in table(path).places(s, "weight")} & set(leaves)
@@ -126,3 +128,12 @@ def test_numbers_are_counted_by_the_index_alone() -> None:
     assert set(found) == {
         f"model.layers.{i}.mlp.experts.{e}.gate_proj" for i in range(3) for e in range(2)
     }
+
+
+def test_a_second_tree_parses_no_rule() -> None:
+    """The rules are parsed once, not for each tree."""
+    layout, caches = jaxmix.layout.named("tunix"), (inverse._parsed, inverse._leaf_pattern)
+    sites_of(layout, {"layers.0.attn.q_proj.w": (4, 2, 3)})
+    before = [cache.cache_info().misses for cache in caches]
+    assert sites_of(layout, {"layers.1.attn.q_proj.w": (4, 2, 3)})
+    assert [cache.cache_info().misses for cache in caches] == before

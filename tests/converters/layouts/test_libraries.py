@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from jaxmix.converters.layouts.maxtext import maxtext_gemma3
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.tree import Tree
 
+from ...uncompiled import uncompiled
 from .models import adapters, linears, state
 
 GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "layouts").glob("*.json"))
@@ -110,7 +110,7 @@ def test_composed_in_either_tree(path: Path) -> None:
     layout = table(path) if path.stem.removesuffix("-unscanned") in SAID else None
     # What adds is the DoRA's too, and every kind is tried on every form of rule elsewhere.
     mixed = jaxmix.mix(*(_at(part, ".1.") for part in adapters(kind).parts[1:]))
-    with jax.disable_jit():
+    with uncompiled():
         want = jaxmix.compose(state(kind), mixed)
         tree = nested(leaves)
         got = dict(

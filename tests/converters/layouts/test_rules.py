@@ -22,6 +22,7 @@ from jaxmix.unmerged.leaf import Factored, NotApart
 from ...compiling import COMPILED, timed_events
 from ...laws.draws import Module, made, normal
 from ...laws.truth import fold
+from ...uncompiled import uncompiled
 
 TWO = (("two", 2),)
 KINDS = ("LoRA", "DoRA", "LoHa", "OFT", "Replace")
@@ -148,7 +149,7 @@ def test_dense(held: Held) -> None:
     with jax.enable_x64(True):
         for mixed in (adapters(held), adapters(held)[1:2]):
             params, is_one = jax.tree.map(jnp.asarray, old), len(mixed) == 1
-            with jax.disable_jit(not is_one):
+            with uncompiled(apply=not is_one):
                 new = jaxmix.compose(params, mixed, layout=layout, donate=is_one)
             for i in range(held.sites):
                 same(matrix(held, new, i), truth(held, mixed, old, i))
@@ -158,7 +159,7 @@ def test_dense(held: Held) -> None:
 def test_factored(held: Held) -> None:
     """Base and map apart, where the leaf's axes are not both rows and columns."""
     layout, old = Layout("mine", held.rules), tree(held)
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         params = jax.tree.map(jnp.asarray, old)
         for mixed in (adapters(held)[:2], adapters(held)[2:4]):
             leaves = jaxmix.attach(params, mixed, layout=layout)
@@ -212,7 +213,7 @@ def test_runs(name: str) -> None:
 def test_to_lora(held: Held) -> None:
     """One LoRA of full rank is the mix, in PyTorch's axes and at PyTorch's scale."""
     layout, mixed = Layout("mine", held.rules), jaxmix.mix(*adapters(held)[1:4:2])
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         params = jax.tree.map(jnp.asarray, tree(held))
         reduced = jaxmix.to_lora(mixed, params, layout=layout, rank=8)
         for i in range(held.sites):

@@ -11,6 +11,8 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.families import LoRA
 
+from ...uncompiled import uncompiled
+
 D, N, K, H, F = 12, 4, 2, 6, 20
 LAYERS, EXPERTS = 3, 2
 SHAPES = {
@@ -101,7 +103,7 @@ TREES = {
 def test_either_way_round(name: str) -> None:
     """Composed in the library's tree, and put there after it was composed: the same leaves."""
     state, convert, layout = TREES[name]
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         lora = loras(state)
         tree = jax.tree.map(jnp.asarray, convert(state))
         got = jaxmix.compose(tree, lora, layout=layout)

@@ -19,6 +19,8 @@ from jaxmix.families import OFT, AdaLoRA, Delta, DiagOFT, LoHa, LoKr, LoRA, Norm
 
 from .test_goldens import golden
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 # Every exportable form, as its own library wrote it.
 CASES = [
     *(

@@ -16,6 +16,8 @@ import jaxmix
 from jaxmix.converters.adapters.qwix import is_qwix, qwix_adapter
 from jaxmix.errors import CheckpointError, ShapeError
 
+from ....uncompiled import uncompiled
+
 L, N, K, D, H, F, R = 3, 4, 2, 10, 6, 7, 2
 
 
@@ -171,7 +173,7 @@ def test_openpi_matches_its_formula(use_rslora: bool) -> None:
     """Named and bare factors, per head and summed over heads, match openpi's formula."""
     leaves = openpi()
     scale = 6 / np.sqrt(R) if use_rslora else 6 / R
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True), uncompiled():
         adapter = qwix_adapter(leaves, alpha=6, use_rslora=use_rslora)
         assert len(adapter.sites) == 6 * L
         got = jaxmix.compose(leaves, adapter)

@@ -24,6 +24,8 @@ from ....families.table import ROWS
 from ....laws.draws import KINDS, MAKERS, adapters, few, made, trees
 from .same import assert_same, bits
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 OTHERS = (np.float64, np.float16, ml_dtypes.bfloat16)
 FLOATS = (np.float32, *OTHERS)
 

@@ -30,6 +30,8 @@ from jaxmix.errors import LayoutError
 
 from .made import llama, quiet, save
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 _SIZES = {"vocab_size": 20, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
