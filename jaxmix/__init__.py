@@ -5,11 +5,10 @@
 mix of nothing: the identity
 """
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jaxmix.tables  # noqa: F401 -- registers the tables of converters/
+from jaxmix.first_use import importer
 
 # For type checkers. At run time a name is imported when it is first used: `import jaxmix` and
 # `jaxmix --help` need neither flax nor the converters.
@@ -96,16 +95,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a public name, or a module, when it is first used."""
-    if name in _HOMES:
-        home = import_module(_HOMES[name])
-        value = home if home.__name__ == f"jaxmix.{name}" else getattr(home, name)
-        globals()[name] = value
-        return value
-    if not name.startswith("_") and find_spec(f"jaxmix.{name}"):
-        return import_module(f"jaxmix.{name}")
-    raise AttributeError(f"module 'jaxmix' has no attribute {name!r}")
+__getattr__ = importer("jaxmix", _HOMES)
 
 
 def __dir__() -> list[str]:

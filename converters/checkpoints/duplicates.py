@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored, read_shard
 from jaxmix.errors import CheckpointError
+from jaxmix.models.checkpoint import safetensors_file
 
 __all__ = ["is_copy"]
 
@@ -53,8 +54,6 @@ def is_copy(path: Path, tensors: Mapping[str, Stored]) -> bool:
 
 def _duplicates(path: Path, tensors: Mapping[str, Stored]) -> bool:
     """Whether most tensors of a safetensors file equal the checkpoint's in name, shape, numbers."""
-    from jaxmix.models.checkpoint import safetensors_file  # not at the top: see read_checkpoint
-
     try:
         safetensors_file(path)
         theirs = read_shard(path.parent, path).tensors

@@ -19,6 +19,7 @@ from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.converters.files.wrong_inputs import describe_non_base, is_model
 from jaxmix.errors import CheckpointError
+from jaxmix.models.checkpoint import main_file, read_json, safetensors_file, tensor_files
 from jaxmix.untrusted.files import parse_json
 from jaxmix.weight_files import is_index, weights_files
 
@@ -154,8 +155,6 @@ class Checkpoint:
 
     def json(self, name: str) -> dict[str, Any]:
         """Returns the JSON object of a side file, as it is to be written; empty if absent."""
-        from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
-
         if name in self.texts:
             return parse_json(self.texts[name])
         path = self.folder / name
@@ -186,9 +185,6 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
 
     Source: https://github.com/huggingface/safetensors, format.
     """
-    # Not at the top: jaxmix imports this file, and jaxmix.models imports Flax, which is slow.
-    from jaxmix.models.checkpoint import main_file, safetensors_file, tensor_files
-
     folder = base_folder(folder)
     if folder.suffix == ".safetensors" and folder.is_file():
         safetensors_file(folder)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from jaxmix.models.checkpoint import read_json
+
 __all__ = ["PIPELINE_FILE", "component_folders", "is_pipeline"]
 
 PIPELINE_FILE = "model_index.json"
@@ -36,8 +38,6 @@ def component_folders(folder: Path) -> dict[str, Path]:
 
     Source: diffusers' ``DiffusionPipeline.save_pretrained``.
     """
-    from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
-
     index = read_json(folder / PIPELINE_FILE)
     return {
         name: folder / name

@@ -10,6 +10,7 @@ from typing import Any
 from jaxmix.converters.files.hub_connection import hub_request
 from jaxmix.converters.files.hub_errors import is_absence, translated_errors
 from jaxmix.errors import CheckpointError
+from jaxmix.models.checkpoint import indexed_names
 from jaxmix.untrusted.files import local_path
 
 __all__ = ["HubRepository", "base_folder", "is_hub_id"]
@@ -118,8 +119,6 @@ class HubRepository:
     def fetch_shards(self, path: Path, is_read: Callable[[str], bool] | None = None) -> bool:
         """Downloads the files that an index names; False, without doing so, if one is not read."""
         if path.name.endswith(".index.json"):
-            from jaxmix.models.checkpoint import indexed_names  # Not at the top: it imports Flax.
-
             names = indexed_names(path)
             if is_read and not all(map(is_read, names)):
                 return False

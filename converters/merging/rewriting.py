@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint, Shard, Stored
+from jaxmix.models.checkpoint import read_json
 
 __all__ = ["adjust_totals", "with_config", "with_copy", "with_tensors"]
 
@@ -26,8 +27,6 @@ def with_config(
     """
     if checkpoint.is_file:
         return checkpoint
-    from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
-
     config = checkpoint.json(CONFIG_FILE) or read_json(checkpoint.folder / CONFIG_FILE)
     config |= fields
     for part in (config, *config.values()):

@@ -16,6 +16,7 @@ from jaxmix.converters.merging.recipe import Recipe, UnwritableError
 from jaxmix.converters.merging.residual import Residual, measure_residual
 from jaxmix.converters.merging.tensor_io import drop_from_cache, read_rows, stored_chunks
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.models.checkpoint import safetensors_file
 
 __all__ = ["Verdict", "Verified", "join_proofs", "verify_output"]
 
@@ -139,8 +140,6 @@ def _count_verdicts(verdicts: Sequence[Verdict], problems: Sequence[str]) -> Ver
 
 def _read_header(path: Path, folder: Path, shard: Shard) -> tuple[dict[str, Stored], list[str]]:
     """Returns the tensors of a shard of the output, and the problems with its header."""
-    from jaxmix.models.checkpoint import safetensors_file
-
     try:
         safetensors_file(path)
     except CheckpointError as error:

@@ -6,8 +6,8 @@
 The first makes a Llama-like folder of about 850 MB and adapters of LoRA, LoHa, LoKr and OFT on all
 linear layers, and merges one, three and four of them, alternating between jaxmix, PEFT
 (``from_pretrained``, ``load_adapter``, ``merge_and_unload``, ``save_pretrained``), and ``cp -r``.
-Each runs in its own process; times exclude imports, memory is the peak above the use after the
-imports. Medians. Needs torch, peft and transformers.
+Each runs in its own process. Times exclude imports, except those of the whole process; memory is
+the peak above the use after the imports. Medians. Needs torch, peft and transformers.
 
 The second merges a checkpoint of sparse files of the given size, without importing torch.
 """
@@ -122,23 +122,25 @@ def made(folder: Path, layers: int, dtype: str) -> None:
         del fresh, with_it
 
 
-def timed(folder: Path, who: str, kinds: tuple[str, ...], dtype: str) -> tuple[float, float]:
-    """Returns seconds and megabytes of one run."""
+def timed(folder: Path, who: str, kinds: tuple[str, ...], dtype: str) -> tuple[float, ...]:
+    """Returns the seconds and megabytes of one run, and the seconds of its process."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     if who == "copy":
         start = time.perf_counter()
         subprocess.run(["cp", "-r", folder / "base", out], check=True)
-        return time.perf_counter() - start, 0.0
+        return time.perf_counter() - start, 0.0, 0.0
     program = OURS if who == "jaxmix" else THEIRS
     words = [folder / "base", out, dtype, *(folder / kind for kind in kinds)]
+    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True
     )
+    whole = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(done.stderr)
     seconds, peak = json.loads(done.stdout.splitlines()[-1])
-    return seconds, peak
+    return seconds, peak, whole
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -148,19 +150,25 @@ def compare(options: argparse.Namespace) -> None:
         made(folder, options.layers, options.dtype)
         size = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
         print(f"{size / MEGA:.0f} MB, {options.dtype}, medians of {options.rounds}\n")
-        print("| adapters | jaxmix s | MB | PEFT s | MB | cp s | PEFT / jaxmix | jaxmix / cp |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        print(
+            "| adapters | jaxmix s | MB | PEFT s | MB | cp s | PEFT / jaxmix | jaxmix / cp "
+            "| process, jaxmix s | PEFT s | PEFT / jaxmix |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         for word, kinds in WORDS.items():
-            runs: dict[str, list[tuple[float, float]]] = {"jaxmix": [], "peft": [], "copy": []}
+            runs: dict[str, list[tuple[float, ...]]] = {"jaxmix": [], "peft": [], "copy": []}
             for _ in range(options.rounds):
                 for who, those in runs.items():
                     those.append(timed(folder, who, kinds, options.dtype))
             seconds = {who: median(run[0] for run in those) for who, those in runs.items()}
             peaks = {who: median(run[1] for run in those) for who, those in runs.items()}
+            process = {who: median(run[2] for run in those) for who, those in runs.items()}
             ours, theirs, copy = seconds["jaxmix"], seconds["peft"], seconds["copy"]
             print(
                 f"| {word} | {ours:.1f} | {peaks['jaxmix']:.0f} | {theirs:.1f} | "
-                f"{peaks['peft']:.0f} | {copy:.1f} | {theirs / ours:.1f} | {ours / copy:.1f} |",
+                f"{peaks['peft']:.0f} | {copy:.1f} | {theirs / ours:.1f} | {ours / copy:.1f} "
+                f"| {process['jaxmix']:.1f} | {process['peft']:.1f} "
+                f"| {process['peft'] / process['jaxmix']:.1f} |",
                 flush=True,
             )
 

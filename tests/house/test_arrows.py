@@ -14,6 +14,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "pytrees": set(),
     "registry": set(),
+    "first_use": set(),
     "tables": {"registry"},
     "untrusted": {"errors"},
     "weight_files": set(),
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {"unmerged", "adapter", "mixing", "apply", "placement", "families", "pictures"}
     | {"untrusted", "errors"},
     "layout": {"placement"},
-    "models": {"untrusted", "weight_files", "errors"},
+    "models": {"untrusted", "weight_files", "first_use", "errors"},
 }
 # Registering pytrees is for every package.
 for allowed_by in ARROWS.values():

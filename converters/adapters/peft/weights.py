@@ -14,6 +14,7 @@ from jaxmix.converters.adapters.common.tensors import read_tensors
 from jaxmix.converters.adapters.peft.config import folder_text
 from jaxmix.converters.files.torch_files import TORCH_SUFFIXES, has_torch, pickle_recipe
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.models.checkpoint import indexed_files, indexed_names
 
 __all__ = [
     "INDEX_FILES",
@@ -91,15 +92,11 @@ def read_weights(path: Path, integers: tuple[str, ...] = ()) -> tuple[Path, dict
 
 def _is_of_adapter(index: Path) -> bool:
     """Whether an index with a model's name lists an adapter's shards."""
-    from jaxmix.models.checkpoint import indexed_names  # not at the top: it imports Flax
-
     return all(map(is_adapter_file, indexed_names(index)))
 
 
 def _read_index(index: Path, integers: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The tensors of the shards that an index lists, after checking both against each other."""
-    from jaxmix.models.checkpoint import indexed_files  # not at the top: it imports Flax
-
     return _joined(list(dict.fromkeys(indexed_files(index).values())), integers)
 
 
