@@ -1,5 +1,6 @@
 """The program: its commands, exit codes and signals."""
 
+import os
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxmix.converters.cli.commands import SUMMARIES, Commands, register
+from jaxmix.converters.cli.compile_cache import use_compile_cache
 from jaxmix.converters.cli.console import print_error, show_hub_requests
 from jaxmix.converters.cli.hints import spelled
 from jaxmix.errors import JaxmixError, VerificationError, spelling
@@ -77,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for a refused input, 2 for an invalid command line, 3 for a
         failed verification, 130 for Ctrl-C, 143 for SIGTERM.
     """
+    if arguments is None:  # a process of its own
+        use_compile_cache(os.environ)
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
     try:
