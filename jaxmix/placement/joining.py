@@ -27,12 +27,16 @@ from jaxmix.placement.regions import WHOLE, Piece, Region
 __all__ = ["described", "with_memory_names", "with_original_names"]
 
 
-def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
+def with_memory_names(
+    updates: Mapping[str, Update], names: NameMap, *, keep_rows: bool = False
+) -> dict[str, Update]:
     """Returns updates by the names that their modules have in memory.
 
     Args:
         updates: ``{site: update}``, with names on disk or in memory.
         names: How the model's tensors are renamed when its checkpoint is loaded.
+        keep_rows: Whether rows that no family can express by itself stay `Rows`, which can be
+            applied but not written; if not, they become a difference.
 
     Returns:
         ``{site: update}``: LoRAs of weights that are one in memory are joined, and a LoRA of a
@@ -67,7 +71,9 @@ def with_memory_names(updates: Mapping[str, Update], names: NameMap) -> dict[str
                 if piece.of.expert >= 0:
                     experts.setdefault(name, {})[piece.of] = _plain(update)
                 else:
-                    groups.setdefault(name, {})[piece.of] = _cut(update, piece.own)
+                    groups.setdefault(name, {})[piece.of] = _cut(
+                        update, piece.own, keep_rows=keep_rows
+                    )
             except UnmappedError:
                 problems.append(f"{site}: {update.family}, for {name} in memory")
     for name, parts in groups.items():
@@ -186,7 +192,7 @@ def _plain(update: Update) -> LoRA:
     return update
 
 
-def _cut(update: Update, region: Region) -> Update:
+def _cut(update: Update, region: Region, *, keep_rows: bool = False) -> Update:
     """The part of an update that a part of its weight has."""
     if region == WHOLE:
         return update
@@ -196,7 +202,7 @@ def _cut(update: Update, region: Region) -> Update:
         region = region.fitted(shape)
     rows = None if count is None or region.axis else region.rows(count)
     found = None if rows is None else rows_of(update, rows, shape or (count or 0, 0))
-    if isinstance(found, Rows):
+    if isinstance(found, Rows) and not keep_rows:
         # What no family can express by itself is written as a difference.
         found = join_rows([found], [found.stop - found.start])
     if found is None:

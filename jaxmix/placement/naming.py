@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from jaxmix.errors import LayoutError, listing, option
+from jaxmix.errors import LayoutError, UnsupportedError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
 from jaxmix.placement.fused import in_order
+from jaxmix.placement.joining import with_memory_names
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.sites import UnplacedError
@@ -136,9 +137,42 @@ def on_tree(
         shapes = _shapes(params)
         found = inferred([site for part in parts for site in part.updates], shapes)
         if found is None:
+            for parts_in_memory in _in_memory(parts):
+                with suppress(UnplacedError):
+                    return work(OnTree(parts_in_memory, layout))
             raise UnplacedError(f"{error} {_NO_MAP}", error.sites) from None
         renamed = renamed_parts(parts, Modules(found, shapes), layout, joins=joins)
     return work(renamed)
+
+
+def _in_memory(parts: Sequence[P]) -> Iterator[list[P]]:
+    """Adapters by diffusers' names, for each image model that has other names of theirs.
+
+    A JAX library's layout may not know these others, as of layers that are fused in them, and its
+    leaves have names of their own, which do not tell the model. Only the fused layers are renamed
+    first, since a layout may know the others by the original names alone.
+    """
+    for candidate in _candidates():
+        if candidate.templates is None:
+            continue
+        for rename in (_split, _renamed):
+            try:
+                found = [rename(part.updates, candidate) for part in parts]
+            except UnsupportedError:
+                continue
+            if any(new.keys() != p.updates.keys() for new, p in zip(found, parts, strict=True)):
+                yield [replace(p, updates=new) for p, new in zip(parts, found, strict=True)]  # pyright: ignore
+
+
+def _renamed(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
+    """All updates by the names in memory."""
+    return with_memory_names(updates, names, keep_rows=True)
+
+
+def _split(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
+    """The same for the updates of modules that are several in memory; the others stay."""
+    fused = {site: u for site, u in updates.items() if len(_renamed({site: u}, names)) > 1}
+    return {site: u for site, u in updates.items() if site not in fused} | _renamed(fused, names)
 
 
 @contextmanager

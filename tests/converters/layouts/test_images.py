@@ -312,15 +312,41 @@ def test_names_of_black_forest_labs(tmp_path: Path) -> None:
         "norm_out.Dense_0.kernel",
         "single_blocks_2.linear1.kernel",
     }
-    with pytest.raises(
-        LayoutError, match=r"can't be placed .*\n.*single_blocks.2.linear1: no leaf"
-    ):
+    # A fused layer that is several leaves of the stacked tree.
+    stacked = changed(jaxmix.compose(tree_of("maxdiffusion-flux"), lora))
+    single = "scanned_single_blocks.FluxSingleTransformerBlock_0"
+    fused = new["single_blocks_2.linear1.kernel"]
+    assert fused.shape == (12, 84)
+    np.testing.assert_array_equal(stacked[f"{single}.lin_qkv.kernel"][2], fused[:, :36])
+    mlp = stacked[f"{single}.mlp_and_out.lin_mlp.kernel"]
+    np.testing.assert_array_equal(mlp[2], fused[:, 36:])
+    assert not mlp[:2].any() and len(stacked) == 5
+
+
+def test_names_of_both_schemes_mix(tmp_path: Path) -> None:
+    """A file in Black Forest Labs' names and one in diffusers', in order, on one tree."""
+    fused = {"diffusion_model.double_blocks.1.img_attn.qkv": (36, 12)}
+    first = jaxmix.load(written(tmp_path, **fused))
+    apart = {"transformer.transformer_blocks.1.attn.to_k": (12, 12)}
+    second = jaxmix.load(written(tmp_path, **apart), name="second")
+    for name in ("maxdiffusion-flux", "maxdiffusion-flux-unscanned"):
+        tree = tree_of(name)
+        both, one, other = (
+            changed(jaxmix.compose(tree, parts)) for parts in ([first, second], first, second)
+        )
+        [leaf] = both
+        np.testing.assert_array_equal(both[leaf], one[leaf] + other[leaf])
+
+
+def test_sites_of_no_model_are_refused(tmp_path: Path) -> None:
+    """Also if all but one are known."""
+    names = {
+        "diffusion_model.double_blocks.1.img_attn.qkv": (36, 12),
+        "diffusion_model.x.y": (12, 12),
+    }
+    lora = jaxmix.load(written(tmp_path, **names))
+    with pytest.raises(LayoutError, match=r"can't be placed .*\n(.*\n)?  x\.y: no "):
         jaxmix.compose(tree_of("maxdiffusion-flux"), lora)
-    del names["diffusion_model.single_blocks.2.linear1"]
-    new = changed(
-        jaxmix.compose(tree_of("maxdiffusion-flux"), jaxmix.load(written(tmp_path, **names)))
-    )
-    assert len(new) == 3
 
 
 def test_queries_and_keys_of_a_stack_stay_apart() -> None:
