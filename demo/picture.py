@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxmix.demo.measure import Row
+from jaxmix.pictures import new_figure, save_picture
 
 __all__ = ["draw"]
 
@@ -18,15 +19,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         rows: The rows of the table, the base first.
         path: The PNG file to write.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
     base, domains = rows[0].losses, list(rows[0].losses)
     gains = [[base[d] - row.losses[d] for d in domains] for row in rows]
     limit = max(abs(g) for line in gains for g in line) or 1.0
-    figure, axes = plt.subplots(figsize=(7.5, 0.45 * len(rows) + 1.6), layout="constrained")
+    figure = new_figure(7.5, 0.45 * len(rows) + 1.6)
+    axes = figure.subplots()
     image = axes.imshow(gains, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
     for y, row in enumerate(rows):
         for x, domain in enumerate(domains):
@@ -43,7 +40,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         spine.set_visible(False)
     figure.colorbar(image, label="gain over the base, nats per byte", shrink=0.8)
     axes.set_title("Held-out loss in nats per byte: adapters and their mixes", pad=12)
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
-    temporary.replace(path)
+    save_picture(figure, path)

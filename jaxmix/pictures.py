@@ -15,8 +15,8 @@ __all__ = [
     "checked_picture",
     "grid",
     "heat_map",
+    "new_figure",
     "printable",
-    "pyplot",
     "save_picture",
 ]
 
@@ -29,23 +29,26 @@ AS_IS: Mapping[str, Any] = {"parse_math": False}
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
-def pyplot() -> Any:
-    """Returns matplotlib's pyplot, set to draw into files and not onto a screen.
+def new_figure(width: float, height: float) -> Any:
+    """Returns an empty figure of matplotlib, which no window or notebook shows.
+
+    It does without `pyplot`, whose backend belongs to the user's session.
+
+    Args:
+        width: Its width in inches.
+        height: Its height in inches.
 
     Raises:
         UnsupportedError: If matplotlib is not installed.
     """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise UnsupportedError(
             "a picture needs matplotlib, which is not installed. Install it with "
             "pip install 'jaxmix-peft[plot]'."
         ) from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    return plt
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def printable(name: str) -> str:
@@ -132,12 +135,12 @@ def checked_picture(path: str | os.PathLike[str]) -> Path:
             f"the picture {path} has an unsupported format, expected a name that ends in "
             f"{', '.join(f'.{suffix}' for suffix in FORMATS)}."
         )
-    pyplot()
+    new_figure(1, 1)
     return file
 
 
 def save_picture(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Writes a figure to a temporary file, renames it to its final name, and closes the figure.
+    """Writes a figure to a temporary file, and renames it to its final name.
 
     Args:
         figure: Matplotlib's figure.
@@ -160,6 +163,4 @@ def save_picture(figure: Any, path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(
             f"the picture {file} can't be written: {error}. Choose a folder with write permission."
         ) from error
-    finally:
-        pyplot().close(figure)
     return file

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.errors import AdapterError
 from jaxmix.measures.measuring import Measures, PairMeasures, SiteMeasures
-from jaxmix.pictures import AS_IS, grid, heat_map, printable, pyplot, save_picture
+from jaxmix.pictures import AS_IS, grid, heat_map, new_figure, printable, save_picture
 
 __all__ = ["draw_measures"]
 
@@ -92,7 +92,6 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
     found = {name: sites for name, sites in measures.sites.items() if sites}
     if not found:
         raise AdapterError("draw_measures got no measures, expected those of at least one site.")
-    plt = pyplot()
     # All maps have the same rows and columns, which makes them easy to compare.
     sites = dict.fromkeys(site for each in found.values() for site in each)
     rows, columns, _ = grid(dict.fromkeys(sites, 0.0))
@@ -104,7 +103,7 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
     square = 0.4 * len(names) + 0.8
     size = (label + len(maps) * (wide + 0.35), len(names) * (tall + 0.3) + 1.1)
     size = (size[0], size[1] + square) if pairs else size
-    figure = plt.figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     parts = figure.subfigures(2, 1, height_ratios=[size[1] - square, square]) if pairs else [figure]
     panels = parts[0].subplots(len(names), len(maps), squeeze=False, sharex=True, sharey=True)
     for x, spec in enumerate(maps):

@@ -237,6 +237,9 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NA
 def libraries() -> Mapping[str, Layout]:
     """Returns the layouts of the model libraries by name.
 
+    Returns:
+        ``{name: layout}``.
+
     Example:
         >>> [name for name in libraries() if name.startswith("maxtext_l")]
         ['maxtext_llama']

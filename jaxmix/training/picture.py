@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxmix.adapter import Mixable
 from jaxmix.errors import AdapterError
-from jaxmix.pictures import AS_IS, grid, heat_map, printable, pyplot, save_picture
+from jaxmix.pictures import AS_IS, grid, heat_map, new_figure, printable, save_picture
 
 __all__ = ["draw_strengths", "strengths_by_site"]
 
@@ -73,14 +73,11 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
     found = strengths_by_site(mixed)
     if not found:
         raise AdapterError(f"draw_strengths got {mixed!r}, expected an adapter with sites.")
-    plt = pyplot()
     grids = {name: grid(strengths) for name, strengths in found.items()}
     wide = max(len(columns) for _, columns, _ in grids.values())
     tall = [len(rows) for rows, _, _ in grids.values()]
-    figure, every = plt.subplots(
-        len(grids), 1, figsize=(2.6 + 0.62 * wide, 0.33 * sum(tall) + 1.2 * len(grids)),
-        height_ratios=tall, squeeze=False, layout="constrained",
-    )  # fmt: skip
+    figure = new_figure(2.6 + 0.62 * wide, 0.33 * sum(tall) + 1.2 * len(grids))
+    every = figure.subplots(len(grids), 1, height_ratios=tall, squeeze=False)
     # The colour scale spans at most 0 (deepest red) to 2 (deepest blue).
     far = max(abs(s - 1) for each in found.values() for s in each.values())
     reach = min(far, 1.0) or 1.0

@@ -10,7 +10,7 @@ import jaxmix
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 from jaxmix.measures import draw_measures, measure
-from jaxmix.pictures import checked_picture, grid, pyplot, save_picture
+from jaxmix.pictures import checked_picture, grid, new_figure, save_picture
 from jaxmix.training import draw_strengths
 
 
@@ -27,7 +27,7 @@ def test_grid_orders_layers_by_number() -> None:
 def test_suffix_chooses_the_format(end: str, tmp_path: Path) -> None:
     """The file's suffix chooses the format."""
     pytest.importorskip("matplotlib")
-    figure = pyplot().figure()
+    figure = new_figure(1, 1)
     place = save_picture(figure, tmp_path / f"x{end}")
     begins = {".svg": b"<?xml", ".PDF": b"%PDF"}.get(end, b"\x89PNG")
     assert place.read_bytes().startswith(begins) and list(tmp_path.iterdir()) == [place]
@@ -47,7 +47,7 @@ def test_missing_matplotlib_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says how to install matplotlib."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.png")
     assert str(caught.value) == (
@@ -56,11 +56,23 @@ def test_missing_matplotlib_says_how_to_install_it(
     )
 
 
+def test_the_users_backend_is_kept(tmp_path: Path) -> None:
+    """A notebook that draws our picture still shows its own; no figure stays open."""
+    matplotlib = pytest.importorskip("matplotlib")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    matplotlib.use("svg")
+    try:
+        save_picture(new_figure(1, 1), tmp_path / "x.png")
+        assert matplotlib.get_backend() == "svg" and pyplot.get_fignums() == []
+    finally:
+        matplotlib.use("agg")
+
+
 def test_missing_folder_leaves_no_file(tmp_path: Path) -> None:
     """Saving into a missing folder raises and leaves nothing behind."""
     pytest.importorskip("matplotlib")
     with pytest.raises(CheckpointError) as caught:
-        save_picture(pyplot().figure(), tmp_path / "no" / "x.png")
+        save_picture(new_figure(1, 1), tmp_path / "no" / "x.png")
     assert str(caught.value).startswith(f"the picture {tmp_path}/no/x.png can't be written: [Errno")
     assert str(caught.value).endswith("Choose a folder with write permission.")
     assert not list(tmp_path.iterdir())
