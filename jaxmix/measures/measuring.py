@@ -22,6 +22,7 @@ from jaxmix.measures.formulas import (
     singular_on_host,
 )
 from jaxmix.mixing import Mix, mix
+from jaxmix.operators import Zero
 from jaxmix.placement.layout import Layout
 
 __all__ = ["Measures", "PairMeasures", "SiteMeasures", "measure"]
@@ -142,7 +143,8 @@ def measure(
         alone = each[: len(parts)]
         if alone[0].weight is not None:
             _at_site(found, spot.name, parts, alone, (alone[0], *each[len(parts) :]))
-        progress(done, count)
+        # A fused module of an adapter may be several sites in the tree.
+        progress(done, max(done, count))
     return found
 
 
@@ -159,7 +161,8 @@ def _at_site(
     found.energies[site] = inner(steps[-1], steps[-1])
     own: dict[str, _Directions] = {}
     for part, effect, share in zip(parts, alone, shares_by_adapter, strict=True):
-        if site in part.updates and part.updates[site].has_weight:
+        # Δ is Zero for an adapter that does not touch the weight, under whatever name.
+        if not isinstance(effect.weight, Zero):
             own[part.name] = directions = _directions(effect)
             norm = float(np.linalg.norm(directions.s))
             found.sites[part.name][site] = SiteMeasures(norm, effective_rank(directions.s), share)

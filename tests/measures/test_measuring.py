@@ -110,6 +110,25 @@ def test_totals_over_all_sites() -> None:
     assert Measures({"x": {}}).share("x") == 0.0
 
 
+def test_modules_with_other_names_in_the_tree_are_measured() -> None:
+    """A fused module is measured as the modules that it is in the tree."""
+    names = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
+    params = {f"{name}.weight": np.ones((4, 4), np.float32) for name in names}
+    params["single_transformer_blocks.0.proj_mlp.weight"] = np.ones((4, 4), np.float32)
+    fused = LoRA(lora(2).a, np.asarray(RNG.normal(size=(12, 2)), np.float32), 1.0)
+    adapter = Adapter({"double_blocks.0.img_attn.qkv": fused}, 1.0, "style")
+    other = Adapter({names[0]: LoRA(lora(1).a, np.ones((4, 1), np.float32), 1.0)}, 1.0, "other")
+    steps: list[tuple[int, int]] = []
+    found = measure(jaxmix.mix(adapter, other), params, progress=lambda *at: steps.append(at))
+    assert sorted(found.sites["style"]) == sorted(names) and steps[-1] == (3, 3)
+    norms = [found.sites["style"][name].norm for name in names]
+    matrix = np.asarray(fused.b, float) @ np.asarray(fused.a, float)
+    for norm, rows in zip(norms, np.split(matrix, 3), strict=True):
+        assert norm == pytest.approx(np.linalg.norm(rows), rel=1e-5)
+    assert list(found.sites["other"]) == [names[0]]
+    assert list(found.pairs["style", "other"]) == [names[0]]
+
+
 def test_biases_are_not_measured() -> None:
     """An adapter that changes only biases has no measures."""
     found = measure(Adapter({"h.1.q": Replace(bias=np.ones(6, np.float32))}, name="b"), PARAMS)
