@@ -27,6 +27,23 @@ FORMATS = ("png", "svg", "pdf")
 AS_IS: Mapping[str, Any] = {"parse_math": False}
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+# A block of a U-Net, and the number of the layer in it.
+_UNET = re.compile(r"(?:^|\.)(down_blocks|up_blocks)\.(\d+)\.\w+\.(\d+)\.")
+# What people call the blocks of image models, and names that say nothing about layers.
+_KINDS = {
+    "input_blocks": "in",
+    "down_blocks": "down",
+    "transformer_blocks": "double",
+    "double_blocks": "double",
+    "mid_block": "mid",
+    "middle_block": "mid",
+    "single_transformer_blocks": "single",
+    "single_blocks": "single",
+    "up_blocks": "up",
+    "output_blocks": "out",
+}
+_ORDER = ("", *dict.fromkeys(_KINDS.values()))
+_PLAIN = ("model", "layers", "layer", "blocks", "block", "h", "attentions", "resnets")
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -62,31 +79,52 @@ def printable(name: str) -> str:
 
 
 def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[float]]]:
-    """Arranges numbers of sites in a grid with a row per module and a column per layer.
+    r"""Arranges numbers of sites in a grid with a row per module and a column per layer.
 
     Args:
         values: ``{site: number}``.
 
     Returns:
         The names of the rows, the names of the columns, and the numbers, NaN if there is no site.
+        If layers are of several kinds, the first column of each kind also has its name.
 
     Example:
         >>> grid({"layers.0.q": 1.0, "layers.2.q": 2.0, "norm": 3.0})
         (['q', 'norm'], ['', '0', '2'], [[nan, 1.0, 2.0], [3.0, nan, nan]])
+        >>> grid({"transformer_blocks.0.q": 1.0, "single_transformer_blocks.0.q": 2.0})
+        (['q'], ['0\ndouble', '0\nsingle'], [[1.0, 2.0]])
     """
     cells = {site: _cell(site) for site in values}
     rows = list(dict.fromkeys(row for row, _ in cells.values()))
-    columns = sorted({column for _, column in cells.values()})
+    kinds = dict.fromkeys(kind for _, (kind, _) in cells.values())
+    order = {kind: i for i, kind in enumerate(sorted(kinds, key=_rank))}
+    columns = sorted({at for _, at in cells.values()}, key=lambda at: (order[at[0]], at[1]))
     by_cell = {cell: values[site] for site, cell in cells.items()}
-    numbers = [[by_cell.get((row, column), float("nan")) for column in columns] for row in rows]
-    return rows, ["" if column < 0 else str(column) for column in columns], numbers
+    numbers = [[by_cell.get((row, at), float("nan")) for at in columns] for row in rows]
+    labels = [".".join(map(str, layer)) for _, layer in columns]
+    if len(kinds) - ("" in kinds) > 1:
+        firsts = {kind: i for i, (kind, _) in reversed(list(enumerate(columns)))}
+        labels = [
+            f"{label}\n{kind}" if kind and firsts[kind] == i else label
+            for i, (label, (kind, _)) in enumerate(zip(labels, columns, strict=True))
+        ]
+    return rows, labels, numbers
 
 
-def _cell(site: str) -> tuple[str, int]:
-    """Returns a site's module, the path after its first number, and its layer, that number."""
+def _cell(site: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
+    """Returns a site's module, the kind of its layer, and the layer's numbers."""
+    if found := _UNET.search(site):
+        return site[found.end() :], (_KINDS[found[1]], (int(found[2]), int(found[3])))
     if not (found := _LAYER.search(site)):
-        return site, -1
-    return site[found.end() :] or site[: found.start()], int(found[1])
+        return site, ("", ())
+    before = [part for part in site[: found.start()].split(".") if part not in _PLAIN]
+    kind = " ".join(_KINDS.get(part, part) for part in before) or "layers"
+    return site[found.end() :] or site[: found.start()], (kind, (int(found[1]),))
+
+
+def _rank(kind: str) -> int:
+    """The place of a kind of layers: as the model runs them, others in their order after these."""
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
 
 def heat_map(
@@ -109,7 +147,8 @@ def heat_map(
         The image, for a colour bar.
     """
     image = axes.imshow(numbers, aspect="auto", **options)
-    axes.set_xticks(range(len(columns)), map(printable, columns), **AS_IS)
+    labels = ["\n".join(map(printable, label.split("\n"))) for label in columns]
+    axes.set_xticks(range(len(columns)), labels, **AS_IS)
     axes.set_yticks(range(len(rows)), map(printable, rows), **AS_IS)
     axes.tick_params(length=0)
     for spine in axes.spines.values():

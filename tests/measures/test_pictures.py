@@ -23,6 +23,31 @@ def test_grid_orders_layers_by_number() -> None:
     np.testing.assert_array_equal(numbers, [[nan, 2, 1], [nan, 3, nan], [4, nan, nan]])
 
 
+def test_kinds_of_layers_have_columns_of_their_own() -> None:
+    """Named as people name the blocks of image models, in the order in which they run."""
+    flux = {
+        "single_transformer_blocks.0.attn.to_q": 1.0,
+        "transformer_blocks.0.attn.to_q": 2.0,
+        "transformer_blocks.10.attn.to_q": 3.0,
+        "proj_out": 4.0,
+    }
+    rows, columns, numbers = grid(flux)
+    assert (rows, columns) == (["attn.to_q", "proj_out"], ["", "0\ndouble", "10", "0\nsingle"])
+    nan = np.nan
+    np.testing.assert_array_equal(numbers, [[nan, 2, 3, 1], [4, nan, nan, nan]])
+    unet = {
+        "up_blocks.1.attentions.2.proj_in": 1.0,
+        "mid_block.attentions.0.proj_in": 2.0,
+        "down_blocks.0.attentions.1.proj_in": 3.0,
+        "down_blocks.1.attentions.0.proj_in": 4.0,
+    }
+    rows, columns, numbers = grid(unet)
+    assert (rows, columns) == (["proj_in"], ["0.1\ndown", "1.0", "0\nmid", "1.2\nup"])
+    np.testing.assert_array_equal(numbers, [[3, 4, 2, 1]])
+    both = {"model.encoder.layers.1.q": 1.0, "model.decoder.layers.1.q": 2.0}
+    assert grid(both)[1] == ["1\nencoder", "1\ndecoder"]
+
+
 @pytest.mark.parametrize("end", [".png", ".svg", ".PDF", ""])
 def test_suffix_chooses_the_format(end: str, tmp_path: Path) -> None:
     """The file's suffix chooses the format."""
