@@ -120,12 +120,12 @@ def _on_accelerator(
     form: Form, backend: Backend, tensor: Array, made: Sequence[AffineMap]
 ) -> Array:
     """The tensor with the maps applied, as few passes."""
-    there = form.sharding if form.is_plain else None
-    matrix, sharding = as_matrix(tensor, form.part), matrix_sharding(there, tensor.shape)
+    leaf_sharding = form.sharding if form.is_plain else None
+    matrix, sharding = as_matrix(tensor, form.part), matrix_sharding(leaf_sharding, tensor.shape)
     is_whole = form.sharding is None and jax.typeof(tensor).sharding.mesh.empty
     out = accelerated.run(backend, matrix, fold(made), sharding, is_whole=is_whole)
     out = out.reshape(tensor.shape)
-    return out if there is None else lax.with_sharding_constraint(out, there)
+    return out if leaf_sharding is None else lax.with_sharding_constraint(out, leaf_sharding)
 
 
 _fused = jax.jit(_all, static_argnames=("form", "base_form"))
@@ -237,13 +237,15 @@ def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], 
                 yield _add, term
 
 
-def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator], lies: Any) -> Array:
+def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator], sharding: Any) -> Array:
     """``L W Rᵀ``."""
     left, right = operators
-    return sharded_matmul(right, sharded_matmul(left, w, lies).T, transposed_sharding(lies)).T
+    return sharded_matmul(
+        right, sharded_matmul(left, w, sharding).T, transposed_sharding(sharding)
+    ).T
 
 
-def _add(w: Float[Array, "out in"], term: Operator, lies: Any) -> Array:
+def _add(w: Float[Array, "out in"], term: Operator, sharding: Any) -> Array:
     """``W + Δ`` for one term."""
     return term.added_to(w)
 
@@ -252,12 +254,12 @@ def _in_matrix(
     work: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
 ) -> Array:
     """One pass over a tensor's matrix, in float32 or wider."""
-    there = form.sharding if form.is_plain else None
+    leaf_sharding = form.sharding if form.is_plain else None
     with jax.default_matmul_precision("highest"):
         matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
-        made = work(matrix, operators, matrix_sharding(there, tensor.shape))
+        made = work(matrix, operators, matrix_sharding(leaf_sharding, tensor.shape))
         out = made.reshape(tensor.shape).astype(dtype)
-    return out if there is None else lax.with_sharding_constraint(out, there)
+    return out if leaf_sharding is None else lax.with_sharding_constraint(out, leaf_sharding)
 
 
 _map = jax.jit(_one_map, static_argnames=("form", "dtype"))

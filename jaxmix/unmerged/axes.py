@@ -121,11 +121,11 @@ def _orders(form: Form, leaf_shape: tuple[int, ...]) -> tuple[jnp.ndarray | None
     for names, axes in zip(
         (there[0], [name for group in there[1:] for name in group]), sides, strict=True
     ):
-        lies = [name for k in axes for name in here[k]]
+        present = [name for k in axes for name in here[k]]
         grid = np.arange(math.prod(sizes[name] for name in names))
         grid = grid.reshape([sizes[name] for name in names])
-        order = grid.transpose([names.index(name) for name in lies]).reshape(-1)
-        orders.append(None if lies == names else jnp.asarray(order))
+        order = grid.transpose([names.index(name) for name in present]).reshape(-1)
+        orders.append(None if present == names else jnp.asarray(order))
     return tuple(orders)
 
 

@@ -39,14 +39,14 @@ class Costs:
     moved: int
     accurate: int
 
-    def operators(self, one: AffineMap, tokens: int) -> int:
+    def operators(self, step: AffineMap, tokens: int) -> int:
         """The cost that the operators add to the base's product."""
-        numbers = sum(map(self._numbers, (one.left, one.right, one.shift)))
-        return added_flops(one, tokens) + tokens * numbers
+        numbers = sum(map(self._numbers, (step.left, step.right, step.shift)))
+        return added_flops(step, tokens) + tokens * numbers
 
-    def dense(self, one: AffineMap) -> int:
+    def dense(self, step: AffineMap) -> int:
         """The cost of making the dense weight."""
-        return self.accurate * one.flops() + self.weight * math.prod(one.shape)
+        return self.accurate * step.flops() + self.weight * math.prod(step.shape)
 
     def _numbers(self, operator: Operator) -> int:
         """The cost of a token's passes through an operator."""
@@ -98,11 +98,11 @@ def choose(weight: Weight, by_operators: Form, others: Sequence[Form], *args: An
     return on_platform(args[0], on_cpu, lambda backend, *args: on_accelerator(*args), *args)
 
 
-def of_operators(weight: Weight, tokens: int, turned: bool) -> Callable[[Costs], int]:
+def of_operators(weight: Weight, tokens: int, is_transposed: bool) -> Callable[[Costs], int]:
     """Returns the cost of the operators with this many tokens, by backend."""
 
     def cost(costs: Costs) -> int:
-        return weight.count(lambda one: costs.operators(one.T if turned else one, tokens))
+        return weight.count(lambda step: costs.operators(step.T if is_transposed else step, tokens))
 
     return cost
 
@@ -118,9 +118,9 @@ def is_cheaper(weight: Weight, tokens: int) -> bool:
     return of_operators(weight, tokens, False)(costs) <= of_dense(weight)(costs)
 
 
-def added_flops(one: AffineMap, tokens: int) -> int:
+def added_flops(step: AffineMap, tokens: int) -> int:
     """The operations that the operators add to the base's product with this many tokens."""
-    sides = one.left.matmul_flops(tokens) + one.right.matmul_flops(tokens)
-    if isinstance(one.shift, Zero):
+    sides = step.left.matmul_flops(tokens) + step.right.matmul_flops(tokens)
+    if isinstance(step.shift, Zero):
         return sides
-    return sides + one.shift.matmul_flops(tokens) + one.shape[0] * tokens
+    return sides + step.shift.matmul_flops(tokens) + step.shape[0] * tokens

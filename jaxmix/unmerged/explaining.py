@@ -176,7 +176,7 @@ def _why(one: AffineMap) -> str:
         return "a term of Δ has no structure, so its product costs what the base's does"
     if any(isinstance(side, Dense) for side in (one.left, one.right)):
         return "L or R has no structure"
-    return "for so many tokens the dense weight costs less"
+    return "for this many tokens the dense weight costs less"
 
 
 def _described(one: AffineMap) -> str:

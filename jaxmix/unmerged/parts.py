@@ -32,20 +32,20 @@ def joined(
         >>> both(jnp.ones((3, 1)))[:, 0].tolist()
         [1.0, 2.0, 1.0]
     """
-    if any(not isinstance(one.right, Identity) for one in maps):
+    if any(not isinstance(step.right, Identity) for step in maps):
         return None
-    if any(not isinstance(one.left, Identity | Diagonal) for one in maps):
+    if any(not isinstance(step.left, Identity | Diagonal) for step in maps):
         return None
     rows, cols = shape
     shift: Operator = Zero(rows, cols)
-    for one, part in zip(maps, parts, strict=True):
-        shift = add(shift, multiply(selection(part, rows).T, one.shift))
+    for step, part in zip(maps, parts, strict=True):
+        shift = add(shift, multiply(selection(part, rows).T, step.shift))
     lefts = [(m.left, part) for m, part in zip(maps, parts, strict=True)]
     scales = [(left.d, part) for left, part in lefts if isinstance(left, Diagonal)]
     if not scales:
         return AffineMap(Identity(rows), Identity(cols), shift)
     d = reduce(
-        lambda d, one: d.at[one[1].start : one[1].stop].set(one[0]),
+        lambda d, piece: d.at[piece[1].start : piece[1].stop].set(piece[0]),
         scales,
         jnp.ones(rows, scales[0][0].dtype),
     )

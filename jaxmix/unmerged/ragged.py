@@ -18,11 +18,11 @@ from jaxmix.unmerged.weight import Weight
 __all__ = ["is_ragged", "ragged_dot"]
 
 
-def is_ragged(one: AffineMap) -> bool:
+def is_ragged(expert: AffineMap) -> bool:
     """Returns whether an expert's map consists of diagonals and a low rank.
 
     Args:
-        one: The map of one expert.
+        expert: The map of one expert.
 
     Returns:
         True if `ragged_dot` has a factored form for it.
@@ -33,8 +33,10 @@ def is_ragged(one: AffineMap) -> bool:
         >>> is_ragged(identity((2, 3))), is_ragged(shift(Dense(jnp.ones((2, 3)))))
         (True, False)
     """
-    sides = isinstance(one.left, Identity | Diagonal) and isinstance(one.right, Identity | Diagonal)
-    return sides and sum_as_low_rank(one.shift) is not None
+    sides = isinstance(expert.left, Identity | Diagonal) and isinstance(
+        expert.right, Identity | Diagonal
+    )
+    return sides and sum_as_low_rank(expert.shift) is not None
 
 
 def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array | None:
@@ -52,7 +54,7 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
     numbers = params["ragged_dot_dimension_numbers"]
     (x_sum, w_sum), batch = numbers.dot_dimension_numbers
     rows, cols, stack = weight.axes
-    turned = tuple(w_sum) == rows and tuple(w_sum) != cols
+    is_transposed = tuple(w_sum) == rows and tuple(w_sum) != cols
     if (
         stack is None
         or tuple(w_sum) not in (rows, cols)
@@ -69,14 +71,14 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
 
     def by_operators(x: Array, weight: Weight, sizes: Array) -> Array:
         dtype = arithmetic(x.dtype)
-        made = cast(weight.map_to(turned), dtype)
+        expert_maps = cast(weight.map_to(is_transposed), dtype)
         which = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=tokens)
         with precise(params["precision"]):
-            inputs = _scaled(x.astype(dtype), made.right, which).astype(x.dtype)
+            inputs = _scaled(x.astype(dtype), expert_maps.right, which).astype(x.dtype)
             y = lax.ragged_dot_general(inputs, weight.plain(), sizes, numbers, **turn)
-            out = _scaled(y.astype(dtype), made.left, which)
-            if not isinstance(made.shift, Zero):
-                low = jax.vmap(sum_as_low_rank)(made.shift)
+            out = _scaled(y.astype(dtype), expert_maps.left, which)
+            if not isinstance(expert_maps.shift, Zero):
+                low = jax.vmap(sum_as_low_rank)(expert_maps.shift)
                 assert isinstance(low, LowRank)
                 thin = lax.ragged_dot(x.astype(dtype), low.a.swapaxes(1, 2), sizes)
                 out = out + lax.ragged_dot(thin, low.b.swapaxes(1, 2), sizes)
@@ -85,7 +87,7 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
     def by_dense(x: Array, weight: Weight, sizes: Array) -> Array:
         return lax.ragged_dot_general(x, weight.dense(), sizes, numbers, **turn)
 
-    thin = of_operators(weight, -(-tokens // experts), turned), by_operators
+    thin = of_operators(weight, -(-tokens // experts), is_transposed), by_operators
     return choose(weight, thin, [(of_dense(weight), by_dense)], x, weight, sizes)
 
 

@@ -169,7 +169,7 @@ def test_explain() -> None:
     many = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=500)
     ways = {way.leaf: way for way in many.ways}
     assert ways["b.weight"].way == "dense" and "Δ has no structure" in ways["b.weight"].why
-    assert "for so many tokens" in ways["a.weight"].why
+    assert "for this many tokens the dense weight costs less" in ways["a.weight"].why
     lines = str(explanation).splitlines()
     assert lines[0] == "operations for 3 tokens"
     assert lines[1].split() == "leaf way operators base added to make dense why".split()
