@@ -14,7 +14,7 @@ import pytest
 
 from .sources import ROOT, ROOTS, modules
 
-BUILT = ("build", "dist", "jaxmix_peft.egg-info", ".venv", "notebooks", "tests")
+BUILT = ("build", "dist", "site", "jaxmix_peft.egg-info", ".venv")
 IMPORT = (
     "import jaxmix, jaxmix.converters.adapters.loading, jaxmix.demo; assert jaxmix.mix;"
     "print(jaxmix.__file__)"
@@ -103,11 +103,13 @@ def test_wheel_imports_from_every_folder(clone: Path, wheel: Path, tmp_path: Pat
 
 @pytest.mark.thorough
 def test_sdist_builds_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path) -> None:
-    """The sdist contains files in place of symbolic links, and builds the same wheel."""
+    """It has files in place of symbolic links, tests and pages, and builds the same wheel."""
     archive = build(clone, "build_sdist", tmp_path / "sdist")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
     [unpacked] = tmp_path.glob("jaxmix_peft-*")
+    for path in ("CHANGELOG.md", "Makefile", "docs/index.md", "tests/house/test_packaging.py"):
+        assert (unpacked / path).is_file()
     again = build(unpacked, "build_wheel", tmp_path / "again")
     ours = set(zipfile.ZipFile(wheel).namelist())
     assert set(zipfile.ZipFile(again).namelist()) == ours
