@@ -80,7 +80,8 @@ def to_lora(
             columns, and a small rank) are decomposed by a randomised SVD, which is faster and close
             to the optimum. Without a key, each decomposition is exact.
         layout: Where the sites are in the tree, as in `jaxmix.compose`.
-        name: The name of the result; by default the adapter's own, or "lora" for a mix.
+        name: The name of the result; by default the adapter's own; for a mix those of its parts,
+            as in "style+light".
         with_errors: Whether to return the errors too.
 
     Returns:
@@ -119,7 +120,7 @@ def to_lora(
         updates[spot.name], error = compressed(spot, effect, limit, own)
         if error is not None:
             errors[spot.name] = error
-    own_name = mixed.name if isinstance(mixed, Adapter) else "lora"
+    own_name = "+".join(part.name for part in mixed.parts) or "lora"
     metadata = shared_metadata(part.metadata for part in mixed.parts)
     lora = Adapter(updates, name=own_name if name is None else name, metadata=metadata)
     return (lora, errors) if with_errors else lora

@@ -259,7 +259,7 @@ def test_nothing_changed_is_rank_one_of_zeros() -> None:
 def test_names() -> None:
     one = at(lora(1, 3), name="style")
     assert to_lora(one, PARAMS).name == "style"
-    assert to_lora(mix(one), PARAMS).name == "lora"
+    assert to_lora(mix(one, one.renamed("other")), PARAMS).name == f"{one.name}+other"
     assert to_lora(one, PARAMS, name="new").name == "new"
 
 

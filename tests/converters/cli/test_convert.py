@@ -244,7 +244,7 @@ def test_a_mix_becomes_one_lora(tmp_path: Path, capsys: Captured) -> None:
     assert_same(jaxmix.compose(weights, jaxmix.load(out, base=weights)), want)
     assert main(*args, "--rank", 1, "--force") == 0
     output = capsys.readouterr().out
-    assert f"{out}: comfyui, lora × 1, 6 sites" in output and "error ‖Δ − BA‖ / ‖Δ‖" in output
+    assert f"{out}: comfyui, a+adapter × 1, 6 sites" in output and "error ‖Δ − BA‖ / ‖Δ‖" in output
     # q, k and v of rank 1 are one update of rank 3.
     name = "diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight"
     assert load_file(out)[name].shape == (12, 3)
