@@ -28,7 +28,7 @@ _OTHERS = ("MODEL", "MODEL_FOR_CAUSAL_LM", "MODEL_FOR_MASKED_LM", "MODEL_FOR_PRE
 
 
 def described(model_type: str, name: str, task: str) -> dict[str, Any] | None:
-    """What a class's checkpoint holds beside the layers of its body.
+    """The tensors of a class's checkpoint outside of its body's layers.
 
     Returns:
         ``prefix``: that of the body; ``head``: the parameters beside it, each with its number of

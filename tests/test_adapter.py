@@ -158,7 +158,7 @@ def test_errors_are_value_errors() -> None:
 
 
 def test_it_does_not_share_its_dict() -> None:
-    """What somebody does to the dict afterwards is nothing to the adapter."""
+    """Later changes of the dict do not change the adapter."""
     updates: dict[str, Any] = {"q": Replace(ones((2, 3)))}
     adapter = Adapter(updates)
     updates.clear()

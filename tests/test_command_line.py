@@ -49,7 +49,7 @@ COMMANDS = commands()
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_word_is_there(name: str) -> None:
-    """Whatever lays it out: each paragraph, each example, each option and what is said of it."""
+    """Each paragraph, example, option and option's help, however they are laid out."""
     command = COMMANDS[name]
     assert len(command.params) > 2 and not missing(section(name), command), "run make pages"
 
@@ -67,7 +67,7 @@ def test_a_missing_word_is_seen() -> None:
 
 
 def test_every_run_is_there() -> None:
-    """With what it said, and without a folder of whoever ran it."""
+    """With its output, and without paths of the machine."""
     for line, _ in RUNS:
         assert re.search(rf"\n\$ {re.escape(line)}\n[^`$]", TEXT), line
     assert "/tmp" not in TEXT and "Traceback" not in TEXT

@@ -70,13 +70,13 @@ def test_a_loss_that_is_not_pefts_shows(
     monkeypatch.setattr(measure, "ORDERS", orders)
     monkeypatch.setattr(measure, "WEAKER", ((), 0.5))
     monkeypatch.setattr(run, "PASSAGES", (((), "jargon"),))
-    monkeypatch.setattr(run, "passage", lambda *_: "[techspeak] a tag that nobody opened: [/bold]")
+    monkeypatch.setattr(run, "passage", lambda *_: "[techspeak] a tag that was not opened: [/bold]")
     monkeypatch.setattr(run, "times", lambda demo: measure.Times(1.0, 1.0, 1.0))
     assert run.main(tmp_path / "table.png") == 1
     output = capsys.readouterr().out
     assert "larger than rounding" in output
     # Drawn text is text, whatever brackets are in it.
-    assert "[techspeak] a tag that nobody opened: [/bold]" in output.replace("\n", " ")
+    assert "[techspeak] a tag that was not opened: [/bold]" in output.replace("\n", " ")
 
 
 def test_missing_assets(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_integers_where_floats_are() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_tensors_of_pytorch(dtype: str) -> None:
-    """Also those that take part in training; what is made of them is a copy."""
+    """Also of leaves that are trained; their results are copies."""
     torch = pytest.importorskip("torch")
     own = A.astype(getattr(ml_dtypes, dtype, dtype))
     tensor = torch.tensor(own.astype(np.float64), dtype=getattr(torch, dtype), requires_grad=True)
@@ -77,7 +77,7 @@ def test_tensors_of_pytorch(dtype: str) -> None:
 
 
 def test_what_is_right_is_not_touched() -> None:
-    """The update itself comes back; so do outlines and tracers."""
+    """Returns the update itself; outlines and tracers too."""
     lora = LoRA(A, jnp.asarray(B), 1.0, bias=None)
     outline = LoRA(jax.ShapeDtypeStruct((2, 4), np.float32), B, 1.0)  # pyright: ignore[reportArgumentType]
     updates = {
@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("update", "text"), WRONG.values(), ids=WRONG)
 def test_no_factor(update: Any, text: str) -> None:
-    """All of them are told, with their sites."""
+    """The error lists all of them, with their sites."""
     with pytest.raises(AdapterError) as caught:
         Adapter({"k": LORA, "q": update, "v": LoHa(B, A, B, A, None)})  # pyright: ignore[reportArgumentType]
     found = str(caught.value)

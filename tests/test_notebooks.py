@@ -27,7 +27,7 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_outputs(path: Path) -> None:
-    """They are there, with pictures, and without errors or paths of whoever ran it."""
+    """Outputs and pictures are there, without errors or paths of the machine."""
     notebook = nbformat.read(path, as_version=4)
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
     assert outputs and not [out for out in outputs if out.output_type == "error"]

@@ -15,7 +15,7 @@ _WEIGHTS = ("kernel", "w", "weight")
 _PLURAL = re.compile(r"(.*_)?(layers|blocks|stack(ed)?|repeats)")
 _NORM = re.compile(r"(.*[_.])?(layer_?norm|rms_?norm|batch_?norm|group_?norm|norm|ln)[^.]*", re.I)
 
-# Below so many levels no model has layers; a leaf's name may have any number of dots.
+# No model nests its layers deeper; a leaf's name may have any number of dots.
 _DEEPEST = 100
 
 Shape = tuple[int, ...]

@@ -121,7 +121,7 @@ def test_methods_with_weights_of_their_own(method: str, formula: Any) -> None:
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
 def test_dare_of_other_kinds(method: str) -> None:
-    """Each entry is nought or what it was over the density; and a key is a result."""
+    """Each entry is zero or divided by the density, and each key gives one result."""
     adapters = [one * 1.0 for one in of_kinds("OFT", seed=1)]
     runs = [combine(adapters, PARAMS, method=method, density=0.5, key=key) for key in (KEY, KEY)]
     truth = deltas(PARAMS, adapters)
@@ -170,7 +170,7 @@ def test_a_negative_weight_is_that_of_the_negated_adapter(seed: int, method: str
 
 @pytest.mark.parametrize("method", METHODS)
 def test_loras_need_no_params(method: str) -> None:
-    """What is made of factors alone is what the base would have told; a mix has but its Δ."""
+    """Methods that need only factors match the result with the base; a mix has only its Δ."""
     adapters = [loras(3, 2)[0], mix(*loras(2, 4, seed=4))]
     bare = combine(adapters, method=method, **needs(method))
     combined = combine(adapters, PLAIN, method=method, **needs(method))
@@ -266,7 +266,7 @@ def test_cat_of_what_is_of_low_rank() -> None:
 
 
 def test_conv1d_lies_as_pytorch_has_it() -> None:
-    """A weight that PyTorch stores as (in, out): what comes back lies so too."""
+    """The result keeps the order (in, out) in which PyTorch stores the weight."""
     rng = np.random.default_rng(0)
     params = {"a.weight": normal(rng, 8, 6), "a.bias": normal(rng, 6)}
     turn = Adapter({"a": OFT(normal(rng, 2, 6, std=0.2))}, name="turn")
@@ -280,7 +280,7 @@ def test_conv1d_lies_as_pytorch_has_it() -> None:
 
 
 def test_trained_biases_that_only_one_has() -> None:
-    """A Replace next to a LoRA: the other one's δ is nought."""
+    """A Replace next to a LoRA: the other δ is zero."""
     params = {**PLAIN, "lin.bias": np.arange(6.0)}
     one, two = loras(2, 2)
     both = Together((Replace(bias=np.ones(6)), of(one)["lin"]))

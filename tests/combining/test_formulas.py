@@ -15,7 +15,7 @@ from jaxmix.combining.formulas import Options
 
 from . import naive
 
-# Few values, so that there are ties, noughts and equals; few shapes, since each is compiled.
+# Few values, so that there are ties, zeros and equals; few shapes, since each is compiled.
 STACKS = arrays.arrays(
     np.float64,
     st.sampled_from([(1, 3, 2), (2, 3, 4), (2, 5), (3, 4, 2)]),
@@ -46,7 +46,7 @@ def distinct(seed: int, *shape: int) -> np.ndarray:
 def test_ties_and_pruning(
     data: st.DataObject, stack: np.ndarray, density: float, majority: Any
 ) -> None:
-    """With equal entries, noughts and votes that are tied, and weights of any sign."""
+    """With equal entries, zeros, tied votes, and weights of any sign."""
     weights = data.draw(st.lists(st.sampled_from([1.0, 0.5, -2.0]), min_size=3, max_size=3))
     weights = weights[: len(stack)]
     found = run(formulas.ties, stack, weights, density=density, majority_sign=majority)
@@ -121,14 +121,14 @@ def test_slerp_keeps_the_length() -> None:
         found = run(formulas.slerp, np.stack([one, two]), [1 - t, t])
         np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(one), rtol=1e-12)
     close(run(formulas.slerp, np.stack([one, two]), [1.0, 0.0]), one)
-    # One direction, and nearly one: a straight line, and no division by nought.
+    # Parallel and nearly parallel directions: a straight line, and no division by zero.
     close(run(formulas.slerp, np.stack([one, 3 * one]), [1.0, 1.0]), 2 * one)
     close(run(formulas.slerp, np.stack([one, -one]), [1.0, 1.0]), 0 * one)
 
 
 @pytest.mark.parametrize("density", [0.25, 0.6])
 def test_dare_keeps_what_it_is_on_average(density: float) -> None:
-    """Each entry is nought or divided by the density; each adapter has a mask of its own."""
+    """Each entry is zero or divided by the density; each adapter has its own mask."""
     stack = 1 + np.abs(distinct(1, 2, 30, 40))
     keys = jax.random.split(jax.random.key(0), 200)
     mean = np.zeros((30, 40))

@@ -64,7 +64,7 @@ def test_a_mix_of_three_kinds_at_full_rank() -> None:
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
 def test_it_is_the_best_of_its_rank(rank: int) -> None:
-    """The error is that of NumPy's SVD of W' − W, and it is what is said."""
+    """The reported error equals that of NumPy's SVD of W' − W."""
     mixed = mix(at(made("OFT", WIDE, 1), name="x"), 0.7 * at(made("LoHa", WIDE, 2), name="y"))
     delta = fold_tree(PARAMS, mixed.parts)["a.weight"] - PARAMS["a.weight"]
     s = np.linalg.svd(delta, compute_uv=False)
@@ -108,7 +108,7 @@ def test_every_family(name: str) -> None:
 
 
 def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nobody makes a Δ."""
+    """From here on, no Δ is computed."""
 
     def refuse(*_: Any) -> Any:
         raise RuntimeError("a dense delta was made")
@@ -191,7 +191,7 @@ def test_kernels_of_flax_and_conv1d() -> None:
     flax = {"a": {"kernel": weight.T}}
     ours = compose(flax, to_lora(mixed, flax))
     np.testing.assert_allclose(ours["a"]["kernel"].T, truth, rtol=1e-11, atol=1e-11)
-    # A square Conv1D: only the update can say how it lies.
+    # A square Conv1D: only the update determines its orientation.
     square = tree({"a": KINDS["square"]}, 1)["a.weight"]
     one = at(lora(1, 3, (6, 6), transposed=True))
     made_of = to_lora(one, {"a.weight": square})
@@ -279,7 +279,7 @@ def test_under_jit() -> None:
 
 
 def test_over_devices() -> None:
-    """A leaf that lies on several devices."""
+    """A leaf sharded over several devices."""
     mesh = jax.make_mesh((2,), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     params = {"a.weight": jax.device_put(PARAMS["a.weight"].astype(np.float32), sharding)}

@@ -56,7 +56,7 @@ def test_one_adapter_alone():
 
 
 def test_sites_of_some_only():
-    """They count as no change in the others, and can be asked for."""
+    """They count as unchanged in the others, and can be included."""
     adapters = [lora("a", "h.0.q", "h.0.k"), lora("b", "h.0.q", "h.1.k")]
     partial = partial_sites(adapters)
     assert partial == {"h.0.k": ("a",), "h.1.k": ("b",)}

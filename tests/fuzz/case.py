@@ -64,7 +64,7 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that lies in a folder: files with their bytes, and empty folders."""
+    """A folder's contents: files with their bytes, and empty folders."""
     found = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()

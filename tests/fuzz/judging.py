@@ -181,7 +181,7 @@ def _composed(case: Case, folder: Path, right: Answer) -> dict[str, Tensor] | No
 
 
 def _lost(case: Case, folder: Path, is_merged: bool) -> str:
-    """What happened to files that are the user's, or was left beside them."""
+    """Changes to the user's files, and leftovers next to them."""
     now = contents(folder)
     changed = [name for name, data in case.files.items() if now.get(name) != data]
     if changed:
@@ -228,7 +228,7 @@ def _problem(case: Case, right: Answer, found: Mapping[str, Any]) -> str:
 
 
 def _files_problem(case: Case, right: Answer, found: Mapping[str, bytes]) -> str:
-    """What is wrong with an output's files, beside the numbers in them."""
+    """What is wrong with an output's files, apart from their numbers."""
     if case.base in case.files:
         return "" if split(found[""])[0] == split(case.files[case.base])[0] else "another header"
     wanted = {

@@ -28,7 +28,7 @@ class BadFileError(Exception):
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as it lies in a file.
+    """A tensor as a file stores it.
 
     Args:
         dtype: safetensors' name of it.

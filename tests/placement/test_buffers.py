@@ -57,7 +57,7 @@ def test_a_factor_that_was_given_up() -> None:
 
 
 def test_an_alias_is_not_given_up() -> None:
-    """Another array in the same buffer, as `device_put` makes it, is somebody else's still."""
+    """Another array in the same buffer, as `device_put` makes it, keeps its contents."""
     base = params()
     base["k.weight"] = jax.device_put(base["q.weight"], jax.devices()[0])
     assert base["k.weight"] is not base["q.weight"]
@@ -168,11 +168,11 @@ def test_strengths_have_a_slope_at_one() -> None:
     assert float(jax.grad(total)(1.0)) == 16 * 2.0
 
 
-# ---------------------------------------------------------------- banks of nobody, and for nobody
+# ---------------------------------------------------------------- empty banks and empty batches
 
 
 def test_an_empty_bank() -> None:
-    """Every row is the base's; members may come."""
+    """Every row is the base's, and members can be added later."""
     base, x = params(), jnp.ones((2, 4))
 
     def run(p: Any, x: Any) -> Any:

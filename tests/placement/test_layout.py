@@ -271,7 +271,7 @@ WRONG: dict[str, tuple[Rule, str]] = {
     ),
     "no pattern": (Rule("a", "w", "o i"), r"does not have the axes 'o i'"),
     "axes that are lost": (Rule("a", "w", "o i -> o"), r"does not have the axes 'o i -> o'"),
-    "sizes that nobody knows": (Rule("a", "w", "(n h) i -> n (h i)"), r"not infer sizes"),
+    "sizes that can't be inferred": (Rule("a", "w", "(n h) i -> n (h i)"), r"not infer sizes"),
     "an index beyond": (
         Rule("a", "w", index="7"),
         r"a: w\[7\] of shape \(6, 8\) does not have the index .*out of bounds",

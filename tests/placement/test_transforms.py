@@ -152,7 +152,7 @@ def test_pieces(transform: Transform, name: str, pieces: tuple[Piece, ...]) -> N
 
 
 def test_shards_are_counted() -> None:
-    """A tensor may be made of any number of leaves; one that is absent is a problem."""
+    """A tensor may consist of any number of leaves; an absent one is a problem."""
     transform = convert(["shard_*.w"], ["all.w"], ("Concatenate", {"dim": 0}))
     found = loaded_pieces(["shard_0.w", "shard_1.w"], [transform])
     assert found["shard_1.w"] == (Piece("all.w", of=Region(-1, 1, 2)),)

@@ -21,7 +21,7 @@ DENSE = {"linear.weight": np.ones((3, 6), np.float32), "linear.bias": np.ones(3,
 
 
 def sides(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """What is copied beside tokenizer and configs, and what is not, with the reasons."""
+    """Which files are copied next to tokenizer and configs, which are not, and why."""
     found, left_out = side_files(read_checkpoint(folder))
     new = [name for name in found if Path(name).suffix not in (".json", ".md", ".model", ".jinja")]
     return new, dict(line.split(": ", 1) for line in left_out)
@@ -45,7 +45,7 @@ def torch_archive(path: Path, names: Any, *, zipped: bool = True) -> None:
 
 
 def test_modules_of_their_own_are_copied(base: Path) -> None:
-    """Weights in any form, in folders and beside the checkpoint."""
+    """Weights in any form, in folders and next to the checkpoint."""
     save(base, "2_Dense/model.safetensors", DENSE)
     torch_archive(base / "3_Dense/pytorch_model.bin", DENSE)
     save(base, "value_head.safetensors", {"v_head.summary.weight": DENSE["linear.weight"]})
@@ -136,7 +136,7 @@ def test_a_trainers_state_and_an_adapter(base: Path) -> None:
 
 
 def test_an_index_goes_with_its_files(base: Path) -> None:
-    """Where none of them is there, it would lead nowhere."""
+    """Without any of these files, it would point to nothing."""
     save(base, "head/a.safetensors", DENSE)
     torch_archive(base / "pytorch_model-00001-of-00001.bin", weights())
     for name, file in {

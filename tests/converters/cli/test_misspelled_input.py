@@ -130,7 +130,7 @@ def test_options_are_those_of_the_command_line(folder: Path, capsys: Captured) -
 
 
 def test_a_mistyped_path(folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shows that the hub is asked, asks it once, and names what lies near."""
+    """Reports the request to the hub, makes one request, and names similar paths."""
     asked: list[bool] = []
 
     def unreachable() -> bool:

@@ -1,4 +1,4 @@
-"""What force replaces: files that are written there, and nothing else of a user's."""
+"""What force replaces: files of the kinds that are written there, and no other file of a user."""
 
 import json
 import os
@@ -56,7 +56,7 @@ WRITERS: dict[str, Callable[[Path, Adapters], Write]] = {
 def test_force_keeps_what_is_not_ours(
     writer: Callable[[Path, Adapters], Write], base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """An output is replaced; one with anything else in it is refused, and all is as it was."""
+    """An output is replaced; a folder with other files is refused and left unchanged."""
     write, out = writer(base, adapters), tmp_path / "out"
     write(out)
     first = contents(out)

@@ -1,4 +1,4 @@
-"""Which layout is found where nobody says: by names, by shapes, or not at all."""
+"""Which layout is inferred: by names, by shapes, or none."""
 
 from typing import Any
 

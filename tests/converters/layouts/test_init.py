@@ -92,7 +92,7 @@ def test_a_leaf_beside_a_library_s_tree_is_listed() -> None:
 
 
 def test_a_layout_of_your_own() -> None:
-    """Its rules are read backwards; modules that no rule spells are asked for by whole paths."""
+    """Its rules are inverted; modules without a rule are requested by whole paths."""
     layout = Layout(
         "mine",
         (

@@ -1,4 +1,4 @@
-"""The tables of the model libraries, against trees that these made of Hugging Face's weights.
+"""The tables of the model libraries, against the libraries' own trees of Hugging Face weights.
 
 Recorded by tests/goldens/layouts/make.py, in which the libraries' own loaders and models took part.
 """
@@ -41,7 +41,7 @@ SAID = ("maxtext-llama", "maxtext-qwen2", "maxtext-qwen3", "maxtext-gemma3_deep"
 
 @cache
 def golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What is told, the library's leaves, and the models' outputs."""
+    """The message, the library's leaves, and the models' outputs."""
     tensors = load_file(path.with_suffix(".safetensors"))
     leaves = {k[5:]: v for k, v in tensors.items() if k.startswith("leaf.")}
     record = json.loads(path.read_text())

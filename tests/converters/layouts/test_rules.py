@@ -223,7 +223,7 @@ def test_to_lora(held: Held) -> None:
 
 
 def test_sixteen_bits() -> None:
-    """A scale costs no rounding of its own: what nobody changes stays bit for bit."""
+    """A scale adds no rounding: unchanged numbers stay equal bit for bit."""
     rule = Rule("a", "w", "d n (h two) -> (n two h) d", sizes=TWO, scale=SCALE)
     leaf = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 6)), jnp.bfloat16)
     nothing = 0.0 * Adapter({"a": made("DoRA", Module("linear", (18, 8)), 0)})

@@ -79,7 +79,7 @@ def mixtral(state: dict[str, np.ndarray]) -> Any:
 
 
 def bonsai(state: dict[str, np.ndarray]) -> Any:
-    """What bonsai makes of Gemma 3: kernels turned, nothing else."""
+    """Bonsai's tree of Gemma 3: kernels are transposed, and nothing else changes."""
     layers: list[Any] = [{"self_attn": {}, "mlp": {}} for _ in range(LAYERS)]
     for name, w in state.items():
         *_, i, block, module, _ = name.split(".")

@@ -92,7 +92,7 @@ def run(base: Path, adapters: Adapters, out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
 def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
-    """The bytes of one process; each reads its own shards, and the second nothing else."""
+    """The bytes equal those of one process, and each process reads only its own shards."""
     base, out = save_base(tmp_path / "base", shards=3, dtype="float16"), tmp_path / "out"
     first, second = run(base, adapters, out)
     merged = merge_checkpoint(base, mixed(adapters), tmp_path / "one", verify=True)

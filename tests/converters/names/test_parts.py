@@ -1,4 +1,4 @@
-"""Merges into weights that are parts of a leaf, have other rows there, or are made of several."""
+"""Merges into weights that are parts of a leaf, in another order of rows, or in several leaves."""
 
 import json
 from pathlib import Path

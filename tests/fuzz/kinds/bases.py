@@ -70,7 +70,7 @@ def _tensors(dtype: str) -> dict[str, Tensor]:
 
 
 def _beside(**fields: Any) -> dict[str, bytes]:
-    """The files that lie beside a model's tensors."""
+    """The files next to a model's tensors."""
     return {
         "base/config.json": config(**fields),
         "base/generation_config.json": b'{"do_sample": false}',

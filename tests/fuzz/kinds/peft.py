@@ -97,7 +97,7 @@ def peft_files(
 
     Args:
         form: which factors; see `_shapes`.
-        folder: where it lies.
+        folder: The folder to write to.
         dtype: that of floats.
         extra: other tensors, by key.
         **fields: of the config, beside the defaults.

@@ -175,7 +175,7 @@ _FOREIGN = (
 
 
 def _foreign(tensors: Tensors, rng: random.Random) -> str:
-    """A tensor of another family, or of another sort, beside those of a module."""
+    """Adds a tensor of another family, or of another kind, to those of a module."""
     key = _pick(tensors, rng)
     module = key.partition(".lora")[0].rpartition(".weight")[0] or key.rpartition(".")[0]
     new = f"{module}.{rng.choice(_FOREIGN)}"

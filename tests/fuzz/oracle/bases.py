@@ -50,7 +50,7 @@ class Base:
         return {m: s[::-1] if self.is_turned(m) else s for m, s in shapes.items()}
 
     def is_turned(self, module: str) -> bool:
-        """Whether a module's weight lies (in, out), as far as its bias tells."""
+        """Whether a module's weight is stored as (in, out), judged by its bias."""
         leaf = self.places[module]
         shape, bias = self.tensors[leaf][1].shape, f"{leaf.removesuffix('.weight')}.bias"
         if len(shape) != 2 or bias not in self.tensors or shape[0] == shape[1]:

@@ -276,7 +276,7 @@ def _ia3(factors: Any, config: Any, site: str, shape: Any, strength: float) -> C
 
 
 def _is_feedforward(config: Mapping[str, Any], site: str, factor: np.ndarray) -> bool:
-    """Whether IA3 scales a module's inputs; if nothing else says it, the factor's shape does."""
+    """Whether IA3 scales a module's inputs; the factor's shape decides if nothing else does."""
     named = config.get("feedforward_modules")
     if isinstance(named, str):
         return bool(re.fullmatch(named, site))

@@ -33,7 +33,7 @@ def _is_string(value: Any) -> bool:
 
 
 def _is_layer(config: Mapping[str, Any], site: str) -> bool:
-    """Whether a module lies in one of the layers that are asked for."""
+    """Whether a module is in one of the requested layers."""
     layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
     if layers is None or layers == []:
         return True

@@ -31,7 +31,7 @@ COMMIT = "48d368fa"
 
 
 class CLIPAttention(nn.Module):
-    """Two projections, under CLIP's names; sd-scripts goes by the class's name."""
+    """Two projections, under CLIP's names; sd-scripts looks at the class's name."""
 
     def __init__(self, size: int) -> None:
         """Torch's own draws."""

@@ -1,4 +1,4 @@
-"""Makes the goldens beside it: one Hugging Face model in a library's own tree, adapters in both.
+"""Writes the goldens here: one Hugging Face model in a library's own tree, and adapters in both.
 
 In two steps, since each library wants an environment of its own:
 

@@ -126,7 +126,7 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         S,
         "miss_block has shape (2, 6), expected (2, 3) by",
     ),
-    "miss of a form that nobody knows": (
+    "miss of an unknown form": (
         "MISS",
         {"r": 2, "init_weights": "max"},
         {"miss_block": (2, 6)},

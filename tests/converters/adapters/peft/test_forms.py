@@ -180,7 +180,7 @@ def test_positions_that_are_none(bad, tmp_path):
 
 
 def test_positions_beyond_the_weight(tmp_path):
-    """What lies outside is named when the weight is there."""
+    """Positions outside of the weight are named once the weight is known."""
     made = factors(FORMS["shira"])
     made["shira_indices"][1, 0] = 4
     adapter = jaxmix.load(save(tmp_path, "shira", keyed(made)))

@@ -178,7 +178,7 @@ def test_training_state_is_skipped(tmp_path):
 
 
 def test_unknown_wrappers(tmp_path):
-    """An UnsupportedError if nothing else is wrong."""
+    """An UnsupportedError, if there is no other fault."""
     key = "attn.base_layer.other.hada_w1_a"
     reason = "part of a wrapped module of an unknown kind in LOHA; remove that module"
     made = keyed(factors(FORMS["loha"])) | {key: WHOLE}

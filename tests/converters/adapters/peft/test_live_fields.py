@@ -32,7 +32,7 @@ OF_TODAY = [family for family in PEFT_TYPES if family != "BONE"]  # of an older 
 
 @pytest.mark.parametrize("family", OF_TODAY)
 def test_every_field_is_in_one_table(family):
-    """A field of the installed PEFT that nobody classified fails here."""
+    """A field of the installed PEFT that is not classified fails here."""
     fields = PEFT_TYPES[family].fields
     tables = [set(fields.supported), set(fields.harmless), set(fields.refused)]
     unknown = names_of(family) - set.union(*tables)

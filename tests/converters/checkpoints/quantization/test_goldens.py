@@ -1,4 +1,4 @@
-"""Packed weights against what the quantizations' own libraries made of them, bit for bit."""
+"""Packed weights, compared bit for bit with what the quantizations' own libraries unpack."""
 
 import json
 from pathlib import Path

@@ -38,7 +38,7 @@ def having(**new: Any) -> Change:
 
 
 def state(raw: bytes | None = None, **fields: Any) -> Change:
-    """Bitsandbytes' 4 bits with another JSON beside the weight."""
+    """bitsandbytes' 4 bits with another JSON next to the weight."""
 
     def change(tensors: Tensors) -> None:
         (name,) = [name for name in tensors if ".quant_state." in name]
@@ -210,7 +210,7 @@ WRONG: list[tuple[str, Change, dict[str, Any], str]] = [
 def test_refused(
     case: str, change: Change, settings: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
-    """What does not fit is said before anything is written; a sound weight beside it is no help."""
+    """A misfit is reported before anything is written, even next to a valid weight."""
     tensors = packed(case)
     change(tensors)
     tensors |= {"zz.weight": np.ones((2, 2), np.float32)} | packed(case, "sound.")
