@@ -38,7 +38,7 @@ def having(**new: Any) -> Change:
 
 
 def state(raw: bytes | None = None, **fields: Any) -> Change:
-    """bitsandbytes' 4 bits with another JSON next to the weight."""
+    """Four-bit weights of bitsandbytes with another JSON next to them."""
 
     def change(tensors: Tensors) -> None:
         (name,) = [name for name in tensors if ".quant_state." in name]
