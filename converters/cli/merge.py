@@ -23,6 +23,7 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.bases import Conv1d, Names
 from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
+from jaxmix.converters.cli.opening import opening
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.terminal import escape
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
@@ -224,6 +225,8 @@ def _report(merged: Merged, mixed: Adapter | Mix) -> None:
         _report_verified(merged.verified)
     for line in merged.left_out:
         print_lines(f"[dim]left out {escape(line)}[/]")
+    if call := opening(merged.out):
+        print_lines(f"open it: {escape(call)}")
 
 
 def _share(number: float | None) -> str:
