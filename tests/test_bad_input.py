@@ -90,7 +90,7 @@ def test_a_weight_in_parts():
     base = {SITE: {"weight": {"qvalue": np.ones((6, 4), np.int8), "scale": np.ones(6, np.float32)}}}
     base = {"layer": {"proj": base[SITE]}}
     with pytest.raises(
-        LayoutError, match=r"its weight is no single array but has parts \(layer.proj.w"
+        LayoutError, match=r"its weight is not a single array but has parts \(layer.proj.w"
     ):
         jaxmix.compose(base, [lora()])
 
@@ -172,7 +172,7 @@ def test_a_bias_that_the_base_does_not_have(tmp_path):
     adapter = jaxmix.load(save(tmp_path, "lora-bias"))
     base = {f"{SITE}.weight": BASE[f"{SITE}.weight"]}
     with pytest.raises(
-        LayoutError, match=r"changes its bias, but the tree has none there; add one of"
+        LayoutError, match=r"changes its bias, but the tree has no such leaf; add one of"
     ):
         jaxmix.compose(base, [adapter])
 

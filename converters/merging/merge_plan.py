@@ -21,7 +21,7 @@ from jaxmix.converters.merging.untying import untied
 from jaxmix.converters.names import modules_of, with_stored_names
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
-from jaxmix.placement.naming import Names, saying_names_tried
+from jaxmix.placement.naming import Names, listing_tried_names
 
 __all__ = ["Adapters", "AllowedChanges", "MergePlan", "plan_merge"]
 
@@ -140,7 +140,7 @@ def plan_merge(
         labels=bool(changes.new_head),
         untied=untied_names,
     )
-    with saying_names_tried(modules_of(checkpoint, names)) if finds_ties else nullcontext():
+    with listing_tried_names(modules_of(checkpoint, names)) if finds_ties else nullcontext():
         recipes = plan_recipes(checkpoint, mixed, table)
     rewritten = {
         name: Recipe(tensor, ())

@@ -30,7 +30,7 @@ def apply(
     Args:
         params: Any pytree of weights.
         chains: ``{site: ((strength, update), …)}``, in order of application.
-        layout: Where sites are; None to find out from the leaves.
+        layout: Where sites are; None to infer it from the leaves.
         donate: Whether to reuse the buffers of the changed leaves for the result.
 
     Returns:

@@ -101,7 +101,8 @@ def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | Non
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form, at)
         made = [
-            form.turned(one) for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)
+            form.tensor_map(one)
+            for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)
         ]
         now = by_platform(partial(_on_cpu, form), partial(_on_accelerator, form), tensor, made)
     out = form.back(leaf, now, at)
@@ -195,7 +196,7 @@ def _one_map(update: Update, strength: Any, base: Base, form: Form, dtype: Any) 
     """One update's map of the matrix as the leaf holds it."""
     with jax.default_matmul_precision("highest"):
         (made,) = maps([cast((strength, update), dtype)], base, form.part)
-        return form.turned(_thrifty(made))
+        return form.tensor_map(_thrifty(made))
 
 
 def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:

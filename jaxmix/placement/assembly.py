@@ -1,4 +1,4 @@
-"""Tensors of a model in memory that are made of several leaves, or of a part of one."""
+"""Assembles a tensor of a model in memory from several leaves, or from a part of one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -30,23 +30,24 @@ def assembled(pieces: Sequence[Holding], read: Callable[[str], np.ndarray]) -> n
 
     Example:
         >>> from jaxmix.placement.regions import Piece, Region
-        >>> each = [Holding(f"{n}.weight", Piece("fused", of=Region(-1, n, 2))) for n in (0, 1)]
-        >>> assembled(each, lambda name: np.full((1, 2), float(name))).tolist()
+        >>> pieces = [Piece("fused", memory_region=Region(-1, part, 2)) for part in (0, 1)]
+        >>> holdings = [Holding(f"{n}.weight", piece) for n, piece in enumerate(pieces)]
+        >>> assembled(holdings, lambda name: np.full((1, 2), float(name))).tolist()
         [[0.0, 0.0], [1.0, 1.0]]
     """
     _check(pieces)
     experts = []
-    for _, group in groupby(pieces, lambda holding: holding.piece.of.expert):
+    for _, group in groupby(pieces, lambda holding: holding.piece.memory_region.expert):
         parts = [_part(holding, read(holding.leaf.removesuffix(".weight"))) for holding in group]
-        axis = pieces[0].piece.of.axis
+        axis = pieces[0].piece.memory_region.axis
         experts.append(np.concatenate(parts, axis) if len(parts) > 1 else parts[0])
-    return np.stack(experts) if pieces[0].piece.of.expert >= 0 else experts[0]
+    return np.stack(experts) if pieces[0].piece.memory_region.expert >= 0 else experts[0]
 
 
 def assembled_shape(
     pieces: Sequence[Holding], shapes: Mapping[str, tuple[int, ...] | None]
 ) -> tuple[int, ...]:
-    """Returns the shape of a weight in memory, from those of the leaves that hold it.
+    """Returns the shape of a weight in memory from the shapes of the leaves that hold it.
 
     Args:
         pieces: As in `assembled`.
@@ -59,22 +60,26 @@ def assembled_shape(
 
     _check(pieces)
     sizes = [_part(h, read(h.leaf.removesuffix(".weight"))).shape for h in pieces]
-    first = [
+    of_expert = [
         s
         for s, h in zip(sizes, pieces, strict=True)
-        if h.piece.of.expert == pieces[0].piece.of.expert
+        if h.piece.memory_region.expert == pieces[0].piece.memory_region.expert
     ]
-    axis = pieces[0].piece.of.axis
-    whole = (*first[0][:axis], sum(size[axis] for size in first), *first[0][axis + 1 :])
-    experts = (len(pieces) // len(first),) if pieces[0].piece.of.expert >= 0 else ()
-    return (*experts, *whole)
+    axis = pieces[0].piece.memory_region.axis
+    matrix = (
+        *of_expert[0][:axis],
+        sum(size[axis] for size in of_expert),
+        *of_expert[0][axis + 1 :],
+    )
+    experts = (len(pieces) // len(of_expert),) if pieces[0].piece.memory_region.expert >= 0 else ()
+    return (*experts, *matrix)
 
 
 def _check(pieces: Sequence[Holding]) -> None:
     for holding in pieces:
         if holding.piece.problem:
             raise LayoutError(
-                f"transformers makes {holding.piece.name} of {holding.leaf} by "
+                f"transformers makes {holding.piece.name} from {holding.leaf} by "
                 f"{holding.piece.problem}, which is not supported."
             )
 
@@ -82,10 +87,12 @@ def _check(pieces: Sequence[Holding]) -> None:
 def _part(holding: Holding, weight: np.ndarray) -> np.ndarray:
     """The part of a leaf that a tensor in memory holds."""
     piece = holding.piece
-    if piece.own == WHOLE and not piece.is_transposed and not piece.heads:
+    if piece.disk_region == WHOLE and not piece.is_transposed and not piece.heads:
         return weight
     try:
-        place = part_place(holding.leaf, weight.shape, piece.own, piece.is_transposed, piece.heads)
+        place = part_place(
+            holding.leaf, weight.shape, piece.disk_region, piece.is_transposed, piece.heads
+        )
     except UnmappedError as error:
         raise LayoutError(f"{piece.name}: {error}.") from error
     part = weight if place.index is None else weight[parsed_index(place.index, weight.shape)]

@@ -1,8 +1,8 @@
-"""Sites by the names that modules have in memory, among leaves that have the names on disk.
+"""Finds sites by their names in memory among leaves that have the names on disk.
 
 transformers renames, stacks, joins and splits tensors when it loads a checkpoint. PEFT writes the
-names in memory, checkpoints and older adapters have those on disk. A `NameMap` takes both to the
-names in memory, where they are compared.
+names in memory; checkpoints and older adapters have those on disk. A `NameMap` converts both to
+the names in memory, which are then compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,12 @@ __all__ = ["Holding", "Modules", "Target", "UnmappedError"]
 
 @dataclass(frozen=True)
 class Holding:
-    """A leaf that holds a tensor of the model in memory, or a part of one: ``leaf[piece.own]``."""
+    """A leaf that holds a tensor of the model in memory, or a part of one.
+
+    Args:
+        leaf: The leaf's name on disk.
+        piece: Where ``leaf[piece.disk_region]`` is in memory.
+    """
 
     leaf: str
     piece: Piece
@@ -30,11 +35,11 @@ class Target:
     """A module of the tree to which a site's updates, or a part of them, apply.
 
     Args:
-        site: The module's name in the tree, or the site's own name where the leaf has others too.
-        cut: The part of the site's weight that it is.
+        site: The module's name in the tree, with an index if its leaf holds several sites.
+        cut: The part of the site's weight that the module holds.
         siblings: The rows of each part of the weight, if ``cut`` is one of several.
         places: Where the weight and bias are, if that does not follow from the site's name.
-        experts: The number of experts over which the site's weight is spread; 0 if it is not.
+        experts: The number of experts if the site's weight is a stack of several modules; 0 if not.
         region: The part of the leaf that is the site's weight.
     """
 
@@ -63,8 +68,10 @@ class Modules:
         found: dict[str, list[Holding]] = {}
         for leaf, pieces in self.names.loaded(self.shapes).items():
             for piece in pieces:
-                own = piece.own.fitted(self.shapes[leaf])
-                found.setdefault(piece.name, []).append(Holding(leaf, replace(piece, own=own)))
+                region = piece.disk_region.fitted(self.shapes[leaf])
+                found.setdefault(piece.name, []).append(
+                    Holding(leaf, replace(piece, disk_region=region))
+                )
         return {name: tuple(holdings) for name, holdings in found.items()}
 
     @cached_property
@@ -88,7 +95,7 @@ class Modules:
         return frozenset({*self.shapes, *map(_module, self.shapes)})
 
     def in_memory(self, site: str) -> tuple[str, ...]:
-        """Returns the modules on disk that have a name in memory, and are whole there.
+        """Returns the modules on disk that are one module in memory, of the given name.
 
         Args:
             site: A module's name in memory, as the base model or a model with a head has it.
@@ -97,13 +104,13 @@ class Modules:
 
     def pieces(self, tensor: str) -> tuple[Holding, ...]:
         """Returns the leaves of a tensor in memory, by expert and part."""
-        return tuple(sorted(self._holdings(tensor), key=lambda h: h.piece.of))
+        return tuple(sorted(self._holdings(tensor), key=lambda h: h.piece.memory_region))
 
     def targets(self, site: str) -> tuple[Target, ...]:
-        """Returns the modules to which a site's updates apply; nothing if it has none.
+        """Returns the modules to which a site's updates apply; empty if there are none.
 
         Args:
-            site: A site that has no leaf of its own: a name in memory, or an older one.
+            site: A site that no leaf is named after: a name in memory, or an older one.
 
         Raises:
             UnmappedError: If the numbers differ in a way that is not supported, or parts of a
@@ -120,21 +127,22 @@ class Modules:
                 target
                 for piece in pieces
                 if (holdings := self._inside(piece))
-                for target in self._targets(site, piece.own, piece.name, holdings, piece)
+                for target in self._targets(site, piece.disk_region, piece.name, holdings, piece)
             ]
             if found:
                 return tuple(found)
         return ()
 
     def _fused(self, pieces: tuple[Piece, ...]) -> str | None:
-        """The leaf that becomes the same parts in memory as another name for it."""
+        """The leaf that is split into these pieces, as the older name of it is."""
         if len(pieces) < 2:
             return None
         leaves = [
             {
                 h.leaf
                 for h in self._holdings(p.name)
-                if (h.piece.own, h.piece.of) == (p.own.fitted(self.shapes[h.leaf]), p.of)
+                if (h.piece.disk_region, h.piece.memory_region)
+                == (p.disk_region.fitted(self.shapes[h.leaf]), p.memory_region)
             }
             for p in pieces
         ]
@@ -160,53 +168,68 @@ class Modules:
         return next(filter(None, map(self._tensors.get, self._spellings(tensor))), ())
 
     def _count_experts(self, tensor: str) -> int:
-        """The number of experts in a stack in memory; 0 if it is not there."""
+        """The number of experts in a stack in memory; 0 if it is absent."""
         counts = [
-            h.piece.of.expert + 1 if h.piece.of.expert >= 0 else self.shapes[h.leaf][0]
+            h.piece.memory_region.expert + 1
+            if h.piece.memory_region.expert >= 0
+            else self.shapes[h.leaf][0]
             for h in self._holdings(tensor)
         ]
         return max(counts, default=0)
 
     def _inside(self, piece: Piece) -> tuple[Holding, ...]:
-        """The leaves of the part of a tensor in memory that an older name is."""
+        """The leaves that hold the part of a tensor in memory to which an older name refers."""
         holdings = self._holdings(piece.name)
-        equal = tuple(h for h in holdings if h.piece.of == piece.of)
+        equal = tuple(h for h in holdings if h.piece.memory_region == piece.memory_region)
         return equal or tuple(
-            h for h in holdings if h.piece.of.contains(piece.of) or piece.of.contains(h.piece.of)
+            h
+            for h in holdings
+            if h.piece.memory_region.contains(piece.memory_region)
+            or piece.memory_region.contains(h.piece.memory_region)
         )
 
     def _targets(
         self,
         site: str,
-        own: Region,
+        region: Region,
         tensor: str,
         holdings: tuple[Holding, ...],
-        at: Piece | None = None,
+        older: Piece | None = None,
     ) -> Iterator[Target]:
-        """The targets of a site, of which the part ``own`` is a tensor in memory, or in it."""
-        wanted = at.of if at else WHOLE
-        for holding in sorted(holdings, key=lambda h: (h.piece.of, h.leaf)):
+        """The targets of a site.
+
+        Args:
+            site: The site.
+            region: The part of its weight that is in the tensor in memory.
+            tensor: The tensor's name.
+            holdings: The leaves that hold the tensor.
+            older: Where the part is in the tensor, if the site's name is an older one.
+        """
+        wanted = older.memory_region if older else WHOLE
+        for holding in sorted(holdings, key=lambda h: (h.piece.memory_region, h.leaf)):
             piece = holding.piece
-            if problem := piece.problem or (at.problem if at else ""):
+            if problem := piece.problem or (older.problem if older else ""):
                 raise UnmappedError(
-                    f"transformers makes {piece.name} of {holding.leaf} by {problem}, which jaxmix "
-                    "can't undo for an adapter"
+                    f"transformers makes {piece.name} from {holding.leaf} by {problem}, which "
+                    "jaxmix can't undo for an adapter"
                 )
-            is_transposed = piece.is_transposed != bool(at and at.is_transposed)
-            heads = piece.heads - (at.heads if at else 0)
-            cut, index = own, piece.own
-            if piece.of == wanted:
+            is_transposed = piece.is_transposed != bool(older and older.is_transposed)
+            heads = piece.heads - (older.heads if older else 0)
+            cut, index = region, piece.disk_region
+            if piece.memory_region == wanted:
                 pass
-            elif wanted.contains(piece.of) and own == WHOLE:
-                cut = piece.of
-            elif piece.of.contains(wanted) and piece.own == WHOLE:
+            elif wanted.contains(piece.memory_region) and region == WHOLE:
+                cut = piece.memory_region
+            elif piece.memory_region.contains(wanted) and piece.disk_region == WHOLE:
                 index = wanted
             else:
                 raise UnmappedError(f"{holding.leaf} holds an unknown part of it")
-            siblings = self._siblings(holdings, piece, cut) if cut != own else ()
-            if cut == own and own.parts > 1:
-                siblings = self._sizes_of_parts(site, own)
-            experts = 1 + max(h.piece.of.expert for h in holdings) if cut != own else 0
+            siblings = self._siblings(holdings, piece, cut) if cut != region else ()
+            if cut == region and region.parts > 1:
+                siblings = self._sizes_of_parts(site, region)
+            experts = (
+                1 + max(h.piece.memory_region.expert for h in holdings) if cut != region else 0
+            )
             module = holding.leaf.removesuffix(".weight")
             if index == WHOLE and not is_transposed and not heads:
                 yield Target(module, cut, siblings, experts=experts)
@@ -217,50 +240,56 @@ class Modules:
             }
             if tensor.endswith(".weight"):
                 for bias in self._holdings(f"{tensor.removesuffix('.weight')}.bias"):
-                    region = bias.piece.own if bias.piece.own != WHOLE else index
+                    held = bias.piece.disk_region
+                    bias_region = index if held == WHOLE else held
                     size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
-                    places["bias"] = part_place(bias.leaf, size, region, heads=heads)
-            # Several sites of one leaf need names of their own, which any spelling leads to.
-            picked = places["weight"].index
-            name = f"{module}[{picked}]" if picked else module
+                    places["bias"] = part_place(bias.leaf, size, bias_region, heads=heads)
+            # Sites that share a leaf need distinct names, the same for every spelling of a site.
+            position = places["weight"].index
+            name = f"{module}[{position}]" if position else module
             yield Target(name, cut, siblings, places, experts, index)
 
     def _siblings(
         self, holdings: tuple[Holding, ...], piece: Piece, cut: Region
     ) -> tuple[int, ...]:
-        """The rows of each part of the matrix that a piece is a part of."""
-        found = {
-            h.piece.of.part: _size(
-                h.piece.own, memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
+        """The number of rows of each part of the matrix to which a piece belongs."""
+        sizes = {
+            h.piece.memory_region.part: _size(
+                h.piece.disk_region, memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
             )
             for h in holdings
-            if h.piece.of.expert == cut.expert and h.piece.of.parts == cut.parts
+            if h.piece.memory_region.expert == cut.expert
+            and h.piece.memory_region.parts == cut.parts
         }
-        if len(found) != cut.parts:
+        if len(sizes) != cut.parts:
             raise UnmappedError(
-                f"only {len(found)} of the {cut.parts} weights that make up {piece.name} are there"
+                f"only {len(sizes)} of the {cut.parts} weights that make up {piece.name} are "
+                "present"
             )
-        return tuple(found[i] for i in range(cut.parts))
+        return tuple(sizes[i] for i in range(cut.parts))
 
-    def _sizes_of_parts(self, site: str, own: Region) -> tuple[int, ...]:
-        """The rows of each tensor in memory that an older, fused name becomes."""
+    def _sizes_of_parts(self, site: str, region: Region) -> tuple[int, ...]:
+        """The number of rows of each tensor in memory into which an older name is split."""
         pieces = (
             piece
             for tensor in (f"{site}.weight", site)
             for piece in self.names.loaded([tensor])[tensor]
-            if piece.own.parts == own.parts
+            if piece.disk_region.parts == region.parts
         )
         sizes = [
             _size(
-                holdings[0].piece.own if holdings[0].piece.of == piece.of else piece.of,
-                self.shapes[holdings[0].leaf][own.axis],
+                holdings[0].piece.disk_region
+                if holdings[0].piece.memory_region == piece.memory_region
+                else piece.memory_region,
+                self.shapes[holdings[0].leaf][region.axis],
             )
             for piece in pieces
             if (holdings := self._holdings(piece.name))
         ]
-        if len(sizes) != own.parts:
+        if len(sizes) != region.parts:
             raise UnmappedError(
-                f"only {len(sizes)} of the {own.parts} weights that it is are there"
+                f"only {len(sizes)} of the {region.parts} weights into which it is split are "
+                "present"
             )
         return tuple(sizes)
 

@@ -7,10 +7,10 @@ from jaxmix.errors import LayoutError, listing
 from jaxmix.families.base import Chain
 from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import NAMES, Layout, libraries
-from jaxmix.placement.own import own_layout
 from jaxmix.placement.roles import Roles
 from jaxmix.placement.sites import Site, placed
 from jaxmix.placement.tree import Tree
+from jaxmix.placement.tree_layout import own_layout
 
 __all__ = ["chosen", "library"]
 
@@ -18,7 +18,7 @@ __all__ = ["chosen", "library"]
 def chosen(
     tree: Tree, chains: Mapping[str, Chain], fits: Callable[[Sequence[Site]], bool]
 ) -> tuple[Layout, list[Site] | None]:
-    """Finds the layout by which all sites have a leaf, and the sites with their places.
+    """Finds the layout under which all sites have a leaf, and the sites with their places.
 
     Leaves that are named after their sites need no table, and neither do stacked layers and heads
     that the tree itself shows (`placement.roles`). Otherwise the tables of the model libraries are
@@ -35,21 +35,23 @@ def chosen(
     Raises:
         LayoutError: If several layouts fit and differ.
     """
-    sites, lost = placed(tree, chains, NAMES, is_strict=True)
-    if not lost and not _has_axes(tree, sites):
+    sites, unplaced = placed(tree, chains, NAMES, is_strict=True)
+    if not unplaced and not _has_axes(tree, sites):
         return NAMES, sites
-    own = own_layout(Roles(tree))
-    ours, missing = ([], [None]) if own is None else placed(tree, chains, own, is_strict=True)
-    if own is not None and not missing and fits(ours):
-        return own, ours
-    if not lost:
+    tree_table = own_layout(Roles(tree))
+    tree_sites, tree_unplaced = (
+        ([], [None]) if tree_table is None else placed(tree, chains, tree_table, is_strict=True)
+    )
+    if tree_table is not None and not tree_unplaced and fits(tree_sites):
+        return tree_table, tree_sites
+    if not unplaced:
         return NAMES, sites
-    # NAMES is tried already; the other layouts by name find no more than it does.
+    # NAMES was tried above, and the other layouts by name find no more than it does.
     tables = [table for table in libraries().values() if not table.by_name]
     found = [(table, placed(tree, chains, table, is_strict=True)) for table in tables]
-    named = [(table, sites) for table, (sites, lost) in found if not lost]
-    if not named and own is not None and not missing:
-        return own, ours
+    named = [(table, sites) for table, (sites, unplaced) in found if not unplaced]
+    if not named and tree_table is not None and not tree_unplaced:
+        return tree_table, tree_sites
     if not named:
         misses = {table: len(placed(tree, chains, table)[1]) for table in (NAMES, *tables)}
         return min(misses, key=misses.__getitem__), None
@@ -64,12 +66,12 @@ def chosen(
 
 
 def _ambiguous(layout: Layout, others: Sequence[tuple[str, Layout]]) -> LayoutError:
-    """The error for layouts that read a leaf differently."""
+    """The error for several layouts that fit and read a leaf differently."""
     lines = [f"{site}: {layout.name!r} and {rival.name!r}" for site, rival in others]
     names = list(dict.fromkeys([layout.name, *(rival.name for _, rival in others)]))
     return LayoutError(
         f"several layouts fit the params, {' and '.join(map(repr, names))}, and read "
-        f"leaves differently:{listing(lines)}\nSay which it is: "
+        f"leaves differently:{listing(lines)}\nChoose one: "
         f"{' or '.join(f'layout={name!r}' for name in names)}."
     )
 
@@ -81,25 +83,25 @@ def _has_axes(tree: Tree, sites: Sequence[Site]) -> bool:
 
 def _others(tree: Tree, found: Sequence[tuple[Layout, Sequence[Site]]]) -> list[tuple[str, Layout]]:
     """The layouts that read some site differently from the first, each with the first such site."""
-    others: list[tuple[str, Layout]] = []
-    (_, first), *rest = found
-    for table, sites in rest:
-        for ours, theirs in zip(first, sites, strict=True):
-            if not _same(tree, ours, theirs):
-                others.append((ours.name, table))
+    rivals: list[tuple[str, Layout]] = []
+    (_, first), *later = found
+    for table, sites in later:
+        for site, other in zip(first, sites, strict=True):
+            if not _same(tree, site, other):
+                rivals.append((site.name, table))
                 break
-    return others
+    return rivals
 
 
 def _same(tree: Tree, ours: Site, theirs: Site) -> bool:
     """Whether two layouts read a site alike."""
-    for mine, other_place in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
-        if mine == other_place:
+    for place, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
+        if place == other:
             continue
-        if mine is None or other_place is None or mine.leaf != other_place.leaf:
+        if place is None or other is None or place.leaf != other.leaf:
             return False
         try:
-            if not mine.same(other_place, tuple(tree.leaf(mine).shape)):
+            if not place.same(other, tuple(tree.leaf(place).shape)):
                 return False
         except (AttributeError, IndexError, LayoutError, ValueError):
             return False
@@ -141,7 +143,7 @@ def library(shapes: Mapping[str, tuple[int, ...]]) -> list[Layout]:
 
 
 def _is_one_width(sizes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether all layers read and write states of one width, as they do if the axes are right."""
+    """Whether all layers read and write states of one width, as they must if the axes are right."""
     ins = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     widths = {size[1] for site, size in sizes.items() if site.endswith(ins)}
     return len(widths | {z[0] for s, z in sizes.items() if s.endswith(("o_proj", "down_proj"))}) < 2

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 
-__all__ = ["Kind", "Known", "judged", "owners"]
+__all__ = ["Kind", "Known", "axes_by_class", "owners"]
 
 Kind = Literal["linear", "convolution", "embedding", "norm", "recurrent", "other", "unclear"]
 
@@ -68,7 +68,7 @@ def owners(root: Any, path: Sequence[Any]) -> list[Any]:
     return found
 
 
-def judged(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | None:
+def axes_by_class(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | None:
     """Returns a leaf's axes by its module's class; None if the class is unknown.
 
     Args:
@@ -79,7 +79,7 @@ def judged(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | N
     Returns:
         The kind of the module and the axes of its weight.
     """
-    modules = [each for each in above if _is_module(each)]
+    modules = [module for module in above if _is_module(module)]
     if not modules:
         return None
     owner = modules[-1]
@@ -90,7 +90,7 @@ def judged(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | N
     if kind is not None:
         return Known(kind)
     known = _linear(owner, names, leaf, shape)
-    if known is not None and any(_is_cell(each) for each in modules):
+    if known is not None and any(_is_cell(module) for module in modules):
         return Known("recurrent", known.stack, known.rows, known.cols)
     return known
 
@@ -151,7 +151,7 @@ def _einsum(equation: str, expected: Any, shape: tuple[int, ...]) -> Known:
 
 
 def _extra(expected: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes that a shape has in addition to the expected ones; None if these are absent."""
+    """The axes of a shape besides the expected ones; None if some expected ones are absent."""
     axes = range(len(shape))
     if len(shape) < len(expected):
         return None
@@ -161,14 +161,14 @@ def _extra(expected: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]
     return None
 
 
-def _sizes(given: Any) -> tuple[int, ...] | None:
+def _sizes(value: Any) -> tuple[int, ...] | None:
     """Sizes of features: a number, several, or Equinox's ``"scalar"``."""
-    if given == "scalar":
+    if value == "scalar":
         return (1,)
-    if isinstance(given, int):
-        return (given,)
-    if isinstance(given, tuple | list) and all(isinstance(size, int) for size in given):
-        return tuple(given)
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, tuple | list) and all(isinstance(size, int) for size in value):
+        return tuple(value)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Updates by the names of a tree's own modules, cut where a weight is several leaves there."""
+"""Renames updates to a tree's modules, and cuts them where a weight is several leaves there."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ __all__ = ["Renamed", "cut_where_shared", "updates_on", "with_places"]
 
 @dataclass(frozen=True)
 class Renamed:
-    """An adapter's updates by the names of a tree's modules.
+    """An adapter's updates under the names of a tree's modules.
 
     Args:
         updates: ``{site: update}``; sites that the tree does not have keep their names.
-        places: Where the sites are that share a leaf with others.
-        original: ``{new name: site}`` of the updates that apply as a whole under another name.
+        places: The places of sites that share a leaf with others.
+        original: ``{new name: site}`` of the updates that were renamed but not cut.
         regions: ``{new name: part of its leaf}`` of the sites in `places`.
     """
 
@@ -38,12 +38,13 @@ class Renamed:
 def updates_on(
     updates: Mapping[str, Update], modules: Modules, adapter: str, *, joins: bool = False
 ) -> Renamed:
-    """Brings an adapter's updates to a tree's own names.
+    """Renames an adapter's updates to a tree's own names.
 
-    An adapter whose sites are all in the tree keeps its names. Otherwise a site is the module that
-    has its name in memory, or the one that its older name becomes there. If that is one leaf, the
-    site gets its name; if it is several, such as the experts of a stack, each gets its part of the
-    update; and if a leaf holds several sites, their places in it are stated.
+    An adapter whose sites are all in the tree keeps its names. Otherwise each site is looked up as
+    a name in memory, then as an older name that transformers renames when it loads a checkpoint.
+    If the site is one leaf, it gets the leaf's name; if it is several, such as the experts of a
+    stack, each gets its part of the update; if a leaf holds several sites, their places in it are
+    recorded.
 
     Args:
         updates: ``{site: update}``.
@@ -55,47 +56,47 @@ def updates_on(
         The updates under their new names.
 
     Raises:
-        LayoutError: If a site may be several modules, or its update can't be cut.
+        LayoutError: If a site matches several modules, or its update can't be cut.
     """
     if modules.stored.issuperset(updates):
         _check_names(updates, modules, adapter)
         return Renamed(dict(updates))
-    made: dict[str, list[tuple[str, Update]]] = {}
+    by_name: dict[str, list[tuple[str, Update]]] = {}
     places: dict[str, Mapping[Part, Place]] = {}
     regions: dict[str, Region] = {}
-    several: dict[str, tuple[str, ...]] = {}
+    unclear: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
     for site, update in updates.items():
-        found = modules.in_memory(site)
-        if len(found) > 1 and site not in found:
-            several[site] = found
+        matches = modules.in_memory(site)
+        if len(matches) > 1 and site not in matches:
+            unclear[site] = matches
             continue
-        if found:
-            made.setdefault(site if site in found else found[0], []).append((site, update))
+        if matches:
+            by_name.setdefault(site if site in matches else matches[0], []).append((site, update))
             continue
         try:
             targets = modules.targets(site) or (Target(site),)
             columns = [_columns(target, modules) for target in targets]
             for target, part in _parts_of(update, targets, columns, joins):
-                made.setdefault(target.site, []).append((site, part))
+                by_name.setdefault(target.site, []).append((site, part))
                 if target.places:
                     places[target.site], regions[target.site] = target.places, target.region
         except UnmappedError as error:
             problems.append(f"{site}: {error}")
-    taken = {name: sites for name, sites in made.items() if len(sites) > 1}
-    lines = [f"{site}: {' and '.join(found)}" for site, found in several.items()]
-    lines += [f"{name}: {' and '.join(s for s, _ in sites)}" for name, sites in taken.items()]
+    repeated = {name: sites for name, sites in by_name.items() if len(sites) > 1}
+    lines = [f"{site}: {' and '.join(matches)}" for site, matches in unclear.items()]
+    lines += [f"{name}: {' and '.join(s for s, _ in sites)}" for name, sites in repeated.items()]
     if lines:
         raise _ambiguous(lines, adapter, modules)
     if problems:
         raise LayoutError(
-            f"adapter {adapter!r}: sites that can't be brought to the names of the weights, which "
-            f"are those of {modules.names.name}:{listing(problems)}"
+            f"adapter {adapter!r}: sites that can't be mapped to the weights, which have the names "
+            f"of {modules.names.name}:{listing(problems)}"
         )
-    new = {name: update for name, [(_, update)] in made.items()}
+    new = {name: update for name, [(_, update)] in by_name.items()}
     original = {
         name: site
-        for name, [(site, update)] in made.items()
+        for name, [(site, update)] in by_name.items()
         if name != site and update is updates[site]
     }
     return Renamed(new, places, original, regions)
@@ -159,7 +160,7 @@ def _cut_on(
 def _parts_of_leaf(
     leaf: str, like: Region, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Target]:
-    """The parts of a leaf, of which one is given."""
+    """All parts of a leaf that is divided like one given region."""
     shape, bias = shapes[leaf], f"{leaf.removesuffix('.weight')}.bias"
     numbers = range(shape[0]) if like.expert >= 0 else [-1]
     rows = shape[-2] if like.expert >= 0 else shape[0]
@@ -186,13 +187,13 @@ def with_places(table: Layout, places: Mapping[str, Mapping[Part, Place]]) -> La
 def _check_names(updates: Mapping[str, Update], modules: Modules, adapter: str) -> None:
     """Refuses names on disk that are another module's in memory.
 
-    Some renamings shift names (norm0 to norm1, norm1 to norm2): nothing tells which one is meant.
+    Some renamings shift names (norm0 to norm1, norm1 to norm2), so a name may mean either module.
     """
-    several = {site: found for site in updates if (found := modules.in_memory(site))}
+    unclear = {site: matches for site in updates if (matches := modules.in_memory(site))}
     lines = [
-        f"{site}: {' and '.join((site, *found))}"
-        for site, found in several.items()
-        if site not in found
+        f"{site}: {' and '.join((site, *matches))}"
+        for site, matches in unclear.items()
+        if site not in matches
     ]
     if lines:
         raise _ambiguous(lines, adapter, modules)
@@ -202,8 +203,8 @@ def _ambiguous(lines: list[str], adapter: str, modules: Modules) -> LayoutError:
     return LayoutError(
         f"adapter {adapter!r}: sites that match the weights' modules in several ways:"
         f"{listing(lines)}\nThe names in memory are those of the name map "
-        f"{modules.names.name}. Give the adapter's sites the names of the weights, or switch the "
-        "map off: names=''."
+        f"{modules.names.name}. Rename the adapter's sites to those of the weights, or disable the "
+        "map: names=''."
     )
 
 
@@ -227,7 +228,7 @@ def _part_of(update: Update, target: Target, columns: int) -> Update:
     cut = target.cut
     if cut == WHOLE:
         return update
-    found: Update | None = update
+    part: Update | None = update
     rows = slice(None)
     if cut.parts > 1:
         rows = replace(cut, sizes=target.siblings, is_ratio=False).rows(sum(target.siblings))
@@ -240,16 +241,16 @@ def _part_of(update: Update, target: Target, columns: int) -> Update:
         if cut.expert < 0:
             return _stack_rows(update, rows)
     if cut.expert >= 0:
-        found = expert_of(update, cut.expert)
-    if found is not None and cut.parts > 1:
-        found = rows_of(found, rows, (sum(target.siblings), columns)) if cut.axis == 0 else None
-    if found is None:
+        part = expert_of(update, cut.expert)
+    if part is not None and cut.parts > 1:
+        part = rows_of(part, rows, (sum(target.siblings), columns)) if cut.axis == 0 else None
+    if part is None:
         raise UncutError(
             f"its {update.family} mixes numbers of several weights, of which {target.site} is one, "
-            "so it can't be applied to them separately. Apply it to a model under the names of the "
-            "adapter"
+            "so it can't be applied to them separately. Apply it to a model that has the adapter's "
+            "names"
         )
-    return found
+    return part
 
 
 def _stack_rows(update: ExpertLoRA, part: slice) -> ExpertLoRA:
@@ -264,8 +265,8 @@ def _columns(target: Target, modules: Modules) -> int:
     names = [f"{target.site}.weight", target.site]
     if target.places:
         names = [target.places["weight"].leaf]
-    found = (modules.shapes[name] for name in names if name in modules.shapes)
-    shape = next(found, None)
+    shapes = (modules.shapes[name] for name in names if name in modules.shapes)
+    shape = next(shapes, None)
     if shape is None:
         return 0
     return shape[-1] if target.region.expert >= 0 else math.prod(shape[1:])

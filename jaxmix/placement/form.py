@@ -13,11 +13,11 @@ from jaxmix.placement.place import Part, Place
 
 __all__ = ["At", "Form", "arithmetic", "as_matrix"]
 
-# The number of a layer or an expert: traced, so one program serves all of them.
+# The numbers of layers and experts in an index: traced, so one program serves all of them.
 At = tuple[Any, ...]
 
 
-# The whole of a leaf, its axes in PyTorch's order.
+# A whole leaf, its axes in PyTorch's order.
 _WHOLE = Place("")
 
 
@@ -59,14 +59,14 @@ class Form:
 
     @property
     def bare(self) -> "Form":
-        """What maps and passes need of the form: the same for all layers of a stack."""
+        """The form without its index and pattern: the same for all layers of a stack."""
         sharding = self.sharding if self.is_plain else None
         place = Place("", None if self.is_plain else "...")
         return Form(self.part, place, self.transposed, sharding, self.scale)
 
     @property
     def picked(self) -> tuple["Form", At]:
-        """The form with zeros in its index, the same for all layers, and the index's numbers."""
+        """The form with zeros in its index, the same for all layers; and the index's numbers."""
         if self.index is None:
             return self, ()
         items = self.index.split(",")
@@ -79,7 +79,7 @@ class Form:
         return leaf if self.is_plain else self.place.get(leaf, at)
 
     def back(self, leaf: Array, tensor: Array, at: At = ()) -> Array:
-        """Returns the leaf with another tensor in place."""
+        """Returns the leaf with its tensor replaced."""
         return tensor if self.is_plain else self.place.put(leaf, tensor, at)
 
     def matrix(self, leaf: Array, at: At = ()) -> Float[Array, "out in"]:
@@ -89,14 +89,18 @@ class Form:
             tensor = tensor.astype(arithmetic(leaf.dtype)) / self.scale
         return tensor.T if self.transposed else tensor
 
-    def scaled(self, made: AffineMap) -> AffineMap:
+    def scaled(self, affine_map: AffineMap) -> AffineMap:
         """Returns the map of c·W, which the leaf holds: ``cW ↦ L (cW) Rᵀ + cΔ``."""
-        return made if self.scale == 1 else replace(made, shift=made.shift.scaled(self.scale))
+        return (
+            affine_map
+            if self.scale == 1
+            else replace(affine_map, shift=affine_map.shift.scaled(self.scale))
+        )
 
-    def turned(self, made: AffineMap) -> AffineMap:
+    def tensor_map(self, affine_map: AffineMap) -> AffineMap:
         """Returns the map of the tensor that `tensor` returns."""
-        made = self.scaled(made)
-        return made.T if self.transposed else made
+        affine_map = self.scaled(affine_map)
+        return affine_map.T if self.transposed else affine_map
 
     def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, int]:
         """Returns the shape of the matrix, for a leaf of this shape."""

@@ -1,4 +1,4 @@
-"""Updates of fused weights that can't be cut, on trees that have the parts of these weights."""
+"""Updates of fused weights that can't be cut, for trees that hold the parts of these weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,18 +12,18 @@ __all__ = ["UncutError", "in_order", "parts_together"]
 
 
 class UncutError(UnmappedError):
-    """An update that mixes numbers of several weights, with the reason."""
+    """An update that mixes numbers of several weights; the message is the reason."""
 
 
 def parts_together(
     update: Update, targets: Sequence[Target], error: UncutError
 ) -> list[tuple[Target, Update]]:
-    """Returns the targets of an update that can't be cut, each with the update for all of them.
+    """Returns the targets of an update that can't be cut, each with a `PartOf` of the update.
 
     Args:
         update: The update of the fused weight.
         targets: The weights that the tree has instead.
-        error: The error to raise if they are not runs of rows of it.
+        error: The error to raise if they are not runs of rows of the fused weight.
 
     Raises:
         UncutError: The given error.
@@ -43,11 +43,11 @@ def parts_together(
     return [(t, PartOf(update, names, tuple(ranges), i)) for i, t in enumerate(targets)]
 
 
-def in_order(found: Sequence[Mapping[str, Update]]) -> list[dict[str, Update]]:
-    """Joins what all adapters do where an update of one of them can't be cut.
+def in_order(by_adapter: Sequence[Mapping[str, Update]]) -> list[dict[str, Update]]:
+    """Makes every update a `PartOf` at sites where that of one adapter is a `PartOf`.
 
     Args:
-        found: The updates of each adapter by site, in order of application.
+        by_adapter: The updates of each adapter by site, in order of application.
 
     Returns:
         The same; at these sites each update is a `PartOf` with its adapter's position.
@@ -56,7 +56,7 @@ def in_order(found: Sequence[Mapping[str, Update]]) -> list[dict[str, Update]]:
         LayoutError: If two such updates overlap without being of the same fused weight.
     """
     groups: dict[str, PartOf] = {}
-    for updates in found:
+    for updates in by_adapter:
         for site, update in updates.items():
             if isinstance(update, PartOf):
                 other = groups.setdefault(site, update)
@@ -68,7 +68,7 @@ def in_order(found: Sequence[Mapping[str, Update]]) -> list[dict[str, Update]]:
                     )
     return [
         {site: _positioned(site, update, groups, order) for site, update in updates.items()}
-        for order, updates in enumerate(found)
+        for order, updates in enumerate(by_adapter)
     ]
 
 

@@ -98,8 +98,8 @@ def divided(text: str) -> str:
     if "{" not in text:
         return text
 
-    def value(found: re.Match[str]) -> str:
-        a, how, b = int(found[1]), found[2], int(found[3])
-        return str(a // b if how == "//" else a % b)
+    def value(match: re.Match[str]) -> str:
+        a, operator, b = int(match[1]), match[2], int(match[3])
+        return str(a // b if operator == "//" else a % b)
 
     return re.sub(r"\{(\d+)(//|%)([1-9]\d*)\}", value, text)

@@ -12,7 +12,7 @@ __all__ = ["sites_of"]
 
 # A group in a site's expression that matches numbers, such as (\d+) or ((?!8\.)\d+).
 _NUMBER = re.compile(r"(\(\?!.*\))?(\\d[*+]?)(\[\d+\])?|\d+(\|\d+)*")
-# All libraries' layouts have some 3,000 rules, and each is asked for each tree.
+# All libraries' layouts together have some 3,000 rules, each of which is tried on each tree.
 _CACHED = 8192
 _GROUP = re.compile(r"\\(\d+)|\{\\(\d+)(?://|%)(\d+)\}")
 
@@ -43,13 +43,13 @@ def sites_of(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
             continue
         for site in _sites(rule, shapes):
             place = rule.place(site)
-            if place is not None and site not in found and _is_there(place, shapes):
+            if place is not None and site not in found and _exists(place, shapes):
                 found[site] = place
     return found
 
 
-def _is_there(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether the place's leaf exists and has its axes."""
+def _exists(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the place's leaf exists and has the place's axes."""
     if place.leaf not in shapes:
         return False
     try:
@@ -60,7 +60,7 @@ def _is_there(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """The sites that a rule may match in a tree of these leaves."""
+    """The sites that a rule may match in a tree with these leaves."""
     parts = _parsed(rule.site)
     if parts is None:
         return
@@ -89,38 +89,38 @@ def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
 def _choices(rule: Rule, number: int, group: str, leaf: str, shape: Sequence[int]) -> Sequence[int]:
     """The numbers that a group may match."""
     if re.fullmatch(r"\d+(\|\d+)*", group):
-        return [int(each) for each in group.split("|")]
+        return [int(choice) for choice in group.split("|")]
     return range(_bound(rule, number, leaf, shape))
 
 
 def _bound(rule: Rule, group: int, leaf: str, shape: Sequence[int]) -> int:
     """An upper bound for numbers of layers or experts, by the index or a divided name."""
-    found = 1
+    bound = 1
     for axis, item in enumerate((rule.index or "").split(",")[: len(shape)]):
         for _, divisor in _counts(item, group):
-            found = max(found, shape[axis] * divisor)
+            bound = max(bound, shape[axis] * divisor)
     for is_quotient, divisor in _counts(rule.leaf, group):
         largest = max((int(number) for number in re.findall(r"\d+", leaf)), default=0)
-        found = max(found, (largest + 1) * divisor if is_quotient else found * divisor)
-    return found
+        bound = max(bound, (largest + 1) * divisor if is_quotient else bound * divisor)
+    return bound
 
 
 def _counts(text: str, group: int) -> Iterator[tuple[bool, int]]:
-    """How a string uses a group's number: whether as a quotient, and with which divisor."""
-    for found in _GROUP.finditer(text):
-        if int(found[1] or found[2]) == group:
-            yield "//" in found[0], int(found[3] or 1)
+    """The uses of a group's number in a string: whether as a quotient, and the divisor."""
+    for match in _GROUP.finditer(text):
+        if int(match[1] or match[2]) == group:
+            yield "//" in match[0], int(match[3] or 1)
 
 
 @lru_cache(_CACHED)
 def _leaf_pattern(template: str, groups: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[int]]:
     """An expression for the leaves of a rule, and the site's groups that it contains."""
     text, last, named = "", 0, set[int]()
-    for found in _GROUP.finditer(template):
-        text += re.escape(template[last : found.start()])
-        last = found.end()
-        number = int(found[1] or found[2])
-        if not found[1] or number > len(groups):
+    for match in _GROUP.finditer(template):
+        text += re.escape(template[last : match.start()])
+        last = match.end()
+        number = int(match[1] or match[2])
+        if not match[1] or number > len(groups):
             text += r"\d+"
         elif number in named:
             text += f"(?P=g{number})"

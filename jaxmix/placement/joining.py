@@ -1,9 +1,9 @@
-"""Updates under the names of modules in memory, or on disk: what writes adapters needs no tree.
+"""Renames updates to the names of modules in memory, or on disk, without a params tree.
 
-A weight that is several on disk, such as the matrices of experts, is one in memory, and so are
-their LoRAs: one behind the other along the rank, with B block-diagonal. A weight that is one on
-disk and several in memory leaves each its rows of B, and all of A. The other direction is the
-same with disk and memory exchanged.
+Where several weights on disk, such as the matrices of experts, are one in memory, their LoRAs are
+joined into one: concatenated along the rank, with a block-diagonal B. Where one weight on disk is
+several in memory, each gets its rows of B and all of A. The other direction is the same with disk
+and memory exchanged.
 """
 
 import re
@@ -30,12 +30,12 @@ __all__ = ["described", "with_memory_names", "with_original_names"]
 def with_memory_names(
     updates: Mapping[str, Update], names: NameMap, *, keep_rows: bool = False
 ) -> dict[str, Update]:
-    """Returns updates by the names that their modules have in memory.
+    """Returns updates under the names that their modules have in memory.
 
     Args:
         updates: ``{site: update}``, with names on disk or in memory.
         names: How the model's tensors are renamed when its checkpoint is loaded.
-        keep_rows: Whether rows that no family can express by itself stay `Rows`, which can be
+        keep_rows: Whether rows that no other family can express remain `Rows`, which can be
             applied but not written; if not, they become a difference.
 
     Returns:
@@ -43,55 +43,60 @@ def with_memory_names(
         weight that is several there is split.
 
     Raises:
-        UnsupportedError: If an update can't be joined or split, as most that are not plain LoRAs.
+        UnsupportedError: If an update can't be joined or split. Most updates other than plain LoRAs
+            can't.
 
     Example:
         >>> from jaxmix.layout import map_named
-        >>> one = LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)
-        >>> sites = {f"model.layers.0.mlp.experts.{e}.down_proj": one for e in range(4)}
+        >>> lora = LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)
+        >>> sites = {f"model.layers.0.mlp.experts.{e}.down_proj": lora for e in range(4)}
         >>> found = with_memory_names(sites, map_named("qwen3_moe"))
         >>> [(site, update.size()) for site, update in found.items()]
         [('model.layers.0.mlp.experts.down_proj', '4 × rank 1')]
     """
-    made: dict[str, Update] = {}
+    renamed: dict[str, Update] = {}
     experts: dict[str, dict[Region, LoRA]] = {}
     groups: dict[str, dict[Region, Update]] = {}
     problems: list[str] = []
     for site, update in updates.items():
         for piece in _pieces(site, names):
             name = piece.name.removesuffix(".weight")
-            if name in made or piece.of in groups.get(name, ()):
+            if name in renamed or piece.memory_region in groups.get(name, ()):
                 problems.append(f"{name}: has several updates")
-            if piece.own == piece.of == WHOLE and not piece.is_transposed and not piece.heads:
-                made[name] = update
+            if (
+                piece.disk_region == piece.memory_region == WHOLE
+                and not piece.is_transposed
+                and not piece.heads
+            ):
+                renamed[name] = update
                 continue
             try:
                 if piece.problem or piece.is_transposed or piece.heads:
                     raise UnmappedError
-                if piece.of.expert >= 0:
-                    experts.setdefault(name, {})[piece.of] = _plain(update)
+                if piece.memory_region.expert >= 0:
+                    experts.setdefault(name, {})[piece.memory_region] = _plain(update)
                 else:
-                    groups.setdefault(name, {})[piece.of] = _cut(
-                        update, piece.own, keep_rows=keep_rows
+                    groups.setdefault(name, {})[piece.memory_region] = _cut(
+                        update, piece.disk_region, keep_rows=keep_rows
                     )
             except UnmappedError:
                 problems.append(f"{site}: {update.family}, for {name} in memory")
     for name, parts in groups.items():
-        if name in made:
+        if name in renamed:
             problems.append(f"{name}: has several updates")
         try:
-            made[name] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, {})
+            renamed[name] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, {})
         except UnmappedError as error:
             problems.append(f"{name}: {error}")
     if problems:
         raise UnsupportedError(
-            f"updates that can't be joined or split as {names.name} is in memory:"
+            f"updates that can't be joined or split as the weights of {names.name} are in memory:"
             f"{listing(problems)}\nPlain LoRAs can: jaxmix.to_lora makes one of any mix."
         )
     # PEFT nests the parameters of a module as it registers them, which is the table's order.
     order = [target for transform in names.transforms for target in transform.targets]
     ranked = sorted(experts, key=lambda name: _position(name, order))
-    return made | {name: _joined_experts(experts[name]) for name in ranked}
+    return renamed | {name: _joined_experts(experts[name]) for name in ranked}
 
 
 def with_original_names(
@@ -101,14 +106,14 @@ def with_original_names(
     *,
     without: str = "$^",
 ) -> dict[str, Update]:
-    """Returns updates by the names that their modules have on disk, by a table of modules.
+    """Returns updates under the names that their modules have on disk, by a table of modules.
 
     Args:
-        updates: ``{site: update}``, with names in memory or on disk, without a component.
+        updates: ``{site: update}``, with names in memory or on disk, without a component's prefix.
         names: A name map with `Templates`.
         shapes: The shapes of weights, by module in memory or on disk, where a fused weight needs
             the sizes of parts that have no update.
-        without: A pattern of names on disk that are not written, as the model has others.
+        without: A pattern of names on disk to avoid: the table also has another name for each.
 
     Returns:
         ``{site: update}``: updates of weights that are one on disk are joined.
@@ -118,54 +123,54 @@ def with_original_names(
 
     Example:
         >>> from jaxmix.layout import map_named
-        >>> one = LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)
+        >>> lora = LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)
         >>> sites = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
-        >>> made = with_original_names(dict.fromkeys(sites, one), map_named("flux"))
-        >>> [(site, update.b.shape) for site, update in made.items()]
+        >>> joined = with_original_names(dict.fromkeys(sites, lora), map_named("flux"))
+        >>> [(site, update.b.shape) for site, update in joined.items()]
         [('double_blocks.0.img_attn.qkv', (6, 1))]
     """
     table = names.templates
     assert table is not None
-    made: dict[str, Update] = {}
+    renamed: dict[str, Update] = {}
     groups: dict[str, Sequence[Piece]] = {}
     problems: list[str] = []
     for site, update in updates.items():
         found = [item for item in table.stored(site) if not re.search(without, item[0])]
         if table.has_source(site):
-            made[site] = update
+            renamed[site] = update
         elif found:
             groups.setdefault(*found[0])
         else:
             problems.append(f"{site}: {names.name} has no module of this name")
     for source, pieces in groups.items():
         if source in shapes:
-            pieces = [replace(p, own=p.own.fitted(shapes[source])) for p in pieces]
+            pieces = [replace(p, disk_region=p.disk_region.fitted(shapes[source])) for p in pieces]
         parts: dict[Region, Update] = {}
         heights: dict[int, int] = {}
         for piece in pieces:
             site = piece.name.removesuffix(".weight")
             try:
                 if site in updates:
-                    parts[piece.own] = _cut(updates[site], piece.of)
+                    parts[piece.disk_region] = _cut(updates[site], piece.memory_region)
                 elif site in shapes:
-                    heights[piece.own.part] = shapes[site][0]
+                    heights[piece.disk_region.part] = shapes[site][0]
             except UnmappedError as error:
                 problems.append(f"{site}: {error}")
         sites = list(dict.fromkeys(piece.name.removesuffix(".weight") for piece in pieces))
-        if source in made:
+        if source in renamed:
             problems.append(f"{source}: has several updates")
         try:
             if parts:
-                made[source] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, heights)
+                renamed[source] = parts[WHOLE] if WHOLE in parts else _joined_rows(parts, heights)
         except UnmappedError as error:
             problems.append(f"{' and '.join(x for x in sites if x in updates)}: {error}")
     if problems:
         raise UnsupportedError(
-            f"updates that can't be brought to the names of {names.name}'s own project:"
+            f"updates that can't be mapped to the names of {names.name}'s own project:"
             f"{listing(problems)}\nIf it is another model, give its name: {option('names', ...)}. "
             "jaxmix.to_lora makes a LoRA of any mix, which can be joined."
         )
-    return made
+    return renamed
 
 
 def _position(name: str, targets: list[str]) -> int:
@@ -175,7 +180,7 @@ def _position(name: str, targets: list[str]) -> int:
 
 
 def _pieces(site: str, names: NameMap) -> tuple[Piece, ...]:
-    """Where a site's weight is in memory, or the leaf that the site is itself."""
+    """Where a site's weight is in memory, or the leaf itself if the site is a leaf."""
     for tensor in (f"{site}.weight", site):
         pieces = names.loaded([tensor])[tensor]
         if pieces != (Piece(tensor),):
@@ -184,7 +189,7 @@ def _pieces(site: str, names: NameMap) -> tuple[Piece, ...]:
 
 
 def _plain(update: Update) -> LoRA:
-    """A LoRA without more, as those of experts must be."""
+    """The update, which must be a plain LoRA: no magnitude, embedding or bias."""
     if not isinstance(update, LoRA) or update.magnitude is not None or update.embedding:
         raise UnmappedError
     if update.bias is not None:
@@ -193,7 +198,7 @@ def _plain(update: Update) -> LoRA:
 
 
 def _cut(update: Update, region: Region, *, keep_rows: bool = False) -> Update:
-    """The part of an update that a part of its weight has."""
+    """The part of an update that changes a region of its weight."""
     if region == WHOLE:
         return update
     count = row_count(update)
@@ -203,7 +208,7 @@ def _cut(update: Update, region: Region, *, keep_rows: bool = False) -> Update:
     rows = None if count is None or region.axis else region.rows(count)
     found = None if rows is None else rows_of(update, rows, shape or (count or 0, 0))
     if isinstance(found, Rows) and not keep_rows:
-        # What no family can express by itself is written as a difference.
+        # Rows that no family can express are written as a difference.
         found = join_rows([found], [found.stop - found.start])
     if found is None:
         raise UnmappedError(f"{described(update)} can't be cut into rows of its weight")
@@ -211,10 +216,10 @@ def _cut(update: Update, region: Region, *, keep_rows: bool = False) -> Update:
 
 
 def _joined_rows(parts: Mapping[Region, Update], heights: Mapping[int, int]) -> Update:
-    """One update of a weight whose rows have updates of their own.
+    """Joins the updates of the parts of a fused weight into one.
 
     Args:
-        parts: The updates, by the rows that they have.
+        parts: The updates, by the region that each changes.
         heights: The numbers of rows of parts without an update, where they are known.
     """
     like = next(iter(parts))
@@ -224,7 +229,7 @@ def _joined_rows(parts: Mapping[Region, Update], heights: Mapping[int, int]) -> 
     sizes = [_height(like, part, known, columns) for part in range(like.parts)]
     if None in sizes or like.alternates or like.axis:
         raise UnmappedError(
-            f"has an update of {len(parts)} of the {like.parts} weights that are one there, and "
+            f"has updates of {len(parts)} of the {like.parts} weights that are fused in it, and "
             f"the sizes of the others are unknown: give the base ({option('base', ...)})"
         )
     each = {region.part: update for region, update in parts.items()}
@@ -251,31 +256,31 @@ def _height(like: Region, part: int, known: Mapping[int, int], columns: int) -> 
 
 
 def described(update: Update) -> str:
-    """Returns what an update is, for messages: a LoRA with a magnitude is a DoRA."""
+    """Returns an update's family for messages, where a LoRA with a magnitude is a DoRA."""
     is_dora = isinstance(update, LoRA) and update.magnitude is not None
     return "DoRA" if is_dora else update.family
 
 
 def _joined_experts(parts: Mapping[Region, LoRA]) -> Update:
-    """One LoRA of a stack, of which each matrix, or parts of it, have LoRAs of their own."""
+    """Joins the LoRAs of a stack's matrices, or of parts of them, into one LoRA of the stack."""
     like = next(iter(parts))
     numbers = range(1 + max(region.expert for region in parts))
-    any_one = next(iter(parts.values()))
-    columns, dtype = any_one.a.shape[1], np.asarray(any_one.a).dtype
+    first = next(iter(parts.values()))
+    columns, dtype = first.a.shape[1], np.asarray(first.a).dtype
     blocks: list[tuple[np.ndarray, np.ndarray]] = []
     for part in range(like.parts):
-        own = {region.expert: lora for region, lora in parts.items() if region.part == part}
-        rank = max((lora.a.shape[0] for lora in own.values()), default=0)
+        loras = {region.expert: lora for region, lora in parts.items() if region.part == part}
+        rank = max((lora.a.shape[0] for lora in loras.values()), default=0)
         # A part without a LoRA has the rows of the others, if all have equally many.
-        sizes = {lora.b.shape[0] for lora in (own or parts).values()}
+        sizes = {lora.b.shape[0] for lora in (loras or parts).values()}
         rows = like.sizes[part] if any(like.sizes) else max(sizes)
         a = np.zeros((len(numbers), rank, columns), dtype)
         b = np.zeros((len(numbers), rows, rank), dtype)
         for at, number in enumerate(numbers):
-            if (lora := own.get(number)) is not None:
-                own_rank = lora.a.shape[0]
-                a[at, :own_rank] = lora.a
-                b[at, :, :own_rank] = np.asarray(lora.b) * np.asarray(lora.scale, b.dtype)
+            if (lora := loras.get(number)) is not None:
+                lora_rank = lora.a.shape[0]
+                a[at, :lora_rank] = lora.a
+                b[at, :, :lora_rank] = np.asarray(lora.b) * np.asarray(lora.scale, b.dtype)
         blocks.append((a, b))
     a = np.concatenate([block for block, _ in blocks], axis=1)
     b = _block_diagonal([block for _, block in blocks])
@@ -283,12 +288,12 @@ def _joined_experts(parts: Mapping[Region, LoRA]) -> Update:
 
 
 def _as_factors(a: Any, b: Any) -> tuple[Any, Any]:
-    """Factors may be NumPy's arrays, though the families' fields say JAX's."""
+    """Hides from the type checker that the factors are NumPy's arrays instead of JAX's."""
     return a, b
 
 
 def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    """Stacks of matrices (n, out, r), one below and beside the other."""
+    """Joins stacks of matrices (n, out, r) block-diagonally."""
     rows = [block.shape[1] for block in blocks]
     ranks = [block.shape[2] for block in blocks]
     out = np.zeros((blocks[0].shape[0], sum(rows), sum(ranks)), blocks[0].dtype)

@@ -3,7 +3,7 @@
 A site is a PyTorch module name. A leaf's name is its path in the tree, joined with dots:
 ``{"model": {"norm": {"scale": …}}}``, ``{"model.norm.scale": …}`` and ``module.model.norm.scale``
 have the same name. A layout is a table of rules from site to leaf name. A rule's pattern of axes
-leads to PyTorch's order: a linear weight (out, in), a convolution (out, in, *k), an embedding
+gives PyTorch's order: a linear weight (out, in), a convolution (out, in, *k), an embedding
 (V, D).
 """
 
@@ -130,7 +130,7 @@ def _check_pattern(pattern: str, subject: str) -> None:
 class Layout:
     r"""Where the sites of a model are in its params: a table of rules.
 
-    Each rule that matches a site names a leaf, and the leaf that the tree has is used. A table may
+    Each rule that matches a site names a leaf, and the one that the tree has is used. A table may
     therefore list several spellings.
 
     Args:
@@ -141,12 +141,11 @@ class Layout:
         conv1d: A regular expression for the sites whose weight PyTorch stores as (in, out), as
             transformers' ``Conv1D`` does; all others are (out, in), as in ``torch.nn.Linear``.
             ``""`` matches no site. If absent, the shapes of weights and biases decide.
-        places_of: The places of single sites, ``{site: {"weight": place}}``, for which no rule is
-            used.
+        places_of: The places of single sites, ``{site: {"weight": place}}``, used instead of rules.
 
     Raises:
         LayoutError: If a rule is not a `Rule` or ``conv1d`` not a regular expression; by `compose`,
-            if a site finds no leaf, or more than one.
+            if a site matches no leaf, or more than one.
 
     Example:
         >>> linen = Layout("mine", (Rule(r"h\.(\d+)\.fc", r"block_\1.w", "i o -> o i"),))
@@ -195,7 +194,7 @@ class Layout:
     def places(self, site: str, part: Part) -> list[Place]:
         """Returns where the site's weight or bias may be, in the order of the rules."""
         if site in self.places_of:
-            return [place for of, place in self.places_of[site].items() if of == part]
+            return [place for key, place in self.places_of[site].items() if key == part]
         return list(_places(self, site, part))
 
 

@@ -1,4 +1,4 @@
-"""Checks of leaves: whether they can take updates, and whether sites overlap in one."""
+"""Checks whether leaves can take updates, and whether sites overlap in a leaf."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ def unusable(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
     """
     for site in sites:
         if any(map(is_deleted, jax.tree.leaves(site.chain))):
-            yield f"{site.name}: the buffer of a factor was given up, by donation or delete()"
+            yield f"{site.name}: the buffer of a factor was donated or deleted"
         for place in (site.weight, site.bias):
             if place is None:
                 continue
@@ -52,7 +52,7 @@ def _unfit(leaf: Any) -> str | None:
     if isinstance(leaf, np.ma.MaskedArray):
         return "is a masked array; fill it: np.ma.filled(array, 0)"
     if is_deleted(leaf):
-        return "was given up (donate=True, or delete()); use the params that compose returned"
+        return "was donated (donate=True) or deleted; use the params that compose returned"
     if not jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.finfo(leaf.dtype).bits < 16:
         return f"has dtype {leaf.dtype}; dequantize or cast it first"
     if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
@@ -73,22 +73,22 @@ def overlaps(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
     Yields:
         A line for each pair.
     """
-    tenants: dict[str, list[tuple[str, Place]]] = defaultdict(list)
+    occupants: dict[str, list[tuple[str, Place]]] = defaultdict(list)
     for site in sites:
         for part, place in (("weight", site.weight), ("bias", site.bias)):
             if place is not None:
-                tenants[place.leaf].append((f"{site.name}'s {part}", place))
-    for leaf, places in tenants.items():
+                occupants[place.leaf].append((f"{site.name}'s {part}", place))
+    for leaf, places in occupants.items():
         if len(places) == 1:
             continue
         shape = tree.leaves[tree.where[leaf]].shape
-        picked = [(owner, place.ranges(shape)) for owner, place in places]
+        selected = [(owner, place.ranges(shape)) for owner, place in places]
         # Layers and experts are numerous, with one index each: only equal indices are compared.
-        axes = [k for k in range(len(shape)) if all(len(ranges[k]) == 1 for _, ranges in picked)]
+        axes = [k for k in range(len(shape)) if all(len(ranges[k]) == 1 for _, ranges in selected)]
         groups: dict[tuple[int, ...], list[tuple[str, tuple[range, ...]]]] = defaultdict(list)
-        for owner, ranges in picked:
+        for owner, ranges in selected:
             groups[tuple(ranges[k][0] for k in axes)].append((owner, ranges))
         for group in groups.values():
-            for (owner, ours), (other, theirs) in combinations(group, 2):
-                if all(not set(a).isdisjoint(b) for a, b in zip(ours, theirs, strict=True)):
+            for (owner, first), (other, second) in combinations(group, 2):
+                if all(not set(a).isdisjoint(b) for a, b in zip(first, second, strict=True)):
                     yield f"{leaf}: {owner} and {other}"

@@ -1,4 +1,4 @@
-"""Brings adapters to a tree's names where they differ, by a name map that is given or found."""
+"""Renames adapters to a tree's names where they differ, by a name map that is given or found."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +25,10 @@ __all__ = [
     "OnTree",
     "Part",
     "inferred",
+    "listing_tried_names",
     "map_named",
     "on_tree",
     "renamed_parts",
-    "saying_names_tried",
 ]
 
 # What callers pass as ``names``: a model type, a config, "" for no map, None to find it.
@@ -36,7 +36,7 @@ Names = str | Mapping[str, Any] | None
 
 
 class Part(Protocol):
-    """An adapter of a mix, of which only the names of its sites matter here."""
+    """An adapter of a mix; this module needs only its name and updates."""
 
     @property
     def name(self) -> str:
@@ -110,24 +110,24 @@ def on_tree(
     *,
     joins: bool = False,
 ) -> T:
-    """Does work with adapters on a tree, under the tree's names if their own are not found there.
+    """Calls a function with adapters, renamed to a tree's names if the tree lacks their own.
 
     Args:
-        work: Called with the adapters under the tree's names. It must not change anything before
-            it has placed all sites.
+        work: The function. It may be called several times with other names, so it must not change
+            anything before it has placed all sites.
         parts: The adapters.
         params: The tree.
-        layout: Where sites are; None to find out from the leaves.
+        layout: Where sites are; None to infer it from the leaves.
         names: The name map, ``""`` for none, None to find it.
-        joins: Whether the work joins weights to which an update applies as to one
+        joins: Whether the function can apply one update to several weights together
             (`jaxmix.apply.joined`); if not, such an update is an error.
 
     Returns:
-        What the work returns.
+        What the function returns.
     """
     if names:
         modules = Modules(map_named(names), _shapes(params))
-        with saying_names_tried(modules):
+        with listing_tried_names(modules):
             return work(renamed_parts(parts, modules, layout, joins=joins))
     try:
         return work(OnTree(parts, layout))
@@ -146,11 +146,11 @@ def on_tree(
 
 
 def _in_memory(parts: Sequence[P]) -> Iterator[list[P]]:
-    """Adapters by diffusers' names, for each image model that has other names of theirs.
+    """Yields the adapters under diffusers' names, for each image model that has original names too.
 
-    A JAX library's layout may not know these others, as of layers that are fused in them, and its
-    leaves have names of their own, which do not tell the model. Only the fused layers are renamed
-    first, since a layout may know the others by the original names alone.
+    A JAX library's layout may lack the original names, for instance those of fused layers, and the
+    names of its leaves do not show which model it is. Only the fused layers are renamed at first,
+    since a layout may know the other layers only by their original names.
     """
     for candidate in _candidates():
         if candidate.templates is None:
@@ -165,19 +165,19 @@ def _in_memory(parts: Sequence[P]) -> Iterator[list[P]]:
 
 
 def _renamed(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
-    """All updates by the names in memory."""
+    """All updates under the names in memory."""
     return with_memory_names(updates, names, keep_rows=True)
 
 
 def _split(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
-    """The same for the updates of modules that are several in memory; the others stay."""
+    """The updates, with those of fused modules under the names of their parts in memory."""
     fused = {site: u for site, u in updates.items() if len(_renamed({site: u}, names)) > 1}
     return {site: u for site, u in updates.items() if site not in fused} | _renamed(fused, names)
 
 
 @contextmanager
-def saying_names_tried(modules: Modules | None) -> Iterator[None]:
-    """Adds to the error for sites without a leaf under which other names they were looked up.
+def listing_tried_names(modules: Modules | None) -> Iterator[None]:
+    """Adds the other names under which sites were looked up to the error for sites without a leaf.
 
     Args:
         modules: The modules by their names in memory; None if there is no name map.
@@ -187,8 +187,8 @@ def saying_names_tried(modules: Modules | None) -> Iterator[None]:
     except UnplacedError as error:
         if modules is None:
             raise UnplacedError(f"{error} {_NO_MAP}", error.sites) from None
-        tried = {site: list(dict.fromkeys(modules.tried(site))) for site in error.sites}
-        lines = [f"{site}: {', '.join(names)}" for site, names in tried.items() if names]
+        looked_up = {site: list(dict.fromkeys(modules.tried(site))) for site in error.sites}
+        lines = [f"{site}: {', '.join(names)}" for site, names in looked_up.items() if names]
         raise UnplacedError(
             f"{error}\nNames were also compared by the name map of "
             f"{modules.names.name}{f':{listing(lines)}' if lines else ''}"
@@ -201,7 +201,7 @@ def saying_names_tried(modules: Modules | None) -> Iterator[None]:
 def renamed_parts(
     parts: Sequence[P], modules: Modules, layout: Layout | str | None, *, joins: bool = False
 ) -> OnTree[P]:
-    """Returns adapters under the names of a tree's modules.
+    """Returns adapters, renamed to the names of a tree's modules.
 
     Args:
         parts: The adapters.
@@ -212,14 +212,14 @@ def renamed_parts(
     found = [updates_on(part.updates, modules, part.name, joins=joins) for part in parts]
     found = cut_where_shared(found, modules.shapes, joins=joins)
     updates = in_order([renamed.updates for renamed in found])
-    new = [replace(part, updates=own) for part, own in zip(parts, updates, strict=True)]  # pyright: ignore
+    new = [replace(part, updates=renamed) for part, renamed in zip(parts, updates, strict=True)]  # pyright: ignore
     places = {site: place for r in found for site, place in r.places.items()}
     original = {new: old for r in found for new, old in r.original.items()}
     return OnTree(new, with_places(named(layout), places) if places else layout, original)
 
 
 def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> NameMap | None:
-    """Finds the name map by which all sites have a leaf, from the names alone.
+    """Finds the name map under which all sites have a leaf, from the names alone.
 
     Args:
         sites: The sites of all adapters.
@@ -231,13 +231,13 @@ def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Nam
     Raises:
         LayoutError: If several fit and differ.
     """
-    # Layers differ by their numbers only: one of each kind tells.
+    # Layers differ only by their numbers, so one of each kind is enough.
     sites = list(sites)
     sample = {_zeroed(leaf): shape for leaf, shape in shapes.items()}
     wanted = dict.fromkeys(map(_zeroed, sites))
     fits: dict[tuple[Any, ...], list[NameMap]] = {}
     for candidate in _candidates():
-        # The numbers of a U-Net's blocks have a meaning of their own.
+        # The numbers of a U-Net's blocks matter: its blocks are not alike.
         is_listed = candidate.templates is not None
         modules = Modules(candidate, shapes if is_listed else sample)
         if (answer := _answer(modules, sites if is_listed else wanted)) is not None:
@@ -252,10 +252,10 @@ def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Nam
 
 
 def _candidates() -> Iterable[NameMap]:
-    """All maps, each kind once."""
+    """All distinct name maps."""
     seen = set()
-    for _, every in NAME_MAPS:
-        for candidate in every():
+    for _, maps in NAME_MAPS:
+        for candidate in maps():
             key = (candidate.transforms, candidate.templates, candidate.prefix)
             if key not in seen:
                 seen.add(key)
@@ -263,7 +263,7 @@ def _candidates() -> Iterable[NameMap]:
 
 
 def _answer(modules: Modules, sites: Iterable[str]) -> tuple[Any, ...] | None:
-    """Where a map finds each site; None if it does not find one."""
+    """The targets of all sites under a map; None if a site has none."""
     answer: list[Any] = []
     for site in sites:
         targets = tuple(map(Target, modules.in_memory(site)))

@@ -16,10 +16,11 @@ CONV1D_NAMES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 
 class OutAxes:
-    """Finds which axis of a linear layer's weight is its output: the one with its bias's size.
+    """Finds the output axis of a linear layer's weight: the one that has the size of the bias.
 
-    For a square weight, modules of the same name decide (``mlp.c_proj`` for ``attn.c_proj``), and
-    for a module with a name of transformers' ``Conv1D`` the other such modules of its block.
+    For a square weight, modules of the same name decide (``mlp.c_proj`` for ``attn.c_proj``). If
+    there are none and the name is one of transformers' ``Conv1D``, other such modules of its block
+    decide.
 
     Args:
         shapes: The shape of each leaf, by its dotted name.
@@ -36,8 +37,8 @@ class OutAxes:
 
     def of(self, name: str) -> int | None:
         """Returns 0 or 1 for a leaf; None if the tree does not decide it."""
-        if (own := self.own(name)) is not None:
-            return own
+        if (axis := self.by_bias(name)) is not None:
+            return axis
         if (namesakes := _single(self._namesakes[_kind(name)])) is not None:
             return namesakes
         return self.of_block(name) if may_be_conv1d(name) else None
@@ -79,7 +80,7 @@ class OutAxes:
 
     @cached_property
     def _in_blocks(self) -> dict[tuple[str, ...], set[int]]:
-        """The same by the paths around them."""
+        """The axes of these weights by the paths of the blocks around them."""
         found: dict[tuple[str, ...], set[int]] = defaultdict(set)
         for name, axis in self.known:
             for path in _blocks(name):
@@ -90,9 +91,9 @@ class OutAxes:
     def known(self) -> list[tuple[str, int]]:
         """The weights whose own bias decides their axis, with the axis."""
         names = (name for name in self._shapes if name.endswith((".weight", ".kernel")))
-        return [(name, axis) for name in names if (axis := self.own(name)) is not None]
+        return [(name, axis) for name in names if (axis := self.by_bias(name)) is not None]
 
-    def own(self, name: str) -> int | None:
+    def by_bias(self, name: str) -> int | None:
         """Returns the axis that a leaf's own bias decides; None if it does not."""
         shape, bias = self._shapes[name], self._shapes.get(_bias(name), ())
         if len(shape) != 2 or len(bias) != 1 or shape.count(bias[0]) != 1:

@@ -1,4 +1,4 @@
-"""Places of weights in memory that are a part of a leaf, or have other axes or rows there."""
+"""Places of weights that are a part of a leaf, or whose axes or rows have another order there."""
 
 from jaxmix.placement.place import Place
 from jaxmix.placement.regions import Piece, Region
@@ -7,24 +7,24 @@ __all__ = ["UnmappedError", "memory_shape", "part_place"]
 
 
 class UnmappedError(Exception):
-    """A site that can't be brought to the leaves, with the reason."""
+    """A site or update that can't be mapped to the leaves; the message is the reason."""
 
 
 def part_place(
     leaf: str,
     shape: tuple[int, ...],
-    at: Region,
+    region: Region,
     is_transposed: bool = False,
     heads: int = 0,
 ) -> Place:
-    """Returns where a weight in memory is.
+    """Returns the place of a weight in memory.
 
     Args:
-        leaf: The leaf's name.
-        shape: Its shape.
-        at: The part of it that is the weight.
+        leaf: The name of the leaf that holds it.
+        shape: The leaf's shape.
+        region: The part of the leaf that is the weight.
         is_transposed: As in `Piece`.
-        heads: As there.
+        heads: As in `Piece`.
 
     Raises:
         UnmappedError: If the leaf does not have such a part.
@@ -35,21 +35,21 @@ def part_place(
         >>> part_place("q.weight", (8, 2), Region(), heads=2).axes
         '(n h two) b -> (n two h) b'
     """
-    index: list[str] = [] if at.expert < 0 else [str(at.expert)]
+    index: list[str] = [] if region.expert < 0 else [str(region.expert)]
     size = list(shape[len(index) :])
-    if at.parts > 1:
-        rows = at.rows(size[at.axis])
+    if region.parts > 1:
+        rows = region.rows(size[region.axis])
         if rows is None:
-            raise UnmappedError(f"{leaf} {shape} can't be split into {_described(at)}")
-        size[at.axis] = len(range(size[at.axis])[rows])
+            raise UnmappedError(f"{leaf} {shape} can't be split into {_described(region)}")
+        size[region.axis] = len(range(size[region.axis])[rows])
         step = "" if rows.step is None else f":{rows.step}"
-        index += [":"] * at.axis
+        index += [":"] * region.axis
         index.append(f"{rows.start}:{rows.stop}{step}")
     axes, sizes = ("... i o -> ... o i" if is_transposed else None), ()
     if heads:
         axes, sizes = _halves(leaf, size, heads)
         if is_transposed:
-            raise UnmappedError(f"{leaf} is transposed, and its rows have another order")
+            raise UnmappedError(f"{leaf} is transposed and its rows are reordered: unsupported")
     return Place(leaf, axes, ", ".join(index) or None, sizes)
 
 
@@ -57,8 +57,8 @@ def memory_shape(piece: Piece, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of a leaf with its axes as in memory.
 
     Args:
-        piece: What the leaf is in memory.
-        shape: Its shape.
+        piece: Where the leaf is in memory.
+        shape: The leaf's shape.
     """
     return (*shape[:-2], shape[-1], shape[-2]) if piece.is_transposed else shape
 
@@ -66,25 +66,25 @@ def memory_shape(piece: Piece, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _halves(
     leaf: str, shape: list[int], heads: int
 ) -> tuple[str, tuple[tuple[str, int], tuple[str, int]]]:
-    """The pattern that takes alternating rows of each head apart, or together."""
+    """The pattern that separates the alternating rows of each head's halves, or the reverse."""
     rows = shape[-2] if len(shape) > 1 else shape[0]
     count = abs(heads)
     if rows % (2 * count):
         raise UnmappedError(
-            f"{leaf} has {rows} rows there, which are not those of {count} heads with two halves"
+            f"{leaf} has {rows} rows, which can't be divided into {count} heads with two halves"
         )
-    stack, rest = ("a " if len(shape) > 2 else ""), (" b" if len(shape) > 1 else "")
-    sides = [f"{stack}(n h two){rest}", f"{stack}(n two h){rest}"]
+    stack, columns = ("a " if len(shape) > 2 else ""), (" b" if len(shape) > 1 else "")
+    sides = [f"{stack}(n h two){columns}", f"{stack}(n two h){columns}"]
     return " -> ".join(sides if heads > 0 else sides[::-1]), (("n", count), ("two", 2))
 
 
-def _described(at: Region) -> str:
+def _described(region: Region) -> str:
     """The parts of a leaf, for messages."""
-    if not at.sizes:
-        return f"{at.parts} equal parts"
-    if not any(at.sizes):
+    if not region.sizes:
+        return f"{region.parts} equal parts"
+    if not any(region.sizes):
         return (
-            f"{at.parts} parts without their sizes, which the model's config.json states: pass it "
-            "as names="
+            f"{region.parts} parts without their sizes, which the model's config.json states: pass "
+            "it as names="
         )
-    return f"parts of {', '.join(map(str, at.sizes))} rows"
+    return f"parts of {', '.join(map(str, region.sizes))} rows"

@@ -30,7 +30,7 @@ class Place:
         leaf: The leaf's dotted name.
         axes: An einops pattern from the leaf's axes to PyTorch's; None if they are the same.
         index: An index into the leaf, as a string, for `placement.index`; None for the whole leaf.
-        sizes: Sizes of axes that do not follow from the leaf's shape, as those of a split axis.
+        sizes: Sizes of axes that do not follow from the leaf's shape, for instance of a split axis.
         scale: The factor by which the leaf is larger than PyTorch's tensor: a number, or sizes of
             the pattern's axes, each to a power.
 
@@ -40,8 +40,8 @@ class Place:
     Example:
         >>> Place("attn.kernel", "d n h -> (n h) d").shape((6, 2, 4))
         (8, 6)
-        >>> turned = Place("q", "d n (h two) -> (n two h) d", None, (("two", 2),), (("h", -0.5),))
-        >>> turned.shape((6, 2, 8)), turned.factor((6, 2, 8))
+        >>> rotary = Place("q", "d n (h two) -> (n two h) d", None, (("two", 2),), (("h", -0.5),))
+        >>> rotary.shape((6, 2, 8)), rotary.factor((6, 2, 8))
         ((16, 6), 0.5)
 
     Source: https://einops.rocks.
@@ -75,9 +75,9 @@ class Place:
     def _index(self, shape: tuple[int, ...], at: Sequence[Any]) -> tuple[Any, ...]:
         """The index with the given numbers."""
         assert self.index is not None
-        given = iter(at)
+        numbers = iter(at)
         index = parsed_index(self.index, shape)
-        return tuple(x if isinstance(x, slice) else next(given, x) for x in index)
+        return tuple(x if isinstance(x, slice) else next(numbers, x) for x in index)
 
     def literal(self, leaf_shape: tuple[int, ...]) -> "Place":
         """Returns the same place in a leaf of this shape, with ranges for parts of axes."""
@@ -215,11 +215,11 @@ def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         ) from None
 
 
-def are_sizes(given: object) -> bool:
+def are_sizes(value: object) -> bool:
     """Returns whether a value is a tuple of axis names with their sizes.
 
     Args:
-        given: A rule's ``sizes``.
+        value: A rule's ``sizes``.
 
     Returns:
         True if it is.
@@ -228,14 +228,14 @@ def are_sizes(given: object) -> bool:
         >>> are_sizes((("two", 2),)), are_sizes((("two", 0.5),))
         (True, False)
     """
-    return _pairs(given, _size)
+    return _are_pairs(value, _is_positive_integer)
 
 
-def is_scale(given: object) -> bool:
+def is_scale(value: object) -> bool:
     """Returns whether a value is a positive number, or axis names with powers.
 
     Args:
-        given: A rule's ``scale``.
+        value: A rule's ``scale``.
 
     Returns:
         True if it is.
@@ -244,28 +244,28 @@ def is_scale(given: object) -> bool:
         >>> is_scale(0.5), is_scale((("h", -0.5),)), is_scale(0), is_scale(10**400)
         (True, True, False, False)
     """
-    return _above(given) or _pairs(given, _power)
+    return _is_positive(value) or _are_pairs(value, _is_finite)
 
 
-def _pairs(given: object, is_good: Callable[[object], bool]) -> bool:
+def _are_pairs(value: object, is_good: Callable[[object], bool]) -> bool:
     """Whether a value is a tuple of names with numbers."""
-    pairs = given if isinstance(given, tuple) else (given,)
+    pairs = value if isinstance(value, tuple) else (value,)
     return all(
         isinstance(pair, tuple) and list(map(type, pair[:1])) == [str] and is_good(*pair[1:])
         for pair in pairs
     )
 
 
-def _power(given: object = None, *more: object) -> bool:
+def _is_finite(value: object = None, *more: object) -> bool:
     """Whether a value is a finite number."""
-    return not more and type(given) in (int, float) and abs(given) < 1e300  # pyright: ignore
+    return not more and type(value) in (int, float) and abs(value) < 1e300  # pyright: ignore
 
 
-def _above(given: object = None, *more: object) -> bool:
+def _is_positive(value: object = None, *more: object) -> bool:
     """Whether a value is a positive number."""
-    return _power(given, *more) and given > 0  # pyright: ignore
+    return _is_finite(value, *more) and value > 0  # pyright: ignore
 
 
-def _size(given: object = None, *more: object) -> bool:
+def _is_positive_integer(value: object = None, *more: object) -> bool:
     """Whether a value is a positive integer."""
-    return _above(given, *more) and isinstance(given, int)
+    return _is_positive(value, *more) and isinstance(value, int)

@@ -61,10 +61,10 @@ def requantized(params: Any, like: Any) -> tuple[Any, dict[str, float | Array]]:
     paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
     others, _ = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantized)
     names, other_names = (leaf_names([path for path, _ in tree]) for tree in (paths, others))
-    if odd := sorted(set(names) ^ set(other_names)):
+    if unmatched := sorted(set(names) ^ set(other_names)):
         raise LayoutError(
-            f"requantized: leaves that only one of the two trees has:{listing(odd)}\nGive the base "
-            "from which the params were composed."
+            f"requantized: leaves that only one of the two trees has:{listing(unmatched)}\nPass "
+            "the base from which the params were composed."
         )
     leaves, errors = [], {}
     for name, (_, leaf), (_, old) in zip(names, paths, others, strict=True):
@@ -99,6 +99,6 @@ def _error(leaf: Array, new: Array) -> float | Array:
     """``‖W − Q(W)‖ / ‖W‖``; 0 for a leaf of zeros."""
     wide = jnp.promote_types(leaf.dtype, jnp.float32)
     norm = jnp.linalg.norm(leaf.astype(wide))
-    off = jnp.linalg.norm(leaf.astype(wide) - new.astype(wide))
-    error = jnp.where(norm > 0, off / jnp.where(norm > 0, norm, 1), 0)
+    difference = jnp.linalg.norm(leaf.astype(wide) - new.astype(wide))
+    error = jnp.where(norm > 0, difference / jnp.where(norm > 0, norm, 1), 0)
     return error if isinstance(error, Tracer) else float(error)

@@ -1,4 +1,4 @@
-"""Parts of tensors, and which part of a tensor in memory each tensor on disk becomes."""
+"""Parts of tensors, and where each tensor on disk is in memory."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ class Region:
 
     Args:
         expert: The index along the first axis of a stack of matrices; -1 for all of them.
-        part: k, if several weights are joined along an axis, and it is one of them.
+        part: The position of this part, if several weights are joined along an axis.
         parts: The number of weights that are joined.
         axis: The axis along which they are joined; in a matrix of a stack, that of the matrix.
         alternates: Whether the rows of the weights alternate, instead of following one another.
@@ -45,19 +45,19 @@ class Region:
         """
         if not self.is_ratio or any(self.sizes) or self.parts != 3 or len(shape) != 2:
             return self
-        size, rest = divmod(shape[0] - shape[1], 2)
-        if size < 1 or rest:
+        size, remainder = divmod(shape[0] - shape[1], 2)
+        if size < 1 or remainder:
             return self
         return replace(self, sizes=(shape[1], size, size), is_ratio=False)
 
     def rows(self, total: int) -> slice | None:
-        """Returns the rows of the part among all rows.
+        """Returns the range of rows that the part has in the tensor.
 
         Args:
-            total: The number of all rows.
+            total: The number of the tensor's rows.
 
         Returns:
-            The rows; None if the total is not that of the parts.
+            The range; None if the sizes of the parts do not add up to the total.
 
         Example:
             >>> Region(part=1, parts=2).rows(6)
@@ -79,22 +79,24 @@ WHOLE = Region()
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """Where a tensor on disk, or a part of it, is in memory: ``memory[of] = disk[own]``.
+    """Where a tensor on disk, or a part of it, is in memory.
+
+    ``memory[memory_region] = disk[disk_region]``.
 
     Args:
         name: The tensor's name in memory.
-        own: The part of the tensor on disk.
-        of: The part of the tensor in memory.
+        disk_region: The part of the tensor on disk.
+        memory_region: The part of the tensor in memory.
         is_transposed: Whether the matrix is transposed in memory.
-        heads: The number of heads, if the rows of each head's two halves alternate on disk and
-            follow one another in memory, or the negative number if it is the other way round; 0 if
-            all rows keep their order.
-        problem: An operation on the numbers that is not supported; "" if there is none.
+        heads: The number of heads if the rows of each head's two halves alternate on disk and
+            follow one another in memory; the negative number for the reverse; 0 if all rows keep
+            their order.
+        problem: An unsupported operation on the tensor; "" if there is none.
     """
 
     name: str
-    own: Region = WHOLE
-    of: Region = WHOLE
+    disk_region: Region = WHOLE
+    memory_region: Region = WHOLE
     is_transposed: bool = False
     heads: int = 0
     problem: str = ""

@@ -40,13 +40,13 @@ def resolve(params: Any, chains: Mapping[str, Chain], layout: Layout | str | Non
     Args:
         params: Any pytree of weights.
         chains: ``{site: ((strength, update), …)}``, in order of application.
-        layout: Where sites are; None to find out from the leaves.
+        layout: Where sites are; None to infer it from the leaves.
 
     Returns:
         The tree and its sites.
 
     Raises:
-        LayoutError: If sites find no leaf, more than one, a tied one, or one that is not of floats.
+        LayoutError: If sites match no leaf, several, a tied one, or one that is not of floats.
         ShapeError: If factors do not fit their weights.
     """
     tree = Tree.of(params)
@@ -76,7 +76,7 @@ def resolve(params: Any, chains: Mapping[str, Chain], layout: Layout | str | Non
 def _layout_of(
     tree: Tree, chains: Mapping[str, Chain], layout: Layout | str | None
 ) -> tuple[Layout, list[Site] | None]:
-    """The layout, and the sites as it places them if they were placed to find it."""
+    """The layout, and the sites with their places if choosing the layout needed them."""
     if layout is not None:
         return named(layout), None
 
@@ -99,7 +99,7 @@ def _fitted(tree: Tree, sites: list[Site], table: Layout) -> list[Site]:
         )
     if both := list(overlaps(tree, sites)):
         raise LayoutError(
-            f"leaves that are more than one site's:{listing(both)}\nFix the layout's rules: each "
+            f"leaves claimed by several sites:{listing(both)}\nFix the layout's rules: each "
             "site needs a leaf, or an index into one, of its own."
         )
     fits = _fits(tree, sites, table)
@@ -116,10 +116,10 @@ def _fitted(tree: Tree, sites: list[Site], table: Layout) -> list[Site]:
         ]
         raise LayoutError(
             f"weights whose orientation is unknown:{listing(lines)}\nPyTorch stores them as (out, "
-            "in) if they are torch.nn.Linear, as (in, out) if they are transformers' Conv1D, and "
-            "neither config.json, shapes nor biases tell which. The adapter's fan_in_fan_out = "
-            "true holds for the last layer that PEFT wrapped, and need not for others. Say which "
-            "modules are Conv1D by a regular expression, '' for none: "
+            "in) if they are torch.nn.Linear, as (in, out) if they are transformers' Conv1D; "
+            "config.json, the shapes and the biases do not show which. The adapter's "
+            "fan_in_fan_out = true is that of the last layer that PEFT wrapped, and may be wrong "
+            "for others. State which modules are Conv1D by a regular expression, '' for none: "
             r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj'), or --conv1d."
         )
     return [fit.site for fit in fits]
@@ -141,7 +141,7 @@ class _Fit:
 
 
 def _resize_hint(fits: Iterable[_Fit]) -> str:
-    """What to do if a file has a leaf with more or fewer rows than the params."""
+    """Advice for an adapter that saves a leaf with more or fewer rows than that of the params."""
     updates = (
         part
         for fit in fits
@@ -193,5 +193,5 @@ def _bias_misfit(tree: Tree, site: Site) -> str | None:
 
 
 def _misfits(fits: Iterable[_Fit]) -> list[str]:
-    """What does not fit, one message per site."""
+    """Messages about what does not fit, one per site."""
     return [f"{fit.site.name}: {fit.misfit}" for fit in fits if fit.misfit]

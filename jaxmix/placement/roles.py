@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.placement.classes import Kind, Known, judged, owners
+from jaxmix.placement.classes import Kind, Known, axes_by_class, owners
 from jaxmix.placement.quantized import is_quantized
 from jaxmix.placement.stacks import Stack, stacks
 from jaxmix.placement.tree import Tree
@@ -108,7 +108,9 @@ class Roles:
         self._known: dict[str, Known] = {}
         for name, path, leaf in _floats(tree):
             self.shapes[name] = tuple(leaf.shape)
-            known = judged(owners(tree.root, path), name.rpartition(".")[2], self.shapes[name])
+            known = axes_by_class(
+                owners(tree.root, path), name.rpartition(".")[2], self.shapes[name]
+            )
             if known is not None:
                 self._known[name] = known
         known_stacks = {n: k.stack for n, k in self._known.items() if k.rows and k.cols}
@@ -145,7 +147,7 @@ class Roles:
             if not stack and known.stack:  # a stack of only this module
                 stack = tuple(Stack(module, axis, shape[axis]) for axis in known.stack)
             return Role(site, leaf, known.kind, shape, stack, known.rows, known.cols)
-        kept = [axis for axis in range(len(shape)) if axis not in [each.axis for each in stack]]
+        kept = [axis for axis in range(len(shape)) if axis not in [layers.axis for layers in stack]]
         kind, cols = self._by_name(leaf, module, is_weight, kept, stack)
         if kind not in ("linear", "recurrent"):
             return Role(site, leaf, kind, shape, stack)
@@ -204,7 +206,7 @@ class Roles:
         """The shape of a module's bias without the axes of stacked layers."""
         for name in (f"{module}.bias", f"{module}.b"):
             if name in self.shapes:
-                taken = [each.axis for each in self.stacks.get(name, ())]
+                taken = [layers.axis for layers in self.stacks.get(name, ())]
                 shape = self.shapes[name]
                 return tuple(size for axis, size in enumerate(shape) if axis not in taken)
         return None

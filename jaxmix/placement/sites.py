@@ -1,4 +1,4 @@
-"""Sites of adapters, and the leaves of a params tree that they find by a layout."""
+"""Sites of adapters, and the leaves of a params tree that a layout gives them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _SHOWN = 20
 
 
 class UnplacedError(LayoutError):
-    """Sites that find no leaf, or more than one.
+    """Sites that match no leaf, or more than one.
 
     Attributes:
         sites: Their names.
@@ -85,24 +85,24 @@ def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site
         table: The layout.
 
     Returns:
-        A site for each chain, in order, except copies that find no leaf.
+        A site for each chain, in order, except copies without a leaf.
 
     Raises:
-        LayoutError: If sites find no leaf, or more than one; it lists all of them.
+        LayoutError: If sites match no leaf, or more than one; it lists all of them.
     """
-    sites, lost = placed(tree, chains, table)
-    if lost:
+    sites, unplaced = placed(tree, chains, table)
+    if unplaced:
         # The search for similar names is slow, so only the listed sites are explained.
-        shown, rest = lost[:_SHOWN], lost[_SHOWN:]
-        lines = [f"{name}: {_lost(name, part, places, tree)}" for name, part, places in shown]
-        lines += [name for name, _, _ in rest]
-        count = len({name for name, _, _ in lost})
+        shown, others = unplaced[:_SHOWN], unplaced[_SHOWN:]
+        lines = [f"{name}: {_reason(name, part, places, tree)}" for name, part, places in shown]
+        lines += [name for name, _, _ in others]
+        count = len({name for name, _, _ in unplaced})
         raise UnplacedError(
             f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
             f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
             "trained on another model? If the leaves have other names, give "
             "layout=jaxmix.Layout(…) with rules.",
-            dict.fromkeys(name for name, _, _ in lost),
+            dict.fromkeys(name for name, _, _ in unplaced),
         )
     return sites
 
@@ -119,10 +119,10 @@ def placed(
         is_strict: Whether to stop at the first site without a leaf.
 
     Returns:
-        A site for each chain, in order, except copies that find no leaf; and for each tensor that
+        A site for each chain, in order, except copies without a leaf; and for each tensor that
         is not found, or found twice, its site, its part, and the places that were tried.
     """
-    lost: list[tuple[str, Part, list[Place]]] = []
+    unplaced: list[tuple[str, Part, list[Place]]] = []
     sites: list[Site] = []
     for name, chain in chains.items():
         bare = Site(name, chain)
@@ -139,33 +139,33 @@ def placed(
             wanted = needed or (part == "bias" and bare.maps_bias)
             places = tried[part] if wanted else []
             hits = [place for place in places if place.leaf in tree.where]
-            if len(hits) == 1 and hits[0].leaf not in tree.twice:
+            if len(hits) == 1 and hits[0].leaf not in tree.repeated:
                 found[part] = hits[0]
             elif needed or hits:
-                lost.append((name, part, places))
-        if lost and is_strict:
+                unplaced.append((name, part, places))
+        if unplaced and is_strict:
             break
         sites.append(Site(name, chain, found.get("weight"), found.get("bias")))
-    return sites, lost
+    return sites, unplaced
 
 
-def _lost(name: str, part: Part, places: list[Place], tree: Tree) -> str:
-    """Explains why a site was not found, with the nearest leaves."""
+def _reason(name: str, part: Part, places: list[Place], tree: Tree) -> str:
+    """Explains why a site's tensor was not found, with the closest leaves."""
     if not places:
-        return f"no rule of the layout is for its {part}"
+        return f"the layout has no rule for its {part}"
     hits = sorted({place.leaf for place in places if place.leaf in tree.where})
-    if len(hits) == 1 and hits[0] in tree.twice:
-        return f"the tree has more than one leaf of the name {hits[0]}"
+    if len(hits) == 1 and hits[0] in tree.repeated:
+        return f"the tree has several leaves with the name {hits[0]}"
     if hits:
-        return f"more than one leaf is its {part}: {', '.join(hits)}"
+        return f"several leaves match its {part}: {', '.join(hits)}"
     inside = [n for n in tree.where if any(n.startswith(f"{place.leaf}.") for place in places)]
     if inside:
         return (
-            f"its {part} is no single array but has parts ({', '.join(inside[:3])}). Quantized "
+            f"its {part} is not a single array but has parts ({', '.join(inside[:3])}). Quantized "
             "weights must be dequantized first"
         )
     if part == "bias" and any(n.startswith((f"{name}.", f"params.{name}.")) for n in tree.where):
-        return "the adapter changes its bias, but the tree has none there; add one of zeros"
+        return "the adapter changes its bias, but the tree has no such leaf; add one of zeros"
     near = get_close_matches(places[0].leaf, tree.where, n=3, cutoff=0.5)
     near = near or list(tree.where)[:3]
     return f"no leaf for its {part}; the nearest are {', '.join(near) or 'none: the tree is empty'}"

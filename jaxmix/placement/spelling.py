@@ -39,14 +39,14 @@ class Spellings:
 
 
 def respelled(
-    table: Layout, site: str, where: Collection[str], spellings: Spellings
+    table: Layout, site: str, names: Collection[str], spellings: Spellings
 ) -> dict[Part, list[Place]]:
     """Returns the places of a site's weight and bias, under the leaves' own names.
 
     Args:
         table: The layout.
         site: The site's name.
-        where: The names of the leaves.
+        names: The names of the leaves.
         spellings: The same names, to look up spellings.
 
     Returns:
@@ -55,7 +55,7 @@ def respelled(
         being confused with its neighbour ``module``.
     """
     parts: dict[Part, list[Place]] = {part: table.places(site, part) for part in get_args(Part)}
-    if any(place.leaf in where for places in parts.values() for place in places):
+    if any(place.leaf in names for places in parts.values() for place in places):
         return parts
     others: dict[Part, list[Place]] = {
         part: [replace(p, leaf=leaf) for p in places for leaf in spellings.of(p.leaf)]

@@ -1,7 +1,8 @@
 """Stacks of layers: subtrees in which each leaf has an additional axis of layers.
 
 ``nnx.vmap``, ``nnx.scan``, ``eqx.filter_vmap`` and Linen's ``nn.scan`` make such a subtree from one
-block. Single leaves don't show it; a block's vectors (norms and biases) do, by having two axes.
+block. A matrix alone does not show this, but a block's vectors (norms and biases) do: they have
+two axes.
 """
 
 import re
@@ -54,35 +55,38 @@ def stacks(
         (Stack(root='layers', axis=0, size=3),)
     """
     found: dict[str, tuple[Stack, ...]] = {}
-    left = {name: tuple(range(len(shape))) for name, shape in shapes.items()}
-    _visit(0, dict(shapes), left, known, found)
+    free = {name: tuple(range(len(shape))) for name, shape in shapes.items()}
+    _visit(0, dict(shapes), free, known, found)
     return found
 
 
 def _visit(
     start: int,
     shapes: dict[str, Shape],
-    left: dict[str, tuple[int, ...]],
+    free: dict[str, tuple[int, ...]],
     known: Mapping[str, tuple[int, ...]],
     found: dict[str, tuple[Stack, ...]],
     depth: int = 0,
 ) -> None:
-    """Looks for a stack at a subtree and below it; `left` holds the axes that are still free.
+    """Looks for a stack at a subtree and below it, and writes it to ``found``.
 
-    The names of the subtree's leaves have everything before ``start`` in common.
+    ``free`` holds each leaf's axes that belong to no stack yet. The names of the subtree's leaves
+    have everything before ``start`` in common.
     """
     root = next(iter(shapes), "")[: max(0, start - 1)]
-    below = {name: tuple(shapes[name][axis] for axis in left[name]) for name in shapes}
-    at = next((at for at in (0, 1) if _is_stack(root, below, at, left, known)), None)
-    if at is not None:
+    below = {name: tuple(shapes[name][axis] for axis in free[name]) for name in shapes}
+    position = next(
+        (position for position in (0, 1) if _is_stack(root, below, position, free, known)), None
+    )
+    if position is not None:
         top = root or _top(shapes)
         for name in shapes:
-            axis = left[name][at]
+            axis = free[name][position]
             stack = Stack(top, axis, shapes[name][axis])
             found[name] = (*found.get(name, ()), stack)
-            left[name] = tuple(each for each in left[name] if each != axis)
+            free[name] = tuple(other for other in free[name] if other != axis)
         if len(found[next(iter(shapes))]) < 3:
-            _visit(start, shapes, left, known, found, depth)
+            _visit(start, shapes, free, known, found, depth)
         return
     if depth == _DEEPEST:
         return
@@ -91,11 +95,11 @@ def _visit(
         if (end := name.find(".", start)) >= 0:
             children.setdefault(name[start:end], {})[name] = shape
     for head, inside in children.items():
-        _visit(start + len(head) + 1, inside, left, known, found, depth + 1)
+        _visit(start + len(head) + 1, inside, free, known, found, depth + 1)
 
 
 def _top(names: Iterable[str]) -> str:
-    """The common parent of a stack's leaves, without a list of modules and the last module."""
+    """The common parent of a stack's leaves; for a list of modules, the parent of the list."""
     parts = [name.split(".")[:-2] for name in names]
     top: list[str] = []
     for level in zip(*parts, strict=False):
@@ -109,18 +113,18 @@ def _top(names: Iterable[str]) -> str:
 def _is_stack(
     root: str,
     shapes: Mapping[str, Shape],
-    at: int,
-    left: Mapping[str, tuple[int, ...]],
+    position: int,
+    free: Mapping[str, tuple[int, ...]],
     known: Mapping[str, tuple[int, ...]],
 ) -> bool:
-    """Whether all leaves of a subtree have the axis, of one size, besides their own axes."""
-    if not shapes or not all(len(shape) > at for shape in shapes.values()):
+    """Whether all leaves of a subtree have an additional axis of one size at a position."""
+    if not shapes or not all(len(shape) > position for shape in shapes.values()):
         return False
-    if len({shape[at] for shape in shapes.values()}) != 1:
+    if len({shape[position] for shape in shapes.values()}) != 1:
         return False
     known_shapes = {name: axes for name, axes in known.items() if name in shapes}
     if known_shapes:
-        return all(left[name][at] in axes for name, axes in known_shapes.items())
+        return all(free[name][position] in axes for name, axes in known_shapes.items())
     vectors = [name for name in shapes if _is_vector(name)]
     matrices = {name: shape for name, shape in shapes.items() if _last(name) in _WEIGHTS}
     matrices = {name: shape for name, shape in matrices.items() if name not in vectors}
@@ -128,7 +132,7 @@ def _is_stack(
         return False
     if vectors:
         fits = all(len(shapes[name]) > 1 for name in vectors)
-        return fits and bool(matrices) and not _is_of_heads(shapes, at)
+        return fits and bool(matrices) and not _is_of_heads(shapes, position)
     start = len(root) + 1 if root else 0
     is_list = any(name[start:].partition(".")[0].isdigit() for name in shapes)
     return (
@@ -139,12 +143,12 @@ def _is_stack(
     )
 
 
-def _is_of_heads(shapes: Mapping[str, Shape], at: int) -> bool:
+def _is_of_heads(shapes: Mapping[str, Shape], position: int) -> bool:
     """Whether this is a single layer whose bias has axes of heads: (D, N, H) and (N, H)."""
     if len(shapes) != 2:
         return False
     bias, kernel = sorted(shapes.values(), key=len)
-    return len(bias) > 1 and kernel[1:] == bias and bias != (kernel[at], kernel[-1])
+    return len(bias) > 1 and kernel[1:] == bias and bias != (kernel[position], kernel[-1])
 
 
 def _is_vector(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Name maps that list modules by both names, with ``{}`` for a number."""
+"""Tables of modules by their names on disk and in memory, with ``{}`` for a number."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,14 +12,14 @@ __all__ = ["Template", "Templates"]
 
 @dataclass(frozen=True)
 class Template:
-    """A module on disk, and the module in memory that it is, or those that its rows become.
+    """A module on disk and its name in memory, or the names of those that its rows become.
 
     Args:
         source: The module's name on disk, such as ``"double_blocks.{}.img_attn.qkv"``.
         targets: Its names in memory, with the same numbers.
         ratio: The proportions of the rows of several targets; empty if they are equal, zeros for a
             square q with k and v of another size.
-        has_swapped_halves: Whether the two halves of the rows are in the other order in memory.
+        has_swapped_halves: Whether the two halves of the rows are swapped in memory.
         is_tensor: Whether the names are those of a tensor, not of a module.
     """
 
@@ -33,7 +33,7 @@ class Template:
         """Returns where the module's tensor is in memory.
 
         Args:
-            numbers: What stands for ``{}``.
+            numbers: The numbers to insert for ``{}``.
             suffix: The tensor's name in the module, such as ``"weight"``.
         """
         numbers, count = list(numbers), len(self.targets)
@@ -52,13 +52,14 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """A table of templates, to look up names in both directions.
+    """A table of templates that looks up names in both directions.
 
     Args:
         rows: The templates.
-        prefixes: What may precede the names on disk, such as ``"model.diffusion_model."``.
+        prefixes: Optional prefixes of the names on disk, such as ``"model.diffusion_model."``.
         suffixes: ``{name of a tensor in a module on disk: its name in memory}`` where they differ.
-        components: What precedes the names in a pipeline, and stays there: ``"transformer."``.
+        components: Prefixes of a pipeline's components, which names keep, such as
+            ``"transformer."``.
 
     Example:
         >>> table = Templates((Template("block.{}.qkv", ("h.{}.q", "h.{}.k", "h.{}.v")),))
@@ -74,7 +75,7 @@ class Templates:
     components: tuple[str, ...] = ()
 
     def pieces(self, tensor: str) -> tuple[Piece, ...]:
-        """Returns where a tensor is in memory: under its own name if the table lacks it.
+        """Returns where a tensor is in memory: under the same name if the table lacks it.
 
         Args:
             tensor: The tensor's name on disk.
@@ -87,12 +88,12 @@ class Templates:
         prefix = next((p for p in self.prefixes if tensor.startswith(p)), "")
         name = tensor.removeprefix(prefix)
         for pattern, template in self._by_source.get(_skeleton(name), ()):
-            if template.is_tensor and (found := pattern.fullmatch(name)):
-                return (Piece(template.targets[0].format(*found.groups())),)
+            if template.is_tensor and (match := pattern.fullmatch(name)):
+                return (Piece(template.targets[0].format(*match.groups())),)
         module, _, suffix = name.rpartition(".")
         for pattern, template in self._by_source.get(_skeleton(module), ()):
-            if not template.is_tensor and (found := pattern.fullmatch(module)):
-                return template.pieces(found.groups(), dict(self.suffixes).get(suffix, suffix))
+            if not template.is_tensor and (match := pattern.fullmatch(module)):
+                return template.pieces(match.groups(), dict(self.suffixes).get(suffix, suffix))
         return (Piece(name),)
 
     def stored(self, module: str) -> Iterator[tuple[str, tuple[Piece, ...]]]:
@@ -119,8 +120,8 @@ class Templates:
         Args:
             name: The name, without a prefix or component.
         """
-        found = self._by_source.get(_skeleton(name), ())
-        return any(pattern.fullmatch(name) for pattern, _ in found)
+        rows = self._by_source.get(_skeleton(name), ())
+        return any(pattern.fullmatch(name) for pattern, _ in rows)
 
     def sources(self, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Returns the names on disk of modules in memory.
@@ -129,7 +130,7 @@ class Templates:
             modules: The modules' names in memory.
 
         Returns:
-            ``{name on disk: names in memory}`` of those whose targets are all there.
+            ``{name on disk: names in memory}`` of the modules on disk whose targets are all given.
         """
         known = set(modules)
         found: dict[str, tuple[str, ...]] = {}
@@ -143,18 +144,18 @@ class Templates:
 
     @cached_property
     def _by_source(self) -> Mapping[str, list[tuple[re.Pattern[str], Template]]]:
-        found: dict[str, list[tuple[re.Pattern[str], Template]]] = {}
+        match: dict[str, list[tuple[re.Pattern[str], Template]]] = {}
         for row in self.rows:
-            found.setdefault(_skeleton(row.source), []).append((_pattern(row.source), row))
-        return found
+            match.setdefault(_skeleton(row.source), []).append((_pattern(row.source), row))
+        return match
 
     @cached_property
     def _by_target(self) -> Mapping[str, list[tuple[re.Pattern[str], Template]]]:
-        found: dict[str, list[tuple[re.Pattern[str], Template]]] = {}
+        match: dict[str, list[tuple[re.Pattern[str], Template]]] = {}
         for row in self.rows:
             for target in row.targets:
-                found.setdefault(_skeleton(target), []).append((_pattern(target), row))
-        return found
+                match.setdefault(_skeleton(target), []).append((_pattern(target), row))
+        return match
 
 
 def _skeleton(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Sites at tied embeddings: refused, or changed once where both sides were trained as one."""
+"""Sites at tied embeddings: refused, or updated once if both sides were trained as one."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ __all__ = ["bias_alone", "is_same_chain", "tied_sites", "trained_as_one", "witho
 
 
 def tied_sites(
-    where: Collection[str], ties: Ties, chains: Mapping[str, Chain], table: Layout
+    names: Collection[str], ties: Ties, chains: Mapping[str, Chain], table: Layout
 ) -> Iterator[str]:
     """Describes the sites whose weight is tied to another.
 
@@ -25,8 +25,8 @@ def tied_sites(
     same leaf, or a leaf for the head that the tree lacks.
 
     Args:
-        where: The dotted names of all leaves of the tree.
-        ties: What these names say about ties.
+        names: The dotted names of all leaves of the tree.
+        ties: What these names show about ties.
         chains: ``{site: ((strength, update), …)}``.
         table: The layout.
 
@@ -37,10 +37,10 @@ def tied_sites(
     missing: list[str] = []
     for head in () if table.by_name else HEADS:
         places = table.places(head, "weight")
-        heads.update({place.leaf: head for place in places if place.leaf in where})
-        # A rule that matches every name says nothing about a head.
+        heads.update({place.leaf: head for place in places if place.leaf in names})
+        # A rule that matches every name does not show that there is a head.
         is_known = len(places) > len(table.places("-", "weight"))
-        if is_known and not any(place.leaf in where for place in places):
+        if is_known and not any(place.leaf in names for place in places):
             missing.append(head)
     for site, chain in chains.items():
         if not any(update.has_weight and not update.keeps_tie for _, update in chain):
@@ -57,7 +57,7 @@ def tied_sites(
                     "PEFT's forward changes one side only: give the head a leaf and a rule of its "
                     "own, or none"
                 )
-            elif missing and not heads and is_embedding(site) and place.leaf in where:
+            elif missing and not heads and is_embedding(site) and place.leaf in names:
                 yield (
                     f"{site}: the layout {table.name!r} has a leaf for {missing[0]}, but the tree "
                     "has none, so that the embedding is the head too (tied). PEFT's forward "
@@ -85,11 +85,11 @@ def trained_as_one(
     Args:
         chains: ``{site: ((strength, update), …)}``.
         names: The dotted names of all leaves of the tree.
-        ties: What these names say about ties.
+        ties: What these names show about ties.
 
     Returns:
-        The sites that were trained as one, and those of them that have no leaf of their own. Both
-        are empty if the updates differ or their numbers are traced.
+        The sites that were trained as one, and those among them without a leaf of their own. Both
+        are empty if the updates differ or are traced.
     """
     weights = {name.removeprefix("params.").rpartition(".")[0] for name in names}
     sites = [

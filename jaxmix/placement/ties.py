@@ -2,7 +2,7 @@
 
 PEFT's forward changes only the side that is looked up, its merge changes both. With one leaf for
 both sides, no weights compute PEFT's forward, so such a tree must be untied first. A tree does not
-say that it is tied: it merely lacks a head. Its leaves' names show whether it should have one.
+state that it is tied; it merely lacks a head. Its leaves' names show whether it should have one.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,8 +27,8 @@ _OTHER_HEADS = (
     *("decoder", "head", "head.decoder", "lm_head.out_proj", "output_projection"),
     *("model.decoder.output_projection", "pred_layer.proj", "text_model.lm_head"),
 )
-# What a file holds of a tied head: its bias, or the layers before it; and the head's name.
-_LEFT = {
+# What a file holds of a tied head (its bias, or the layers before it), and the head's name.
+_TRACES = {
     "cls.predictions.": "cls.predictions.decoder",
     "predictions.": "predictions.decoder",
     "lm_head.": "lm_head.decoder",
@@ -39,13 +39,13 @@ _LEFT = {
     "lm_loss.": "lm_loss",
     "final_logits_bias": "lm_head",
 }
-# First names that belong to parts of a model, and are not a prefix of all of it.
+# First parts of names that belong to a part of a model and are not a prefix of all its names.
 _PARTS = ("encoder", "decoder", "embeddings")
 
 
 @dataclass(frozen=True)
 class Ties:
-    """The names of a tree's leaves, prepared for questions about tied embeddings.
+    """The names of a tree's leaves, prepared to detect tied embeddings.
 
     Args:
         names: The leaves' names without what wrappers add.
@@ -71,7 +71,7 @@ class Ties:
         return cls(short, weights)
 
     def problem(self, site: str) -> str | None:
-        """Describes why a site's weight is also another's: the head's, or the embedding's.
+        """Describes why a site shares its weight with the head or the embedding.
 
         Args:
             site: The PyTorch name of a module whose weight is to change.
@@ -96,13 +96,13 @@ class Ties:
             return None
         shares = _last(site) == "embed_tokens" and _last(embedding) == "shared"
         if shares or (site in HEADS and site == _missing_head(embedding, weights, self.names)):
-            how = _how_to_untie(site, embedding, weights[embedding])
-            return f"{site} is tied to {embedding}. {how}"
+            advice = _how_to_untie(site, embedding, weights[embedding])
+            return f"{site} is tied to {embedding}. {advice}"
         return None
 
 
 def tied_problem(site: str, names: Collection[str]) -> str | None:
-    """Describes why a site's weight is also another's; `Ties.problem` for a single site.
+    """Describes why a site shares its weight with another; `Ties.problem` for a single site.
 
     Args:
         site: The PyTorch name of a module whose weight is to change.
@@ -148,14 +148,14 @@ def _missing_head(embedding: str, weights: Mapping[str, str], names: Collection[
     """Returns the head that the model of an embedding lacks; None if it has or needs none."""
     if any(head in weights for head in (*HEADS, *_OTHER_HEADS)):
         return None
-    for rest, head in _LEFT.items():
-        if any(name.startswith(rest) for name in names):
+    for start, head in _TRACES.items():
+        if any(name.startswith(start) for name in names):
             return head
     return _head_by_prefix(embedding, names)
 
 
 def _head_by_prefix(embedding: str, names: Collection[str]) -> str | None:
-    """Returns the head of a decoder whose file holds nothing of it.
+    """Returns the head of a decoder whose file has no trace of the head.
 
     All leaves are then below one prefix (``model.``, ``transformer.``). A model without it has no
     head, and one with other leaves next to it (``score``) has another head. An encoder

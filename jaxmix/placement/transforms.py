@@ -55,42 +55,42 @@ class Transform:
         """
         if (hit := self._search(name)) is None:
             return None
-        number, found, outer, inner = hit
+        number, match, outer, inner = hit
         target = self.targets[number if self.kind == "group" else 0]
-        return number, outer + inner.replace(found[0], self._filled(target, number, found), 1)
+        return number, outer + inner.replace(match[0], self._filled(target, number, match), 1)
 
     def pieces(self, name: str) -> tuple[Piece, ...]:
-        """Returns what a conversion makes of a tensor; nothing if it does not match its name.
+        """Returns what a conversion makes of a tensor; empty if it does not match the name.
 
         Args:
             name: A tensor's name.
         """
         if (hit := self._search(name)) is None:
             return ()
-        number, found, outer, inner = hit
+        number, match, outer, inner = hit
         targets = [
-            outer + inner.replace(found[0], self._filled(target, number, found), 1)
+            outer + inner.replace(match[0], self._filled(target, number, match), 1)
             for target in self.targets
         ]
-        numbers = {f"e{number}"} & found.groupdict().keys()
-        expert = int(found[f"e{number}"] or -1) if numbers else -1
+        numbers = {f"e{number}"} & match.groupdict().keys()
+        expert = int(match[f"e{number}"] or -1) if numbers else -1
         names, source = [name for name, _ in self.operations], (number, len(self.sources))
-        settings = [dict(each) for _, each in self.operations]
+        settings = [dict(options) for _, options in self.operations]
         count, axis = len(targets), settings[-1].get("dim", 0)
         match names:
             case ["Chunk"]:
                 return tuple(
-                    Piece(t, own=Region(-1, i, count, axis)) for i, t in enumerate(targets)
+                    Piece(t, disk_region=Region(-1, i, count, axis)) for i, t in enumerate(targets)
                 )
             case ["Split"]:
                 sizes = settings[0].get("sizes") or (0,) * count
                 return tuple(
-                    Piece(t, own=Region(-1, i, count, axis, sizes=sizes))
+                    Piece(t, disk_region=Region(-1, i, count, axis, sizes=sizes))
                     for i, t in enumerate(targets)
                 )
             case ["Interleave", "Chunk"] if count == 2 and not settings[0]["inverse"]:
                 return tuple(
-                    Piece(t, own=Region(-1, i, count, axis, alternates=True))
+                    Piece(t, disk_region=Region(-1, i, count, axis, alternates=True))
                     for i, t in enumerate(targets)
                 )
             case ["Interleave"] if count == 1:
@@ -102,25 +102,25 @@ class Transform:
                 return tuple(
                     Piece(
                         target,
-                        own=Region(-1, i, count, settings[0].get("dim", 0)),
+                        disk_region=Region(-1, i, count, settings[0].get("dim", 0)),
                         heads=heads if any(name in target for name in permuted) else 0,
                     )
                     for i, target in enumerate(targets)
                 )
             case ["MergeModulelist"] if len(targets) == 1:
-                return (Piece(targets[0], of=Region(expert)),)
+                return (Piece(targets[0], memory_region=Region(expert)),)
             case ["MergeModulelist", "Concatenate"] if len(targets) == 1:
-                return (Piece(targets[0], of=Region(expert, *source, axis=axis - 1)),)
+                return (Piece(targets[0], memory_region=Region(expert, *source, axis=axis - 1)),)
             case ["Concatenate"] if len(targets) == 1:
-                shards = (expert, 0) if expert >= 0 else source  # 0: as many as there are
-                return (Piece(targets[0], of=Region(-1, *shards, axis=axis)),)
+                shards = (expert, 0) if expert >= 0 else source  # 0: counted by `_counted`
+                return (Piece(targets[0], memory_region=Region(-1, *shards, axis=axis)),)
             case ["ErnieFuseAndSplitTextVisionExperts"]:
-                # Which target holds an expert depends on how many there are: `_distributed`.
-                return tuple(Piece(t, of=Region(expert, *source)) for t in targets)
+                # The target of an expert depends on the number of experts: `_distributed`.
+                return tuple(Piece(t, memory_region=Region(expert, *source)) for t in targets)
             case ["Transpose"] if len(targets) == 1:
                 if not settings[0].get("check_dims"):
                     return (Piece(targets[0], is_transposed=True),)
-                return (Piece(targets[0]),)  # either order is on disk: shapes tell which
+                return (Piece(targets[0]),)  # the order on disk varies, and shapes show it
             case _:
                 problem = " and ".join(names)
                 if "PermuteForRope" in names and not settings[-1].get("heads"):
@@ -137,16 +137,16 @@ class Transform:
             if outer is None:
                 return None
             inner = name.removeprefix(outer)
-        found = self._pattern.search(inner)
-        if found is None:
+        match = self._pattern.search(inner)
+        if match is None:
             return None
-        number = next(i for i in range(len(self.sources)) if found[f"g{i}"] is not None)
-        return number, found, outer, inner
+        number = next(i for i in range(len(self.sources)) if match[f"g{i}"] is not None)
+        return number, match, outer, inner
 
-    def _filled(self, target: str, number: int, found: re.Match[str]) -> str:
+    def _filled(self, target: str, number: int, match: re.Match[str]) -> str:
         """A target with the groups of its source."""
         first = self._pattern.groupindex[f"g{number}"]
-        return re.sub(r"\\(\d)", lambda m: found[first + int(m[1])] or "", target)
+        return re.sub(r"\\(\d)", lambda m: match[first + int(m[1])] or "", target)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -190,29 +190,29 @@ def loaded_pieces(
     for name in sorted(names):
         inner = name
         for i, transform in enumerate(transforms):
-            if transform.kind == "convert" or (found := transform.match(inner)) is None:
+            if transform.kind == "convert" or (hit := transform.match(inner)) is None:
                 continue
-            if transform.kind == "group" and found[0] == 0:
+            if transform.kind == "group" and hit[0] == 0:
                 active.add(i)
             if transform.kind != "group" or i in active:
-                inner = found[1]
+                inner = hit[1]
         converted = (t.pieces(inner) for t in transforms if t.kind == "convert")
         loaded[name] = next(filter(None, converted), (Piece(inner),))
     return _counted(_distributed(loaded, count_experts))
 
 
 def _counted(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
-    """Counts the shards of which a tensor is made."""
-    shards = [p for pieces in loaded.values() for p in pieces if p.of.parts == 0]
+    """Fills in the number of shards that are joined into a tensor."""
+    shards = [p for pieces in loaded.values() for p in pieces if p.memory_region.parts == 0]
     counts = Counter(piece.name for piece in shards)
 
     def counted(piece: Piece) -> Piece:
-        if piece.of.parts:
+        if piece.memory_region.parts:
             return piece
         count = counts[piece.name]
-        if count <= piece.of.part:
+        if count <= piece.memory_region.part:
             return replace(piece, problem="Concatenate, with other shards that are absent")
-        return replace(piece, of=replace(piece.of, parts=count))
+        return replace(piece, memory_region=replace(piece.memory_region, parts=count))
 
     return {name: tuple(map(counted, pieces)) for name, pieces in loaded.items()}
 
@@ -220,23 +220,23 @@ def _counted(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, 
 def _distributed(
     loaded: Mapping[str, tuple[Piece, ...]], count_experts: Callable[[str], int] | None
 ) -> dict[str, tuple[Piece, ...]]:
-    """Gives each expert of ERNIE's to one of the two stacks between which they are divided."""
-    shared = [p for p in loaded.values() if len(p) == 2 and p[0].of.expert >= 0]
+    """Assigns each of ERNIE's experts to one of the two stacks that share them."""
+    shared = [p for p in loaded.values() if len(p) == 2 and p[0].memory_region.expert >= 0]
     counts: dict[tuple[str, ...], int] = {}
     for pieces in shared:
         names = tuple(piece.name for piece in pieces)
-        counts[names] = max(counts.get(names, 0), pieces[0].of.expert + 1)
+        counts[names] = max(counts.get(names, 0), pieces[0].memory_region.expert + 1)
 
-    def own(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    def assigned(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
         count = counts.get(tuple(piece.name for piece in pieces))
         if count is None:
             return pieces
-        at, size = pieces[0].of, -(-count // 2)
+        region, size = pieces[0].memory_region, -(-count // 2)
         if count_experts is not None:
             size = count_experts(pieces[0].name)
-        if size == 0 or at.expert // size > 1:
+        if size == 0 or region.expert // size > 1:
             return ()
-        region = Region(at.expert % size, at.part, at.parts)
-        return (Piece(pieces[at.expert // size].name, of=region),)
+        in_stack = Region(region.expert % size, region.part, region.parts)
+        return (Piece(pieces[region.expert // size].name, memory_region=in_stack),)
 
-    return {name: own(pieces) for name, pieces in loaded.items()}
+    return {name: assigned(pieces) for name, pieces in loaded.items()}

@@ -25,15 +25,15 @@ class Tree:
     Args:
         leaves: Its leaves, in JAX's order.
         treedef: Its structure.
-        where: ``{dotted name: number of the leaf}``.
-        twice: The names that more than one leaf has.
+        where: ``{dotted name: position of the leaf in `leaves`}``.
+        repeated: The names that several leaves have.
         root: The tree itself, for the classes of its modules.
     """
 
     leaves: list[Any]
     treedef: Any
     where: dict[str, int]
-    twice: frozenset[str]
+    repeated: frozenset[str]
     root: Any = None
 
     @classmethod
@@ -49,9 +49,9 @@ class Tree:
         check_tree(params)
         paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
         names = leaf_names([path for path, _ in paths])
-        twice = frozenset(name for name, count in Counter(names).items() if count > 1)
+        repeated = frozenset(name for name, count in Counter(names).items() if count > 1)
         where = {name: i for i, name in enumerate(names)}
-        return cls([leaf for _, leaf in paths], treedef, where, twice, params)
+        return cls([leaf for _, leaf in paths], treedef, where, repeated, params)
 
     def leaf(self, place: Place) -> Any:
         """Returns the leaf of a place."""
@@ -63,7 +63,7 @@ class Tree:
 
     @cached_property
     def ties(self) -> Ties:
-        """What the leaves' names say about a tied embedding."""
+        """What the leaves' names show about tied embeddings."""
         return Ties.of(self.where)
 
     @cached_property

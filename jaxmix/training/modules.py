@@ -136,7 +136,7 @@ def is_head(site: str) -> bool:
 def target(
     tree: Tree, table: Layout, site: str, roles: Mapping[str, Role] | None = None
 ) -> Target | None:
-    """Returns the module of a name, or None if the tree has no weight for it.
+    """Returns the module with a name, or None if the tree has no weight for it.
 
     Args:
         tree: The params.
@@ -147,7 +147,7 @@ def target(
     Returns:
         The module; its `Target.layer` shows whether it can be adapted.
     """
-    place = next(_there(tree, table, site, "weight"), None)
+    place = next(_existing_places(tree, table, site, "weight"), None)
     if place is None:
         return None
     leaf = tree.leaf(place)
@@ -158,9 +158,9 @@ def target(
     shape = place.shape(shape) if len(shape) > 1 or place.axes is None else shape
     role = (roles or {}).get(place.leaf) if table.by_name else None
     layer, shape = _layer(tree, table, site, place, shape, role)
-    bias = next(_there(tree, table, site, "bias"), None)
-    found = None if bias is None else (tree.leaf(bias), bias)
-    return Target(site, layer, shape, arithmetic(_float(leaf.dtype)), leaf, place, found)
+    bias = next(_existing_places(tree, table, site, "bias"), None)
+    bias_leaf = None if bias is None else (tree.leaf(bias), bias)
+    return Target(site, layer, shape, arithmetic(_float(leaf.dtype)), leaf, place, bias_leaf)
 
 
 def _float(dtype: Any) -> Any:
@@ -168,10 +168,10 @@ def _float(dtype: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(np.dtype(dtype))
 
 
-def _there(tree: Tree, table: Layout, site: str, part: Any) -> Iterator[Place]:
+def _existing_places(tree: Tree, table: Layout, site: str, part: Any) -> Iterator[Place]:
     """Yields the places of a site's leaf that exist in the tree."""
     for place in table.places(site, part):
-        if place.leaf in tree.where and place.leaf not in tree.twice:
+        if place.leaf in tree.where and place.leaf not in tree.repeated:
             yield place
 
 

@@ -9,9 +9,9 @@ from jaxmix.errors import LayoutError, listing
 from jaxmix.placement.choosing import library
 from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import NAMES, Layout
-from jaxmix.placement.own import own_layout
 from jaxmix.placement.roles import Role, Roles
 from jaxmix.placement.tree import Tree
+from jaxmix.placement.tree_layout import own_layout
 from jaxmix.training.modules import Target, is_head, modules_of, target
 
 __all__ = ["Survey", "survey"]
@@ -41,38 +41,38 @@ class Survey:
         """Returns a module by its name, or None if it has no weight."""
         return target(self.tree, self.table, module, self.roles)
 
-    def is_linear(self, found: Target) -> bool:
+    def is_linear(self, module: Target) -> bool:
         """Whether PEFT's ``all-linear`` targets a module, unless it is a head."""
-        if found.layer not in ("linear", "conv1d"):
+        if module.layer not in ("linear", "conv1d"):
             return False
-        return not self.table.by_name or self.roles[found.place.leaf].kind == "linear"
+        return not self.table.by_name or self.roles[module.place.leaf].kind == "linear"
 
-    def is_head(self, found: Target) -> bool:
-        """Whether a linear layer is the head of a language model, by its name or its size.
+    def is_head(self, module: Target) -> bool:
+        """Whether a linear layer is the head of a language model, by its name or its shape.
 
-        The size of a head maps the width of an embedding to the size of its vocabulary.
+        A head has the shape of an embedding: it maps the embedding's width to its vocabulary.
         """
-        if is_head(found.site):
+        if is_head(module.site):
             return True
-        is_inner = any(part.isdigit() for part in found.site.split("."))
-        last = found.site.rpartition(".")[2].lower()
-        if is_inner or found.shape not in self._tables or not _HEAD.search(last):
+        is_inner = any(part.isdigit() for part in module.site.split("."))
+        last = module.site.rpartition(".")[2].lower()
+        if is_inner or module.shape not in self._tables or not _HEAD.search(last):
             return False
-        return found.layer == "linear"
+        return module.layer == "linear"
 
     @cached_property
     def _tables(self) -> set[tuple[int, ...]]:
         """The shapes of the tree's embeddings."""
         return {role.shape for role in self.roles.values() if role.kind == "embedding"}
 
-    def unclear(self, found: Mapping[str, Target]) -> dict[str, Role]:
-        """Returns the weights, by site, that may be linear layers but can't be determined.
+    def unclear(self, modules: Mapping[str, Target]) -> dict[str, Role]:
+        """Returns the weights, by site, that may be linear layers but can't be classified.
 
         Args:
-            found: The modules of the tree.
+            modules: The modules of the tree.
         """
         unknown = ("unclear", "parameter")
-        held = {each.place.leaf for each in found.values() if each.layer not in unknown}
+        held = {module.place.leaf for module in modules.values() if module.layer not in unknown}
         kinds = ("unclear",) if self.table.by_name else ("unclear", "linear")
         return {
             role.site: role
@@ -83,10 +83,10 @@ class Survey:
     def disagreement(self, sites: Mapping[str, Target]) -> LayoutError | None:
         """Returns the error for sites that another fitting layout reads differently, or None."""
         for rival in self.rivals:
-            for site, each in sites.items():
+            for site, module in sites.items():
                 other = target(self.tree, rival, site)
-                shape = tuple(each.leaf.shape)
-                if other is None or not each.place.same(other.place, shape):
+                shape = tuple(module.leaf.shape)
+                if other is None or not module.place.same(other.place, shape):
                     names = [self.table.name, *(layout.name for layout in self.rivals)]
                     choices = " or ".join(f"layout={name!r}" for name in names)
                     return LayoutError(
@@ -105,15 +105,15 @@ def survey(tree: Tree, layout: Layout | None) -> Survey:
         layout: The layout; None to look for one that fits.
 
     Returns:
-        The modules. Without a layout, that of a model library is used if the leaves have its names,
-        otherwise the tree's own.
+        The modules. Without a layout, that of a model library is used if the leaves have its names;
+        otherwise modules have the tree's own names.
     """
     roles = Roles(tree)
     rivals: tuple[Layout, ...] = ()
     if layout is None:
-        found = library(roles.shapes)
-        layout, *rest = found or (own_layout(roles) or NAMES,)
-        rivals = tuple(rest)
+        fitting = library(roles.shapes)
+        layout, *others = fitting or (own_layout(roles) or NAMES,)
+        rivals = tuple(others)
     if not layout.by_name:
         modules = {site: site for site in sites_of(layout, roles.shapes)}
         return Survey(tree, layout, _with_parents(modules), roles.by_leaf, rivals)

@@ -229,7 +229,17 @@ PLACEMENT = (
         "params",
     ),
     *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
-    *("fused", "cutting", "joining", "naming", "tied", "roles", "own", "choosing", "reading"),
+    *(
+        "fused",
+        "cutting",
+        "joining",
+        "naming",
+        "tied",
+        "roles",
+        "tree_layout",
+        "choosing",
+        "reading",
+    ),
     "resolving",
 )
 

@@ -178,8 +178,7 @@ def refused(params: Any, adapter: jaxmix.Adapter, names: str) -> str:
 
 
 HEAD = (
-    "adapter '{}': sites that can't be brought to the names of the weights, which are those of "
-    "{}:\n  {}: "
+    "adapter '{}': sites that can't be mapped to the weights, which have the names of {}:\n  {}: "
 )
 
 
@@ -195,7 +194,7 @@ def test_a_part_that_is_missing() -> None:
     """Experts without one of the two matrices of a stack."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if not name.endswith("w3.weight")}
     text = refused(tree, of_parameters(), "mixtral")
-    assert f"only 1 of the 2 weights that make up {FUSED}.gate_up_proj are there" in text
+    assert f"only 1 of the 2 weights that make up {FUSED}.gate_up_proj are present" in text
 
 
 def test_two_sites_of_one_module() -> None:
@@ -206,8 +205,8 @@ def test_two_sites_of_one_module() -> None:
     assert text == (
         "adapter 'adapter': sites that match the weights' modules in several ways:\n"
         "  blocks.0.attn1.to_q: blocks.0.self_attn.q and blocks.0.attn1.to_q\n"
-        "The names in memory are those of the name map wan. Give the adapter's sites the names of "
-        "the weights, or switch the map off: names=''."
+        "The names in memory are those of the name map wan. Rename the adapter's sites to those "
+        "of the weights, or disable the map: names=''."
     )
 
 

@@ -33,8 +33,7 @@ from ..families.table import SAMPLES
 BLOCK, K = Module("linear", (12, 8), True), Module("linear", (4, 8), True)
 QKV = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
 HEAD = (
-    "adapter '{}': sites that can't be brought to the names of the weights, which are those of "
-    "{}:\n  {}: "
+    "adapter '{}': sites that can't be mapped to the weights, which have the names of {}:\n  {}: "
 )
 
 
@@ -146,7 +145,7 @@ def test_a_whole_leaf_beside_an_update_of_a_part() -> None:
 
 
 def test_donated_and_rounded_once() -> None:
-    """Buffers that are given up, and a dtype in which each step would round."""
+    """Buffers that are donated, and a dtype in which each step would round."""
     fused_tree, split_tree = trees()
     adapters, _ = in_row(whole_update("BOFT of outputs"))
     halves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in split_tree.items()}
@@ -244,8 +243,8 @@ def test_experts_are_not_joined() -> None:
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(tree, adapter, names="mixtral")
     assert str(caught.value).endswith(
-        "so it can't be applied to them separately. Apply it to a model under the names of the "
-        "adapter"
+        "so it can't be applied to them separately. Apply it to a model that has the adapter's "
+        "names"
     )
 
 
@@ -257,7 +256,7 @@ def test_unmerged_updates_of_the_whole_weight() -> None:
         jaxmix.attach(split, adapter, names="flux")
     assert str(caught.value) == HEAD.format("adapter", "flux", FUSED_QKV) + (
         f"its KaSA mixes numbers of several weights, of which {QKV[0]} is one, so it can't be "
-        "applied to them separately. Apply it to a model under the names of the adapter, or merge "
+        "applied to them separately. Apply it to a model that has the adapter's names, or merge "
         "it with jaxmix.compose, which joins these weights"
     )
     part = PartOf(whole_update("KaSA"), ("q", "k"), ((0, 1, 1), (1, 2, 1)), 1)

@@ -88,7 +88,7 @@ def test_what_can_not_be_joined(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         jaxmix.export_peft(jaxmix.Adapter(sites), tmp_path / "out", names="mixtral")
     assert str(caught.value) == (
-        "updates that can't be joined or split as mixtral is in memory:\n"
+        "updates that can't be joined or split as the weights of mixtral are in memory:\n"
         f"  {APART}.0.w1: LoRA, for {FUSED}.gate_up_proj in memory\n"
         f"  {APART}.0.w3: LoHa, for {FUSED}.gate_up_proj in memory\n"
         "Plain LoRAs can: jaxmix.to_lora makes one of any mix."

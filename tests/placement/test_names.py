@@ -102,14 +102,14 @@ def test_a_leaf_of_the_very_name_comes_first():
     out = jaxmix.compose(params, lora("h.module.q"))
     assert out["h.q.weight"] is zeros and np.array_equal(out["h.module.q.weight"], np.ones((2, 3)))
     params = {"h.module.weight": zeros, "h.bias": np.zeros(2, np.float32)}
-    with pytest.raises(LayoutError, match="changes its bias, but the tree has none there"):
+    with pytest.raises(LayoutError, match="changes its bias, but the tree has no such leaf"):
         jaxmix.compose(params, jaxmix.Adapter({"h.module": Replace(None, np.ones(2))}, name="a"))
 
 
 def test_leaves_that_wrappers_alone_tell_apart():
     """Leaves that differ only in wrapper names are ambiguous."""
     params = {f"{name}.h.q.weight": np.zeros((2, 3)) for name in ("_orig_mod", "module")}
-    text = "h.q: more than one leaf is its weight: _orig_mod.h.q.weight, module.h.q.weight"
+    text = "h.q: several leaves match its weight: _orig_mod.h.q.weight, module.h.q.weight"
     with pytest.raises(LayoutError, match=text):
         jaxmix.compose(params, lora("h.q"))
 

@@ -97,9 +97,9 @@ def test_nothing_tells() -> None:
     assert str(caught.value) == (
         "weights whose orientation is unknown:\n  a: a.weight (6, 6)\n  c: c.weight (6, 6)\n"
         "PyTorch stores them as (out, in) if they are torch.nn.Linear, as (in, out) if they are "
-        "transformers' Conv1D, and neither config.json, shapes nor biases tell which. The "
-        "adapter's fan_in_fan_out = true holds for the last layer that PEFT wrapped, and need not "
-        "for others. Say which modules are Conv1D by a regular expression, '' for none: "
+        "transformers' Conv1D; config.json, the shapes and the biases do not show which. The "
+        "adapter's fan_in_fan_out = true is that of the last layer that PEFT wrapped, and may be "
+        "wrong for others. State which modules are Conv1D by a regular expression, '' for none: "
         r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj'), or --conv1d."
     )
 

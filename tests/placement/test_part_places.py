@@ -66,12 +66,12 @@ def test_places(leaf: np.ndarray, at: Region, more: dict[str, int], expected: np
         (
             WHOLE,
             {"heads": 5},
-            "w has 24 rows there, which are not those of 5 heads with two halves",
+            "w has 24 rows, which can't be divided into 5 heads with two halves",
         ),
         (
             WHOLE,
             {"heads": 3, "is_transposed": True},
-            "w is transposed, and its rows have another order",
+            "w is transposed and its rows are reordered: unsupported",
         ),
     ],
 )
@@ -91,25 +91,31 @@ def test_memory_shape() -> None:
 LEAVES = {"a": LEAF, "b": LEAF + 100, "experts": STACK, "conv": LEAF.reshape(24, 1, 3)}
 ASSEMBLED: tuple[tuple[dict[str, Piece], np.ndarray], ...] = (
     ({"a": Piece("w", heads=3)}, HALVES),
-    ({"a": Piece("w", own=Region(part=1, parts=2, alternates=True))}, LEAF[1::2]),
+    ({"a": Piece("w", disk_region=Region(part=1, parts=2, alternates=True))}, LEAF[1::2]),
     (
-        {"a": Piece("w", of=Region(part=0, parts=2)), "b": Piece("w", of=Region(part=1, parts=2))},
+        {
+            "a": Piece("w", memory_region=Region(part=0, parts=2)),
+            "b": Piece("w", memory_region=Region(part=1, parts=2)),
+        },
         np.concatenate([LEAF, LEAF + 100]),
     ),
     (
         {
-            "conv": Piece("w", of=Region(part=0, parts=1)),
+            "conv": Piece("w", memory_region=Region(part=0, parts=1)),
         },
         LEAF.reshape(24, 1, 3),
     ),
     (
         {
-            "experts": Piece("w", of=Region(part=0, parts=2, axis=1)),
-            "more": Piece("w", of=Region(part=1, parts=2, axis=1)),
+            "experts": Piece("w", memory_region=Region(part=0, parts=2, axis=1)),
+            "more": Piece("w", memory_region=Region(part=1, parts=2, axis=1)),
         },
         np.concatenate([STACK, STACK], 1),
     ),
-    ({"a": Piece("w", of=Region(0)), "b": Piece("w", of=Region(1))}, np.stack([LEAF, LEAF + 100])),
+    (
+        {"a": Piece("w", memory_region=Region(0)), "b": Piece("w", memory_region=Region(1))},
+        np.stack([LEAF, LEAF + 100]),
+    ),
     ({"a": Piece("w", is_transposed=True)}, LEAF.T),
 )
 
@@ -126,7 +132,7 @@ def test_assembled(pieces: dict[str, Piece], expected: np.ndarray) -> None:
 
 def test_a_leaf_that_can_not_be_assembled() -> None:
     """The error names the tensor."""
-    holding = Holding("a", Piece("w", own=Region(part=1, parts=5)))
+    holding = Holding("a", Piece("w", disk_region=Region(part=1, parts=5)))
     with pytest.raises(LayoutError, match=r"^w: a \(24, 3\) can't be split into 5 equal parts\.$"):
         assembled([holding], LEAVES.__getitem__)
 

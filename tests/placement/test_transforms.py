@@ -68,22 +68,25 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
     "chunk": (
         convert(["qkv"], ["q", "k"], ("Chunk", {"dim": 0})),
         "qkv.bias",
-        (Piece("q.bias", own=Region(-1, 0, 2)), Piece("k.bias", own=Region(-1, 1, 2))),
+        (
+            Piece("q.bias", disk_region=Region(-1, 0, 2)),
+            Piece("k.bias", disk_region=Region(-1, 1, 2)),
+        ),
     ),
     "split": (
         convert(["qk"], ["q", "k"], ("Split", {"dim": 0, "sizes": (5, 3)})),
         "qk",
         (
-            Piece("q", own=Region(-1, 0, 2, sizes=(5, 3))),
-            Piece("k", own=Region(-1, 1, 2, sizes=(5, 3))),
+            Piece("q", disk_region=Region(-1, 0, 2, sizes=(5, 3))),
+            Piece("k", disk_region=Region(-1, 1, 2, sizes=(5, 3))),
         ),
     ),
     "split without sizes": (
         convert(["qk"], ["q", "k"], ("Split", {"dim": 0})),
         "qk",
         (
-            Piece("q", own=Region(-1, 0, 2, sizes=(0, 0))),
-            Piece("k", own=Region(-1, 1, 2, sizes=(0, 0))),
+            Piece("q", disk_region=Region(-1, 0, 2, sizes=(0, 0))),
+            Piece("k", disk_region=Region(-1, 1, 2, sizes=(0, 0))),
         ),
     ),
     "interleave": (
@@ -97,8 +100,8 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
         ),
         "w13",
         (
-            Piece("g", own=Region(-1, 0, 2, 1, alternates=True)),
-            Piece("u", own=Region(-1, 1, 2, 1, alternates=True)),
+            Piece("g", disk_region=Region(-1, 0, 2, 1, alternates=True)),
+            Piece("u", disk_region=Region(-1, 1, 2, 1, alternates=True)),
         ),
     ),
     "rope": (
@@ -109,7 +112,10 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
     "chunk and rope": (
         convert(["qv"], ["q", "v"], ("Chunk", {"dim": 0}), ("PermuteForRope", ROPE)),
         "qv",
-        (Piece("q", own=Region(-1, 0, 2), heads=4), Piece("v", own=Region(-1, 1, 2))),
+        (
+            Piece("q", disk_region=Region(-1, 0, 2), heads=4),
+            Piece("v", disk_region=Region(-1, 1, 2)),
+        ),
     ),
     "rope of an unknown number of heads": (
         convert(["wq"], ["q"], ("PermuteForRope", {"inverse": False})),
@@ -125,12 +131,12 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
     "concatenate": (
         convert(["q_conv.", "k_conv."], ["conv."], ("Concatenate", {"dim": 0})),
         "k_conv.weight",
-        (Piece("conv.weight", of=Region(-1, 1, 2)),),
+        (Piece("conv.weight", memory_region=Region(-1, 1, 2)),),
     ),
     "concatenate stacks": (
         convert(["gate", "up"], ["gate_up"], ("Concatenate", {"dim": 1})),
         "up",
-        (Piece("gate_up", of=Region(-1, 1, 2, 1)),),
+        (Piece("gate_up", memory_region=Region(-1, 1, 2, 1)),),
     ),
     "experts": (
         convert(
@@ -140,7 +146,7 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
             ("Concatenate", {"dim": 1}),
         ),
         "e.7.up",
-        (Piece("e.gate_up", of=Region(7, 1, 2)),),
+        (Piece("e.gate_up", memory_region=Region(7, 1, 2)),),
     ),
 }
 
@@ -155,7 +161,7 @@ def test_shards_are_counted() -> None:
     """A tensor may consist of any number of leaves; an absent one is a problem."""
     transform = convert(["shard_*.w"], ["all.w"], ("Concatenate", {"dim": 0}))
     found = loaded_pieces(["shard_0.w", "shard_1.w"], [transform])
-    assert found["shard_1.w"] == (Piece("all.w", of=Region(-1, 1, 2)),)
+    assert found["shard_1.w"] == (Piece("all.w", memory_region=Region(-1, 1, 2)),)
     (piece,) = loaded_pieces(["shard_1.w"], [transform])["shard_1.w"]
     assert piece.problem == "Concatenate, with other shards that are absent"
 

@@ -64,7 +64,7 @@ def test_several_that_differ() -> None:
         "several layouts fit the params, 'maxtext_llama' and 'maxtext_qwen' and 'maxtext_mixtral', "
         "and read leaves differently:\n"
         f"  {Q}: 'maxtext_llama' and 'maxtext_qwen'\n  {Q}: 'maxtext_llama' and 'maxtext_mixtral'\n"
-        "Say which it is: layout='maxtext_llama' or layout='maxtext_qwen' or layout="
+        "Choose one: layout='maxtext_llama' or layout='maxtext_qwen' or layout="
     )
     llama, qwen = (
         jaxmix.compose(scanned(), at(Q, 24, 12), layout=f"maxtext_{name}")["params"]["decoder"]
@@ -100,7 +100,7 @@ def test_some_sites_are_lost() -> None:
     other = at("model.layers.0.mlp.extra", 12, 12).renamed("b")
     with pytest.raises(LayoutError, match=r"1 site .* by the layout 'maxtext_llama'") as caught:
         jaxmix.compose(scanned(), [at(V, 12, 12), other])
-    assert "model.layers.0.mlp.extra: no rule of the layout is for its weight" in str(caught.value)
+    assert "model.layers.0.mlp.extra: the layout has no rule for its weight" in str(caught.value)
 
 
 def test_names_need_no_table(monkeypatch: pytest.MonkeyPatch) -> None:

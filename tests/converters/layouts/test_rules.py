@@ -144,7 +144,7 @@ same = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
 def test_dense(held: Held) -> None:
-    """All kinds in one mix, uncompiled; and one kind compiled, its buffers given up."""
+    """All kinds in one mix, uncompiled; and one kind compiled, its buffers donated."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True):
         for mixed in (adapters(held), adapters(held)[1:2]):

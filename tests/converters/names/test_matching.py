@@ -123,8 +123,8 @@ def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "adapter 'style': sites that match the weights' modules in several ways:\n"
         "  vit.layers.0.q.LayerNorm: encoder.layer.0.q.LayerNorm and layers.0.q.LayerNorm\n"
-        "The names in memory are those of the name map vit. Give the adapter's sites the names of "
-        "the weights, or switch the map off: names=''."
+        "The names in memory are those of the name map vit. Rename the adapter's sites to those "
+        "of the weights, or disable the map: names=''."
     )
 
 

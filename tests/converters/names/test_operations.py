@@ -97,7 +97,7 @@ def test_operations() -> None:
             for piece in pieces:
                 made.setdefault(piece.name, []).append(Holding(leaf, piece))
         for name, truth in by_transformers(transform, inputs, sizes).items():
-            holdings = sorted(made[name], key=lambda holding: holding.piece.of)
+            holdings = sorted(made[name], key=lambda holding: holding.piece.memory_region)
             found = assembled(holdings, modules.__getitem__)
             assert np.array_equal(found, truth), (name, transform)
             shapes = {module: tensor.shape for module, tensor in modules.items()}

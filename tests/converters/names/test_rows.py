@@ -108,7 +108,7 @@ def test_kimi_permutes_the_heads_of_queries_and_keys() -> None:
             "kimi_k25",
             "vision_tower.encoder.blocks.0.wqkv.weight",
             "model.vision_tower.layers.0.attn.k_proj",
-            "transformers makes model.vision_tower.layers.0.attn.k_proj.weight of "
+            "transformers makes model.vision_tower.layers.0.attn.k_proj.weight from "
             "vision_tower.encoder.blocks.0.wqkv.weight by Chunk and PermuteForRope (for as many "
             "heads as the model's config.json states: pass it as names=), which jaxmix can't undo "
             "for an adapter",
@@ -175,7 +175,7 @@ def test_models_inside_encoder_decoders() -> None:
     swiglu = {"model_type": "dinov2", "use_swiglu_ffn": True}
     leaf = "encoder.encoder.layer.0.mlp.weights_in.weight"
     found = pieces_of({**config, "encoder": swiglu}, leaf)
-    assert [piece.own for piece in found] == [Region(-1, 0, 2), Region(-1, 1, 2)]
+    assert [piece.disk_region for piece in found] == [Region(-1, 0, 2), Region(-1, 1, 2)]
     assert found[0].name.startswith("encoder.") and found[0].name.endswith("gate_proj.weight")
 
 

@@ -298,8 +298,8 @@ def test_sizes_of_absent_parts(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         export_original(z_image, file, force=True)
     assert str(caught.value) == (
-        "updates that can't be brought to the names of z_image's own project:\n"
-        "  layers.0.attention.to_q: has an update of 1 of the 3 weights that are one there, and "
+        "updates that can't be mapped to the names of z_image's own project:\n"
+        "  layers.0.attention.to_q: has updates of 1 of the 3 weights that are fused in it, and "
         "the sizes of the others are unknown: give the base (base=…)\n"
         "If it is another model, give its name: names=…. jaxmix.to_lora makes a LoRA of any mix, "
         "which can be joined."
@@ -418,11 +418,11 @@ def test_sites_that_are_one_module(tmp_path: Path) -> None:
     six = LoRA(np.ones((1, 4)), np.ones((6, 1)), 1.0)
     both = {"double_blocks.0.img_attn.qkv": six, "transformer_blocks.0.attn.to_q": ONE}
     assert refusal("comfyui", both, tmp_path, names="flux").startswith(
-        "updates that can't be brought to the names of flux's own project:\n"
+        "updates that can't be mapped to the names of flux's own project:\n"
         "  double_blocks.0.img_attn.qkv: has several updates\n"
     )
     assert refusal("diffusers", both, tmp_path).startswith(
-        "updates that can't be joined or split as flux is in memory:\n"
+        "updates that can't be joined or split as the weights of flux are in memory:\n"
         "  transformer_blocks.0.attn.to_q: has several updates\n"
     )
     updates = {"unet.x": ONE, "diffusion_model.x": ONE}
@@ -440,7 +440,7 @@ def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     at = "transformer_blocks.0.attn.to_"
     assert refusal("kohya", {f"{at}q": dora((4, 6), draw)}, tmp_path, names="flux") == (
-        "updates that can't be brought to the names of flux's own project:\n"
+        "updates that can't be mapped to the names of flux's own project:\n"
         f"  {at}q: DoRA of 1 of 3 weights can't be joined into one update\n"
         "If it is another model, give its name: names=…. jaxmix.to_lora makes a LoRA of any mix, "
         "which can be joined."

@@ -33,10 +33,10 @@ def own_layout(roles: Roles) -> Layout | None:
         rules.append(Rule(site, role.leaf, _axes(role), index))
         rules += _bias_rules(roles, role, site)
     # A module with a rule of its own does not match the general rules.
-    own = "|".join(dict.fromkeys(re.escape(role.site) for role in special if not role.stack))
-    others = rf"(?!(?:{own})$)(.+)" if own else r"(.+)"
-    rest = [Rule(others, r.leaf, r.axes, r.index, r.part) for r in NAMES.rules]
-    return Layout("the tree's own", (*rules, *rest), by_name=True)
+    names = "|".join(dict.fromkeys(re.escape(role.site) for role in special if not role.stack))
+    other_sites = rf"(?!(?:{names})$)(.+)" if names else r"(.+)"
+    general = [Rule(other_sites, r.leaf, r.axes, r.index, r.part) for r in NAMES.rules]
+    return Layout("the tree's own", (*rules, *general), by_name=True)
 
 
 def _bias_rules(roles: Roles, role: Role, site: str) -> Iterator[Rule]:
@@ -58,7 +58,7 @@ def _numbered(site: str, leaf: str, stack: tuple[Stack, ...]) -> tuple[str, str 
     """The expression for a module's sites, and the index made of their numbers."""
     if not stack:
         return re.escape(site), None
-    # A number follows the name of the stacked module; of two in one place, the outer one first.
+    # A number follows the name of the stacked module; of two there, the outer stack's comes first.
     parts = site.split(".") if site else []
     order = sorted(range(len(stack)), key=lambda k: (depth(stack[k].root), k))
     text: list[str] = []
@@ -73,8 +73,8 @@ def _numbered(site: str, leaf: str, stack: tuple[Stack, ...]) -> tuple[str, str 
 def _axes(role: Role) -> str | None:
     """The pattern from the leaf's axes, after the index, to PyTorch's."""
     if not role.is_matrix:
-        taken = [each.axis for each in role.stack]
-        left = len(role.shape) - len(taken)
+        stacked = [layers.axis for layers in role.stack]
+        left = len(role.shape) - len(stacked)
         return "... i o -> o i ..." if role.leaf.endswith(".kernel") and left > 2 else None
     kept = sorted((*role.rows, *role.cols))
     if (*role.rows, *role.cols) == tuple(kept) and len(role.rows) == len(role.cols) == 1:
