@@ -30,18 +30,18 @@ def assembled(pieces: Sequence[Holding], read: Callable[[str], np.ndarray]) -> n
 
     Example:
         >>> from jaxmix.placement.regions import Piece, Region
-        >>> pieces = [Piece("fused", memory_region=Region(-1, part, 2)) for part in (0, 1)]
+        >>> pieces = [Piece("fused", memory=Region(-1, part, 2)) for part in (0, 1)]
         >>> holdings = [Holding(f"{n}.weight", piece) for n, piece in enumerate(pieces)]
         >>> assembled(holdings, lambda name: np.full((1, 2), float(name))).tolist()
         [[0.0, 0.0], [1.0, 1.0]]
     """
     _check(pieces)
     experts = []
-    for _, group in groupby(pieces, lambda holding: holding.piece.memory_region.expert):
+    for _, group in groupby(pieces, lambda holding: holding.piece.memory.expert):
         parts = [_part(holding, read(holding.leaf.removesuffix(".weight"))) for holding in group]
-        axis = pieces[0].piece.memory_region.axis
+        axis = pieces[0].piece.memory.axis
         experts.append(np.concatenate(parts, axis) if len(parts) > 1 else parts[0])
-    return np.stack(experts) if pieces[0].piece.memory_region.expert >= 0 else experts[0]
+    return np.stack(experts) if pieces[0].piece.memory.expert >= 0 else experts[0]
 
 
 def assembled_shape(
@@ -63,15 +63,15 @@ def assembled_shape(
     of_expert = [
         s
         for s, h in zip(sizes, pieces, strict=True)
-        if h.piece.memory_region.expert == pieces[0].piece.memory_region.expert
+        if h.piece.memory.expert == pieces[0].piece.memory.expert
     ]
-    axis = pieces[0].piece.memory_region.axis
+    axis = pieces[0].piece.memory.axis
     matrix = (
         *of_expert[0][:axis],
         sum(size[axis] for size in of_expert),
         *of_expert[0][axis + 1 :],
     )
-    experts = (len(pieces) // len(of_expert),) if pieces[0].piece.memory_region.expert >= 0 else ()
+    experts = (len(pieces) // len(of_expert),) if pieces[0].piece.memory.expert >= 0 else ()
     return (*experts, *matrix)
 
 
@@ -87,12 +87,10 @@ def _check(pieces: Sequence[Holding]) -> None:
 def _part(holding: Holding, weight: np.ndarray) -> np.ndarray:
     """The part of a leaf that a tensor in memory holds."""
     piece = holding.piece
-    if piece.disk_region == WHOLE and not piece.is_transposed and not piece.heads:
+    if piece.disk == WHOLE and not piece.is_transposed and not piece.heads:
         return weight
     try:
-        place = part_place(
-            holding.leaf, weight.shape, piece.disk_region, piece.is_transposed, piece.heads
-        )
+        place = part_place(holding.leaf, weight.shape, piece.disk, piece.is_transposed, piece.heads)
     except UnmappedError as error:
         raise LayoutError(f"{piece.name}: {error}.") from error
     part = weight if place.index is None else weight[parsed_index(place.index, weight.shape)]

@@ -19,12 +19,7 @@ __all__ = ["Holding", "Modules", "Target", "UnmappedError"]
 
 @dataclass(frozen=True)
 class Holding:
-    """A leaf that holds a tensor of the model in memory, or a part of one.
-
-    Args:
-        leaf: The leaf's name on disk.
-        piece: Where ``leaf[piece.disk_region]`` is in memory.
-    """
+    """A leaf that holds a tensor of the model in memory, or a part of one: ``leaf[piece.disk]``."""
 
     leaf: str
     piece: Piece
@@ -68,10 +63,8 @@ class Modules:
         found: dict[str, list[Holding]] = {}
         for leaf, pieces in self.names.loaded(self.shapes).items():
             for piece in pieces:
-                region = piece.disk_region.fitted(self.shapes[leaf])
-                found.setdefault(piece.name, []).append(
-                    Holding(leaf, replace(piece, disk_region=region))
-                )
+                region = piece.disk.fitted(self.shapes[leaf])
+                found.setdefault(piece.name, []).append(Holding(leaf, replace(piece, disk=region)))
         return {name: tuple(holdings) for name, holdings in found.items()}
 
     @cached_property
@@ -104,7 +97,7 @@ class Modules:
 
     def pieces(self, tensor: str) -> tuple[Holding, ...]:
         """Returns the leaves of a tensor in memory, by expert and part."""
-        return tuple(sorted(self._holdings(tensor), key=lambda h: h.piece.memory_region))
+        return tuple(sorted(self._holdings(tensor), key=lambda h: h.piece.memory))
 
     def targets(self, site: str) -> tuple[Target, ...]:
         """Returns the modules to which a site's updates apply; empty if there are none.
@@ -127,7 +120,7 @@ class Modules:
                 target
                 for piece in pieces
                 if (holdings := self._inside(piece))
-                for target in self._targets(site, piece.disk_region, piece.name, holdings, piece)
+                for target in self._targets(site, piece.disk, piece.name, holdings, piece)
             ]
             if found:
                 return tuple(found)
@@ -141,8 +134,7 @@ class Modules:
             {
                 h.leaf
                 for h in self._holdings(p.name)
-                if (h.piece.disk_region, h.piece.memory_region)
-                == (p.disk_region.fitted(self.shapes[h.leaf]), p.memory_region)
+                if (h.piece.disk, h.piece.memory) == (p.disk.fitted(self.shapes[h.leaf]), p.memory)
             }
             for p in pieces
         ]
@@ -170,9 +162,7 @@ class Modules:
     def _count_experts(self, tensor: str) -> int:
         """The number of experts in a stack in memory; 0 if it is absent."""
         counts = [
-            h.piece.memory_region.expert + 1
-            if h.piece.memory_region.expert >= 0
-            else self.shapes[h.leaf][0]
+            h.piece.memory.expert + 1 if h.piece.memory.expert >= 0 else self.shapes[h.leaf][0]
             for h in self._holdings(tensor)
         ]
         return max(counts, default=0)
@@ -180,12 +170,11 @@ class Modules:
     def _inside(self, piece: Piece) -> tuple[Holding, ...]:
         """The leaves that hold the part of a tensor in memory to which an older name refers."""
         holdings = self._holdings(piece.name)
-        equal = tuple(h for h in holdings if h.piece.memory_region == piece.memory_region)
+        equal = tuple(h for h in holdings if h.piece.memory == piece.memory)
         return equal or tuple(
             h
             for h in holdings
-            if h.piece.memory_region.contains(piece.memory_region)
-            or piece.memory_region.contains(h.piece.memory_region)
+            if h.piece.memory.contains(piece.memory) or piece.memory.contains(h.piece.memory)
         )
 
     def _targets(
@@ -196,17 +185,12 @@ class Modules:
         holdings: tuple[Holding, ...],
         older: Piece | None = None,
     ) -> Iterator[Target]:
-        """The targets of a site.
+        """The targets of a site, whose part ``region`` is in a tensor in memory.
 
-        Args:
-            site: The site.
-            region: The part of its weight that is in the tensor in memory.
-            tensor: The tensor's name.
-            holdings: The leaves that hold the tensor.
-            older: Where the part is in the tensor, if the site's name is an older one.
+        ``older`` says where it is in the tensor, if the site's name is an older one.
         """
-        wanted = older.memory_region if older else WHOLE
-        for holding in sorted(holdings, key=lambda h: (h.piece.memory_region, h.leaf)):
+        wanted = older.memory if older else WHOLE
+        for holding in sorted(holdings, key=lambda h: (h.piece.memory, h.leaf)):
             piece = holding.piece
             if problem := piece.problem or (older.problem if older else ""):
                 raise UnmappedError(
@@ -215,21 +199,19 @@ class Modules:
                 )
             is_transposed = piece.is_transposed != bool(older and older.is_transposed)
             heads = piece.heads - (older.heads if older else 0)
-            cut, index = region, piece.disk_region
-            if piece.memory_region == wanted:
+            cut, index = region, piece.disk
+            if piece.memory == wanted:
                 pass
-            elif wanted.contains(piece.memory_region) and region == WHOLE:
-                cut = piece.memory_region
-            elif piece.memory_region.contains(wanted) and piece.disk_region == WHOLE:
+            elif wanted.contains(piece.memory) and region == WHOLE:
+                cut = piece.memory
+            elif piece.memory.contains(wanted) and piece.disk == WHOLE:
                 index = wanted
             else:
                 raise UnmappedError(f"{holding.leaf} holds an unknown part of it")
             siblings = self._siblings(holdings, piece, cut) if cut != region else ()
             if cut == region and region.parts > 1:
                 siblings = self._sizes_of_parts(site, region)
-            experts = (
-                1 + max(h.piece.memory_region.expert for h in holdings) if cut != region else 0
-            )
+            experts = 1 + max(h.piece.memory.expert for h in holdings) if cut != region else 0
             module = holding.leaf.removesuffix(".weight")
             if index == WHOLE and not is_transposed and not heads:
                 yield Target(module, cut, siblings, experts=experts)
@@ -240,7 +222,7 @@ class Modules:
             }
             if tensor.endswith(".weight"):
                 for bias in self._holdings(f"{tensor.removesuffix('.weight')}.bias"):
-                    held = bias.piece.disk_region
+                    held = bias.piece.disk
                     bias_region = index if held == WHOLE else held
                     size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
                     places["bias"] = part_place(bias.leaf, size, bias_region, heads=heads)
@@ -254,12 +236,11 @@ class Modules:
     ) -> tuple[int, ...]:
         """The number of rows of each part of the matrix to which a piece belongs."""
         sizes = {
-            h.piece.memory_region.part: _size(
-                h.piece.disk_region, memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
+            h.piece.memory.part: _size(
+                h.piece.disk, memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
             )
             for h in holdings
-            if h.piece.memory_region.expert == cut.expert
-            and h.piece.memory_region.parts == cut.parts
+            if h.piece.memory.expert == cut.expert and h.piece.memory.parts == cut.parts
         }
         if len(sizes) != cut.parts:
             raise UnmappedError(
@@ -274,17 +255,15 @@ class Modules:
             piece
             for tensor in (f"{site}.weight", site)
             for piece in self.names.loaded([tensor])[tensor]
-            if piece.disk_region.parts == region.parts
+            if piece.disk.parts == region.parts
         )
         sizes = [
             _size(
-                holdings[0].piece.disk_region
-                if holdings[0].piece.memory_region == piece.memory_region
-                else piece.memory_region,
-                self.shapes[holdings[0].leaf][region.axis],
+                first.piece.disk if first.piece.memory == piece.memory else piece.memory,
+                self.shapes[first.leaf][region.axis],
             )
             for piece in pieces
-            if (holdings := self._holdings(piece.name))
+            for first in self._holdings(piece.name)[:1]
         ]
         if len(sizes) != region.parts:
             raise UnmappedError(

@@ -43,8 +43,7 @@ def with_memory_names(
         weight that is several there is split.
 
     Raises:
-        UnsupportedError: If an update can't be joined or split. Most updates other than plain LoRAs
-            can't.
+        UnsupportedError: If an update can't be joined or split, as most others than plain LoRAs.
 
     Example:
         >>> from jaxmix.layout import map_named
@@ -61,23 +60,19 @@ def with_memory_names(
     for site, update in updates.items():
         for piece in _pieces(site, names):
             name = piece.name.removesuffix(".weight")
-            if name in renamed or piece.memory_region in groups.get(name, ()):
+            if name in renamed or piece.memory in groups.get(name, ()):
                 problems.append(f"{name}: has several updates")
-            if (
-                piece.disk_region == piece.memory_region == WHOLE
-                and not piece.is_transposed
-                and not piece.heads
-            ):
+            if piece.disk == piece.memory == WHOLE and not piece.is_transposed and not piece.heads:
                 renamed[name] = update
                 continue
             try:
                 if piece.problem or piece.is_transposed or piece.heads:
                     raise UnmappedError
-                if piece.memory_region.expert >= 0:
-                    experts.setdefault(name, {})[piece.memory_region] = _plain(update)
+                if piece.memory.expert >= 0:
+                    experts.setdefault(name, {})[piece.memory] = _plain(update)
                 else:
-                    groups.setdefault(name, {})[piece.memory_region] = _cut(
-                        update, piece.disk_region, keep_rows=keep_rows
+                    groups.setdefault(name, {})[piece.memory] = _cut(
+                        update, piece.disk, keep_rows=keep_rows
                     )
             except UnmappedError:
                 problems.append(f"{site}: {update.family}, for {name} in memory")
@@ -144,16 +139,16 @@ def with_original_names(
             problems.append(f"{site}: {names.name} has no module of this name")
     for source, pieces in groups.items():
         if source in shapes:
-            pieces = [replace(p, disk_region=p.disk_region.fitted(shapes[source])) for p in pieces]
+            pieces = [replace(p, disk=p.disk.fitted(shapes[source])) for p in pieces]
         parts: dict[Region, Update] = {}
         heights: dict[int, int] = {}
         for piece in pieces:
             site = piece.name.removesuffix(".weight")
             try:
                 if site in updates:
-                    parts[piece.disk_region] = _cut(updates[site], piece.memory_region)
+                    parts[piece.disk] = _cut(updates[site], piece.memory)
                 elif site in shapes:
-                    heights[piece.disk_region.part] = shapes[site][0]
+                    heights[piece.disk.part] = shapes[site][0]
             except UnmappedError as error:
                 problems.append(f"{site}: {error}")
         sites = list(dict.fromkeys(piece.name.removesuffix(".weight") for piece in pieces))

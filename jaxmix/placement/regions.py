@@ -81,12 +81,12 @@ WHOLE = Region()
 class Piece:
     """Where a tensor on disk, or a part of it, is in memory.
 
-    ``memory[memory_region] = disk[disk_region]``.
+    ``tensor_in_memory[memory] = tensor_on_disk[disk]``.
 
     Args:
         name: The tensor's name in memory.
-        disk_region: The part of the tensor on disk.
-        memory_region: The part of the tensor in memory.
+        disk: The part of the tensor on disk.
+        memory: The part of the tensor in memory.
         is_transposed: Whether the matrix is transposed in memory.
         heads: The number of heads if the rows of each head's two halves alternate on disk and
             follow one another in memory; the negative number for the reverse; 0 if all rows keep
@@ -95,8 +95,8 @@ class Piece:
     """
 
     name: str
-    disk_region: Region = WHOLE
-    memory_region: Region = WHOLE
+    disk: Region = WHOLE
+    memory: Region = WHOLE
     is_transposed: bool = False
     heads: int = 0
     problem: str = ""

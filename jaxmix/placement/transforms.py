@@ -80,17 +80,17 @@ class Transform:
         match names:
             case ["Chunk"]:
                 return tuple(
-                    Piece(t, disk_region=Region(-1, i, count, axis)) for i, t in enumerate(targets)
+                    Piece(t, disk=Region(-1, i, count, axis)) for i, t in enumerate(targets)
                 )
             case ["Split"]:
                 sizes = settings[0].get("sizes") or (0,) * count
                 return tuple(
-                    Piece(t, disk_region=Region(-1, i, count, axis, sizes=sizes))
+                    Piece(t, disk=Region(-1, i, count, axis, sizes=sizes))
                     for i, t in enumerate(targets)
                 )
             case ["Interleave", "Chunk"] if count == 2 and not settings[0]["inverse"]:
                 return tuple(
-                    Piece(t, disk_region=Region(-1, i, count, axis, alternates=True))
+                    Piece(t, disk=Region(-1, i, count, axis, alternates=True))
                     for i, t in enumerate(targets)
                 )
             case ["Interleave"] if count == 1:
@@ -102,21 +102,21 @@ class Transform:
                 return tuple(
                     Piece(
                         target,
-                        disk_region=Region(-1, i, count, settings[0].get("dim", 0)),
+                        disk=Region(-1, i, count, settings[0].get("dim", 0)),
                         heads=heads if any(name in target for name in permuted) else 0,
                     )
                     for i, target in enumerate(targets)
                 )
             case ["MergeModulelist"] if len(targets) == 1:
-                return (Piece(targets[0], memory_region=Region(expert)),)
+                return (Piece(targets[0], memory=Region(expert)),)
             case ["MergeModulelist", "Concatenate"] if len(targets) == 1:
-                return (Piece(targets[0], memory_region=Region(expert, *source, axis=axis - 1)),)
+                return (Piece(targets[0], memory=Region(expert, *source, axis=axis - 1)),)
             case ["Concatenate"] if len(targets) == 1:
                 shards = (expert, 0) if expert >= 0 else source  # 0: counted by `_counted`
-                return (Piece(targets[0], memory_region=Region(-1, *shards, axis=axis)),)
+                return (Piece(targets[0], memory=Region(-1, *shards, axis=axis)),)
             case ["ErnieFuseAndSplitTextVisionExperts"]:
                 # The target of an expert depends on the number of experts: `_distributed`.
-                return tuple(Piece(t, memory_region=Region(expert, *source)) for t in targets)
+                return tuple(Piece(t, memory=Region(expert, *source)) for t in targets)
             case ["Transpose"] if len(targets) == 1:
                 if not settings[0].get("check_dims"):
                     return (Piece(targets[0], is_transposed=True),)
@@ -203,16 +203,16 @@ def loaded_pieces(
 
 def _counted(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
     """Fills in the number of shards that are joined into a tensor."""
-    shards = [p for pieces in loaded.values() for p in pieces if p.memory_region.parts == 0]
+    shards = [p for pieces in loaded.values() for p in pieces if p.memory.parts == 0]
     counts = Counter(piece.name for piece in shards)
 
     def counted(piece: Piece) -> Piece:
-        if piece.memory_region.parts:
+        if piece.memory.parts:
             return piece
         count = counts[piece.name]
-        if count <= piece.memory_region.part:
+        if count <= piece.memory.part:
             return replace(piece, problem="Concatenate, with other shards that are absent")
-        return replace(piece, memory_region=replace(piece.memory_region, parts=count))
+        return replace(piece, memory=replace(piece.memory, parts=count))
 
     return {name: tuple(map(counted, pieces)) for name, pieces in loaded.items()}
 
@@ -221,22 +221,22 @@ def _distributed(
     loaded: Mapping[str, tuple[Piece, ...]], count_experts: Callable[[str], int] | None
 ) -> dict[str, tuple[Piece, ...]]:
     """Assigns each of ERNIE's experts to one of the two stacks that share them."""
-    shared = [p for p in loaded.values() if len(p) == 2 and p[0].memory_region.expert >= 0]
+    shared = [p for p in loaded.values() if len(p) == 2 and p[0].memory.expert >= 0]
     counts: dict[tuple[str, ...], int] = {}
     for pieces in shared:
         names = tuple(piece.name for piece in pieces)
-        counts[names] = max(counts.get(names, 0), pieces[0].memory_region.expert + 1)
+        counts[names] = max(counts.get(names, 0), pieces[0].memory.expert + 1)
 
     def assigned(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
         count = counts.get(tuple(piece.name for piece in pieces))
         if count is None:
             return pieces
-        region, size = pieces[0].memory_region, -(-count // 2)
+        region, size = pieces[0].memory, -(-count // 2)
         if count_experts is not None:
             size = count_experts(pieces[0].name)
         if size == 0 or region.expert // size > 1:
             return ()
         in_stack = Region(region.expert % size, region.part, region.parts)
-        return (Piece(pieces[region.expert // size].name, memory_region=in_stack),)
+        return (Piece(pieces[region.expert // size].name, memory=in_stack),)
 
     return {name: assigned(pieces) for name, pieces in loaded.items()}

@@ -1,4 +1,4 @@
-"""Buffers that are donated, and those that must not be; bases of any byte order."""
+"""Buffers that are donated and buffers that are not; bases in any byte order."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def params() -> dict[str, Any]:
     ids=["donated", "composed", "attached", "decomposed", "banked"],
 )
 def test_using_donated_params_is_an_error(use: Any) -> None:
-    """Using a donated buffer is an error that says so."""
+    """Using a donated buffer is an error that names the leaf."""
     base = params()
     jaxmix.compose(base, LORA, donate=True)
     assert is_deleted(base["q.weight"]) and not is_deleted(base["k.weight"])
@@ -56,8 +56,8 @@ def test_deleted_factor_is_an_error() -> None:
         jaxmix.compose(params(), adapter)
 
 
-def test_an_alias_is_not_donated() -> None:
-    """Another array in the same buffer, as `device_put` makes it, keeps its contents."""
+def test_aliased_buffers_are_not_donated() -> None:
+    """Another array in the same buffer, such as from `device_put`, keeps its contents."""
     base = params()
     base["k.weight"] = jax.device_put(base["q.weight"], jax.devices()[0])
     assert base["k.weight"] is not base["q.weight"]
@@ -68,8 +68,8 @@ def test_an_alias_is_not_donated() -> None:
 
 
 @pytest.mark.parametrize("kind", [Replace, Rebase])
-def test_a_leaf_that_is_a_factor_too(kind: Any) -> None:
-    """It is read while it would be written."""
+def test_leaf_that_is_also_a_factor(kind: Any) -> None:
+    """A donated leaf that an update holds keeps its values."""
     base = params()
     adapter = Adapter({"q": kind(base["q.weight"])})
     out = jaxmix.compose(base, adapter, donate=True)
@@ -90,8 +90,8 @@ def some(mesh: Any = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [None, AxisType.Auto, AxisType.Explicit], ids=str)
-def test_nothing_is_given_up_unasked(kind: Any) -> None:
-    """Neither leaves nor factors, on one device or over several: they are read, and stay."""
+def test_nothing_is_donated_by_default(kind: Any) -> None:
+    """Leaves and factors stay valid, on one device and over several."""
     mesh = None if kind is None else jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     base, updates = some(mesh), jax.tree.map(jnp.asarray, SOME)
     before = jax.tree.map(np.array, (base, updates))
@@ -103,8 +103,8 @@ def test_nothing_is_given_up_unasked(kind: Any) -> None:
         assert all(jax.tree.leaves(same))
 
 
-def test_a_traced_program_gives_nothing_up() -> None:
-    """Though the second site of a leaf, traced, asks for the buffer of the first one's result."""
+def test_traced_programs_donate_nothing() -> None:
+    """A program aliases buffers only if the caller donates the params to `jit`."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     texts = [
         jax.jit(jaxmix.compose, donate_argnums=given)
@@ -116,14 +116,14 @@ def test_a_traced_program_gives_nothing_up() -> None:
     assert ["input_output_alias" in (text or "") for text in texts] == [False, True]
 
 
-def test_bases_of_another_byte_order() -> None:
+def test_bases_in_another_byte_order() -> None:
     base = {"q.weight": np.asarray(params()["q.weight"]).astype(">f4")}
     out = jaxmix.compose(base, LORA)["q.weight"]
     np.testing.assert_array_equal(out, base["q.weight"] + B @ A)
     assert out.dtype == np.float32
 
 
-def test_a_masked_base() -> None:
+def test_masked_base_is_refused() -> None:
     base = {"q.weight": np.ma.masked_array(np.ones((4, 4), np.float32), np.eye(4) > 0)}
     with pytest.raises(LayoutError, match=r"q.weight is a masked array; fill it: np.ma.filled"):
         jaxmix.compose(base, LORA)
@@ -134,8 +134,8 @@ def test_a_masked_base() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("jitted", [False, True])
-def test_what_is_replaced_is_not_read(bad: float, jitted: bool) -> None:
-    """A leaf as a whole, or an embedding's rows: 0 · NaN would be NaN; the others stay."""
+def test_replaced_values_are_not_read(bad: float, jitted: bool) -> None:
+    """Replaced leaves and rows may be NaN; NaNs of other rows stay."""
     base = {
         "q.weight": np.full((4, 4), bad, np.float32),
         "q.bias": np.full(4, bad, np.float32),
@@ -157,8 +157,8 @@ def test_what_is_replaced_is_not_read(bad: float, jitted: bool) -> None:
     assert not np.isfinite(half["q.weight"]).any()
 
 
-def test_strengths_have_a_slope_at_one() -> None:
-    """Where the base's part is zero its number is still the slope."""
+def test_strengths_have_gradients_at_one() -> None:
+    """The base has the factor 0 there, but it contributes to the gradient."""
     base = {"q.weight": np.full((4, 4), 3.0, np.float32)}
 
     def total(strength: Any) -> Any:
@@ -171,7 +171,7 @@ def test_strengths_have_a_slope_at_one() -> None:
 # ---------------------------------------------------------------- empty banks and empty batches
 
 
-def test_an_empty_bank() -> None:
+def test_empty_bank() -> None:
     """Every row is the base's, and members can be added later."""
     base, x = params(), jnp.ones((2, 4))
 
@@ -191,7 +191,7 @@ def test_an_empty_bank() -> None:
         bank(run)(base, x, ["x", None])
 
 
-def test_a_batch_without_rows() -> None:
+def test_batch_without_rows() -> None:
     with pytest.raises(ShapeError) as caught:
         Bank({"x": LORA}, params())(lambda p, x: x)(params(), jnp.ones((0, 4)), [])
     assert str(caught.value) == "the batch has no rows, expected at least one."

@@ -1,4 +1,4 @@
-"""Adapters on trees whose weights are several leaves, or parts of one, of what the sites are."""
+"""Adapters on trees in which a site's weight is several leaves, or a part of one."""
 
 from typing import Any
 
@@ -68,8 +68,8 @@ def of_experts() -> jaxmix.Adapter:
 
 
 @pytest.mark.parametrize("adapters", ["all", "each", "both", "turned"])
-def test_experts(adapters: str) -> None:
-    """Stacked and per-expert factors give the same on the stack and on separate experts."""
+def test_stacked_and_separate_experts(adapters: str) -> None:
+    """Stacked and per-expert factors give the same result on a stack and on separate experts."""
     mixes = {"all": [of_parameters()], "each": [0.5 * of_experts()]}
     mixes |= {"both": mixes["all"] + mixes["each"], "turned": mixes["each"] + mixes["all"]}
     with jax.enable_x64(True):
@@ -92,8 +92,8 @@ def test_experts(adapters: str) -> None:
         np.testing.assert_allclose(on_stack[name], expected, rtol=1e-12)
 
 
-def test_the_map_is_found_by_the_names() -> None:
-    """Without names= the only map that brings all sites to the leaves is used."""
+def test_map_is_inferred_from_the_names() -> None:
+    """Without names= the only map under which all sites have a leaf is used."""
     tree = {name: leaf.astype(np.float32) for name, leaf in apart(fused()).items()}
     found = jaxmix.compose(tree, of_parameters())
     chosen = jaxmix.compose(tree, of_parameters(), names="mixtral")
@@ -101,8 +101,8 @@ def test_the_map_is_found_by_the_names() -> None:
         np.testing.assert_array_equal(found[name], leaf)
 
 
-def test_unmerged() -> None:
-    """Factored leaves of separate experts compute what composed ones do."""
+def test_unmerged_experts_match() -> None:
+    """Factored leaves of separate experts compute the same as composed ones."""
     tree = {name: leaf.astype(np.float32) for name, leaf in apart(fused()).items()}
     adapter = of_parameters()
     leaves = jaxmix.attach(tree, adapter, names="mixtral")
@@ -123,7 +123,7 @@ QKV = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
 
 @pytest.mark.parametrize("family", ["LoRA", "DoRA", "LoHa", "LoKr", "Normed", "OFT", "Together"])
 @pytest.mark.parametrize("is_split", [True, False], ids=["split", "fused"])
-def test_a_fused_projection(family: str, is_split: bool) -> None:
+def test_fused_projection_on_its_parts_and_back(family: str, is_split: bool) -> None:
     """An update of Flux's qkv on q, k and v, and updates of q, k and v on qkv."""
     rng = np.random.default_rng(5)
     whole, extra = SAMPLES[family].draw(rng, BLOCK), SAMPLES["LoRA"].draw(rng, BLOCK)
@@ -153,8 +153,8 @@ def test_a_fused_projection(family: str, is_split: bool) -> None:
         np.testing.assert_allclose(joined, expected_leaf, rtol=1e-9, atol=1e-12)
 
 
-def test_halves_in_another_order() -> None:
-    """Flux's last modulation: shift and scale change places."""
+def test_swapped_halves() -> None:
+    """The shift and scale of Flux's last modulation are swapped."""
     update = LoRA(normal(1, 4, seed=1), normal(6, 1, seed=2), 1.0)
     by_site = {"final_layer.adaLN_modulation.1": update}
     there = jaxmix.compose(
@@ -182,23 +182,23 @@ HEAD = (
 )
 
 
-def test_another_number_of_experts() -> None:
-    """Factors of three experts on two."""
+def test_wrong_number_of_experts_is_refused() -> None:
+    """Factors of three experts do not fit two."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if f".experts.{E - 1}." not in name}
     text = refused(tree, of_parameters(), "mixtral")
     assert text.startswith(HEAD.format("all", "mixtral", f"{FUSED}.gate_up_proj"))
     assert "the adapter has factors of 3 experts, expected 2" in text
 
 
-def test_a_part_that_is_missing() -> None:
-    """Experts without one of the two matrices of a stack."""
+def test_missing_part_is_reported() -> None:
+    """The experts lack one of the two matrices of a stack."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if not name.endswith("w3.weight")}
     text = refused(tree, of_parameters(), "mixtral")
     assert f"only 1 of the 2 weights that make up {FUSED}.gate_up_proj are present" in text
 
 
-def test_two_sites_of_one_module() -> None:
-    """The same weight in both spellings, in one adapter."""
+def test_two_names_of_one_module_are_refused() -> None:
+    """One adapter names the same weight in both schemes."""
     one = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
     sites = {"blocks.0.self_attn.q": one, "blocks.0.attn1.to_q": one}
     text = refused({"blocks.0.attn1.to_q.weight": np.ones((4, 8))}, jaxmix.Adapter(sites), "wan")
@@ -210,8 +210,8 @@ def test_two_sites_of_one_module() -> None:
     )
 
 
-def test_no_map_brings_them() -> None:
-    """The error says that maps were tried."""
+def test_sites_without_a_map_are_reported() -> None:
+    """The error states that maps were tried."""
     adapter = jaxmix.Adapter({"nowhere.proj": LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)})
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose({"proj.weight": np.ones((4, 8))}, adapter)
@@ -223,8 +223,8 @@ def test_no_map_brings_them() -> None:
     )
 
 
-def test_one_adapter_with_a_weight_and_a_part_of_it() -> None:
-    """Two updates of one adapter for the same rows are an error, and none is dropped."""
+def test_overlapping_updates_of_one_adapter_are_refused() -> None:
+    """Two updates of one adapter for the same rows are an error; none is dropped."""
     qkv = LoRA(np.ones((1, 4)), np.ones((6, 1)), 1.0)
     q = LoRA(np.ones((1, 4)), np.ones((2, 1)), 1.0)
     sites = {"double_blocks.0.img_attn.qkv": qkv, "transformer_blocks.0.attn.to_q": q}

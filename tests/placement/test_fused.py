@@ -100,8 +100,8 @@ def check_split(found: Any, expected: Any, rtol: float = 1e-9) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_needs_the_whole_weight(name: str) -> None:
-    """An update that mixes rows is applied to q, k and v as to qkv, also among others."""
+def test_uncuttable_updates_apply_to_all_parts(name: str) -> None:
+    """Such an update gives the same result on q, k and v as on qkv, also among other updates."""
     fused_tree, split_tree = trees()
     adapters, apart_too = in_row(whole_update(name))
     with jax.enable_x64(True):
@@ -114,7 +114,7 @@ def test_what_needs_the_whole_weight(name: str) -> None:
         check_split(jaxmix.compose(split_tree, alone), jaxmix.compose(fused_tree, alone))
 
 
-def test_a_base_that_changes_among_parts() -> None:
+def test_later_updates_read_replaced_parts() -> None:
     """Updates after a replaced k read the new k, on q, k and v as on qkv."""
     fused_tree, split_tree = trees()
     new = np.array(fused_tree[f"{FUSED_QKV}.weight"])
@@ -127,7 +127,7 @@ def test_a_base_that_changes_among_parts() -> None:
         check_split(jaxmix.compose(split_tree, [part, kasa]), expected)
 
 
-def test_a_whole_leaf_beside_an_update_of_a_part() -> None:
+def test_fused_leaf_with_an_update_of_one_part() -> None:
     """On a tree with qkv: an update that mixes its rows, and one of k."""
     fused_tree, split_tree = trees()
     whole = jaxmix.Adapter({FUSED_QKV: whole_update("biases")}, name="whole")
@@ -144,8 +144,8 @@ def test_a_whole_leaf_beside_an_update_of_a_part() -> None:
         )
 
 
-def test_donated_and_rounded_once() -> None:
-    """Buffers that are donated, and a dtype in which each step would round."""
+def test_parts_are_donated_and_rounded_once() -> None:
+    """With donated buffers, and a dtype in which each step would round."""
     fused_tree, split_tree = trees()
     adapters, _ = in_row(whole_update("BOFT of outputs"))
     halves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in split_tree.items()}
@@ -164,7 +164,7 @@ def test_donated_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
-def test_several_devices(axes: AxisType) -> None:
+def test_parts_keep_their_shardings(axes: AxisType) -> None:
     """Parts on a mesh keep their shardings."""
     fused_tree, split_tree = trees()
     adapters, _ = in_row(whole_update("biases"))
@@ -186,8 +186,8 @@ def single(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: leaf.astype(np.float32) for name, leaf in tree.items()}
 
 
-def test_alternating_rows() -> None:
-    """Parts that hold every second row of the fused weight."""
+def test_parts_with_alternating_rows() -> None:
+    """Each part holds every second row of the fused weight."""
     update, ranges = whole_update("KaSA"), ((0, 12, 2), (1, 12, 2))
     sites = {name: PartOf(update, ("q", "k"), ranges, i) for i, name in enumerate("qk")}
     weight = normal(12, 8)
@@ -200,8 +200,8 @@ def test_alternating_rows() -> None:
     assert sites["k"].size().endswith(", part 2 of 2")
 
 
-def test_parts_without_a_bias() -> None:
-    """A bias that only one part has is mapped as a part of one with zeros."""
+def test_bias_of_one_part_only() -> None:
+    """It is mapped like a fused bias that is zero in the other parts."""
     update = whole_update("OFT of outputs")
     turned = BOFT(np.zeros((1, 2, 4, 4)), np.arange(12.0))
     fused_tree, split_tree = trees()
@@ -217,8 +217,8 @@ def test_parts_without_a_bias() -> None:
     assert not np.allclose(bias, split_tree[f"{QKV[1]}.bias"])
 
 
-def test_two_fused_weights_that_overlap() -> None:
-    """Updates of qk and of kv that can't be cut have no common whole."""
+def test_overlapping_fused_weights_are_refused() -> None:
+    """Updates of qk and of kv that can't be cut have no common fused weight."""
     update, ranges = whole_update("KaSA"), ((0, 4, 1), (4, 8, 1))
     found = [
         {name: PartOf(update, tuple(names), ranges, i) for i, name in enumerate(names)}
@@ -232,7 +232,7 @@ def test_two_fused_weights_that_overlap() -> None:
     )
 
 
-def test_experts_are_not_joined() -> None:
+def test_uncuttable_update_of_a_stack_is_refused() -> None:
     """An update of a whole stack of experts that can't be cut is refused."""
     tree = {
         f"model.layers.0.block_sparse_moe.experts.{e}.{name}.weight": normal(5, 4)
@@ -248,8 +248,8 @@ def test_experts_are_not_joined() -> None:
     )
 
 
-def test_unmerged_updates_of_the_whole_weight() -> None:
-    """Nothing but compose joins weights, so others say so."""
+def test_only_compose_joins_parts() -> None:
+    """`attach` refuses an update that can't be cut, and so does the map of a part."""
     split = {f"{name}.weight": normal(4, 8).astype(np.float32) for name in QKV}
     adapter = jaxmix.Adapter({FUSED_QKV: whole_update("KaSA")})
     with pytest.raises(LayoutError) as caught:

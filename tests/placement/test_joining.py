@@ -1,4 +1,4 @@
-"""LoRAs by the names that modules have in memory: joined, split, and the same function."""
+"""LoRAs under the names that modules have in memory: joined or split, with the same effect."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def composed(adapter: jaxmix.Adapter) -> dict[str, np.ndarray]:
 
 
 def test_experts_are_joined() -> None:
-    """Ranks that differ are padded, and a matrix without a LoRA adds nothing."""
+    """Smaller ranks are padded; a matrix without a LoRA adds nothing."""
     updates = dict(of_experts().updates)
     updates[f"{APART}.1.w1"] = LoRA(normal(3, WIDTH, seed=1), normal(INNER, 3, seed=2), 0.25)
     del updates[f"{APART}.0.w2"]
@@ -36,8 +36,8 @@ def test_experts_are_joined() -> None:
         np.testing.assert_allclose(found[name], leaf, rtol=1e-12)
 
 
-def test_the_order_of_the_model() -> None:
-    """PEFT nests the parameters of a module in the model's order, whatever the file's is."""
+def test_modules_are_in_the_order_of_the_model() -> None:
+    """PEFT nests the parameters of a module in the model's order, not the file's."""
     one = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
     at = "model.layers.0.mlp.experts.0."
     made = with_memory_names(
@@ -47,7 +47,7 @@ def test_the_order_of_the_model() -> None:
     assert [site.rpartition(".")[2] for site in made] == ["gate_up_proj", "down_proj"]
 
 
-def test_one_part_of_two() -> None:
+def test_one_of_two_parts() -> None:
     """LoRAs of w3 alone: its rows are the second half of the joined weight."""
     only = {site: update for site, update in of_experts().updates.items() if site.endswith("w3")}
     (made,) = with_memory_names(only, map_named("mixtral")).values()
@@ -55,8 +55,8 @@ def test_one_part_of_two() -> None:
     assert not np.asarray(made.b)[:, :INNER].any() and np.asarray(made.b)[:, INNER:].any()
 
 
-def test_a_fused_projection_is_split() -> None:
-    """A stays whole, B is cut by rows; other names are renamed only."""
+def test_fused_projection_is_split() -> None:
+    """A stays complete and B is cut by rows; other modules are only renamed."""
     qkv, out = LoRA(normal(2, 4), normal(9, 2), 0.5), LoRA(normal(2, 4), normal(4, 2), 0.5)
     sites = {"blocks.0.attn.qkv": qkv, "double_blocks.0.img_attn.qkv": qkv}
     sites |= {"double_blocks.0.img_attn.proj": out}
@@ -78,8 +78,8 @@ def test_export_reads_back(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-6)
 
 
-def test_what_can_not_be_joined(tmp_path: Path) -> None:
-    """Only plain LoRAs: the error lists the others."""
+def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
+    """Only plain LoRAs can be joined; the error lists the others."""
     a, b = np.ones((1, WIDTH)), np.ones((INNER, 1))
     sites = {
         f"{APART}.0.w1": LoRA(a, b, 1.0, magnitude=np.ones(INNER)),

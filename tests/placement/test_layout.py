@@ -122,7 +122,7 @@ HELD = {
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
+def test_custom_rules(held: Held, jitted: bool, donate: bool) -> None:
     """Updates of all kinds reach the elements that the rules choose; nothing else changes."""
     rng = np.random.default_rng(0)
     sites = [f"a{i}" for i in range(held.sites)]
@@ -150,7 +150,7 @@ def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
     assert (new[untouched] == leaf[untouched]).all()
 
 
-def test_biases_have_rules_of_their_own() -> None:
+def test_rules_for_biases() -> None:
     """Biases may be split in heads or fused; DoRA's bias may read a donated weight."""
     rng = np.random.default_rng(0)
     module = Module("linear", (6, 8), True)
@@ -178,7 +178,7 @@ def test_biases_have_rules_of_their_own() -> None:
         same(out["b"][i].ravel(), bias)
 
 
-def test_a_table_may_hold_several_spellings() -> None:
+def test_table_with_several_spellings() -> None:
     """Of all rules that match a site, the one whose leaf exists is used."""
     rules = (Rule("a", "no.such"), Rule("a", "w", "i o -> o i"), Rule("b", "w"))
     update = made("LoRA", Module("linear", (6, 8)), 0)
@@ -187,7 +187,7 @@ def test_a_table_may_hold_several_spellings() -> None:
     same(out["w"].T, fold([(1.0, update)], base.T)[0])
 
 
-def test_a_layout_by_name() -> None:
+def test_layouts_by_name() -> None:
     """The layout torch has no kernels, flax no weights; names has both."""
     update = made("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 6, 8)
@@ -206,7 +206,7 @@ def test_a_layout_by_name() -> None:
 # ---------------------------------------------------------------- invalid rules
 
 
-def test_a_site_that_is_no_expression() -> None:
+def test_invalid_site_pattern() -> None:
     """An invalid pattern raises where the rule is created."""
     with pytest.raises(
         LayoutError, match=r"site 'layers\.\(\\\\d\+\.q' is not a regular expression: "
@@ -225,7 +225,7 @@ def test_a_site_that_is_no_expression() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_rule(rule: dict[str, Any]) -> None:
+def test_invalid_part(rule: dict[str, Any]) -> None:
     """An invalid `part` is refused; it would never match."""
     with pytest.raises(
         LayoutError, match=r"Rule\(site=.* is not a rule, expected strings, and 'weight'"
@@ -234,7 +234,7 @@ def test_what_is_no_rule(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rules", [Rule("a", "w"), [("a", "w")], None, "aw"], ids=str)
-def test_what_are_no_rules(rules: Any) -> None:
+def test_single_rule_is_not_a_table(rules: Any) -> None:
     """A single rule is not a table of rules."""
     with pytest.raises(
         LayoutError, match=r"the layout 'mine' has .*, expected a tuple of jaxmix.Rule"
@@ -250,7 +250,7 @@ def test_rules_in_a_list() -> None:
 
 
 @pytest.mark.parametrize("layout", ["linen", 3, [Rule("a", "w")], Rule("a", "w")], ids=str)
-def test_no_such_layout(layout: Any) -> None:
+def test_unknown_layout(layout: Any) -> None:
     """The error lists the known layouts and the accepted types."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(
@@ -297,7 +297,7 @@ WRONG: dict[str, tuple[Rule, str]] = {
 
 
 @pytest.mark.parametrize(("rule", "text"), WRONG.values(), ids=WRONG)
-def test_a_rule_that_does_not_fit(rule: Rule, text: str) -> None:
+def test_rule_that_does_not_fit(rule: Rule, text: str) -> None:
     """The error names the rule, and the leaf with its shape."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(LayoutError, match=text):
@@ -355,13 +355,16 @@ def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -
     try:
         out = jaxmix.compose({"w": leaf}, [Adapter(updates)], layout=layout)["w"]
     except LayoutError as error:
-        assert meet and "\n  w: a's weight and b's weight\nFix the layout's rules" in str(error)
+        assert meet and str(error) == (
+            "leaves claimed by several sites:\n  w: a's weight and b's weight\nFix the layout's "
+            "rules: each site needs a leaf, or an index into one, of its own."
+        )
     else:
         blank = sum(np.size(u.weight) for u in updates.values() if isinstance(u, Replace))
         assert not meet and int((np.asarray(out) == 0).sum()) == blank
 
 
-def test_a_weight_and_a_bias_in_one_leaf() -> None:
+def test_weight_and_bias_in_one_leaf() -> None:
     """A weight and a bias in one leaf are an error, for one site or two."""
     update = Replace(zeros(3), zeros(3))
     layout = Layout("mine", (Rule("a", "w"), Rule("a", "w", part="bias")))
@@ -369,7 +372,7 @@ def test_a_weight_and_a_bias_in_one_leaf() -> None:
         jaxmix.compose({"w": ones(3, np.float32)}, [Adapter({"a": update})], layout=layout)
 
 
-def test_many_sites_in_one_leaf_take_no_time() -> None:
+def test_many_sites_in_one_leaf_are_checked_quickly() -> None:
     """6000 sites of layers and experts are checked without comparing every pair."""
     places = [Place("w", index=f"{i}, {j}") for i in range(60) for j in range(100)]
     tree = Tree.of({"w": zeros((60, 100, 2))})
@@ -407,7 +410,7 @@ LEAF = ones((6, 8), np.float32)
 
 
 def test_all_sites_without_a_leaf_are_listed() -> None:
-    """Missing sites are listed with the nearest leaf names; sites with a leaf are not."""
+    """Missing sites are listed with the closest leaf names; sites with a leaf are not."""
     params = {"model": {f"layers_{i}": {"q_proj": {"kernel": LEAF.T}} for i in range(3)}}
     params["model"]["norm"] = {"scale": ones(8, np.float32)}
     sites = [f"model.layers.{i}.q_proj" for i in range(3)]
@@ -429,13 +432,13 @@ def test_many_sites_without_a_leaf() -> None:
         jaxmix.compose(params, lora_at(*(f"block.{i}.{'y' * 60}" for i in range(400))))
 
 
-def test_an_empty_tree() -> None:
-    """An empty tree has no nearest names."""
+def test_empty_tree() -> None:
+    """An empty tree has no closest names."""
     with pytest.raises(LayoutError, match=r"the nearest are none: the tree is empty"):
         jaxmix.compose({}, lora_at("a"))
 
 
-def test_nothing_near() -> None:
+def test_no_similar_name() -> None:
     """Without a similar name, the error shows a few of the tree's names."""
     with pytest.raises(LayoutError, match=r"the nearest are 0.kernel, 1.kernel, 2.kernel$"):
         try:
@@ -450,7 +453,7 @@ def test_no_rule_for_a_site() -> None:
         jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
 
 
-def test_two_leaves_for_one_site() -> None:
+def test_site_that_matches_two_leaves() -> None:
     """A site that matches two leaves is ambiguous, and an error."""
     for params in (
         {"a.weight": LEAF, "a.kernel": LEAF.T},
@@ -461,13 +464,13 @@ def test_two_leaves_for_one_site() -> None:
             jaxmix.compose(params, lora_at("a"))
 
 
-def test_two_leaves_of_one_name() -> None:
+def test_two_leaves_with_one_name() -> None:
     """A nested and a dotted leaf may not have the same name."""
     with pytest.raises(LayoutError, match=r"the tree has several leaves with the name a.weight"):
         jaxmix.compose({"a.weight": LEAF, "a": {"weight": LEAF}}, lora_at("a"))
 
 
-def test_no_bias() -> None:
+def test_missing_bias() -> None:
     """An adapter with a bias needs a leaf for it."""
     adapters = [Adapter({"a": Replace(bias=ones(6))})]
     with pytest.raises(
@@ -510,8 +513,8 @@ def test_float64_leaves_without_x64() -> None:
         jaxmix.compose({"a.weight": LEAF.astype(np.float64)}, lora_at("a"))
 
 
-def test_what_is_no_array() -> None:
-    """Leaves that are not arrays (torch tensors, shapes, strings) are listed in one error."""
+def test_leaves_that_are_not_arrays() -> None:
+    """Torch tensors, shapes and strings as leaves are listed in one error."""
 
     class Tensor:
         shape, dtype = (6, 8), "torch.float32"

@@ -25,12 +25,12 @@ from jaxmix.placement.ties import tied_problem
         ("h._orig_module.q", "h._orig_module.q"),
     ],
 )
-def test_names_that_no_model_uses(name, expected):
-    """Wrapper names are removed anywhere, as whole parts of the name."""
+def test_wrapper_names_are_removed(name, expected):
+    """They are removed anywhere, as complete parts of the name."""
     assert without_wrappers(name) == expected
 
 
-def test_an_outer_module_is_a_wrapper_if_all_have_it():
+def test_outer_module_is_removed_if_all_have_it():
     """A leading `module` is removed only if all names have it."""
     assert list(unwrapped(["module.a", "module.module.b.module.c"]).values()) == [
         "a",
@@ -85,7 +85,7 @@ def lora(*sites: str) -> jaxmix.Adapter:
         ("module.h.0.q", "h.0._orig_mod.q"),
     ],
 )
-def test_a_leaf_under_a_wrapper_is_found(leaf, site):
+def test_wrapped_leaf_is_found(leaf, site):
     """A wrapped leaf is found for the weight and for the bias."""
     params = {f"{leaf}.weight": np.zeros((2, 3), np.float32)}
     params[f"{leaf}.bias"] = np.zeros(2, np.float32)
@@ -95,7 +95,7 @@ def test_a_leaf_under_a_wrapper_is_found(leaf, site):
     assert np.array_equal(out[f"{leaf}.bias"], np.ones(2))
 
 
-def test_a_leaf_of_the_very_name_comes_first():
+def test_exact_names_take_precedence():
     """A leaf with the exact name precedes a leaf that differs by `module`."""
     zeros = np.zeros((2, 3), np.float32)
     params = {"h.q.weight": zeros, "h.module.q.weight": zeros}
@@ -106,7 +106,7 @@ def test_a_leaf_of_the_very_name_comes_first():
         jaxmix.compose(params, jaxmix.Adapter({"h.module": Replace(None, np.ones(2))}, name="a"))
 
 
-def test_leaves_that_wrappers_alone_tell_apart():
+def test_leaves_that_differ_only_by_wrappers():
     """Leaves that differ only in wrapper names are ambiguous."""
     params = {f"{name}.h.q.weight": np.zeros((2, 3)) for name in ("_orig_mod", "module")}
     text = "h.q: several leaves match its weight: _orig_mod.h.q.weight, module.h.q.weight"
@@ -114,7 +114,7 @@ def test_leaves_that_wrappers_alone_tell_apart():
         jaxmix.compose(params, lora("h.q"))
 
 
-def test_a_tied_embedding_under_a_wrapper():
+def test_wrapped_tied_embedding():
     """A tied embedding is detected under wrapped names too."""
     names = ["_orig_mod.model.embed_tokens.weight", "_orig_mod.model.norm.weight"]
     problem = tied_problem("model.embed_tokens", names)

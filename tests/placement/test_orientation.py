@@ -75,20 +75,20 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], str, bool | None, bool]] = {
 
 
 @pytest.mark.parametrize(("shapes", "at", "flag", "expected"), CASES.values(), ids=CASES)
-def test_what_tells(
+def test_what_determines_the_orientation(
     shapes: dict[str, tuple[int, ...]], at: str, flag: bool | None, expected: bool
 ) -> None:
     assert is_conv1d(leaves(**shapes), at, lora(1, flag)) == expected
 
 
 @pytest.mark.parametrize("size", [(4, 6), (6, 4)])
-def test_factors_tell_of_other_shapes(size: tuple[int, int]) -> None:
+def test_non_square_factors_decide(size: tuple[int, int]) -> None:
     """Non-square factors determine the orientation if the bias does not."""
     params = leaves(c_proj__weight=(6, 4), c_proj__bias=(1,))
     assert is_conv1d(params, "c_proj", lora(1, None, size)) == (size == (4, 6))
 
 
-def test_nothing_tells() -> None:
+def test_unknown_orientation_is_an_error() -> None:
     """All sites of unknown orientation are listed, with the option that states it."""
     params = leaves(**site("a"), **site("b"), **site("c"), head__weight=(9, 6), head__bias=(9,))
     updates = {"a": lora(1), "b": lora(2, False), "c": lora(3)}
@@ -134,8 +134,8 @@ def weights(run: str, params: Flat, adapter: Adapter, layout: Layout | None) -> 
 
 
 @pytest.mark.parametrize("run", ["compose", "attach", "Bank", "to_lora", "effects"])
-def test_every_way_to_run_a_mix_takes_the_layout(run: str) -> None:
-    """Each method uses the layout, and refuses the adapter without it."""
+def test_all_functions_take_the_layout(run: str) -> None:
+    """Each function uses the layout, and refuses the adapter without it."""
     params, adapter = leaves(**site("a"), **site("b")), Adapter({"a": lora(1), "b": lora(2)})
     with jax.enable_x64(True):
         with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
@@ -149,14 +149,14 @@ def test_every_way_to_run_a_mix_takes_the_layout(run: str) -> None:
 
 
 def test_init_takes_the_layout() -> None:
-    """`init` makes factors for the orientation that the layout states."""
+    """`init` creates factors for the orientation that the layout states."""
     params, key = leaves(**site("a"), **site("b")), jax.random.key(0)
     table = Layout("mine", conv1d="b")
     made = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=table)
     assert [made.updates[name].transposed for name in "ab"] == [False, True]
 
 
-def test_a_pattern_that_is_none() -> None:
+def test_invalid_conv1d_pattern() -> None:
     with pytest.raises(LayoutError) as caught:
         Layout("mine", conv1d="(")
     assert str(caught.value).startswith(
@@ -166,7 +166,7 @@ def test_a_pattern_that_is_none() -> None:
         Layout("mine", conv1d=3)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_layout_without_rules_goes_by_names() -> None:
+def test_layout_without_rules_uses_names() -> None:
     table = Layout("mine", conv1d="")
     assert table.by_name and table.places("q", "bias")[0].leaf == "q.bias"
     assert hash(table) != hash(Layout("mine"))

@@ -1,4 +1,4 @@
-"""Weights in memory that are parts of leaves, or have other axes or rows there."""
+"""Weights that are parts of leaves, or whose axes or rows have another order there."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,15 +75,17 @@ def test_places(leaf: np.ndarray, at: Region, more: dict[str, int], expected: np
         ),
     ],
 )
-def test_leaves_without_such_a_part(at: Region, more: dict[str, int], message: str) -> None:
-    """The reason is given."""
+def test_leaves_without_the_part_are_refused(
+    at: Region, more: dict[str, int], message: str
+) -> None:
+    """The error states the reason."""
     with pytest.raises(UnmappedError) as caught:
         part_place("w", (24, 3), at, **more)
     assert str(caught.value) == message
 
 
 def test_memory_shape() -> None:
-    """The last two axes change places."""
+    """The last two axes are swapped."""
     assert memory_shape(Piece("w", is_transposed=True), (4, 2, 3)) == (4, 3, 2)
     assert memory_shape(Piece("w"), (2, 3)) == (2, 3)
 
@@ -91,29 +93,29 @@ def test_memory_shape() -> None:
 LEAVES = {"a": LEAF, "b": LEAF + 100, "experts": STACK, "conv": LEAF.reshape(24, 1, 3)}
 ASSEMBLED: tuple[tuple[dict[str, Piece], np.ndarray], ...] = (
     ({"a": Piece("w", heads=3)}, HALVES),
-    ({"a": Piece("w", disk_region=Region(part=1, parts=2, alternates=True))}, LEAF[1::2]),
+    ({"a": Piece("w", disk=Region(part=1, parts=2, alternates=True))}, LEAF[1::2]),
     (
         {
-            "a": Piece("w", memory_region=Region(part=0, parts=2)),
-            "b": Piece("w", memory_region=Region(part=1, parts=2)),
+            "a": Piece("w", memory=Region(part=0, parts=2)),
+            "b": Piece("w", memory=Region(part=1, parts=2)),
         },
         np.concatenate([LEAF, LEAF + 100]),
     ),
     (
         {
-            "conv": Piece("w", memory_region=Region(part=0, parts=1)),
+            "conv": Piece("w", memory=Region(part=0, parts=1)),
         },
         LEAF.reshape(24, 1, 3),
     ),
     (
         {
-            "experts": Piece("w", memory_region=Region(part=0, parts=2, axis=1)),
-            "more": Piece("w", memory_region=Region(part=1, parts=2, axis=1)),
+            "experts": Piece("w", memory=Region(part=0, parts=2, axis=1)),
+            "more": Piece("w", memory=Region(part=1, parts=2, axis=1)),
         },
         np.concatenate([STACK, STACK], 1),
     ),
     (
-        {"a": Piece("w", memory_region=Region(0)), "b": Piece("w", memory_region=Region(1))},
+        {"a": Piece("w", memory=Region(0)), "b": Piece("w", memory=Region(1))},
         np.stack([LEAF, LEAF + 100]),
     ),
     ({"a": Piece("w", is_transposed=True)}, LEAF.T),
@@ -130,14 +132,14 @@ def test_assembled(pieces: dict[str, Piece], expected: np.ndarray) -> None:
     assert assembled_shape(holdings, shapes) == expected.shape
 
 
-def test_a_leaf_that_can_not_be_assembled() -> None:
+def test_leaf_that_can_not_be_assembled() -> None:
     """The error names the tensor."""
-    holding = Holding("a", Piece("w", disk_region=Region(part=1, parts=5)))
+    holding = Holding("a", Piece("w", disk=Region(part=1, parts=5)))
     with pytest.raises(LayoutError, match=r"^w: a \(24, 3\) can't be split into 5 equal parts\.$"):
         assembled([holding], LEAVES.__getitem__)
 
 
-def test_a_fused_leaf_under_another_name_stays_whole() -> None:
+def test_renamed_fused_leaf_is_not_cut() -> None:
     """An update of it is not cut, so all families apply."""
     settings = (("Chunk", (("dim", 0),)),)
     names = NameMap(
@@ -154,7 +156,7 @@ def test_a_fused_leaf_under_another_name_stays_whole() -> None:
     assert [target.site for target in modules.targets("net.0.k")] == ["net.0.qkv[2:4]"]
 
 
-def test_an_expert_in_one_of_two_stacks() -> None:
+def test_experts_are_assigned_to_one_of_two_stacks() -> None:
     """ERNIE divides experts between text and vision, by the sizes of the stacks in memory."""
     fuse = (("ErnieFuseAndSplitTextVisionExperts", ()),)
     transform = Transform("convert", ("experts.*.w",), ("text.w", "vision.w"), operations=fuse)

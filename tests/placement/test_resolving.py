@@ -17,7 +17,7 @@ def chain(*, bias: bool = False) -> Chain:
 
 
 def test_sites_have_places_and_forms() -> None:
-    """A resolved site knows its leaves, how they hold its tensors, and its updates."""
+    """A resolved site has its leaves, their forms, and its updates."""
     params = {"a": {"kernel": ONES.T, "bias": ONES[:, 0]}, "b.weight": ONES}
     found = resolve(params, {"a": chain(bias=True), "b": chain()}, None)
     a, b = found.sites
@@ -31,7 +31,7 @@ def test_sites_have_places_and_forms() -> None:
 
 
 def test_layers_of_a_stack_share_a_form() -> None:
-    """Forms have no name of a leaf: what differs between layers is only the index."""
+    """Forms do not contain the leaf's name: layers differ only in the index."""
     params = {"layers": {"q": {"kernel": np.ones((2, 3, 2), np.float32)}}}
     sites = {f"layers.{i}.q": chain() for i in range(2)}
     forms = [site.weight_form for site in resolve(params, sites, None).sites]

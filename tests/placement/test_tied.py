@@ -71,7 +71,7 @@ def test_other_sites_are_not_tied(name: str) -> None:
     "name",
     ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM", "OPTModel"],
 )
-def test_the_names_are_still_those(name: str) -> None:
+def test_recorded_names_are_up_to_date(name: str) -> None:
     """The recorded names are those that the installed transformers saves."""
     assert tied_names.saved(name, tied=True) == SAVED[name]
 
@@ -104,7 +104,7 @@ def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
     return Adapter({site: LoRA(a, b, 1.0, embedding=site == EMBED) for site in sites})
 
 
-def test_a_tied_tree_is_refused() -> None:
+def test_tied_tree_is_refused() -> None:
     """Both sides of the tie are listed in one error."""
     with pytest.raises(
         LayoutError, match=r"^the tree ties the tensors of these sites to others:"
@@ -200,7 +200,7 @@ def test_other_sites_of_a_tied_tree() -> None:
     assert not np.asarray(out["model.norm.weight"]).any()
 
 
-def test_a_table_that_has_both_in_one_leaf() -> None:
+def test_layout_with_head_and_embedding_in_one_leaf() -> None:
     """A user's layout may place the head in the embedding's leaf."""
     rules = (Rule(r"model\.embed_tokens|lm_head", "embedder"), Rule("q", "q"))
     params = {"embedder": E, "q": E}
@@ -244,7 +244,7 @@ TOKENS = jnp.array([[1, 2, 3]])
 
 @pytest.mark.parametrize("site", [EMBED, HEAD])
 @pytest.mark.parametrize("jitted", [False, True])
-def test_a_decoder_is_untied_by_itself(site: str, jitted: bool) -> None:
+def test_tied_decoder_is_untied(site: str, jitted: bool) -> None:
     """The new model has one changed side; the old model is unchanged."""
     model = decoder()
     before = np.asarray(model(TOKENS))
@@ -262,7 +262,7 @@ def test_a_decoder_is_untied_by_itself(site: str, jitted: bool) -> None:
     assert np.abs(np.asarray(out(TOKENS)) - before).max() > 1e-6
 
 
-def test_a_decoder_stays_tied_where_nothing_separates_it() -> None:
+def test_decoder_stays_tied_if_possible() -> None:
     """Adapters of layers keep the tie, and an untied decoder stays untied."""
     site = "model.layers.0.self_attn.q_proj"
     out = jaxmix.compose(decoder(), [lora(site, shape=(8, 8))])
@@ -271,7 +271,7 @@ def test_a_decoder_stays_tied_where_nothing_separates_it() -> None:
     assert not out.config.tie_word_embeddings
 
 
-def test_the_state_of_a_tied_decoder() -> None:
+def test_state_of_a_tied_decoder_is_refused() -> None:
     """A state cannot untie itself; the message names the method."""
     for params in (nnx.state(decoder()), nnx.to_pure_dict(nnx.state(decoder()))):
         with pytest.raises(LayoutError, match=r"jaxmix\.models\.Decoder: model\.untied\(\)"):
@@ -291,7 +291,7 @@ class Stubborn:
         return self
 
 
-def test_what_does_not_untie_itself_is_refused() -> None:
+def test_tree_that_stays_tied_is_refused() -> None:
     """A tree that is still tied after `untied` is refused."""
     tree = Stubborn({"embed_tokens": {"weight": E}})
     with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):

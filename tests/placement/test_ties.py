@@ -10,7 +10,7 @@ from jaxmix.placement import ties
 
 @pytest.mark.parametrize("layers", [4, 32])
 def test_names_are_prepared_once(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of names that are looked at grows with the tree, not with its square."""
+    """The number of names that are examined grows linearly with the tree."""
     names = [f"model.layers.{i}.embeddings" for i in range(layers)]
     ones = np.ones((2, 3), np.float32)
     params = {f"{name}.weight": ones for name in names} | {"lm_head.weight": ones}

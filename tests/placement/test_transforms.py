@@ -1,4 +1,4 @@
-"""Transforms of names: which pattern matches, what it becomes, and in which order."""
+"""Transforms of names: the pattern that matches, the new name, and the order."""
 
 import re
 from typing import Any
@@ -39,15 +39,15 @@ def loaded_names(names: list[str], transforms: list[Transform]) -> dict[str, str
 
 
 def test_renamings_are_applied_in_order() -> None:
-    """Each acts on what the ones before it made."""
+    """Each applies to the result of the previous ones."""
     first = Transform("rename", ("a",), ("b",))
     then = Transform("rename", ("b",), ("c",))
     assert loaded_names(["a.w"], [first, then]) == {"a.w": "c.w"}
     assert loaded_names(["a.w"], [then, first]) == {"a.w": "b.w"}
 
 
-def test_a_group_waits_for_its_first_pattern() -> None:
-    """Names that are converted already are not shifted again."""
+def test_group_waits_for_its_first_pattern() -> None:
+    """Names that are already converted are not shifted again."""
     group = Transform("group", ("norm0", "norm1"), ("norm1", "norm2"))
     assert loaded_names(["h.norm0.w", "h.norm1.w"], [group]) == {
         "h.norm0.w": "h.norm1.w",
@@ -69,24 +69,24 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
         convert(["qkv"], ["q", "k"], ("Chunk", {"dim": 0})),
         "qkv.bias",
         (
-            Piece("q.bias", disk_region=Region(-1, 0, 2)),
-            Piece("k.bias", disk_region=Region(-1, 1, 2)),
+            Piece("q.bias", disk=Region(-1, 0, 2)),
+            Piece("k.bias", disk=Region(-1, 1, 2)),
         ),
     ),
     "split": (
         convert(["qk"], ["q", "k"], ("Split", {"dim": 0, "sizes": (5, 3)})),
         "qk",
         (
-            Piece("q", disk_region=Region(-1, 0, 2, sizes=(5, 3))),
-            Piece("k", disk_region=Region(-1, 1, 2, sizes=(5, 3))),
+            Piece("q", disk=Region(-1, 0, 2, sizes=(5, 3))),
+            Piece("k", disk=Region(-1, 1, 2, sizes=(5, 3))),
         ),
     ),
     "split without sizes": (
         convert(["qk"], ["q", "k"], ("Split", {"dim": 0})),
         "qk",
         (
-            Piece("q", disk_region=Region(-1, 0, 2, sizes=(0, 0))),
-            Piece("k", disk_region=Region(-1, 1, 2, sizes=(0, 0))),
+            Piece("q", disk=Region(-1, 0, 2, sizes=(0, 0))),
+            Piece("k", disk=Region(-1, 1, 2, sizes=(0, 0))),
         ),
     ),
     "interleave": (
@@ -100,8 +100,8 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
         ),
         "w13",
         (
-            Piece("g", disk_region=Region(-1, 0, 2, 1, alternates=True)),
-            Piece("u", disk_region=Region(-1, 1, 2, 1, alternates=True)),
+            Piece("g", disk=Region(-1, 0, 2, 1, alternates=True)),
+            Piece("u", disk=Region(-1, 1, 2, 1, alternates=True)),
         ),
     ),
     "rope": (
@@ -113,8 +113,8 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
         convert(["qv"], ["q", "v"], ("Chunk", {"dim": 0}), ("PermuteForRope", ROPE)),
         "qv",
         (
-            Piece("q", disk_region=Region(-1, 0, 2), heads=4),
-            Piece("v", disk_region=Region(-1, 1, 2)),
+            Piece("q", disk=Region(-1, 0, 2), heads=4),
+            Piece("v", disk=Region(-1, 1, 2)),
         ),
     ),
     "rope of an unknown number of heads": (
@@ -131,12 +131,12 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
     "concatenate": (
         convert(["q_conv.", "k_conv."], ["conv."], ("Concatenate", {"dim": 0})),
         "k_conv.weight",
-        (Piece("conv.weight", memory_region=Region(-1, 1, 2)),),
+        (Piece("conv.weight", memory=Region(-1, 1, 2)),),
     ),
     "concatenate stacks": (
         convert(["gate", "up"], ["gate_up"], ("Concatenate", {"dim": 1})),
         "up",
-        (Piece("gate_up", memory_region=Region(-1, 1, 2, 1)),),
+        (Piece("gate_up", memory=Region(-1, 1, 2, 1)),),
     ),
     "experts": (
         convert(
@@ -146,28 +146,28 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
             ("Concatenate", {"dim": 1}),
         ),
         "e.7.up",
-        (Piece("e.gate_up", memory_region=Region(7, 1, 2)),),
+        (Piece("e.gate_up", memory=Region(7, 1, 2)),),
     ),
 }
 
 
 @pytest.mark.parametrize(("transform", "name", "pieces"), PIECES.values(), ids=PIECES)
 def test_pieces(transform: Transform, name: str, pieces: tuple[Piece, ...]) -> None:
-    """What each of transformers' operations makes of a tensor."""
+    """The pieces that each of transformers' operations makes of a tensor."""
     assert loaded_pieces([name], [transform])[name] == pieces
 
 
 def test_shards_are_counted() -> None:
-    """A tensor may consist of any number of leaves; an absent one is a problem."""
+    """A tensor may consist of any number of leaves; an absent one is reported."""
     transform = convert(["shard_*.w"], ["all.w"], ("Concatenate", {"dim": 0}))
     found = loaded_pieces(["shard_0.w", "shard_1.w"], [transform])
-    assert found["shard_1.w"] == (Piece("all.w", memory_region=Region(-1, 1, 2)),)
+    assert found["shard_1.w"] == (Piece("all.w", memory=Region(-1, 1, 2)),)
     (piece,) = loaded_pieces(["shard_1.w"], [transform])["shard_1.w"]
     assert piece.problem == "Concatenate, with other shards that are absent"
 
 
 def test_equal_sources_share_one_expression() -> None:
-    """Transforms are made anew for each scope; their expression is compiled once."""
+    """Each scope has its own transforms, but their expression is compiled once."""
     plain = Transform("rename", ("^tower",), ("model.tower",))
     scoped = Transform("rename", ("^tower",), ("model.tower",), scope="model")
     first = plain._pattern

@@ -204,7 +204,7 @@ TREES = {
 
 @pytest.mark.parametrize("jitted", [False, True], ids=["uncompiled", "compiled"])
 @pytest.mark.parametrize("hooks", TREES.values(), ids=TREES)
-def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
+def test_effects_are_equal_in_all_trees(hooks: Hooks, jitted: bool) -> None:
     """Nine kinds at all modules have one effect in every tree; two kinds also run compiled."""
     adapters = [a for a in ADAPTERS if a.name in "06"] if jitted else ADAPTERS
     truth = fold_tree(BASE, adapters) if jitted else TRUTH
@@ -235,7 +235,7 @@ def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
     assert sum(new is not old for new, old in pairs) == 1
 
 
-def test_an_nnx_module_runs() -> None:
+def test_nnx_module_runs() -> None:
     """The result is a new module of the same class that computes with the new weights."""
     net = nnx.Linear(8, 6, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, nnx.relu)
@@ -263,7 +263,7 @@ def test_metadata_of_nnx_variables_is_kept() -> None:
     assert out["a"].kernel.get_metadata() == net.kernel.get_metadata()
 
 
-def test_a_shared_nnx_variable_is_untied() -> None:
+def test_shared_nnx_variable_is_untied() -> None:
     """A variable used at two sites is two leaves; only the adapter's site changes."""
     first, second = (nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(i)) for i in range(2))
     second.kernel = first.kernel
@@ -275,7 +275,7 @@ def test_a_shared_nnx_variable_is_untied() -> None:
     assert (np.asarray(second.kernel[...]) == old).all()
 
 
-def test_an_attribute_called_value() -> None:
+def test_attribute_called_value() -> None:
     """`value` next to siblings is an attribute's name, not a variable's value."""
 
     class Attention(eqx.Module):
@@ -403,7 +403,7 @@ def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
+def test_saved_weights_of_conv1d_in_flax(turned: bool) -> None:
     """A saved Conv1D weight is (in, out); its shape, or a flag at the site, shows it."""
     adapters = gpt2_adapters(True, ("Replace", "LoRA"))
     for keep in (CONV1D, (*CONV1D[::2], "score", "other.square")):
@@ -419,7 +419,7 @@ def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
             np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-def test_a_flag_where_the_tree_does_not_tell() -> None:
+def test_flag_decides_if_the_tree_does_not() -> None:
     """Without biases, the factors' shapes decide, and the flag for a square weight."""
     params = {n: x for n, x in GPT2.items() if not n.endswith(".bias")}
     update: Any = flagged("h.0.attn.c_proj", "LoRA", 3, True)
@@ -447,14 +447,14 @@ def test_factors_for_another_orientation() -> None:
         jaxmix.compose(params, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
 
 
-def test_a_whole_weight_of_another_orientation() -> None:
+def test_saved_weight_of_another_orientation() -> None:
     """A saved weight that is the transpose of PyTorch's is refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: saved weight has shape"):
         jaxmix.compose(params, [Adapter({"a": Replace(ones((6, 8)))})])
 
 
-def test_a_flax_kernel_that_has_no_two_axes() -> None:
+def test_flax_kernel_with_one_axis() -> None:
     """A kernel with one axis has no inputs and outputs."""
     with pytest.raises(
         LayoutError, match=r"a.kernel of shape \(6,\) does not have the axes '... i o"
@@ -463,7 +463,7 @@ def test_a_flax_kernel_that_has_no_two_axes() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 6), (4, 4)])
-def test_a_whole_weight_beside_a_lora_of_conv1d(size: tuple[int, int]) -> None:
+def test_saved_conv1d_weight_with_a_lora(size: tuple[int, int]) -> None:
     """In one adapter at one site, the saved Conv1D is (in, out) and the LoRA's BA (out, in)."""
     rng, (in_size, out_size) = np.random.default_rng(0), size
     whole, a, b = normal(rng, *size), normal(rng, 2, in_size), normal(rng, out_size, 2)

@@ -48,7 +48,7 @@ def test_rounded_tensors(tmp_path: Path) -> None:
         assert leaf.dtype == np.float16 and not np.array_equal(leaf, halves[name])
 
 
-def test_a_fused_tensor_beside_an_update_of_a_part(tmp_path: Path) -> None:
+def test_fused_tensor_with_an_update_of_one_part(tmp_path: Path) -> None:
     """One tensor holds the parts: an update that mixes its rows, and one of k."""
     fused_tree, _ = trees()
     whole = jaxmix.Adapter({FUSED_QKV: whole_update("biases")}, name="whole")

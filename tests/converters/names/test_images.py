@@ -132,7 +132,7 @@ def kohya(name: str) -> str:
 # ----------------------------------------------------------------------------------- the tables
 
 
-def test_files_are_those_of_the_script() -> None:
+def test_files_are_generated_by_the_script() -> None:
     """The committed data files are what the script writes."""
     assert {file.stem for file in FOLDER.glob("*.json")} == set(MODELS)
     for name, table in tables().items():
@@ -140,7 +140,7 @@ def test_files_are_those_of_the_script() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_rows_lead_back(model: str) -> None:
+def test_rows_are_found_from_both_sides(model: str) -> None:
     """Each row is found by its source and by its targets, and no two have one source."""
     table = templates(model)
     sources = [row.source for row in table.rows]
@@ -161,8 +161,8 @@ def test_maps_are_found_by_class() -> None:
     assert image_map({"model_type": "bert"}) is None
 
 
-def test_components_stay_in_the_names() -> None:
-    """Of two transformers in one tree, each keeps its modules."""
+def test_names_keep_their_components() -> None:
+    """With two transformers in one tree, each keeps its modules."""
     table = templates("wan")
     for component in ("transformer", "transformer_2"):
         (piece,) = table.pieces(f"{component}.blocks.0.self_attn.q.weight")
@@ -229,7 +229,7 @@ def test_unequal_parts_need_their_sizes(tmp_path: Path) -> None:
 
 
 def test_lokr_of_a_fused_weight(tmp_path: Path) -> None:
-    """A whole-rank LoKr of q, k and v becomes rows of its product, whatever its alpha."""
+    """A whole-rank LoKr of q, k and v becomes rows of its product, for any alpha."""
     rows = [row for row in FLUX if row.source.endswith("img_attn.qkv")]
     original, memory = trees(rows)
     path, deltas = file_of(tmp_path / "x.safetensors", original, kohya, lokr)
@@ -335,7 +335,7 @@ def test_alpha_of_a_single_file_of_peft_is_the_rank(tmp_path: Path) -> None:
     assert_equal(found, base, {next(iter(base)): b @ a})
 
 
-def test_doubles_are_dropped(tmp_path: Path) -> None:
+def test_duplicates_are_dropped(tmp_path: Path) -> None:
     """A module that a file has under two names, with equal numbers, is read once."""
     _, memory = trees(FLUX[:3])
     path, deltas = file_of(tmp_path / "x.safetensors", memory, kohya, lora)
@@ -368,8 +368,8 @@ def test_doubles_are_dropped(tmp_path: Path) -> None:
     assert f"{fused}: is {named(row.source)}, and so is {' and '.join(names)}" in str(caught.value)
 
 
-def test_embeddings_are_named_and_left_out(tmp_path: Path) -> None:
-    """Bundled embeddings of tokens are left out with a warning."""
+def test_embeddings_are_skipped_with_a_warning(tmp_path: Path) -> None:
+    """Bundled embeddings of tokens are skipped with a warning."""
     _, memory = trees(FLUX[:1])
     path, deltas = file_of(tmp_path / "x.safetensors", memory, kohya, lora)
     save_file({**load_file(path), "bundle_emb.cat.clip_l": np.ones((1, 2), np.float32)}, path)

@@ -48,8 +48,8 @@ def lora(*sites: str) -> jaxmix.Adapter:
 
 
 @pytest.mark.parametrize("spelling", [IN_MEMORY, ON_DISK], ids=["in memory", "on disk"])
-def test_both_spellings_merge(spelling: str, tmp_path: Path) -> None:
-    """The result is the same, whichever names the adapter has, and verifies."""
+def test_both_names_merge(spelling: str, tmp_path: Path) -> None:
+    """The merge has the same result, and verifies, for either name that the adapter has."""
     names = [f"{ON_DISK.format(i)}.weight" for i in range(2)]
     base = base_of(tmp_path / "base", names, LLAVA)
     adapter = lora(*(spelling.format(i) for i in range(2)))
@@ -71,8 +71,8 @@ def test_both_spellings_merge(spelling: str, tmp_path: Path) -> None:
     [("bert.encoder.q", "encoder.q"), ("encoder.q", "bert.encoder.q")],
     ids=["added", "removed"],
 )
-def test_the_base_prefix(stored: str, site: str, tmp_path: Path) -> None:
-    """An adapter of the base model merges into a checkpoint of a head's class, and the reverse."""
+def test_base_prefix_is_optional(stored: str, site: str, tmp_path: Path) -> None:
+    """An adapter of the base model merges into a model with a head, and the reverse."""
     config = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
     base = base_of(tmp_path / "base", [f"{stored}.weight"], config)
     merged = jaxmix.merge_checkpoint(base, lora(site), tmp_path / "out")
@@ -80,15 +80,15 @@ def test_the_base_prefix(stored: str, site: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [None, {**LLAVA, "auto_map": {"AutoModel": "x.y"}}])
-def test_without_a_config_the_names_tell(config: dict[str, Any] | None, tmp_path: Path) -> None:
-    """No config, or a model's own code: the only map that brings the sites to the leaves."""
+def test_map_is_inferred_without_a_config(config: dict[str, Any] | None, tmp_path: Path) -> None:
+    """Without a config, or with custom code, the only map under which all sites match is used."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], config)
     merged = jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
     assert merged.changed == (f"{ON_DISK.format(0)}.weight",)
 
 
-def test_names_switch_the_map_off_or_choose_it(tmp_path: Path) -> None:
-    """An empty string is none; a model type chooses its map; an unknown one is an error."""
+def test_names_disable_or_choose_the_map(tmp_path: Path) -> None:
+    """An empty string disables it; a model type chooses its map; an unknown one is an error."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], LLAVA)
     adapter = lora(IN_MEMORY.format(0))
     with pytest.raises(
@@ -104,15 +104,15 @@ def test_names_switch_the_map_off_or_choose_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_that_renames_by_code(tmp_path: Path) -> None:
+def test_model_renamed_by_code(tmp_path: Path) -> None:
     """Its names are compared as they are: another model's map would be a guess."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], {"model_type": "dory"})
     with pytest.raises(LayoutError, match=r"mlp\.up_proj: no leaf"):
         jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
 
 
-def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
-    """Both spellings on disk: one error lists them."""
+def test_site_that_matches_two_modules(tmp_path: Path) -> None:
+    """Both names are on disk; one error lists them."""
     names = ["encoder.layer.0.q.LayerNorm", "layers.0.q.LayerNorm", "layers.0.other"]
     config = {"architectures": ["ViTModel"], "model_type": "vit"}
     base = base_of(tmp_path / "base", [f"{name}.weight" for name in names], config)
@@ -128,9 +128,7 @@ def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
     )
 
 
-def test_a_name_that_is_another_module_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_name_of_another_module_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """norm0 and norm1 become norm1 and norm2: norm1 alone may be either, so it is refused."""
     shift = Transform("group", ("norm0", "norm1"), ("norm1", "norm2"))
     monkeypatch.setattr(matching, "map_of", lambda config: NameMap("mine", (shift,)))

@@ -1,4 +1,4 @@
-"""What transformers' own operations make of random tensors is what the places in memory say."""
+"""transformers' own operations on random tensors give the weights that the places read."""
 
 import re
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def on_disk(transform: Any, sizes: tuple[int, ...]) -> dict[str, list[tuple[str,
 
 
 def by_transformers(transform: Any, inputs: dict[str, Any], sizes: tuple[int, ...]) -> Any:
-    """What transformers makes of them; its operations ask the model for shapes."""
+    """The tensors that transformers makes of them; its operations ask the model for shapes."""
     found: Any = {
         source: [torch.from_numpy(t) for _, t in named] for source, named in inputs.items()
     }
@@ -97,7 +97,7 @@ def test_operations() -> None:
             for piece in pieces:
                 made.setdefault(piece.name, []).append(Holding(leaf, piece))
         for name, truth in by_transformers(transform, inputs, sizes).items():
-            holdings = sorted(made[name], key=lambda holding: holding.piece.memory_region)
+            holdings = sorted(made[name], key=lambda holding: holding.piece.memory)
             found = assembled(holdings, modules.__getitem__)
             assert np.array_equal(found, truth), (name, transform)
             shapes = {module: tensor.shape for module, tensor in modules.items()}

@@ -1,4 +1,4 @@
-"""Rows of the table that take numbers from a config, and what the table has for each model."""
+"""Rows of the table that take numbers from a config, and the table's rows for each model."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def heads(config: dict[str, Any] | None, **settings: Any) -> int | None:
 
 
 def test_heads() -> None:
-    """Of the part that the row names, by either field, or the default; unknown without a config."""
+    """They come from the config that the row names, by either field, or are the default."""
     assert heads({"num_attention_heads": 4}) == 4
     assert heads({"heads": 4}) == 4
     assert heads({"heads": 4, "num_attention_heads": None}) == 4
@@ -46,7 +46,7 @@ def rows(operation: str) -> Iterator[dict[str, Any]]:
 
 
 def test_the_table_states_all_sizes() -> None:
-    """Of each split, and of each permutation of heads, with defaults."""
+    """Every split and every permutation of heads has its sizes, with defaults."""
     splits, permutations = list(rows("Split")), list(rows("PermuteForRope"))
     assert len(splits) >= 3 and len(permutations) >= 5
     for settings in splits:
@@ -118,7 +118,7 @@ def test_kimi_permutes_the_heads_of_queries_and_keys() -> None:
 def test_without_a_config_the_numbers_are_unknown(
     model_type: str, leaf: str, site: str, message: str
 ) -> None:
-    """A model's name alone, as `names=` may be, does not state them."""
+    """A model's name alone, as in `names=`, does not state them."""
     found = name_map({"model_type": model_type})
     assert found is not None
     with pytest.raises(UnmappedError) as caught:
@@ -137,13 +137,13 @@ def test_without_a_config_the_numbers_are_unknown(
     ],
 )
 def test_experts_stored_as_in_out(model_type: str, module: str, expected: bool) -> None:
-    """As the classes' `is_transposed` says."""
+    """These are the classes whose `is_transposed` is true."""
     found = name_map({"model_type": model_type})
     assert found is not None and found.has_inputs_first(module) == expected
 
 
-def test_experts_of_a_part() -> None:
-    """A model that the config puts inside another one brings its own."""
+def test_experts_of_a_submodel() -> None:
+    """A submodel that the config names has its own."""
     config = {"model_type": "llava", "text_config": {"model_type": "gpt_oss"}}
     found = name_map(config)
     assert found is not None
@@ -175,7 +175,7 @@ def test_models_inside_encoder_decoders() -> None:
     swiglu = {"model_type": "dinov2", "use_swiglu_ffn": True}
     leaf = "encoder.encoder.layer.0.mlp.weights_in.weight"
     found = pieces_of({**config, "encoder": swiglu}, leaf)
-    assert [piece.disk_region for piece in found] == [Region(-1, 0, 2), Region(-1, 1, 2)]
+    assert [piece.disk for piece in found] == [Region(-1, 0, 2), Region(-1, 1, 2)]
     assert found[0].name.startswith("encoder.") and found[0].name.endswith("gate_proj.weight")
 
 

@@ -1,4 +1,4 @@
-"""The table of transformers' renamings: what is in it, and that transformers says the same."""
+"""The table of transformers' renamings: its contents, and that transformers agrees."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The table of tied parameters: what is in it, and that transformers says the same."""
+"""The table of tied parameters: its contents, and that transformers agrees."""
 
 import importlib.util
 import json
@@ -95,7 +95,7 @@ def test_flag(config: dict[str, Any], is_on: bool) -> None:
 
 
 def test_unknown_models_have_no_ties() -> None:
-    """Nor has a model with code of its own."""
+    """Neither do models with custom code."""
     assert has_ties(BART) and has_ties(FLORENCE)
     assert not has_ties({**BART, "auto_map": {}}) and not has_ties({"model_type": "vit"})
     assert not has_ties({}) and not has_ties({"model_type": 3, "architectures": "x"})
@@ -103,7 +103,7 @@ def test_unknown_models_have_no_ties() -> None:
 
 
 def test_untied_fields() -> None:
-    """The flag is set where the model reads it, and what depends on it stays."""
+    """The flag is changed where the model reads it; fields that depend on it keep their effect."""
     assert untied_fields(BART, {()}, set()) == {"tie_word_embeddings": False}
     inner = {**FLORENCE, "text_config": {"model_type": "bart"}}
     assert untied_fields(inner, {()}, {("text_config",)}) == {"tie_word_embeddings": False}
@@ -126,7 +126,7 @@ def test_untied_fields() -> None:
 
 
 def test_models_that_scale_by_the_flag() -> None:
-    """Where transformers' forward reads the flag, the table's module knows it."""
+    """The module knows every model type whose forward reads the flag."""
     if (spec := importlib.util.find_spec("transformers")) is None or spec.origin is None:
         pytest.skip("transformers is not installed")
     pattern = r"if self\.config\.(tie_word_embeddings|scale_decoder_outputs):\n +#? ?.*Rescale"
