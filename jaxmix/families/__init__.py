@@ -1,4 +1,4 @@
-"""The families of updates: one file and one row of the table `FAMILIES` each."""
+"""The families of updates, each one file and one row of the table `FAMILIES`."""
 
 from jaxmix.families.adalora import AdaLoRA
 from jaxmix.families.adamss import AdaMSS

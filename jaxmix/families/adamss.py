@@ -1,4 +1,4 @@
-"""AdaMSS: groups of rows with a low rank each, behind one shared projection of the input."""
+"""AdaMSS: groups of rows, each with a low rank, that share one projection of the input."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -43,8 +43,8 @@ class AdaMSS(Update):
         ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
-        >>> one, rows = jnp.ones((1, 1)), jnp.array([1, 0])
-        >>> update = AdaMSS((one, one), (one, 3 * one), one, rows)
+        >>> ones, rows = jnp.ones((1, 1)), jnp.array([1, 0])
+        >>> update = AdaMSS((ones, ones), (ones, 3 * ones), ones, rows)
         >>> update.weight_map(Base(None, (2, 1)), jnp.ones(())).shift.dense().tolist()
         [[3.0], [1.0]]
 
@@ -132,18 +132,18 @@ def grouped(
     import torch
     from sklearn.cluster import KMeans
 
-    whole = torch.from_numpy(np.array(matrix, np.float32))
+    weight = torch.from_numpy(np.array(matrix, np.float32))
     # PEFT draws from torch's global generator. Fork it, to leave the caller's state unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        left, _, right = torch.svd_lowrank(whole, q=min(rank, *whole.shape), niter=2)
+        left, _, right = torch.svd_lowrank(weight, q=min(rank, *weight.shape), niter=2)
     options: Any = dict(
-        n_clusters=min(count, len(whole)),
+        n_clusters=min(count, len(weight)),
         init="random",
         n_init=1,
         max_iter=_ROUNDS,
         random_state=_SEED,
     )
-    found = KMeans(**options).fit_predict(left.numpy().astype("float32"))
-    rows = [np.flatnonzero(found == i) for i in range(found.max() + 1)]
+    labels = KMeans(**options).fit_predict(left.numpy().astype("float32"))
+    rows = [np.flatnonzero(labels == i) for i in range(labels.max() + 1)]
     return left.numpy(), right.numpy().T, rows

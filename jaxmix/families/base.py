@@ -19,12 +19,12 @@ ExpectedShapes = Mapping[str, tuple[Array | float | None, tuple[int | str | Frac
 
 
 class Update:
-    """What one adapter does at one site: an affine map of the weight, and one of the bias.
+    """One adapter's change at one site: an affine map of the weight, and one of the bias.
 
     A family is a frozen dataclass registered as a pytree. Its factors and its scale are children,
-    its configuration is static. It defines which operators its parameters make up, and nothing
-    about how these are run. The code that runs a map casts the arrays to the dtype of the
-    arithmetic first.
+    its configuration is static. It defines which operators are built from its parameters, and not
+    how these are run. The code that runs a map first casts the arrays to the dtype of the
+    arithmetic.
 
     Attributes:
         family: The name of the family, as it is commonly written.
@@ -115,10 +115,11 @@ class Update:
         return Base(matrix, base.shape, bias, is_transposed=base.is_transposed)
 
     def decomposed(self, matrix: np.ndarray) -> "Update":
-        """Returns the update with what it needs of the base's decomposition, computed by NumPy.
+        """Returns the update with the part of the base's decomposition that it needs.
 
-        Its maps are the same. Compilers of accelerators take minutes for a decomposition of a
-        weight, so code that runs maps there calls this first where the weight is known.
+        Its maps are the same. NumPy computes the decomposition: compilers of accelerators take
+        minutes for that of a weight, so code that runs maps there calls this first if the weight is
+        known.
 
         Args:
             matrix: The base's weight (out, in), in float32 or wider.
@@ -133,7 +134,7 @@ class Update:
     def with_transposed_weight(self) -> "Update":
         """Returns the update for a weight that PyTorch stores as (in, out).
 
-        Families that hold whole weights transpose them; all others return themselves.
+        Families that hold full weights transpose them; all others return themselves.
         """
         return self
 

@@ -54,11 +54,10 @@ class DEFT(Update):
 
     family: ClassVar[str] = "DEFT"
     trained: ClassVar[tuple[str, ...]] = ("p", "injected")
-    # The bias map reads it.
 
     @property
     def reads_base(self) -> bool:
-        """Always: the map is made from the base's weight."""
+        """Always: the bias map reads the base's bias."""
         return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

@@ -27,17 +27,17 @@ _ADDITIVE = (LoRA, LoHa, LoKr, Delta, Rows)
 
 
 def join_rows(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | None:
-    """Returns the update of a weight of which each part has an update of its own.
+    """Returns one update of a fused weight from the updates of its parts.
 
-    LoRAs become one whose B is block-diagonal, or keep their rank if they share A. LoHas likewise;
-    LoKrs if they share Y. Other additive updates become a dense difference.
+    LoRAs become one with a block-diagonal B, or of the same rank if they share A. LoHas likewise;
+    LoKrs become one if they share Y. Other additive updates become a dense difference.
 
     Args:
         parts: The updates of the parts, in order of their rows; None for a part without one.
         sizes: The number of rows of each part.
 
     Returns:
-        The update; None if these can't be one update, or no part has one.
+        The update; None if they can't be joined into one, or no part has an update.
 
     Example:
         >>> q, k = (LoRA(np.full((1, 3), n), np.ones((2, 1)), 1.0) for n in (1.0, 2.0))
@@ -56,15 +56,15 @@ def join_rows(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | 
     if any(getattr(part, "transposed", False) for part in present):
         return None
     if len({type(part) for part in present}) == 1:
-        found = _join(present[0], parts, sizes)
-        if found is not None:
-            return found
+        joined = _join(present[0], parts, sizes)
+        if joined is not None:
+            return joined
     return _dense(parts, sizes)
 
 
 @singledispatch
 def _join(first: Update, parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | None:
-    """Joins updates of one family, of which `first` is one, in a form of that family."""
+    """Joins updates of the family of `first` into one of this family; None if impossible."""
     return None
 
 
@@ -77,7 +77,7 @@ def _(first: LoRA, parts: Sequence[LoRA | None], sizes: Sequence[int]) -> Update
     if any((lora.magnitude is not None) != has_norm for lora in loras):
         return None
     if has_norm and len(loras) < len(parts):
-        return None  # the norms of the other rows are those of the base
+        return None  # the other rows keep the base's norms, which are unknown here
     scale, factors = _with_one_scale([(part and part.scale, part and part.b) for part in parts])
     biases = [None if lora is None else lora.bias for lora in parts]
     bias = None
@@ -128,9 +128,9 @@ def _(first: LoKr, parts: Sequence[LoKr | None], sizes: Sequence[int]) -> Update
 @_join.register
 def _(first: Normed, parts: Sequence[Normed | None], sizes: Sequence[int]) -> Update | None:
     normed = [part for part in parts if part is not None]
-    alike = all(part.axis == "out" and part.eps == first.eps for part in normed)
-    if len(normed) < len(parts) or not alike:
-        return None  # a norm by input is that of all rows
+    are_alike = all(part.axis == "out" and part.eps == first.eps for part in normed)
+    if len(normed) < len(parts) or not are_alike:
+        return None  # a norm by input is taken over all rows
     inner = join_rows([part.update for part in normed], sizes)
     if inner is None or not isinstance(inner, LoRA | LoHa | LoKr):
         return None
@@ -142,9 +142,9 @@ def _(first: Normed, parts: Sequence[Normed | None], sizes: Sequence[int]) -> Up
 def _(first: Delta, parts: Sequence[Delta | None], sizes: Sequence[int]) -> Update | None:
     leaves = {}
     for name in ("weight", "bias"):
-        found = [None if part is None else getattr(part, name) for part in parts]
-        is_there = any(x is not None for x in found)
-        leaves[name] = _stacked([_array(x) for x in found], sizes) if is_there else None
+        arrays = [None if part is None else getattr(part, name) for part in parts]
+        is_present = any(x is not None for x in arrays)
+        leaves[name] = _stacked([_array(x) for x in arrays], sizes) if is_present else None
     return Delta(**_arrays(**leaves))
 
 
@@ -153,23 +153,23 @@ def _(first: Together, parts: Sequence[Together | None], sizes: Sequence[int]) -
     counts = {len(part.parts) for part in parts if part is not None}
     if len(counts) > 1:
         return None
-    each = [
+    joined = [
         join_rows([None if part is None else part.parts[i] for part in parts], sizes)
         for i in range(counts.pop())
     ]
-    return None if None in each else Together(tuple(x for x in each if x is not None))
+    return None if None in joined else Together(tuple(x for x in joined if x is not None))
 
 
 @_join.register
 def _(first: DiagOFT, parts: Sequence[DiagOFT | None], sizes: Sequence[int]) -> Update | None:
-    found = [part for part in parts if part is not None]
-    alike = all(
+    present = [part for part in parts if part is not None]
+    are_alike = all(
         part.side == "out" and part.bound is None and part.factor == first.factor and
         (part.rescale is None) == (first.rescale is None)
-        for part in found
+        for part in present
     )  # fmt: skip
     blocks = [None if part is None else part.blocks for part in parts]
-    if not alike or first.blocks is None or any(part.blocks is None for part in found):
+    if not are_alike or first.blocks is None or any(part.blocks is None for part in present):
         return None
     b = first.blocks.shape[1]
     if any(x is not None and x.shape[1] != b for x in blocks) or any(size % b for size in sizes):
@@ -187,11 +187,11 @@ def _(first: DiagOFT, parts: Sequence[DiagOFT | None], sizes: Sequence[int]) -> 
 
 def _dense(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | None:
     """A dense difference; None unless all updates only add to the weight."""
-    found: list[np.ndarray | None] = []
+    deltas: list[np.ndarray | None] = []
     for part in parts:
         shape = None if part is None else matrix_shape(part)
         if part is None:
-            found.append(None)
+            deltas.append(None)
             continue
         has_more = getattr(part, "magnitude", None) is not None or part.has_bias
         has_more = has_more or getattr(part, "embedding", False) or getattr(part, "kernel", ())
@@ -200,19 +200,19 @@ def _dense(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | Non
         step = part.weight_map(Base(None, shape), jnp.ones((), np.float32))
         if not isinstance(step.left, Identity) or not isinstance(step.right, Identity):
             return None
-        found.append(np.asarray(step.shift.dense()))
-    return Delta(**_arrays(weight=_stacked(found, sizes)))
+        deltas.append(np.asarray(step.shift.dense()))
+    return Delta(**_arrays(weight=_stacked(deltas, sizes)))
 
 
 def _with_one_scale(factors: Sequence[tuple[Any, Any]]) -> tuple[Any, list[np.ndarray | None]]:
-    """One scale for all, and the factors, which take it over where the scales differ."""
+    """A common scale, and the factors, multiplied by what their own scales differ from it."""
     scales = {float(scale) for scale, factor in factors if factor is not None}
-    one = scales.pop() if len(scales) == 1 else 1.0
-    return one, [None if x is None else _times(x, scale, one) for scale, x in factors]
+    common = scales.pop() if len(scales) == 1 else 1.0
+    return common, [None if x is None else _times(x, scale, common) for scale, x in factors]
 
 
 def _times(x: Any, scale: Any, by: float) -> np.ndarray:
-    """``x · scale / by``, in x's dtype; x itself if both are equal."""
+    """``x · scale / by``, in x's dtype; x itself if ``scale`` equals ``by``."""
     x, scale = np.asarray(x), float(scale)
     return x if scale == by else (x.astype(np.float64) * (scale / by)).astype(x.dtype)
 
@@ -224,7 +224,7 @@ def _block_rows(
     *,
     is_shared: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The factors A (r, in) and B (out, r) of several products below one another."""
+    """The factors A (r, in) and B (out, r) of several products, stacked vertically."""
     present = [np.asarray(a) for a in left if a is not None]
     if _is_shared([(a,) for a in present]) if is_shared is None else is_shared:
         return present[0], _stacked(right, sizes)
@@ -240,7 +240,7 @@ def _block_rows(
 
 
 def _stacked(parts: Sequence[np.ndarray | None], sizes: Sequence[int]) -> np.ndarray:
-    """The parts below one another, with zeros for those that are absent."""
+    """The parts, stacked vertically, with zeros for those that are absent."""
     like = next(np.asarray(part) for part in parts if part is not None)
     return np.concatenate(
         [
@@ -264,5 +264,5 @@ def _array(x: Any) -> np.ndarray | None:
 
 
 def _arrays(**fields: Any) -> dict[str, Any]:
-    """Fields that may be NumPy's arrays, though the families' types say JAX's."""
+    """Hides from the type checker that fields are NumPy's arrays instead of JAX's."""
     return fields

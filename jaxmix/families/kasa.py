@@ -55,7 +55,7 @@ class KaSA(Update):
 
     @property
     def reads_base(self) -> bool:
-        """Always: the map is made from the base's weight."""
+        """Always: the map is computed from the base's weight."""
         return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
@@ -82,7 +82,7 @@ class KaSA(Update):
         return self.removed is None
 
     def decomposed(self, matrix: np.ndarray) -> "KaSA":
-        """Returns the same with U S V."""
+        """Returns the update with U S V."""
         u, values, v = np.linalg.svd(matrix, full_matrices=False)
         kept = values.shape[0] - self.d.shape[0]
         return replace(self, removed=(u[:, kept:] * values[None, kept:], v[kept:]))

@@ -1,4 +1,4 @@
-"""What `Delta` and `Replace` share: updates that hold a whole weight, a whole bias, or both."""
+"""The base class of `Delta` and `Replace`, which hold a full weight, a full bias, or both."""
 
 import math
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class LeafUpdate(Update):
         return self.bias is not None
 
     def with_transposed_weight(self) -> Self:
-        """Returns the same with the transposed weight, if it is a matrix."""
+        """Returns the update with its weight transposed, if that is a matrix."""
         if self.weight is None or self.weight.ndim != 2:
             return self
         return replace(self, weight=self.weight.T)

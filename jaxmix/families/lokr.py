@@ -56,7 +56,7 @@ class LoKr(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·X ⊗ Y)``."""
-        x, y = _whole(self.x, None), _whole(self.y, self.t2)
+        x, y = _full(self.x, None), _full(self.y, self.t2)
         if y.ndim == 3:
             delta: Operator = Dense(jnp.kron(x[None], y).reshape(base.shape))
         else:
@@ -85,7 +85,7 @@ class LoKr(Update):
         return f"rank {max(ranks)}" if ranks else "full"
 
 
-def _whole(side: tuple[Array, ...], core: Array | None) -> Array:
+def _full(side: tuple[Array, ...], core: Array | None) -> Array:
     """Returns the full X or Y."""
     if core is not None:
         return jnp.einsum("ij...,ip,jq->pq...", core, *side)

@@ -60,7 +60,7 @@ class Normed(Update):
 
     @property
     def reads_base(self) -> bool:
-        """Always: the map is made from the base's weight."""
+        """Always: the map is computed from the base's weight."""
         return True
 
     @property
@@ -96,7 +96,7 @@ class Normed(Update):
         else:
             channels = adapted.reshape(base.shape[0], self.magnitude.shape[0], -1)
             norms = jnp.sqrt(jnp.sum(channels * channels, axis=(0, 2)))
-        # An infinite norm is one that its dtype can't hold: it must not make a row of zeros.
+        # A norm that overflows must not turn a row into zeros.
         return jnp.where(jnp.isinf(norms), jnp.nan, norms)
 
     def _delta(self, base: Base, dtype: Any) -> Operator:
@@ -104,7 +104,7 @@ class Normed(Update):
         return self.update.weight_map(base, jnp.ones((), dtype)).shift
 
     def with_transposed_weight(self) -> "Normed":
-        """Returns the same with a transposed inner update."""
+        """Returns the update with its inner update transposed."""
         return replace(self, update=self.update.with_transposed_weight())
 
     def misfit(self, shape: tuple[int, int]) -> str | None:

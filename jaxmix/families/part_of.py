@@ -1,4 +1,4 @@
-"""Parts of a fused weight whose updates can't be cut: applying them takes all of the parts."""
+"""Updates of a fused weight that can't be cut: all parts are needed to apply them."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn
@@ -18,17 +18,17 @@ RowRange = tuple[int, int, int]
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class PartOf(WrappedUpdate):
-    """What one adapter does to a fused weight, at one of the weights that a model has instead.
+    """An update of a fused weight, at one of the weights that a model has instead.
 
-    An update such as KaSA needs the whole fused weight. The code that applies it joins the parts,
-    applies the updates of all adapters to the whole in order, and splits the result.
+    An update such as KaSA needs the fused weight. The code that applies it joins the parts, applies
+    the updates of all adapters in order, and splits the result.
 
     Args:
         update: The update of the fused weight, or of this part alone.
         names: The names of all parts.
         rows: The rows of the fused weight that each part holds.
         number: The number of this part.
-        is_whole: Whether `update` is one of the fused weight.
+        is_whole: Whether `update` is an update of the fused weight.
         order: The position of the adapter in its mix.
 
     Example:
@@ -56,7 +56,7 @@ class PartOf(WrappedUpdate):
         return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> NoReturn:
-        """Raises a NotImplementedError, since there is no map of a part alone."""
+        """Raises a NotImplementedError, since a single part has no map."""
         raise NotImplementedError(
             f"{self.names[self.number]}: its {self.update.family} is applied to "
             f"{' and '.join(self.names)} together, so it has no map of its own. The code that runs "
@@ -66,7 +66,7 @@ class PartOf(WrappedUpdate):
     bias_map = weight_map
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Checks the update against the weight that it belongs to, and the part's rows."""
+        """Checks the number of rows of the part, and the update against its weight."""
         sizes = [len(range(*rows)) for rows in self.rows]
         if shape[0] != sizes[self.number]:
             return (
@@ -76,6 +76,6 @@ class PartOf(WrappedUpdate):
         return self.update.misfit((sum(sizes), shape[1]) if self.is_whole else shape)
 
     def size(self) -> str:
-        """The size of the update, and which part it is at."""
+        """The size of the update, and the number of the part."""
         part = f"part {self.number + 1} of {len(self.names)}"
         return f"{self.update.family} {self.update.size()}, {part}"

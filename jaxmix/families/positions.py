@@ -1,4 +1,4 @@
-"""Checks of index arrays that some families hold."""
+"""Checks of the index arrays that some families hold."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -54,7 +54,7 @@ class Rebase(Update):
 
     @property
     def reads_base(self) -> bool:
-        """Always: the map is made from the base's weight."""
+        """Always: the map is computed from the base's weight."""
         return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

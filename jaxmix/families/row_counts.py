@@ -1,4 +1,4 @@
-"""The sizes of an update's weight, as its factors state them."""
+"""The size of an update's weight, determined from the shapes of the update's factors."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ __all__ = ["matrix_shape", "row_count"]
 
 
 def matrix_shape(update: Update) -> tuple[int, int] | None:
-    """Returns (out, in) of the weight that an update belongs to; None if its factors do not say.
+    """Returns (out, in) of the weight of an update; None if the factors do not determine it.
 
     Args:
         update: The update.
@@ -50,7 +50,7 @@ def matrix_shape(update: Update) -> tuple[int, int] | None:
 
 
 def row_count(update: Update) -> int | None:
-    """Returns the number of rows of the weight of an update; None if its factors do not say.
+    """Returns the number of rows of an update's weight; None if the factors do not determine it.
 
     Args:
         update: The update.

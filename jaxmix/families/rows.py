@@ -33,21 +33,21 @@ __all__ = ["Rows", "expert_of", "rows_of"]
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class Rows(WrappedUpdate):
-    """Some rows of an update: ``W[a:b] ↦ (L W Rᵀ + Δ)[a:b]``, for an L that keeps them together.
+    """Some rows of an update: ``W[a:b] ↦ (L W Rᵀ + Δ)[a:b]``, if L does not mix them with others.
 
-    It is what is left of an update of a fused weight, such as a LoKr of q, k and v, at a leaf that
-    holds one of its parts.
+    It applies an update of a fused weight, such as a LoKr of q, k and v, to a leaf that holds one
+    part of this weight, if the update's family has no form for a part.
 
     Args:
-        update: The update of the whole weight; one that does not read the base.
+        update: The update of the fused weight, which must not read the base.
         start: a, the first row.
         stop: b, the row after the last.
-        size_of_whole: The number of rows of the whole weight.
+        fused_rows: The number of rows of the fused weight.
 
     Example:
         >>> from jaxmix.families.lokr import LoKr
-        >>> whole = LoKr((jnp.ones((2, 1)),), (jnp.ones((2, 3)),), 1.0)
-        >>> Rows(whole, 1, 4, 4).weight_map(Base(None, (3, 3)), jnp.ones(())).shape
+        >>> fused = LoKr((jnp.ones((2, 1)),), (jnp.ones((2, 3)),), 1.0)
+        >>> Rows(fused, 1, 4, 4).weight_map(Base(None, (3, 3)), jnp.ones(())).shape
         (3, 3)
 
     Source: docs/design.md, "Names".
@@ -55,47 +55,50 @@ class Rows(WrappedUpdate):
 
     start: int = field(metadata={"static": True})
     stop: int = field(metadata={"static": True})
-    size_of_whole: int = field(metadata={"static": True})
+    fused_rows: int = field(metadata={"static": True})
 
     family: ClassVar[str] = "Rows"
     trained: ClassVar[tuple[str, ...]] = ("update",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """The rows of the whole update's map."""
-        whole = self.update.weight_map(self._whole(base), strength)
-        return cut_rows([whole], slice(self.start, self.stop))[0]
+        """The rows of the inner update's map."""
+        fused_map = self.update.weight_map(self._fused_base(base), strength)
+        return cut_rows([fused_map], slice(self.start, self.stop))[0]
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """The rows of the whole update's map of the bias."""
-        whole = self.update.bias_map(self._whole(base), strength)
-        return cut_rows([whole], slice(self.start, self.stop))[0]
+        """The rows of the inner update's map of the bias."""
+        fused_map = self.update.bias_map(self._fused_base(base), strength)
+        return cut_rows([fused_map], slice(self.start, self.stop))[0]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Checks that the whole update fits the whole weight, and the rows this one."""
+        """Checks that the inner update fits the fused weight, and the rows this weight."""
         count = self.stop - self.start
         if shape[0] != count:
-            return f"rows {self.start}:{self.stop} of a fused weight are {count}, found {shape[0]}"
-        return self.update.misfit((self.size_of_whole, shape[1]))
+            return (
+                f"the weight has {shape[0]} rows, expected {count}, rows {self.start}:{self.stop} "
+                "of a fused weight"
+            )
+        return self.update.misfit((self.fused_rows, shape[1]))
 
     def size(self) -> str:
-        """The whole update's size, and which rows."""
+        """The inner update's size, and the rows."""
         return f"{self.update.family} {self.update.size()}, rows {self.start}:{self.stop}"
 
-    def _whole(self, base: Base) -> Base:
-        return Base(None, (self.size_of_whole, base.shape[1]))
+    def _fused_base(self, base: Base) -> Base:
+        return Base(None, (self.fused_rows, base.shape[1]))
 
 
 @singledispatch
 def rows_of(update: Update, part: slice, shape: tuple[int, int]) -> Update | None:
-    """Returns the update of some rows of its weight, as if they were a weight of their own.
+    """Returns the part of an update that changes some rows of its weight, as an update of these.
 
     Args:
-        update: An update of the whole weight, which must not be transposed.
+        update: An update of the full weight, which must not be transposed.
         part: The rows, with start and stop.
-        shape: (out, in) of the whole weight.
+        shape: (out, in) of the full weight.
 
     Returns:
-        The update; None if it mixes these rows with others, or reads others of the base's.
+        The update; None if it mixes these rows with others, or reads other rows of the base.
 
     Example:
         >>> lora = LoRA(a=jnp.ones((1, 2)), b=jnp.ones((4, 1)), scale=1.0)
@@ -129,7 +132,7 @@ def _(update: LoKr, part: slice, shape: tuple[int, int]) -> Update | None:
     height = shape[0] // update.x[0].shape[0]
     if update.misfit(shape) or part.step is not None or part.start % height or part.stop % height:
         return _cut_map(update, part, shape)
-    # The rows of whole blocks; those of a part of a block are no Kronecker product.
+    # These are the rows of entire blocks; rows within a block would not be a Kronecker product.
     top = update.x[0][part.start // height : part.stop // height]
     return replace(update, x=(top, *update.x[1:]))
 
@@ -190,17 +193,17 @@ def _(update: Normed, part: slice, shape: tuple[int, int]) -> Update | None:
 
 @rows_of.register
 def _(update: Together, part: slice, shape: tuple[int, int]) -> Update | None:
-    found = [rows_of(each, part, shape) for each in update.parts]
-    return None if None in found else Together(tuple(each for each in found if each is not None))
+    cut = [rows_of(inner, part, shape) for inner in update.parts]
+    return None if None in cut else Together(tuple(inner for inner in cut if inner is not None))
 
 
 def _cut_map(update: Update, part: slice, shape: tuple[int, int]) -> Update | None:
-    """The rows of an update's maps; None if they do not keep these rows together."""
+    """The rows of an update's maps; None if the maps mix these rows with others."""
     if update.reads_base or update.is_base_side or update.misfit(shape) or part.step is not None:
         return None
-    for kind in ("weight", "bias"):
-        made = _map_of.eval_shape(jax.tree.map(_abstract, update), shape, kind)
-        unit = row_unit([made])
+    for leaf in ("weight", "bias"):
+        affine_map = _map_of.eval_shape(jax.tree.map(_abstract, update), shape, leaf)
+        unit = row_unit([affine_map])
         if unit is None or part.start % unit or part.stop % unit:
             return None
     return Rows(update, part.start, part.stop, shape[0])
@@ -215,7 +218,7 @@ def expert_of(update: Update, number: int) -> Update | None:
         number: The expert's number.
 
     Returns:
-        The update; None if the update is not one of experts.
+        The update of this expert; None if the family has no updates of single experts.
 
     Example:
         >>> two = ExpertLoRA(jnp.ones((2, 1, 3)), jnp.ones((2, 4, 1)), scale=1.0)
@@ -227,7 +230,7 @@ def expert_of(update: Update, number: int) -> Update | None:
 
 @expert_of.register
 def _(update: ExpertLoRA, number: int) -> Update | None:
-    # Factors that don't fit are found by the check of the whole.
+    # Factors that don't fit are reported by the check of the full update.
     a, b = (x[number] if number < x.shape[0] else x[:0] for x in (update.a, update.b))
     return LoRA(b.T, a.T, update.scale) if update.in_first else LoRA(a, b, update.scale)
 
@@ -245,6 +248,8 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 # `jit` caches the trace: a base has many sites of the same shape.
 @partial(jax.jit, static_argnums=(1, 2))
-def _map_of(update: Update, shape: tuple[int, int], kind: str) -> AffineMap:
-    base, one = Base(None, shape), jnp.ones((), np.float32)
-    return update.weight_map(base, one) if kind == "weight" else update.bias_map(base, one)
+def _map_of(update: Update, shape: tuple[int, int], leaf: str) -> AffineMap:
+    base, strength = Base(None, shape), jnp.ones((), np.float32)
+    return (
+        update.weight_map(base, strength) if leaf == "weight" else update.bias_map(base, strength)
+    )

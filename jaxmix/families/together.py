@@ -92,8 +92,8 @@ class Together(Update):
     def _composed(
         self, base: Base, strength: Float[Array, ""], leaf: Part, shape: tuple[int, int]
     ) -> AffineMap:
-        each = maps([(strength, part) for part in self.parts], base, leaf)
-        return reduce(lambda before, later: later.after(before), each, identity(shape))
+        in_order = maps([(strength, part) for part in self.parts], base, leaf)
+        return reduce(lambda before, later: later.after(before), in_order, identity(shape))
 
     @property
     def decomposes(self) -> bool:
@@ -101,11 +101,11 @@ class Together(Update):
         return any(part.decomposes for part in self.parts)
 
     def decomposed(self, matrix: np.ndarray) -> "Together":
-        """Returns the same with each part's decomposition."""
+        """Returns the update with the decompositions that its parts need."""
         return Together(tuple(part.decomposed(matrix) for part in self.parts))
 
     def with_transposed_weight(self) -> "Together":
-        """Returns the same with each part transposed."""
+        """Returns the update with each part transposed."""
         return Together(tuple(part.with_transposed_weight() for part in self.parts))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
@@ -131,6 +131,6 @@ def parts_of(update: Update) -> tuple[Update, ...]:
         >>> parts_of(update) == (update,)
         True
 
-    Source: ``docs/design.md``, "Words".
+    Source: ``docs/design.md``, "A mix is a product in a monoid of affine maps".
     """
     return update.parts if isinstance(update, Together) else (update,)

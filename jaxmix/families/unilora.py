@@ -36,8 +36,8 @@ class UniLoRA(Update):
 
     Example:
         >>> first, last = jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
-        >>> one = jnp.ones((1, 1))
-        >>> update = UniLoRA(jnp.array([2.0, 3.0]), first, last, one, one)
+        >>> ones = jnp.ones((1, 1))
+        >>> update = UniLoRA(jnp.array([2.0, 3.0]), first, last, ones, ones)
         >>> update.weight_map(Base(None, (1, 1)), jnp.ones(())).shift.dense().tolist()
         [[6.0]]
 

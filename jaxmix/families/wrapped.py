@@ -1,4 +1,4 @@
-"""What updates that stand for a part of another update share."""
+"""The base class of updates that wrap another update and represent it or a part of it."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ __all__ = ["WrappedUpdate"]
 
 @dataclass(frozen=True, eq=False)
 class WrappedUpdate(Update):
-    """An update that stands for another one, or a part of it, at one weight.
+    """An update that represents another one, or a part of it, at one weight.
 
     Args:
         update: The other update.

@@ -1,4 +1,4 @@
-"""How the laws draw updates of a family, and what PEFT computes with them."""
+"""Random updates of a family for the laws, and PEFT's results for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -89,7 +89,7 @@ def test_shared_blocks_stay_shared() -> None:
 
 
 def test_fields_for_export_affect_no_map() -> None:
-    """Nor what fits: only writers of files read a kernel or a seed."""
+    """Nor do they affect what fits: only writers of files read a kernel or a seed."""
     other, seen = {"kernel": (3,), "embedding": True, "seed": 7}, set()
     for row in ROWS.values():
         update = row.update(row.factors(0))

@@ -1,4 +1,4 @@
-"""Updates of the rows of a fused weight joined into one: the same function, exactly."""
+"""Updates of rows of a fused weight are joined into one with exactly the same effect."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +79,7 @@ def test_joined_update_is_that_of_the_parts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr with one y", "lokr", "diff", "rotation"])
-def test_a_part_without_an_update_stays(kind: str) -> None:
+def test_part_without_an_update_is_unchanged(kind: str) -> None:
     """Its rows are the base's."""
     make, _ = KINDS[kind]
     whole = join_rows([make(4), None, make(4)], SIZES)
@@ -114,7 +114,7 @@ def test_rows_of_a_block_become_a_difference() -> None:
     np.testing.assert_allclose(np.asarray(found.weight), want, rtol=1e-6)
 
 
-def test_what_can_not_be_joined() -> None:
+def test_updates_that_can_not_be_joined() -> None:
     """Norms of rows without an update, norms by input, embeddings, other sizes, mixed rotations."""
     dora = lora(4, magnitude=np.ones(4))
     by_input = Normed(loha(4), np.ones(IN), axis="in")

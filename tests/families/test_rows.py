@@ -1,4 +1,4 @@
-"""Updates of some rows: the rows of the whole update, for every family that can be cut."""
+"""Updates of some rows equal these rows of the full update, for every family that can be cut."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ CASES += [
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
-def test_the_parts_are_the_rows_of_the_whole(family: str, kind: str) -> None:
+def test_parts_are_the_rows_of_the_full_update(family: str, kind: str) -> None:
     """Composed onto the parts of a weight and its bias, they give the parts of the result."""
     module = MODULES[kind]
     rng = np.random.default_rng(3)
@@ -58,7 +58,7 @@ def test_the_parts_are_the_rows_of_the_whole(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("form", ["input", "numbers", "vectors"])
 def test_other_forms_of_glora(form: str) -> None:
-    """A factor of the inputs stays whole; of a vector each part takes its own; numbers stay."""
+    """A factor of the inputs and numbers are not cut; each part has its entries of a vector."""
     rng = np.random.default_rng(4)
     update = {
         "input": GLoRA((rng.normal(size=(8, 2)), rng.normal(size=(2, 8))), on_input=True),
@@ -141,8 +141,8 @@ def test_an_expert_of_a_stack(in_first: bool) -> None:
 
 
 def test_rows_that_do_not_fit() -> None:
-    """The message names the rows, or what the whole update says."""
+    """The message names the rows, or is that of the full update."""
     piece = Rows(LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0), 2, 5, 12)
-    assert piece.misfit((4, 8)) == "rows 2:5 of a fused weight are 3, found 4"
+    assert piece.misfit((4, 8)) == ("the weight has 4 rows, expected 3, rows 2:5 of a fused weight")
     assert piece.misfit((3, 9)) == LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0).misfit((12, 9))
     assert piece.misfit((3, 8)) is None
