@@ -1,4 +1,4 @@
-"""`combine`: merges several adapters into one, by task arithmetic, TIES, DARE and other methods."""
+"""`combine` merges several adapters into one, by task arithmetic, TIES, DARE and other methods."""
 
 from jaxmix.combining.combining import combine
 from jaxmix.combining.methods import METHODS

@@ -86,8 +86,8 @@ def combine(
 
     Args:
         adapters: Adapters and mixes, each at its strength.
-        params: The base; not needed if all adapters are LoRAs. Without it, names of one module that
-            differ can't be recognized, so each adapter must share sites with the others.
+        params: The base; not needed if all adapters are LoRAs. Without it, different names of one
+            module can't be recognized, so each adapter must share sites with the others.
         method: One of the methods above.
         weights: A real number for each adapter; by default 1.
         density: The share of entries to keep, above 0 and at most 1.
@@ -108,8 +108,9 @@ def combine(
         AdapterError: If an argument is not an adapter or a mix, the method is unknown, it lacks an
             option or does not use a given one, ranks differ where factors are added, or there are
             no params and an adapter shares no site with the others.
-        LayoutError: As `jaxmix.compose`.
-        ShapeError: As `jaxmix.compose`, or if LoRAs at a site belong to weights of several shapes.
+        LayoutError: As for `jaxmix.compose`.
+        ShapeError: As for `jaxmix.compose`, or if LoRAs at a site belong to weights of different
+            shapes.
 
     Warns:
         UserWarning: If there are no params, and sites of different adapters look like one module
@@ -126,7 +127,7 @@ def combine(
     (Model Stock), 2410.19735 (KnOTS); github.com/arcee-ai/mergekit for the last four's definitions.
     """
     groups = _adapters(adapters)
-    found, options = checked_options(
+    chosen, options = checked_options(
         method,
         len(groups),
         has_weights=weights is not None,
@@ -136,34 +137,34 @@ def combine(
         majority_sign=majority_sign,
         outliers=outliers,
     )
-    group_weights = _weights(weights, found, len(groups))
+    group_weights = _weights(weights, chosen, len(groups))
     others = _other_updates(groups)
     metadata = shared_metadata(part.metadata for group in groups for part in group.parts)
-    if found.on_factors and have_factors(groups):
+    if chosen.on_factors and have_factors(groups):
         if rank is not None:
             raise AdapterError(
                 f"the method {method!r} keeps the rank of LoRAs, but got rank={rank!r}. Leave it "
-                f"out, or use {found.by_svd!r}."
+                f"out, or use {chosen.by_svd!r}."
             )
         if params is None:
             check_overlap(groups)
         _check_shapes(groups, params, layout)
-        factors = combined_factors(groups, group_weights, found, options, key)
+        factors = combined_factors(groups, group_weights, chosen, options, key)
         return Adapter(factors, name=name, metadata=metadata)
     if params is None and others:
         raise AdapterError(
             f"combine got no params, but some updates are not LoRAs:{listing(others)}\nOnly LoRAs "
             "can be combined without their base: write combine(adapters, params, …)."
         )
-    make = _maker(found, rank, groups, others)
+    make = _maker(chosen, rank, groups, others)
     if params is None:
         check_overlap(groups)
         _check_shapes(groups)
     updates: dict[str, Update] = {}
     sites = effects_of_loras(groups) if params is None else effects(groups, params, layout)
-    for spot, own in sites:
+    for spot, site_effects in sites:
         keys: Any = (None, None) if key is None else jax.random.split(site_key(key, spot.name))
-        effect = combined_effect(own, group_weights, found, options, keys[0])
+        effect = combined_effect(site_effects, group_weights, chosen, options, keys[0])
         updates[spot.name] = make(spot, effect, keys[1])
     return Adapter(updates, name=name, metadata=metadata)
 
@@ -240,7 +241,11 @@ def _check_shapes(
         site: sorted({(update.b.shape[0], update.a.shape[1]) for _, update in chain})
         for site, chain in joint.items()
     }
-    wrong = [f"{s}: {' and '.join(map(str, found))}" for s, found in shapes.items() if found[1:]]
+    wrong = [
+        f"{s}: {' and '.join(map(str, shapes_at))}"
+        for s, shapes_at in shapes.items()
+        if shapes_at[1:]
+    ]
     if wrong:
         raise ShapeError(
             f"LoRAs at one site belong to weights of different shapes:{listing(wrong)}\nWere the "

@@ -60,15 +60,15 @@ def combined_factors(
         for site, update in adapter.updates.items():
             assert isinstance(update, LoRA)
             by_site.setdefault(site, []).append(((weight, adapter.strength), update))
-    ranks = {site: [update.a.shape[0] for _, update in own] for site, own in by_site.items()}
-    if unequal := [f"{site}: {found}" for site, found in ranks.items() if len(set(found)) > 1]:
+    ranks = {site: [update.a.shape[0] for _, update in loras] for site, loras in by_site.items()}
+    if unequal := [f"{site}: {values}" for site, values in ranks.items() if len(set(values)) > 1]:
         raise AdapterError(
             f"the method {method.name!r} adds the factors of LoRAs, but these have different ranks:"
             f"{listing(unequal)}\nExpected equal ranks. Use {method.by_svd!r} or 'cat' instead."
         )
     return {
-        site: _combined(own, method, options, None if key is None else site_key(key, site))
-        for site, own in by_site.items()
+        site: _combined(loras, method, options, None if key is None else site_key(key, site))
+        for site, loras in by_site.items()
     }
 
 

@@ -102,26 +102,26 @@ def checked_options(
     Raises:
         AdapterError: If the method is unknown, lacks an option, or does not use a given option.
     """
-    found = METHODS.get(method) if isinstance(method, str) else None
-    if found is None:
+    chosen = METHODS.get(method) if isinstance(method, str) else None
+    if chosen is None:
         raise AdapterError(f"there is no method {method!r}, expected one of {', '.join(METHODS)}.")
-    least, most = found.counts
+    least, most = chosen.counts
     if not least <= count <= most:
         expected = "exactly two" if most == 2 else f"at least {_NUMBERS[least]}"
         raise AdapterError(f"the method {method!r} got {count} adapters, expected {expected}.")
     needless = {
-        "density": density is not None and not found.prunes,
-        "majority_sign": majority_sign is not None and not found.votes,
-        "outliers": outliers is not None and not found.crops,
-        "weights": has_weights and not found.weighted,
-        "key": key is not None and not (found.random or found.svd or has_rank),
+        "density": density is not None and not chosen.prunes,
+        "majority_sign": majority_sign is not None and not chosen.votes,
+        "outliers": outliers is not None and not chosen.crops,
+        "weights": has_weights and not chosen.weighted,
+        "key": key is not None and not (chosen.random or chosen.svd or has_rank),
     }
     if names := [name for name, is_needless in needless.items() if is_needless]:
         raise AdapterError(
             f"the method {method!r} does not use {', '.join(names)}. Leave it out, or use another "
             "method."
         )
-    if found.random and key is None:
+    if chosen.random and key is None:
         raise AdapterError(
             f"the method {method!r} drops random entries and needs a key, such as "
             "key=jax.random.key(0)."
@@ -129,8 +129,8 @@ def checked_options(
     sign = get_args(MajoritySign)[0] if majority_sign is None else majority_sign
     if sign not in get_args(MajoritySign):
         raise AdapterError(f"majority_sign is {majority_sign!r}, expected 'total' or 'frequency'.")
-    return found, Options(
-        _share("density", density, method) if found.prunes else 1.0,
+    return chosen, Options(
+        _share("density", density, method) if chosen.prunes else 1.0,
         sign,
         _share("outliers", _OUTLIERS if outliers is None else outliers, method, least=0.0),
     )

@@ -34,12 +34,12 @@ def partial_sites(adapters: Sequence[Mixable]) -> dict[str, tuple[str, ...]]:
         {'k': ('a',)}
     """
     labels = _labels(adapters)
-    own = [_sites(adapter) for adapter in adapters]
+    site_sets = [_sites(adapter) for adapter in adapters]
     all_sites = dict.fromkeys(
         s for adapter in adapters for part in adapter.parts for s in part.sites
     )
     owners = {
-        site: tuple(label for label, sites in zip(labels, own, strict=True) if site in sites)
+        site: tuple(label for label, sites in zip(labels, site_sets, strict=True) if site in sites)
         for site in all_sites
     }
     return {site: names for site, names in owners.items() if len(names) < len(adapters)}
@@ -65,7 +65,7 @@ def partial_text(partial: Mapping[str, Sequence[str]], count: int) -> str:
 
 
 def check_overlap(adapters: Sequence[Mixable]) -> None:
-    """Checks that adapters which are combined without a base have the same modules.
+    """Checks that adapters that are combined without a base have the same modules.
 
     Args:
         adapters: Adapters and mixes.
@@ -76,18 +76,18 @@ def check_overlap(adapters: Sequence[Mixable]) -> None:
     Warns:
         UserWarning: If sites that only some of them change look like one module under two names.
     """
-    labels, own = _labels(adapters), [_sites(adapter) for adapter in adapters]
+    labels, site_sets = _labels(adapters), [_sites(adapter) for adapter in adapters]
     lonely = [
         i
-        for i, sites in enumerate(own)
-        if sites and not any(sites & theirs for j, theirs in enumerate(own) if j != i)
+        for i, sites in enumerate(site_sets)
+        if sites and not any(sites & others for j, others in enumerate(site_sets) if j != i)
     ]
     if len(adapters) > 1 and lonely:
         lines = [
             f"{label}: {', '.join(sorted(sites)[:3])}{' …' if len(sites) > 3 else ''}"
-            for label, sites in zip(labels, own, strict=True)
+            for label, sites in zip(labels, site_sets, strict=True)
         ]
-        alone = "they share no site" if len(lonely) == len(own) else (
+        alone = "they share no site" if len(lonely) == len(site_sets) else (
             f"{', '.join(labels[i] for i in lonely)} shares no site with the others"
         )  # fmt: skip
         raise AdapterError(

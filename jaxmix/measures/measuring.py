@@ -91,8 +91,11 @@ class Measures:
     def share(self, name: str) -> float:
         """Returns an adapter's share in the mix over all sites."""
         total = sum(self.energies.values())
-        own = sum(each.share * self.energies[site] for site, each in self.sites[name].items())
-        return own / total if total else 0.0
+        part = sum(
+            site_measures.share * self.energies[site]
+            for site, site_measures in self.sites[name].items()
+        )
+        return part / total if total else 0.0
 
 
 def measure(
@@ -118,56 +121,58 @@ def measure(
         The measures. Changes of biases are ignored.
 
     Raises:
-        LayoutError: As `jaxmix.compose`.
-        ShapeError: As `jaxmix.compose`.
+        LayoutError: As for `jaxmix.compose`.
+        ShapeError: As for `jaxmix.compose`.
 
     Example:
         >>> from jaxmix.families import LoRA
         >>> lora = Adapter({"proj": LoRA(np.ones((1, 2)), np.ones((3, 1)), 2.0)}, name="lora")
-        >>> measures = measure(0.5 * lora, {"proj.weight": np.zeros((3, 2), np.float32)})
-        >>> found = measures.sites["lora"]["proj"]
-        >>> round(found.norm**2, 3), round(found.rank, 3), round(found.share, 3)
+        >>> result = measure(0.5 * lora, {"proj.weight": np.zeros((3, 2), np.float32)})
+        >>> lora = result.sites["lora"]["proj"]
+        >>> round(lora.norm**2, 3), round(lora.rank, 3), round(lora.share, 3)
         (6.0, 1.0, 1.0)
 
     Source: Roy and Vetterli, 2007 (effective rank); Björck and Golub, 1973 (principal angles).
     """
     parts = mixed.parts
-    found = Measures(
+    measures = Measures(
         {part.name: {} for part in parts},
         {(a.name, b.name): {} for a, b in combinations(parts, 2)},
     )
-    # Each adapter alone, and each with all previous ones, from which shares are computed.
+    # Each adapter alone; and each with all previous ones, to compute the shares.
     groups = [*parts, *(mix(*parts[: i + 1]) for i in range(1, len(parts)))]
     count = len({site for part in parts for site in part.sites})
-    for done, (spot, each) in enumerate(effects(groups, params, layout), 1):
-        alone = each[: len(parts)]
+    for done, (spot, site_effects) in enumerate(effects(groups, params, layout), 1):
+        alone = site_effects[: len(parts)]
         if alone[0].weight is not None:
-            _at_site(found, spot.name, parts, alone, (alone[0], *each[len(parts) :]))
+            _at_site(measures, spot.name, parts, alone, (alone[0], *site_effects[len(parts) :]))
         # A fused module of an adapter may be several sites in the tree.
         progress(done, max(done, count))
-    return found
+    return measures
 
 
 def _at_site(
-    found: Measures,
+    measures: Measures,
     site: str,
     parts: Sequence[Adapter],
     alone: Sequence[Effect],
     so_far: Sequence[Effect],
 ) -> None:
-    """Adds the measures of a site."""
+    """Adds the measures of a site to ``measures``."""
     steps = [_matrix(effect) for effect in so_far]
     shares_by_adapter = shares(steps)
-    found.energies[site] = inner(steps[-1], steps[-1])
-    own: dict[str, _Directions] = {}
+    measures.energies[site] = inner(steps[-1], steps[-1])
+    by_name: dict[str, _Directions] = {}
     for part, effect, share in zip(parts, alone, shares_by_adapter, strict=True):
-        # Δ is Zero for an adapter that does not touch the weight, under whatever name.
+        # Δ is Zero for an adapter that does not change the weight.
         if not isinstance(effect.weight, Zero):
-            own[part.name] = directions = _directions(effect)
+            by_name[part.name] = directions = _directions(effect)
             norm = float(np.linalg.norm(directions.s))
-            found.sites[part.name][site] = SiteMeasures(norm, effective_rank(directions.s), share)
-    for a, b in combinations(own, 2):
-        found.pairs[a, b][site] = _pair(own[a], own[b])
+            measures.sites[part.name][site] = SiteMeasures(
+                norm, effective_rank(directions.s), share
+            )
+    for a, b in combinations(by_name, 2):
+        measures.pairs[a, b][site] = _pair(by_name[a], by_name[b])
 
 
 @dataclass(frozen=True)

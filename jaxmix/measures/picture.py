@@ -84,19 +84,19 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
     Example:
         >>> import tempfile
         >>> sites = {"lora": {"layers.0.q": SiteMeasures(2.0, 1.5, 1.0)}}
-        >>> one = Measures(sites, {}, {"layers.0.q": 4.0})
+        >>> measures = Measures(sites, {}, {"layers.0.q": 4.0})
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     draw_measures(one, folder + "/lora.png").name
+        ...     draw_measures(measures, folder + "/lora.png").name
         'lora.png'
     """
-    found = {name: sites for name, sites in measures.sites.items() if sites}
-    if not found:
+    by_adapter = {name: sites for name, sites in measures.sites.items() if sites}
+    if not by_adapter:
         raise AdapterError("draw_measures got no measures, expected those of at least one site.")
     # All maps have the same rows and columns, which makes them easy to compare.
-    sites = dict.fromkeys(site for each in found.values() for site in each)
+    sites = dict.fromkeys(site for by_site in by_adapter.values() for site in by_site)
     rows, columns, _ = grid(dict.fromkeys(sites, 0.0))
-    maps = _SITE_MAPS if len(found) > 1 else _SITE_MAPS[:2]
-    names = list(found)
+    maps = _SITE_MAPS if len(by_adapter) > 1 else _SITE_MAPS[:2]
+    names = list(by_adapter)
     pairs = len(names) > 1
     wide, tall = max(2.2, 0.3 * len(columns)), max(1.2, 0.24 * len(rows))
     label = 0.075 * max(map(len, rows)) + 0.6
@@ -107,7 +107,7 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
     parts = figure.subfigures(2, 1, height_ratios=[size[1] - square, square]) if pairs else [figure]
     panels = parts[0].subplots(len(names), len(maps), squeeze=False, sharex=True, sharey=True)
     for x, spec in enumerate(maps):
-        _column(parts[0], panels[:, x], spec, found, list(sites))
+        _column(parts[0], panels[:, x], spec, by_adapter, list(sites))
     for axes, name in zip(panels[:, 0], names, strict=True):
         axes.set_ylabel(printable(name), fontweight="bold", **AS_IS)
     for axes in panels[-1]:
@@ -123,15 +123,19 @@ def _column(
     figure: Any,
     panels: Any,
     spec: _Map,
-    found: Mapping[str, Mapping[str, SiteMeasures]],
+    by_adapter: Mapping[str, Mapping[str, SiteMeasures]],
     sites: list[str],
 ) -> None:
     """Draws one measure of all adapters, with the same colours."""
-    known = [spec.number(measures) for each in found.values() for measures in each.values()]
+    known = [
+        spec.number(measures) for by_site in by_adapter.values() for measures in by_site.values()
+    ]
     scale = spec.scale(min(known), max(known))
     image = None
-    for axes, each in zip(panels, found.values(), strict=True):
-        values = {site: spec.number(each[site]) if site in each else float("nan") for site in sites}
+    for axes, by_site in zip(panels, by_adapter.values(), strict=True):
+        values = {
+            site: spec.number(by_site[site]) if site in by_site else float("nan") for site in sites
+        }
         rows, columns, numbers = grid(values)
         image = heat_map(axes, rows, columns, numbers, **scale)
         axes.set_facecolor("0.94")
@@ -150,8 +154,8 @@ def _table(
 ) -> None:
     """Draws one measure of all pairs of adapters, as numbers on colours."""
     means: dict[tuple[str, str], float] = {}
-    for (a, b), each in pairs.items():
-        known = [number for pair in each.values() if (number := spec.number(pair)) is not None]
+    for (a, b), by_site in pairs.items():
+        known = [number for pair in by_site.values() if (number := spec.number(pair)) is not None]
         if known:
             means[a, b] = means[b, a] = sum(known) / len(known)
     numbers = [[means.get((a, b), float("nan")) for b in names] for a in names]

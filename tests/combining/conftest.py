@@ -1,4 +1,4 @@
-"""Everything here is compared in float64, uncompiled except where a test asks for `compiled`."""
+"""All comparisons here are in float64, and uncompiled except in tests that use `compiled`."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from ..uncompiled import uncompiled
 
 @pytest.fixture(autouse=True)
 def float64(request: pytest.FixtureRequest) -> Iterator[None]:
-    """JAX computes in float64 where the arrays are."""
+    """Enables float64 in JAX."""
     with jax.enable_x64(True), uncompiled(apply="compiled" not in request.fixturenames):
         yield
 

@@ -1,4 +1,4 @@
-"""How tests look into adapters."""
+"""Access to the updates of adapters, for tests."""
 
 from typing import Any
 
@@ -8,5 +8,5 @@ __all__ = ["of"]
 
 
 def of(adapter: Adapter) -> dict[str, Any]:
-    """The updates, of whose families the test knows more than the type does."""
+    """The updates, typed as Any: the test knows their families."""
     return dict(adapter.updates)

@@ -1,4 +1,4 @@
-"""What `combine` refuses, word by word."""
+"""The exact errors of `combine`."""
 
 from typing import Any
 
@@ -192,7 +192,7 @@ def test_refused(adapters: Any, how: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("method", ["linear", "cat", "svd", "slerp"])
 def test_loras_of_two_models(method: str) -> None:
-    """With the base it is the base that says so."""
+    """LoRAs are compared with each other, or with the weights of the base if it is given."""
     wrong = [lora(), lora(2, (6, 9), "two")]
     with pytest.raises(ShapeError) as caught:
         combine(wrong, method=method)
@@ -209,8 +209,8 @@ def test_loras_of_two_models(method: str) -> None:
         )
 
 
-def test_every_method_is_refused_something() -> None:
-    """And each has a use for the rest."""
+def test_every_method_runs_with_its_options() -> None:
+    """Also with a key for an SVD."""
     for name, method in METHODS.items():
         more = {"density": 0.5} if method.prunes else {}
         more |= {"key": KEY} if method.random else {}

@@ -1,4 +1,4 @@
-"""`combine` of adapters of any kinds, against NumPy formulas on the truth's W' − W."""
+"""`combine` of adapters of all kinds, against NumPy formulas on W' − W of the truth."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,8 +84,8 @@ def needs(method: str) -> dict[str, Any]:
     [[1.0, -0.4, 0.7], pytest.param([1.0, 0.4, 0.7], marks=pytest.mark.thorough)],
     ids=["minus", "plus"],
 )
-def test_kinds_of_all_sorts(method: str, weights: list[float]) -> None:
-    """On layers of all sorts, biases and norms too, where sites are missing in some."""
+def test_all_kinds(method: str, weights: list[float]) -> None:
+    """On layers of all types, with biases and norms; some adapters lack some sites."""
     adapters = of_kinds("Together", "OFT", "LoHa", seed=3)
     density = [DENSITY] if METHODS[method].prunes else []
     signs = np.sign(weights)
@@ -112,7 +112,7 @@ def test_kinds_of_all_sorts(method: str, weights: list[float]) -> None:
     ],
     ids=["sce", "model_stock", "slerp"],
 )
-def test_methods_with_weights_of_their_own(method: str, formula: Any) -> None:
+def test_methods_that_compute_their_weights(method: str, formula: Any) -> None:
     adapters = of_kinds("DoRA", "LoKr", seed=2)
     weights = {"weights": [0.3, 0.7]} if method == "slerp" else {}
     made_of = combine(adapters, PARAMS, method=method, **weights, **needs(method))
@@ -134,8 +134,8 @@ def test_dare_of_other_kinds(method: str) -> None:
         assert 0 < kept.sum() < kept.size or site == "norm"
 
 
-def test_a_site_s_mask_is_its_own() -> None:
-    """The same key gives a site the same entries, whatever other sites there are."""
+def test_mask_of_a_site_depends_on_its_name_only() -> None:
+    """The same key drops the same entries of a site, regardless of other sites."""
     one, two = loras(3, 3)
     alone = [Adapter({"more": of(a)["more"]}, a.strength, a.name) for a in (one, two)]
     for params, method in ((None, "dare_linear"), (PLAIN, "dare_ties"), (None, "dare_ties_svd")):
@@ -145,8 +145,8 @@ def test_a_site_s_mask_is_its_own() -> None:
             np.testing.assert_array_equal(a, b)
 
 
-def test_two_sites_have_two_masks() -> None:
-    """Of one shape, and with one key."""
+def test_sites_have_different_masks() -> None:
+    """Two sites of one shape, with one key."""
     one, two = loras(3, 3)
     twins = [Adapter({site: of(a)["lin"] for site in "xy"}, name=a.name) for a in (one, two)]
     made_of = combine(twins, method="dare_linear", density=0.5, key=KEY)
@@ -155,7 +155,7 @@ def test_two_sites_have_two_masks() -> None:
 
 @few()
 @given(seed=st.integers(0, 99), method=st.sampled_from([*METHODS]), w=st.floats(-2, 2))
-def test_a_negative_weight_is_that_of_the_negated_adapter(seed: int, method: str, w: float) -> None:
+def test_negative_weight_negates_the_adapter(seed: int, method: str, w: float) -> None:
     """For every method that takes weights, on factors and on deltas."""
     if not METHODS[method].weighted or method == "slerp":
         return
@@ -180,7 +180,7 @@ def test_loras_need_no_params(method: str) -> None:
 
 
 def test_exact_sums() -> None:
-    """Both cat and svd at a rank that is enough are the weighted sum, and the sum is the mix."""
+    """cat, and svd with a sufficient rank, give the weighted sum, which is the mix."""
     adapters = loras(3, 1)
     truth = fold_tree(PLAIN, [adapters[0] * 0.5, adapters[1] * -2.0])
     for how in (
@@ -210,7 +210,7 @@ def test_svd_of_loras_makes_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_linear_on_factors() -> None:
-    """``Σ √|wγ| Bᵢ · Σ ±√|wγ| Aᵢ``, and one LoRA alone is itself, of any sign."""
+    """``Σ √|wγ| Bᵢ · Σ ±√|wγ| Aᵢ``; a single LoRA is unchanged, for any sign."""
     a, b = loras(3, 3)
     found = of(combine([a, b], method="linear", weights=[0.5, -2.0]))["lin"]
     one, two = (of(x)["lin"] for x in (a, b))
@@ -239,7 +239,7 @@ def test_biases_of_loras_are_combined() -> None:
 
 
 def test_other_kinds_as_loras() -> None:
-    """With a rank: LoRAs, and what is no matrix as it is."""
+    """With a rank the results are LoRAs, except where the weight is not a matrix."""
     adapters = of_kinds("Together", "OFT", seed=3)
     for method in ("ties_svd", "ties", "linear"):
         made_of = combine(adapters, PARAMS, method=method, rank="exact", **needs(method))
@@ -256,8 +256,8 @@ def test_other_kinds_as_loras() -> None:
     assert of(combine(adapters, PARAMS, method="svd", rank=2))["lin"].a.shape == (2, 8)
 
 
-def test_cat_of_what_is_of_low_rank() -> None:
-    """AdaLoRA and a mix of LoRAs side by side, without loss, as a LoRA."""
+def test_cat_of_other_low_ranks() -> None:
+    """AdaLoRA and a mix of LoRAs are concatenated exactly into a LoRA."""
     ada = Adapter({"lin": made("AdaLoRA", LINEAR["lin"], 0)}, name="ada")
     made_of = combine([ada, loras(2)[0]], PLAIN, method="cat")
     assert of(made_of)["lin"].a.shape == (2 + 3, 8)
@@ -265,7 +265,7 @@ def test_cat_of_what_is_of_low_rank() -> None:
     assert error(compose(PLAIN, made_of), truth) < 1e-12
 
 
-def test_conv1d_lies_as_pytorch_has_it() -> None:
+def test_conv1d_keeps_its_orientation() -> None:
     """The result keeps the order (in, out) in which PyTorch stores the weight."""
     rng = np.random.default_rng(0)
     params = {"a.weight": normal(rng, 8, 6), "a.bias": normal(rng, 6)}
@@ -279,7 +279,7 @@ def test_conv1d_lies_as_pytorch_has_it() -> None:
     np.testing.assert_allclose(found, one + two - params["a.weight"], rtol=1e-12, atol=1e-12)
 
 
-def test_trained_biases_that_only_one_has() -> None:
+def test_bias_that_only_one_adapter_trains() -> None:
     """A Replace next to a LoRA: the other δ is zero."""
     params = {**PLAIN, "lin.bias": np.arange(6.0)}
     one, two = loras(2, 2)
@@ -305,7 +305,7 @@ def test_under_jit() -> None:
 
 
 def test_float32_and_half() -> None:
-    """The dtype of the arithmetic: float32 at the least."""
+    """The dtype of the arithmetic is at least float32."""
     a, b = loras(3, 3)
     half = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), one) for one in (a, b)]
     for method in ("linear", "svd", "ties"):

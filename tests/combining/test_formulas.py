@@ -56,7 +56,7 @@ def test_ties_and_pruning(
     close(run(formulas.linear, stack, weights), naive.linear(stack, weights))
 
 
-def test_what_elects_a_sign() -> None:
+def test_total_and_frequency_elect_differently() -> None:
     """One large entry against two small ones."""
     stack = np.array([[5.0, 1.0], [-1.0, 2.0], [-2.0, 3.0]])
     found = {
@@ -84,7 +84,7 @@ def test_breadcrumbs_drop_the_largest() -> None:
 
 @given(stack=STACKS.filter(lambda stack: len(stack) < 3), density=DENSITIES)
 def test_sce(stack: np.ndarray, density: float) -> None:
-    """Of two: the variance of three has roundings of its own, by which equal ones are ordered."""
+    """Three tensors have distinct entries: rounding may order equal variances differently."""
     ones = np.ones(len(stack))
     close(run(formulas.sce, stack, ones, density=density), naive.sce(stack, density))
     three = distinct(0, 3, 4, 5)
@@ -97,7 +97,7 @@ def test_model_stock(stack: np.ndarray) -> None:
     close(run(formulas.model_stock, stack, ones), naive.model_stock(stack))
 
 
-def test_model_stock_by_what_they_agree_on() -> None:
+def test_model_stock_depends_on_the_angles() -> None:
     one, two = np.array([3.0, 0.0]), np.array([0.0, 3.0])
     for stack, truth in (
         ([one, one, one], one),
@@ -127,7 +127,7 @@ def test_slerp_keeps_the_length() -> None:
 
 
 @pytest.mark.parametrize("density", [0.25, 0.6])
-def test_dare_keeps_what_it_is_on_average(density: float) -> None:
+def test_dare_keeps_the_mean(density: float) -> None:
     """Each entry is zero or divided by the density; each adapter has its own mask."""
     stack = 1 + np.abs(distinct(1, 2, 30, 40))
     keys = jax.random.split(jax.random.key(0), 200)
@@ -146,7 +146,7 @@ def test_dare_keeps_what_it_is_on_average(density: float) -> None:
     assert ((one != 0) != (two != 0)).any()
 
 
-def test_dare_ties_is_the_election_of_what_dare_keeps() -> None:
+def test_dare_ties_elects_among_kept_entries() -> None:
     stack, key = distinct(2, 3, 8, 9), jax.random.key(3)
     weights = [0.5, 1.5, -1.0]
     kept = [run(formulas.dare_linear, stack, np.eye(3)[i], key, density=0.7) for i in range(3)]

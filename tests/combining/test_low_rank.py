@@ -39,8 +39,8 @@ def at(update: Any, site: str = "a", name: str = "one") -> Adapter:
 
 
 @given(data=st.data(), drawn=trees())
-def test_exact_it_is_the_mix(data: st.DataObject, drawn: Any) -> None:
-    """Any mix of any kinds on any layer, at the effect's own rank, is what compose makes."""
+def test_exact_rank_gives_the_mix(data: st.DataObject, drawn: Any) -> None:
+    """For mixes of all kinds on all layers, the LoRA of the effect's own rank equals `compose`."""
     modules, params = drawn
     mixed = mix(*data.draw(adapters(modules)))
     made_of = to_lora(mixed, params)
@@ -50,8 +50,8 @@ def test_exact_it_is_the_mix(data: st.DataObject, drawn: Any) -> None:
         assert isinstance(update, LoRA | Replace), site
 
 
-def test_a_mix_of_three_kinds_at_full_rank() -> None:
-    """OFT, LoRA and LoHa, at whole numbers as rank too, to 1e-12."""
+def test_mix_of_three_kinds_at_full_rank() -> None:
+    """OFT, LoRA and LoHa, also with an integer rank, to 1e-12."""
     kinds = ("OFT", "LoRA", "LoHa")
     mixed = mix(*(at(made(kind, WIDE, 1), name=kind) for kind in kinds))
     truth = fold_tree(PARAMS, mixed.parts)
@@ -63,7 +63,7 @@ def test_a_mix_of_three_kinds_at_full_rank() -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
-def test_it_is_the_best_of_its_rank(rank: int) -> None:
+def test_result_is_the_best_of_its_rank(rank: int) -> None:
     """The reported error equals that of NumPy's SVD of W' − W."""
     mixed = mix(at(made("OFT", WIDE, 1), name="x"), 0.7 * at(made("LoHa", WIDE, 2), name="y"))
     delta = fold_tree(PARAMS, mixed.parts)["a.weight"] - PARAMS["a.weight"]
@@ -79,7 +79,7 @@ def test_it_is_the_best_of_its_rank(rank: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
-def test_the_smallest_rank_that_keeps_a_share(share: float) -> None:
+def test_smallest_rank_that_keeps_a_share(share: float) -> None:
     mixed = at(made("LoKr", WIDE, 3))
     delta = fold_tree(PARAMS, [mixed])["a.weight"] - PARAMS["a.weight"]
     s2 = np.linalg.svd(delta, compute_uv=False) ** 2
@@ -118,7 +118,7 @@ def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 16 of two rank-8 LoRAs, and what else is of low rank, without Δ and without W."""
+    """Rank 16 from two rank-8 LoRAs, and other low ranks, without a dense Δ and without W."""
     forbid_dense(monkeypatch)
     big = tree({"a": Module("linear", (40, 50))}, 0)
     rng = np.random.default_rng(3)
@@ -137,8 +137,8 @@ def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
         assert error(compose(big, made_of), fold_tree(big, mixed.parts)) < 1e-12
 
 
-def test_a_dense_delta_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above can fail."""
+def test_dense_delta_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The previous test can fail."""
     forbid_dense(monkeypatch)
     for kind in ("SHiRA", "OFT"):
         with pytest.raises(RuntimeError, match="a dense delta was made"):
@@ -154,8 +154,8 @@ def test_a_dense_delta_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         for family in ("AdaLoRA", "LoHa", "LoKr", "SHiRA", "DoRA")
     ],
 )
-def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
-    """Kernels, embeddings and biases: as PEFT would save them."""
+def test_loras_have_the_properties_of_their_layers(kind: str, family: str) -> None:
+    """Kernels, embeddings and biases are as PEFT would save them."""
     module = KINDS[kind]
     if family == "Replace":
         return
@@ -173,8 +173,8 @@ def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
     assert (update.bias is not None) == has_bias
 
 
-def test_only_a_bias_is_replaced() -> None:
-    """Where the weight stays there is no LoRA to carry it."""
+def test_changed_bias_alone_is_a_replace() -> None:
+    """Where the weight is unchanged there is no LoRA to hold the bias."""
     one = at(Replace(bias=np.ones(12)))
     made_of, errors = to_lora(0.5 * one, PARAMS, with_errors=True)
     assert errors == {}
@@ -184,7 +184,7 @@ def test_only_a_bias_is_replaced() -> None:
 
 
 def test_kernels_of_flax_and_conv1d() -> None:
-    """Leaves that lie as (in, out): a Flax kernel, and GPT-2's Conv1D in PyTorch."""
+    """Leaves in the order (in, out): a Flax kernel, and GPT-2's Conv1D in PyTorch."""
     weight = tree({"a": Module("linear", (12, 20))}, 1)["a.weight"]
     mixed = mix(at(made("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
     truth = fold_tree({"a.weight": weight}, mixed.parts)["a.weight"]
@@ -200,8 +200,8 @@ def test_kernels_of_flax_and_conv1d() -> None:
     np.testing.assert_allclose(ours["a.weight"], theirs["a.weight"], rtol=1e-12, atol=1e-12)
 
 
-def test_a_layout_with_axes() -> None:
-    """A leaf of heads, and one that holds two sites."""
+def test_layout_with_axes() -> None:
+    """A leaf with axes of heads, and one that holds two sites."""
     weight = tree({"a": Module("linear", (12, 20))}, 1)["a.weight"]
     params = {"qk": np.stack([weight, 2 * weight]), "heads": weight.reshape(3, 4, 20)}
     rules = (
@@ -217,8 +217,8 @@ def test_a_layout_with_axes() -> None:
     assert error(ours, theirs) < 1e-12 < error(ours, params)
 
 
-def test_a_small_change_of_a_large_weight_keeps_its_digits() -> None:
-    """What is only added is not taken as a difference of weights: float32 would lose it."""
+def test_small_change_of_a_large_weight_is_exact() -> None:
+    """Additive changes are not computed as a difference of weights, which float32 would round."""
     params = {"a.weight": np.full((12, 20), 1e4, np.float32)}
     delta = normal(np.random.default_rng(0), 12, 20).astype(np.float32) * 1e-4
     made_of = to_lora(at(Delta(delta)), params)
@@ -227,8 +227,8 @@ def test_a_small_change_of_a_large_weight_keeps_its_digits() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rounding_is_not_taken_for_rank(dtype: Any) -> None:
-    """Two turns that undo each other, of a large weight, and a LoRA: what they leave in W' − W."""
+def test_rounding_does_not_increase_the_rank(dtype: Any) -> None:
+    """Two rotations of a large weight that cancel, and a LoRA."""
     rng = np.random.default_rng(1)
     numbers = normal(rng, 5, 6, std=0.2).astype(dtype)
     params = {"a.weight": normal(rng, 30, 20, std=1e4).astype(dtype)}
@@ -247,7 +247,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert (update.a.dtype, update.b.dtype) == (jnp.float32, jnp.float32)
 
 
-def test_nothing_changed_is_rank_one_of_zeros() -> None:
+def test_unchanged_weight_gives_rank_one_of_zeros() -> None:
     for rank in (None, 0.9, 2):
         made_of, errors = to_lora(0.0 * at(lora(1, 3)), PARAMS, rank=rank, with_errors=True)
         assert of(made_of)["a"].a.shape[0] == (2 if rank == 2 else 1)
@@ -265,7 +265,7 @@ def test_names() -> None:
 
 @pytest.mark.usefixtures("compiled")
 def test_under_jit() -> None:
-    """With a whole number as rank it is a program of strengths and params."""
+    """With an integer rank, a program of strengths and params."""
     one = at(made("OFT", WIDE, 1))
 
     @jax.jit
@@ -290,7 +290,7 @@ def test_over_devices() -> None:
 
 
 def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Near the optimum on a spectrum that falls, and its error is the one that it makes."""
+    """It is near the optimum on a decaying spectrum, and reports its own error."""
     monkeypatch.setattr(singular, "LARGE", 60)
     rng = np.random.default_rng(0)
     u, _ = np.linalg.qr(normal(rng, 100, 80))

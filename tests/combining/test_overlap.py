@@ -34,8 +34,8 @@ def test_no_shared_site_is_an_error():
             combine([a, b], method=method, rank=rank)
 
 
-def test_one_that_shares_no_site_with_the_others():
-    """It is named; with equal names by its number."""
+def test_adapter_that_shares_no_site_is_named():
+    """With equal names it is named by its number."""
     pair = [lora("a", "x"), lora("a", "x")]
     with pytest.raises(AdapterError, match=r"and c shares no site with the others"):
         combine([*pair, lora("c", "y")], method="linear")
@@ -44,19 +44,19 @@ def test_one_that_shares_no_site_with_the_others():
 
 
 def test_with_a_base_modules_may_differ():
-    """There each site has a leaf of its own."""
+    """With a base each site has its own leaf."""
     params = {f"{site}.weight": np.zeros((2, 3), np.float32) for site in "xy"}
     made = combine([lora("a", "x"), lora("b", "y")], params, method="linear")
     assert set(made.sites) == {"x", "y"}
 
 
-def test_one_adapter_alone():
-    """It shares no site with any of the others."""
+def test_single_adapter():
+    """It has no other adapters to share sites with, which is no error."""
     assert combine([lora("a", "x")], method="linear").sites == ("x",)
 
 
-def test_sites_of_some_only():
-    """They count as unchanged in the others, and can be included."""
+def test_sites_of_only_some_adapters():
+    """They count as unchanged in the other adapters, without a warning."""
     adapters = [lora("a", "h.0.q", "h.0.k"), lora("b", "h.0.q", "h.1.k")]
     partial = partial_sites(adapters)
     assert partial == {"h.0.k": ("a",), "h.1.k": ("b",)}
@@ -82,7 +82,7 @@ def test_two_names_of_one_module_warn(one, other):
 
 
 def test_many_pairs_are_counted():
-    """The first are shown."""
+    """Only the first are shown."""
     assert look_alikes_text([("a", "b")] * 7).endswith("a and b; and 2 more.")
 
 
