@@ -146,8 +146,8 @@ class Bert(nnx.Module):
         rngs: ``nnx.Rngs`` for random weights; use `load` or `from_torch` for trained ones.
 
     Raises:
-        ShapeError: On a call, if the tokens are not (b, t), there are more than positions, or other
-            arguments do not have their shape.
+        ShapeError: On a call, if the tokens are not (b, t), there are more tokens than positions,
+            or other arguments do not have their shape.
         JaxmixError: Raised by `pooled` if the model has no pooler.
 
     Example:
@@ -201,8 +201,8 @@ class Bert(nnx.Module):
         Raises:
             ShapeError: If the shapes do not match.
         """
-        given = {"mask": mask, "token_types": token_types, "positions": positions}
-        check_tokens(tokens, given)
+        others = {"mask": mask, "token_types": token_types, "positions": positions}
+        check_tokens(tokens, others)
         count, longest = tokens.shape[1], self.config.max_position_embeddings
         if positions is None and count > longest:
             raise ShapeError(
@@ -254,7 +254,7 @@ def sentence_embeddings(
         The vectors (b, D); ``e @ e.T`` gives their cosines. A row of padding gives 0.
 
     Raises:
-        ShapeError: As a call of the model.
+        ShapeError: As for a call of the model.
 
     Example:
         >>> import jax.numpy as jnp

@@ -205,9 +205,9 @@ def _check_cache(tokens: Array, cache: Cache | None) -> None:
     if cache is None:
         return
     rows, slots = cache.visible.shape
-    taken = 0 if isinstance(cache.length, Tracer) else int(cache.length)
-    if rows != tokens.shape[0] or taken + tokens.shape[1] > slots:
+    used = 0 if isinstance(cache.length, Tracer) else int(cache.length)
+    if rows != tokens.shape[0] or used + tokens.shape[1] > slots:
         raise ShapeError(
-            f"tokens have shape {tokens.shape}, but the cache has {rows} rows with {slots - taken} "
+            f"tokens have shape {tokens.shape}, but the cache has {rows} rows with {slots - used} "
             f"of {slots} slots free. Make one with Cache.empty(config, rows, slots, dtype)."
         )

@@ -31,8 +31,8 @@ __all__ = [
 def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Returns the file of each tensor of a folder of transformers or of a component of diffusers.
 
-    Only the headers are read. If there are several sets of weights, the one that the library itself
-    would read without options is used, see ``jaxmix.weight_files``.
+    Only the headers are read. If there are several sets of weights, the one that the library reads
+    by default is used, see ``jaxmix.weight_files``.
 
     Args:
         folder: The folder.
@@ -70,13 +70,13 @@ def main_file(folder: Path) -> Path:
     Raises:
         CheckpointError: If there is none, or only several variants.
     """
-    found = weights_files(folder)
-    if not found:
+    files = weights_files(folder)
+    if not files:
         raise CheckpointError(_no_weights(folder))
-    main, *others = found
-    if others:
+    main, *variants = files
+    if variants:
         raise CheckpointError(
-            f"{folder} has several variants of its weights: {_names(list(found))}. Keep one of "
+            f"{folder} has several variants of its weights: {_names(list(files))}. Keep one of "
             "them in the folder, or use a copy of the folder that has only one."
         )
     return main
@@ -96,14 +96,14 @@ def indexed_files(index: Path) -> dict[str, Path]:
             the index and the shards disagree.
     """
     stated = _weight_map(index)
-    found: dict[str, list[Path]] = {}
+    holders: dict[str, list[Path]] = {}
     for file in dict.fromkeys(stated.values()):
         for name in safetensors_file(file).keys():
-            found.setdefault(name, []).append(file)
+            holders.setdefault(name, []).append(file)
     wrong = [
-        f"{name}: in {_names(found.get(name, []))}, the index says {_names([stated.get(name)])}"
-        for name in sorted(stated.keys() | found.keys())
-        if found.get(name) != [stated.get(name)]
+        f"{name}: in {_names(holders.get(name, []))}, the index says {_names([stated.get(name)])}"
+        for name in sorted(stated.keys() | holders.keys())
+        if holders.get(name) != [stated.get(name)]
     ]
     if wrong:
         raise CheckpointError(
@@ -140,7 +140,7 @@ def read_tensors(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
         the file's dtypes, with bfloat16 from ml_dtypes. ``dict(read_tensors(folder))`` reads all.
 
     Raises:
-        CheckpointError: As `tensor_files`; also on reading a tensor of a dtype that NumPy lacks.
+        CheckpointError: As for `tensor_files`; also on reading a tensor whose dtype NumPy lacks.
 
     Example:
         >>> import tempfile, numpy as np
@@ -237,24 +237,24 @@ def safetensors_file(path: Path) -> Any:
 
 def _weight_map(index: Path) -> dict[str, Path]:
     """Returns the ``{name: file}`` of an index, and checks that all files are in its folder."""
-    found = read_json(index).get("weight_map")
+    files = read_json(index).get("weight_map")
     if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(f, str) for f in found.values())
+        not isinstance(files, dict)
+        or not files
+        or not all(isinstance(f, str) for f in files.values())
     ):
         raise CheckpointError(
-            f"{index}: weight_map is {type(found).__name__}, expected an object that maps names of "
+            f"{index}: weight_map is {type(files).__name__}, expected an object that maps names of "
             "tensors to names of files. Download or save it again."
         )
-    # The path as written decides, not where it resolves to: the hub's cache consists of links.
-    outside = [f"{name}: {file}" for name, file in found.items() if not _is_inside(file)]
+    # The path is checked as written, not as it resolves: the hub's cache consists of links.
+    outside = [f"{name}: {file}" for name, file in files.items() if not _is_inside(file)]
     if outside:
         raise CheckpointError(
             f"{index}: files outside its folder:{listing(outside)}\n"
             "Expected names of files next to it. Do not trust this checkpoint."
         )
-    return {name: index.parent / file for name, file in found.items()}
+    return {name: index.parent / file for name, file in files.items()}
 
 
 def _is_inside(file: str) -> bool:

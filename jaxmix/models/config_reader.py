@@ -112,19 +112,19 @@ class ConfigReader:
     def ids(self, name: str) -> tuple[int, ...]:
         """Returns token ids, from a single id, a list of ids, or an absent field."""
         value = self.get(name)
-        found = value if isinstance(value, list) else [] if value is None else [value]
-        if all(isinstance(token, int) and not isinstance(token, bool) for token in found):
-            return tuple(found)
+        tokens = value if isinstance(value, list) else [] if value is None else [value]
+        if all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
+            return tuple(tokens)
         self.wrong.append(f"{name} is {value!r}, expected a token id or a list of token ids")
         return ()
 
-    def activation(self, name: str, spelled: Any) -> str:
+    def activation(self, name: str, value: Any) -> str:
         """Returns the name of the activation function, from transformers' name."""
-        if not isinstance(spelled, str) or spelled not in ACTIVATION_NAMES:
+        if not isinstance(value, str) or value not in ACTIVATION_NAMES:
             known = ", ".join(ACTIVATION_NAMES)
-            self.refused.append(f"{name} = {spelled!r}: expected one of {known}")
+            self.refused.append(f"{name} = {value!r}: expected one of {known}")
             return "silu"
-        return ACTIVATION_NAMES[spelled]
+        return ACTIVATION_NAMES[value]
 
     def check_divides(self, total: str, size: int, parts: str, count: int) -> None:
         """Checks that a size is divisible by a number of heads."""

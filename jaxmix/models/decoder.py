@@ -60,7 +60,7 @@ class Decoder(CausalLM):
 
     Raises:
         ShapeError: On a call, if the tokens are not (b, t), the positions do not have their shape,
-            or the cache has other rows or too few free slots.
+            or the cache has another number of rows or too few free slots.
 
     Example:
         >>> import jax.numpy as jnp

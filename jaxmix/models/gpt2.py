@@ -116,8 +116,9 @@ class GPT2(CausalLM):
         rngs: ``nnx.Rngs`` for random weights; use `load` or `from_torch` for trained ones.
 
     Raises:
-        ShapeError: On a call, if the tokens are not (b, t), there are more than positions, the
-            positions do not have their shape, or the cache has other rows or too few free slots.
+        ShapeError: On a call, if the tokens are not (b, t), there are more tokens than positions,
+            the positions do not have their shape, or the cache has another number of rows or too
+            few free slots.
             Positions beyond the learned ones give NaN.
 
     Example:

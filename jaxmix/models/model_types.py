@@ -89,7 +89,7 @@ COMMON = frozenset(
 )
 
 # The arguments of `ConfigReader` for GPT-2 and BERT.
-_NO_CROSS = "layers would attend to the hidden states of another model, which there is not"
+_NO_CROSS = "layers would attend to the hidden states of another model, which is absent"
 GPT2: dict[str, Any] = {
     # reorder_and_upcast_attn only affects the order in which scores are scaled and rounded.
     "reads": frozenset(

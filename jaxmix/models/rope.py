@@ -109,12 +109,12 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
             f"{where}: unsupported fields of a {kind!r} rope:{listing(problems)}\n"
             "If they do not affect the angles, remove them from the file."
         )
-    given = {name: value for name, value in params.items() if value is not None}
+    stated = {name: value for name, value in params.items() if value is not None}
     if kind in ("llama3", "yarn"):
-        given.setdefault("original_max_position_embeddings", length)
-    if kind == "yarn" and "factor" not in given:
-        given["factor"] = length / given["original_max_position_embeddings"]
-    filled: dict[str, Any] = {**known, **given}
+        stated.setdefault("original_max_position_embeddings", length)
+    if kind == "yarn" and "factor" not in stated:
+        stated["factor"] = length / stated["original_max_position_embeddings"]
+    filled: dict[str, Any] = {**known, **stated}
     wrong = [
         f"{name} is {filled.get(name)!r}"
         for name in ("rope_theta", *required, *optional)
@@ -139,10 +139,10 @@ def _params(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{where}: rope_scaling is {old!r} and rope_parameters is {new!r}. Keep one of them."
         )
-    given = old or new or {}
-    if not isinstance(given, dict):
-        raise CheckpointError(f"{where}: the rope parameters are {given!r}, expected an object.")
-    params = dict(given)
+    stated = old or new or {}
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"{where}: the rope parameters are {stated!r}, expected an object.")
+    params = dict(stated)
     old_type = params.pop("type", None)
     params["rope_type"] = params.get("rope_type") or old_type or "default"
     theta = values.get("rope_theta")
@@ -190,7 +190,7 @@ def _yarn(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
     factor, size = params["factor"], 2 * len(omega)
 
     def index_of(rotations: float) -> float:
-        """Returns the pair that makes that many rotations within the original length."""
+        """Returns the index of the pair with this number of rotations in the original length."""
         waves = params["original_max_position_embeddings"] / (rotations * 2 * math.pi)
         return size * math.log(waves) / (2 * math.log(params["rope_theta"]))
 

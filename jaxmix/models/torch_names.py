@@ -60,11 +60,11 @@ def match_names(config: Config, names: Iterable[str], ignore: Iterable[str]) -> 
     for name in names:
         if any(name == module or name.startswith(f"{module}.") for module in ignore):
             continue
-        own = spell(name)
-        if own in files:
-            duplicates.append(f"duplicate: {files[own]} and {name}")
-        elif own is not None:
-            files[own] = name
+        tree_name = spell(name)
+        if tree_name in files:
+            duplicates.append(f"duplicate: {files[tree_name]} and {name}")
+        elif tree_name is not None:
+            files[tree_name] = name
     return NameMatch(files, duplicates)
 
 

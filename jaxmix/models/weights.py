@@ -33,7 +33,7 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _HEAD = "lm_head.weight"
 
 
-# It returns Any, so callers who know the model need not narrow a union.
+# The return type is Any, so that callers who know the model need not narrow a union.
 def load(folder: str | os.PathLike[str], *, dtype: Any = None, ignore: Sequence[str] = ()) -> Any:
     """Reads a model from a Hugging Face folder.
 
@@ -95,7 +95,7 @@ def from_torch(
 def from_torch(
     config: Config, tensors: Mapping[str, Any], *, dtype: Any = None, ignore: Sequence[str] = ()
 ) -> Decoder | GPT2 | Bert:
-    """Makes a model from tensors by PyTorch's names, with ``kernel = weightᵀ`` (except Conv1D).
+    """Builds a model from tensors by PyTorch's names, with ``kernel = weightᵀ`` (except Conv1D).
 
     Args:
         config: The config. Whether a BERT has a pooler is determined by the tensors.
@@ -130,16 +130,16 @@ def from_torch(
 
     Source: the state dict of transformers' ``*ForCausalLM``, ``GPT2LMHeadModel``, ``BertModel``.
     """
-    found = match_names(config, tensors, ignore)
+    match = match_names(config, tensors, ignore)
     if isinstance(config, BertConfig):
-        config = replace(config, pooler="pooler.dense.weight" in found.files)
+        config = replace(config, pooler="pooler.dense.weight" in match.files)
     graph, empty = skeleton(MODELS[type(config)], config)
     paths = {torch_name(path): path for path in empty}
-    _check_names(paths, found, tensors, config)
+    _check_names(paths, match, tensors, config)
     leaves: dict[LeafPath, Array] = {}
     misshaped, unsupported = [], []
-    for own, path in paths.items():
-        name, transposed = found.files[own], is_transposed(config, path)
+    for tree_name, path in paths.items():
+        name, transposed = match.files[tree_name], is_transposed(config, path)
         tensor = tensors[name]
         expected = empty[path].shape[::-1] if transposed else empty[path].shape
         target = np.dtype(tensor.dtype if dtype is None else dtype)
@@ -200,18 +200,18 @@ def to_torch(model: Decoder | GPT2 | Bert) -> dict[str, Array]:
 
 
 def _check_names(
-    paths: Mapping[str, Any], found: NameMatch, tensors: Mapping[str, Any], config: Config
+    paths: Mapping[str, Any], match: NameMatch, tensors: Mapping[str, Any], config: Config
 ) -> None:
     """Checks that the tensors are exactly those of the config."""
-    missing = [f"missing: {name}" for name in paths if name not in found.files]
-    unused = {name: file for name, file in found.files.items() if name not in paths}
+    missing = [f"missing: {name}" for name in paths if name not in match.files]
+    unused = {name: file for name, file in match.files.items() if name not in paths}
     module = MODELS[type(config)]
     if _HEAD in unused and issubclass(module, CausalLM):
         # The head is unused, so it is tied.
         embedding = torch_name(module.EMBEDDING)
-        if embedding in found.files:
-            _check_tied(tensors, unused.pop(_HEAD), found.files[embedding])
-    wrong = [*missing, *(f"unused: {file}" for file in unused.values()), *found.duplicates]
+        if embedding in match.files:
+            _check_tied(tensors, unused.pop(_HEAD), match.files[embedding])
+    wrong = [*missing, *(f"unused: {file}" for file in unused.values()), *match.duplicates]
     if wrong:
         model = "an encoder" if isinstance(config, BertConfig) else "a causal language model"
         raise CheckpointError(
