@@ -19,7 +19,7 @@ __all__ = ["choose_targets", "survey_with_rules"]
 def choose_targets(
     kind: str,
     initializer: Initializer,
-    found: Survey,
+    surveyed: Survey,
     rules: Rules,
     parameters: Sequence[str] | None,
 ) -> dict[str, Target]:
@@ -28,7 +28,7 @@ def choose_targets(
     Args:
         kind: The kind of adapter, for messages.
         initializer: The initializer of the kind.
-        found: The modules of the tree.
+        surveyed: The modules of the tree.
         rules: The targets and exclusions.
         parameters: The names of leaves of experts.
 
@@ -37,23 +37,23 @@ def choose_targets(
         LayoutError: If the axes of a targeted weight can't be determined.
         UnsupportedError: If a targeted module does not support the kind.
     """
-    modules, wanted = list(found.modules), rules.target_modules
+    modules, wanted = list(surveyed.modules), rules.target_modules
     targets: dict[str, Target | None] = {}
     if isinstance(wanted, str) and wanted.lower() == "all-linear":
-        targets.update(_all_linear(found, rules))
+        targets.update(_all_linear(surveyed, rules))
     elif wanted:
-        targets = {module: found.target(module) for module in _named_modules(found, rules)}
+        targets = {module: surveyed.target(module) for module in _named_modules(surveyed, rules)}
     elif not parameters:
         raise AdapterError(
             f"target_modules is {wanted!r}, expected names, a regular expression or 'all-linear'. "
             "PEFT has defaults for models that it knows, but a tree of weights does not say which "
             f"model it is. Its modules are:{listing(modules)}"
         )
-    lost = [name for name in parameters or () if not any(is_named(m, [name]) for m in modules)]
-    if lost:
-        raise _unmatched([f"target_parameters: {name!r}" for name in lost], modules)
+    unmatched = [name for name in parameters or () if not any(is_named(m, [name]) for m in modules)]
+    if unmatched:
+        raise _unmatched([f"target_parameters: {name!r}" for name in unmatched], modules)
     for name in parameters or ():
-        targets.update({m: found.target(m) for m in modules if is_named(m, [name])})
+        targets.update({m: surveyed.target(m) for m in modules if is_named(m, [name])})
     if not targets:
         raise AdapterError(
             f"target_modules {_shown(wanted)} matches no module of the params. Its modules are:"
@@ -72,24 +72,24 @@ def choose_targets(
             f"include:{listing(wrong)}\nName others, or leave these out with exclude_modules."
         )
     fit = {site: target for site, target in targets.items() if target is not None}
-    if error := found.disagreement(fit):
+    if error := surveyed.disagreement(fit):
         raise error
     return fit
 
 
-def _all_linear(found: Survey, rules: Rules) -> dict[str, Target]:
+def _all_linear(surveyed: Survey, rules: Rules) -> dict[str, Target]:
     """Returns the linear layers except the head, as PEFT does; raises if a weight is unclear."""
-    targets = {m: target for m in found.modules if (target := found.target(m)) is not None}
-    heads = {m for m, target in targets.items() if found.is_head(target)}
-    left_out = heads | {m for m, alias in found.modules.items() if rules.excludes(m, alias)}
+    targets = {m: target for m in surveyed.modules if (target := surveyed.target(m)) is not None}
+    heads = {m for m, target in targets.items() if surveyed.is_head(target)}
+    left_out = heads | {m for m, alias in surveyed.modules.items() if rules.excludes(m, alias)}
     unclear = {
         site: role.shape
-        for site, role in found.unclear(targets).items()
+        for site, role in surveyed.unclear(targets).items()
         if not rules.excludes(site) and not is_head(site)
     }
     if unclear:
         raise _unclear(unclear)
-    return {m: x for m, x in targets.items() if m not in left_out and found.is_linear(x)}
+    return {m: x for m, x in targets.items() if m not in left_out and surveyed.is_linear(x)}
 
 
 def _is_unclear(target: Target) -> bool:
@@ -110,22 +110,22 @@ def _unclear(shapes: Mapping[str, tuple[int, ...]]) -> LayoutError:
 
 def survey_with_rules(tree: Tree, layout: Layout | str | None, rules: Rules) -> Survey:
     """Surveys the modules of the tree; a custom layout includes targets given by full paths."""
-    found = survey(tree, None if layout is None else named(layout))
+    surveyed = survey(tree, None if layout is None else named(layout))
     names = rules.target_modules
-    if found.table.by_name or found.rivals or layout is None:
-        return found
-    given = [] if isinstance(names, str) else [n for n in names or () if found.target(n)]
-    if not given and not found.modules:
+    if surveyed.table.by_name or surveyed.rivals or layout is None:
+        return surveyed
+    full_paths = [] if isinstance(names, str) else [n for n in names or () if surveyed.target(n)]
+    if not full_paths and not surveyed.modules:
         raise LayoutError(
-            f"the layout {found.table.name!r} matches no module of the params, and target_modules "
-            f"is {names!r}. Give a list of modules by their full paths."
+            f"the layout {surveyed.table.name!r} matches no module of the params, and "
+            f"target_modules is {names!r}. Give a list of modules by their full paths."
         )
-    return replace(found, modules={**found.modules, **{name: name for name in given}})
+    return replace(surveyed, modules={**surveyed.modules, **{name: name for name in full_paths}})
 
 
-def _named_modules(found: Survey, rules: Rules) -> list[str]:
+def _named_modules(surveyed: Survey, rules: Rules) -> list[str]:
     """Returns the modules that the rules target; raises if a name matches no module."""
-    modules = found.modules
+    modules = surveyed.modules
     try:
         chosen = [module for module, alias in modules.items() if rules.takes(module, alias)]
         left_out = [module for module, alias in modules.items() if rules.excludes(module, alias)]
@@ -135,7 +135,7 @@ def _named_modules(found: Survey, rules: Rules) -> list[str]:
             f"regular expression: {error}. Give a list of names, or a string that is a regular "
             "expression for full paths."
         ) from error
-    lost = [
+    unmatched = [
         f"{argument}: {name!r}"
         for argument, names in (
             ("target_modules", rules.target_modules),
@@ -146,9 +146,9 @@ def _named_modules(found: Survey, rules: Rules) -> list[str]:
         if not any(is_named(m, [name]) or is_named(alias, [name]) for m, alias in modules.items())
     ]
     if isinstance(rules.exclude_modules, str) and not left_out:
-        lost.append(f"exclude_modules: {rules.exclude_modules!r}")
-    if lost:
-        raise _unmatched(lost, list(modules))
+        unmatched.append(f"exclude_modules: {rules.exclude_modules!r}")
+    if unmatched:
+        raise _unmatched(unmatched, list(modules))
     return chosen
 
 

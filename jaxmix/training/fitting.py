@@ -1,4 +1,4 @@
-"""`fit`: learns the strengths of a mix by gradient descent."""
+"""`fit` learns the strengths of a mix by gradient descent."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -78,7 +78,7 @@ def fit(
         params: The base, a pytree of weights, as for `jaxmix.compose`.
         loss_fn: The loss of params and a batch, ``(params, batch) -> scalar``; it is jitted.
         batches: The batches, one per step: pytrees of arrays with equal shapes.
-        per: What is learned: one factor for all ("mix"), a strength for each adapter ("adapter"),
+        per: What to learn: one factor for all ("mix"), a strength for each adapter ("adapter"),
             or a strength for each adapter and site ("site"). With "site" the returned mix consists
             of adapters with one site each, named ``name@site``.
         optimizer: An ``optax.GradientTransformation`` for an array of strengths. By default Adam
@@ -96,20 +96,20 @@ def fit(
     Raises:
         AdapterError: If there is nothing to fit, there are no batches, ``per`` or ``how`` is
             invalid, or the loss is not finite.
-        LayoutError: As `jaxmix.compose`.
-        ShapeError: As `jaxmix.compose`.
+        LayoutError: As for `jaxmix.compose`.
+        ShapeError: As for `jaxmix.compose`.
         UnsupportedError: With ``how="factored"``, if a use of a weight has no factored form.
 
     Example:
         >>> from jaxmix.adapter import Adapter
         >>> from jaxmix.families import LoRA
-        >>> one = LoRA(jnp.ones((1, 1)), jnp.ones((1, 1)), 1.0)
-        >>> lora = Adapter({"proj": one}, name="lora")
+        >>> update = LoRA(jnp.ones((1, 1)), jnp.ones((1, 1)), 1.0)
+        >>> lora = Adapter({"proj": update}, name="lora")
         >>> def loss(params, wanted):
         ...     return jnp.sum((jnp.ones((1, 1)) @ params["proj.weight"].T - wanted) ** 2)
         >>> params = {"proj.weight": jnp.zeros((1, 1))}
-        >>> found = fit(lora, params, loss, [jnp.full((1, 1), 0.5)] * 99, progress=False)
-        >>> f"{found.strengths['lora']:.2f}"
+        >>> result = fit(lora, params, loss, [jnp.full((1, 1), 0.5)] * 99, progress=False)
+        >>> f"{result.strengths['lora']:.2f}"
         '0.50'
 
     Source: https://arxiv.org/abs/2307.13269 (LoraHub) for the aim.
@@ -192,7 +192,7 @@ def by_site(mixed: Mixable) -> Mix:
 
 
 def _numbers(mixed: Mix, per: Per) -> Array:
-    """Returns the initial values of what is learned: one factor, or the strengths."""
+    """Returns the initial values of the learned numbers: one factor, or the strengths."""
     if per == "mix":
         return jnp.ones(1)
     return jnp.stack([jnp.asarray(part.strength, float) for part in mixed.parts])

@@ -1,4 +1,4 @@
-"""`init`: makes new adapters, initialized as in PEFT."""
+"""`init` creates new adapters, initialized as in PEFT."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _NO_START = {
     "diagoft": "only LyCORIS and PEFT up to 0.15 write it; PEFT now uses 'oft'",
     "normed": "only LyCORIS writes it; PEFT uses 'dora'",
     "rebase": "it is a copy of the base's weight",
-    "replace": "modules_to_save makes it, together with another kind",
+    "replace": "modules_to_save creates it, together with another kind",
     "together": "it combines several updates of one adapter",
 }
 
@@ -47,11 +47,11 @@ def init(
     target_parameters: Sequence[str] | None = None,
     **config: Any,
 ) -> Adapter:
-    r"""Makes a new adapter, initialized as in PEFT and ready for training.
+    r"""Creates a new adapter, initialized as in PEFT and ready for training.
 
     ``jaxmix.init("lora", params, key, target_modules=["q_proj", "v_proj"], rank=8, alpha=16)``.
 
-    As in PEFT, almost all kinds start without a change of the base's function.
+    As in PEFT, adapters of almost all kinds leave the base's function unchanged at first.
 
     ``"all-linear"`` targets every linear layer, including each layer of a stack and attention with
     axes for heads, but no output head. Heads are ``lm_head``, ``embed_out`` and similar names
@@ -114,10 +114,10 @@ def init(
     rules = Rules(
         target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern
     )
-    found = survey_with_rules(Tree.of(params), layout, rules)
-    targets = choose_targets(kind, initializer, found, rules, target_parameters)
+    surveyed = survey_with_rules(Tree.of(params), layout, rules)
+    targets = choose_targets(kind, initializer, surveyed, rules, target_parameters)
     updates = _updates(kind, initializer, key, targets, options, patterns)
-    for site, saved in _saved_modules(found, modules_to_save).items():
+    for site, saved in _saved_modules(surveyed, modules_to_save).items():
         updates[site] = Together((saved, updates[site])) if site in updates else saved
     return Adapter(updates, name=kind if name is None else name)
 
@@ -136,19 +136,19 @@ def _options(
     kind: str, initializer: Initializer, named: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
     """Returns the given options, and the patterns of those that differ by site."""
-    given = {name: value for name, value in named.items() if value is not None} | dict(config)
+    options = {name: value for name, value in named.items() if value is not None} | dict(config)
     known = initializer.options
     patterns = {}
-    for name in [name for name in given if name.endswith("_pattern")]:
+    for name in [name for name in options if name.endswith("_pattern")]:
         if (option := name.removesuffix("_pattern")) in known and not initializer.shared:
-            patterns[option] = given.pop(name)
-    if unknown := [name for name in given if name not in known]:
+            patterns[option] = options.pop(name)
+    if unknown := [name for name in options if name not in known]:
         lines = [f"{name}={value!r}" for name, value in known.items()]
         raise AdapterError(
             f"{kind} has no option {', '.join(unknown)}, expected some of:{listing(lines)}\n"
             + ("" if initializer.shared else "Each of them may also be given as a …_pattern.")
         )
-    return given, patterns
+    return options, patterns
 
 
 def _updates(
@@ -159,18 +159,18 @@ def _updates(
     options: Mapping[str, Any],
     patterns: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Update]:
-    """Makes the updates; collects all failures in one error of the type of the first."""
+    """Initializes the updates; raises all failures as one error of the type of the first."""
     if initializer.shared:
         return initializer.make_all(key, targets, options)
     updates: dict[str, Update] = {}
     failed: list[tuple[str, JaxmixError]] = []
     for site, target in targets.items():
-        own = dict(options)
+        site_options = dict(options)
         for name, pattern in patterns.items():
             default = options.get(name, initializer.options[name])
-            own[name] = by_pattern(pattern, site, default)
+            site_options[name] = by_pattern(pattern, site, default)
         try:
-            updates[site] = initializer.make(site_key(key, site), target, own)
+            updates[site] = initializer.make(site_key(key, site), target, site_options)
         except JaxmixError as error:
             failed.append((site, error))
     if failed:

@@ -51,17 +51,17 @@ class Whole:
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
         """Returns the adapter or mix with these values; shared arrays are shared again."""
-        found = dict(_flat(values))
+        given = dict(_flat(values))
         wanted = {path for path in self.paths if path is not None}
-        if found.keys() != wanted:
-            lost = [f"{_text(path)}: missing" for path in sorted(wanted - found.keys())]
-            extra = [f"{_text(path)}: not expected" for path in sorted(found.keys() - wanted)]
+        if given.keys() != wanted:
+            missing = [f"{_text(path)}: missing" for path in sorted(wanted - given.keys())]
+            extra = [f"{_text(path)}: not expected" for path in sorted(given.keys() - wanted)]
             raise AdapterError(
-                f"the values do not belong to these adapters:{listing(lost + extra)}\nPass the "
+                f"the values do not belong to these adapters:{listing(missing + extra)}\nPass the "
                 "values that jaxmix.trainable returned with this function, updated or not."
             )
         pairs = zip(self.paths, self.rest, strict=True)
-        leaves = [kept if path is None else found[path] for path, kept in pairs]
+        leaves = [frozen if path is None else given[path] for path, frozen in pairs]
         return jax.tree.unflatten(self.structure, leaves)
 
 
@@ -77,7 +77,7 @@ def trainable(
     value, stored at the first site. Its gradient is the sum over the sites, and it stays shared.
     Shared arrays are recognized by object identity. So call this function before you pass an
     adapter to a jitted function, where each site would get its own array. It also works inside a
-    function that makes the adapter, for example under `jax.vmap` over several seeds.
+    function that creates the adapter, for example under `jax.vmap` over several seeds.
 
     Args:
         mixed: An adapter or a mix.
@@ -105,13 +105,13 @@ def trainable(
     names = _names(mixed, only)
     leaves, structure = jax.tree.flatten(mixed)
     values: dict[ValuePath, Any] = {}
-    rest: list[Any] = []
+    frozen: list[Any] = []
     paths: list[ValuePath | None] = []
     for part in mixed.parts:
         shared: dict[Any, ValuePath] = {}
         for path, leaf, is_trained in _leaves(part):
             is_value = part.name in names and (strengths if path[1] == "strength" else is_trained)
-            rest.append(None if is_value else leaf)
+            frozen.append(None if is_value else leaf)
             # Python numbers may be the same object by chance.
             same = id(leaf) if isinstance(leaf, jax.Array | np.ndarray) else path
             paths.append(shared.setdefault(same, path) if is_value else None)
@@ -123,7 +123,7 @@ def trainable(
             f"{', '.join(names) or 'the empty mix'} has no arrays to train, expected an adapter of "
             "a family with trained arrays. Pass strengths=True to train its strength."
         )
-    return _nested(values), Whole(tuple(rest), tuple(paths), structure)
+    return _nested(values), Whole(tuple(frozen), tuple(paths), structure)
 
 
 def labels(
@@ -153,7 +153,7 @@ def labels(
         ``optax.masked`` use ``trained=True, frozen=False``.
 
     Raises:
-        AdapterError: As `trainable`.
+        AdapterError: As for `trainable`.
         UnsupportedError: If sites share a trained array, since separate leaves would diverge.
 
     Example:

@@ -38,8 +38,8 @@ def strengths_by_site(mixed: Mixable) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for part in mixed.parts:
         for site in part.sites:
-            own = len(part.sites) == 1 and part.name.endswith(f"@{site}")
-            name = part.name.removesuffix(f"@{site}") if own else part.name
+            is_split = len(part.sites) == 1 and part.name.endswith(f"@{site}")
+            name = part.name.removesuffix(f"@{site}") if is_split else part.name
             found.setdefault(name, {})[site] = float(part.strength)
     return found
 
@@ -70,19 +70,19 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
 
     Source: ``docs/training.md``, "Strengths by gradient".
     """
-    found = strengths_by_site(mixed)
-    if not found:
+    by_adapter = strengths_by_site(mixed)
+    if not by_adapter:
         raise AdapterError(f"draw_strengths got {mixed!r}, expected an adapter with sites.")
-    grids = {name: grid(strengths) for name, strengths in found.items()}
+    grids = {name: grid(strengths) for name, strengths in by_adapter.items()}
     wide = max(len(columns) for _, columns, _ in grids.values())
     tall = [len(rows) for rows, _, _ in grids.values()]
     figure = new_figure(2.6 + 0.62 * wide, 0.33 * sum(tall) + 1.2 * len(grids))
-    every = figure.subplots(len(grids), 1, height_ratios=tall, squeeze=False)
+    panels = figure.subplots(len(grids), 1, height_ratios=tall, squeeze=False)
     # The colour scale spans at most 0 (deepest red) to 2 (deepest blue).
-    far = max(abs(s - 1) for each in found.values() for s in each.values())
+    far = max(abs(s - 1) for by_site in by_adapter.values() for s in by_site.values())
     reach = min(far, 1.0) or 1.0
     image = None
-    for axes, (name, (rows, columns, numbers)) in zip(every[:, 0], grids.items(), strict=True):
+    for axes, (name, (rows, columns, numbers)) in zip(panels[:, 0], grids.items(), strict=True):
         limits = {"vmin": 1 - reach, "vmax": 1 + reach}
         image = heat_map(axes, rows, columns, numbers, cmap=_COLOURS, **limits)
         for y, line in enumerate(numbers):
@@ -97,7 +97,7 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
             axes.set_xlabel("layer", size=9)
     assert image is not None
     figure.colorbar(
-        image, ax=list(every[:, 0]), label="strength (1: as trained)", shrink=0.6,
+        image, ax=list(panels[:, 0]), label="strength (1: as trained)", shrink=0.6,
         aspect=30, extend="both" if far > 1 else "neither",
     )  # fmt: skip
     return save_picture(figure, path)

@@ -70,14 +70,14 @@ class Rules:
         if layers is None or layers == []:
             return True
         if not patterns:
-            found = re.match(r".*?\.[^.]*\.(?P<n>\d+)\.", module)
+            match = re.match(r".*?\.[^.]*\.(?P<n>\d+)\.", module)
         else:
-            each = [patterns] if isinstance(patterns, str) else patterns
-            matches = (find(rf"(?:^|.*?\.){text}\.(?P<n>\d+)\.", module) for text in each)
-            found = next((match for match in matches if match), None)
-        if found is None:
+            expressions = [patterns] if isinstance(patterns, str) else patterns
+            matches = (find(rf"(?:^|.*?\.){text}\.(?P<n>\d+)\.", module) for text in expressions)
+            match = next((candidate for candidate in matches if candidate), None)
+        if match is None:
             return False
-        number = int(found["n"])
+        number = int(match["n"])
         return number == layers if isinstance(layers, int) else number in layers
 
 

@@ -161,7 +161,7 @@ def deft(
     decomposition_method: Literal["relu", "qr"] = "relu",
     para: bool = False,
 ) -> Update:
-    """DEFT: P normal, and N restores what P removes. PaRa has no N and does change the base."""
+    """DEFT: P normal, and N restores what P removes. PaRa has no N, so it changes the base."""
     check_positive(rank=rank)
     check_choice("decomposition_method", decomposition_method, ("relu", "qr"))
     rank = min(rank, target.outputs)
@@ -179,12 +179,14 @@ def deft(
 def osf(key: Any, target: Target, *, effective_rank: int | float | None = None) -> Update:
     """OSF: splits the base into its large singular values and, as an AdaLoRA, its small ones.
 
-    PEFT also projects gradients to be orthogonal to the large part; here an optimizer has to.
+    PEFT also projects gradients to be orthogonal to the large part; here the optimizer must do so.
     """
     del key
     full = min(target.shape)
-    given = full // 2 if effective_rank is None else effective_rank
-    high = int(given * full) if isinstance(given, float) and given < 1 else int(given)
+    requested = full // 2 if effective_rank is None else effective_rank
+    high = (
+        int(requested * full) if isinstance(requested, float) and requested < 1 else int(requested)
+    )
     if not 1 <= high < full:
         raise ShapeError(f"effective_rank is {effective_rank}, expected from 1 to {full - 1}")
     w = target.matrix

@@ -162,11 +162,11 @@ def adamss(
             "scikit-learn's k-means. Install them: pip install 'jaxmix-peft[torch]'"
         ) from error
     threshold = svd_threshold if use_dynamic_rank else None
-    a = [_directions(left[own], subspace_rank, threshold) for own in rows]
+    a = [_directions(left[group], subspace_rank, threshold) for group in rows]
     dtype, size = target.dtype, target.inputs
     return AdaMSS(
         tuple(jnp.asarray(x, dtype) for x in a),
-        tuple(jnp.zeros((len(own), len(x)), dtype) for own, x in zip(rows, a, strict=True)),
+        tuple(jnp.zeros((len(group), len(x)), dtype) for group, x in zip(rows, a, strict=True)),
         jnp.asarray(right[:, :size], dtype),
         jnp.asarray(np.concatenate(rows), np.int32),
         jnp.asarray(right[:, size], dtype) if has_bias else None,

@@ -1,4 +1,4 @@
-"""`Initializer`: how `jaxmix.init` makes the updates of one kind of adapter."""
+"""`Initializer`: how `jaxmix.init` initializes the updates of one kind of adapter."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ LINEAR: tuple[Layer, ...] = ("linear", "conv1d")
 
 @dataclass(frozen=True)
 class Initializer:
-    """Makes the updates of one kind of adapter.
+    """Initializes the updates of one kind of adapter.
 
     Args:
-        start: Makes the update of one site, ``start(key, target, **options)``, or with `shared` the
-            updates of all sites, ``start(key, {site: target}, **options)``. Its keyword-only
+        start: Returns the update of one site, ``start(key, target, **options)``, or with `shared`
+            the updates of all sites, ``start(key, {site: target}, **options)``. Its keyword-only
             arguments are the options of the kind, with PEFT's defaults.
-        layers: The types of modules for which PEFT has the kind.
-        shared: Whether the sites share arrays and are therefore made together.
+        layers: The types of modules for which PEFT supports the kind.
+        shared: Whether the sites share arrays and are therefore initialized together.
         fixed: Options that the name of the kind implies.
 
     Example:
@@ -46,11 +46,11 @@ class Initializer:
         }
 
     def make(self, key: Any, target: Target, options: Mapping[str, Any]) -> Update:
-        """Makes the update of one site."""
+        """Returns the initialized update of one site."""
         return self.start(key, target, **self.fixed, **options)
 
     def make_all(
         self, key: Any, targets: Mapping[str, Target], options: Mapping[str, Any]
     ) -> dict[str, Update]:
-        """Makes the updates of all sites, for kinds whose sites share arrays."""
+        """Returns the initialized updates of all sites, for kinds whose sites share arrays."""
         return self.start(key, targets, **self.fixed, **options)

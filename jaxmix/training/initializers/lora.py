@@ -14,7 +14,7 @@ from jaxmix.training.modules import Target
 
 __all__ = ["KINDS"]
 
-# "orthogonal" is missing: with it PEFT does not start at the base's function.
+# Without "orthogonal", with which PEFT's adapter does not start as the identity.
 _STARTS = (True, "gaussian", "pissa", "olora")
 
 
@@ -99,7 +99,7 @@ def _as_stored(target: Target, matrix: jax.Array) -> jax.Array:
 def _norms(
     target: Target, a: jax.Array, b: jax.Array, scale: float, base: jax.Array | None
 ) -> jax.Array:
-    """Returns DoRA's magnitude, the norms of the current weight, so that it does not change."""
+    """Returns DoRA's magnitude: the norms of the current weight, which leave it unchanged."""
     weight = target.matrix if base is None else base + scale * (b @ a)
     return jnp.linalg.norm(weight, axis=0 if target.layer == "embedding" else 1)
 
@@ -132,7 +132,7 @@ def adalora(key: Any, target: Target, *, rank: int = 12, alpha: float = 8) -> Up
 def kasa(
     key: Any, target: Target, *, rank: int = 8, alpha: float = 8, use_rslora: bool = False
 ) -> Update:
-    """KaSA: A uniform, B zero, the diagonal normal. The base loses its smallest parts at once."""
+    """KaSA: A uniform, B zero, the diagonal normal. It removes the smallest singular values."""
     scale = scale_of(rank, alpha, use_rslora)
     a_key, d_key = jax.random.split(key)
     return KaSA(

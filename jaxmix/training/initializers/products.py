@@ -71,9 +71,9 @@ def lokr(
     points = 1
     for size in kernel:
         points *= size
-    whole, core = ((k, n, *kernel),), None
+    full, core = ((k, n, *kernel),), None
     if rank >= max(k, n) / 2:
-        return LoKr(x, draw(whole, None if first_is_zero else 0, 2), scale)
+        return LoKr(x, draw(full, None if first_is_zero else 0, 2), scale)
     if use_effective_conv2d and _has_core(kernel):
         core_shape = (rank, rank, *kernel) if len(kernel) == 2 else (rank, rank, *kernel, 1)
         core = kaiming(keys[4], core_shape, dtype)

@@ -92,13 +92,13 @@ def boft(
     if len(target.kernel) not in (0, 2):
         raise UnsupportedError("PEFT supports only convolutions of two axes")
     factors, size = boft_n_butterfly_factor, target.inputs
-    given = boft_block_size or boft_block_num
-    if factors < 1 or size % given:
+    divisor = boft_block_size or boft_block_num
+    if factors < 1 or size % divisor:
         raise ShapeError(
             f"the weight has {size} inputs and boft_n_butterfly_factor is {factors}, expected a "
-            f"multiple of {given} inputs and at least 1 factor"
+            f"multiple of {divisor} inputs and at least 1 factor"
         )
-    blocks = size // given if boft_block_size else boft_block_num
+    blocks = size // divisor if boft_block_size else boft_block_num
     b = size // blocks
     if factors > 1 and (b % 2 or blocks % 2 ** (factors - 1)):
         raise ShapeError(

@@ -148,7 +148,7 @@ def unilora(
     dtype = _dtype(targets)
     theta = uniform(theta_key, (theta_d_length,), dtype, init_theta_d_bound)
     sizes = [rank * (target.outputs + target.inputs) for target in targets.values()]
-    # First draw which entries are used once more than the others, then the positions of all.
+    # First draw the entries that are used once more than the others, then the positions of all.
     order = jax.random.permutation(order_key, theta_d_length)
     indices = order[jnp.arange(sum(sizes)) % theta_d_length].astype(np.int32)
     indices = jax.random.permutation(deal_key, indices)
@@ -157,9 +157,9 @@ def unilora(
     updates: dict[str, Update] = {}
     start = 0
     for (site, target), size in zip(targets.items(), sizes, strict=True):
-        own = indices[start : start + size]
-        a = own[: rank * target.inputs].reshape(rank, target.inputs)
-        b = own[rank * target.inputs :].reshape(target.outputs, rank)
+        site_indices = indices[start : start + size]
+        a = site_indices[: rank * target.inputs].reshape(rank, target.inputs)
+        b = site_indices[rank * target.inputs :].reshape(target.outputs, rank)
         is_transposed = target.is_transposed
         updates[site] = UniLoRA(theta, a, b, scales[a], scales[b], transposed=is_transposed)
         start += size

@@ -39,7 +39,7 @@ def _positions(key: Any, target: Target, count: int, in_order: bool = False) -> 
 
 
 def _check_count(target: Target, count: int) -> None:
-    """Checks that a weight has that many entries."""
+    """Checks that a weight has at least this number of entries."""
     if not 1 <= count <= target.inputs * target.outputs:
         raise ShapeError(
             f"n_frequency is {count}, expected from 1 to {target.inputs * target.outputs}"
