@@ -28,15 +28,15 @@ __all__ = [
     "shown",
 ]
 
-# The largest small files in practice are the indexes of checkpoints, with some megabytes.
+# In practice the largest small files are the indexes of checkpoints, with some megabytes.
 SMALL = 64 * 2**20
 # The size that a file may always claim, and the largest ratio of claimed to stored size beyond it.
 ALWAYS = 2**30
 RATIO = 1000
-# The limit of safetensors for a header.
+# The limit of the safetensors library for a header.
 _HEADER = 100_000_000
 _DEPTH = 100
-# The most digits of an integer. Some configs contain integers with 31 digits.
+# The maximal number of digits of an integer. Some configs contain integers with 31 digits.
 _DIGITS = 1000
 
 
@@ -58,10 +58,10 @@ def local_path(path: str | os.PathLike[str], subject: str = "path") -> Path:
     if not isinstance(text, str):
         raise CheckpointError(f"the {subject} is {text!r}, expected a string or a pathlib.Path.")
     try:
-        found = Path(text).expanduser()
+        local = Path(text).expanduser()
         try:
-            is_folder = stat.S_ISDIR(found.stat().st_mode)
-            if is_folder and not os.access(found, os.R_OK | os.X_OK):
+            is_folder = stat.S_ISDIR(local.stat().st_mode)
+            if is_folder and not os.access(local, os.R_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -70,7 +70,7 @@ def local_path(path: str | os.PathLike[str], subject: str = "path") -> Path:
         raise CheckpointError(
             f"the {subject} {shown(text)} can't be looked up: {reason}. Check its spelling."
         ) from error
-    return found
+    return local
 
 
 def output_path(path: str | os.PathLike[str], subject: str = "output") -> Path:
@@ -84,29 +84,28 @@ def output_path(path: str | os.PathLike[str], subject: str = "output") -> Path:
         The path.
 
     Raises:
-        CheckpointError: As `local_path`, or if the path has no name: an empty string, the root of
-            the file system, or a path relative to a working directory that no longer exists.
+        CheckpointError: As for `local_path`, or if the path is an empty string, the root of the
+            file system, or relative to a working directory that no longer exists.
 
     Example:
         >>> output_path("/")
         Traceback (most recent call last):
         ...
-        jaxmix.errors.CheckpointError: the output / has no name of its own, expected a folder or ...
+        jaxmix.errors.CheckpointError: the output / is the root of the file system, expected a ...
     """
     target = local_path(path, subject)
     if not os.fspath(path):
         raise CheckpointError(f"the {subject} is an empty string, expected a path. Give one.")
     try:
         name = target.resolve().name
-    except OSError as error:  # of the working directory
+    except OSError as error:
         raise CheckpointError(
-            f"the {subject} {path} can't be looked up: the working directory is gone. Change to a "
-            "folder that exists, or give an absolute path."
+            f"the {subject} {path} can't be looked up: the working directory no longer exists. "
+            "Change to a folder that exists, or give an absolute path."
         ) from error
     if not name:
         raise CheckpointError(
-            f"the {subject} {path} has no name of its own, expected a folder or file in "
-            "it. Give one."
+            f"the {subject} {path} is the root of the file system, expected a folder or file in it."
         )
     return target
 
@@ -145,7 +144,7 @@ def occupied(path: Path) -> int:
 
 
 def check_on_disk(path: Path) -> None:
-    """Checks that a file which is read as a whole is not almost entirely sparse.
+    """Checks that a file that will be read entirely is not mostly sparse.
 
     A sparse file of a few kilobytes can claim any size, and reading it needs memory of that size.
 
@@ -192,18 +191,19 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(
-                f"{path} is {_type(found.st_mode)}, expected a regular file. Put one there."
+                f"{path} is {_type(status.st_mode)}, expected a regular file. Put one there."
             )
         # A sparse file may claim any size; another process may still append to the file.
-        data = b"" if found.st_size > limit else file.read(found.st_size + 1)
-    if found.st_size > limit:
+        data = b"" if status.st_size > limit else file.read(status.st_size + 1)
+    if status.st_size > limit:
         raise CheckpointError(
-            f"{path} has {found.st_size:,} bytes, expected at most {limit:,}. Is it the right file?"
+            f"{path} has {status.st_size:,} bytes, expected at most {limit:,}. Is it the right "
+            "file?"
         )
-    if len(data) > found.st_size:
+    if len(data) > status.st_size:
         raise CheckpointError(f"{path} is being written. Wait until it is complete.")
     return data
 
@@ -251,7 +251,7 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
 
 
 def header_problem(path: Path) -> str | None:
-    """Describes a safetensors file that ends too early.
+    """Describes how a safetensors file is truncated.
 
     Args:
         path: A regular file.

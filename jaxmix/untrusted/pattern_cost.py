@@ -1,4 +1,4 @@
-"""The cost of regular expressions: bounds how often a backtracking engine may have to try."""
+"""The cost of regular expressions: bounds the number of attempts of a backtracking engine."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["MOST_STEPS", "REPEATS", "is_in", "match_cost"]
 
-# The most steps for Python's engine, which take some hundredths of a second.
+# The maximal number of steps for Python's engine, which take some hundredths of a second.
 MOST_STEPS = 300_000
 # More repeats than this of an ambiguous part count as infinitely expensive.
 _REPEATED = 16
@@ -23,8 +23,8 @@ def match_cost(tree: Any, length: int, *, ignores_case: bool = False) -> tuple[f
         ignores_case: Whether the expression ignores case.
 
     Returns:
-        In how many ways the expression can match from one position, and how many steps it takes to
-        try all of them.
+        The number of ways in which the expression can match from one position, and the number of
+        steps to try all of them.
     """
     ways, steps = 1.0, 1.0
     nodes = list(tree)
@@ -43,11 +43,11 @@ def _node_cost(name: str, value: Any, length: int, ignores_case: bool) -> tuple[
     """Returns the ways and steps of one node."""
     inner = partial(match_cost, length=length, ignores_case=ignores_case)
     if name == "BRANCH":
-        found = [inner(alternative) for alternative in value[1]]
-        all_ways = [ways for ways, _ in found]
+        costs = [inner(alternative) for alternative in value[1]]
+        all_ways = [ways for ways, _ in costs]
         # If alternatives begin with different letters, at most one can match at a position.
         is_exclusive = not ignores_case and _have_distinct_starts(value[1])
-        return max(all_ways) if is_exclusive else sum(all_ways), sum(steps for _, steps in found)
+        return max(all_ways) if is_exclusive else sum(all_ways), sum(steps for _, steps in costs)
     if name in REPEATS:
         least, most = value[0], min(int(value[1]), length + 1)
         ways, steps = inner(value[2])

@@ -1,11 +1,11 @@
 """Matches regular expressions from files in bounded time.
 
 Python's engine backtracks: ``([a-z.]+)+!`` would take years on a name with forty letters. So this
-module first counts the ways that the engine may have to try. If there are few, as in practice,
-Python's engine is used. Otherwise it computes the sets of positions at which each part may end, in
-polynomial time and with a limit on the steps. Expressions for which this is impossible, because a
-part depends on what another part matched, are refused. Both methods agree on whether there is a
-match.
+module first bounds the number of ways that the engine may have to try. If there are few, as usual,
+Python's engine is used. Otherwise the module computes the sets of positions at which each part may
+end, in polynomial time and with a limit on the steps. Expressions for which this is impossible,
+because a part depends on what another part matched, are refused. Both methods agree on whether
+there is a match.
 """
 
 import re
@@ -79,8 +79,8 @@ def find(pattern: str, text: str, *, full: bool = False) -> re.Match[str] | None
         UnsupportedError: If it may take too long.
 
     Example:
-        >>> found = find(r"layers\.(\d+)", "layers.7")
-        >>> found and found[1]
+        >>> match = find(r"layers\.(\d+)", "layers.7")
+        >>> match and match[1]
         '7'
     """
     if not is_match(pattern, text, full=full):
@@ -111,7 +111,7 @@ def _is_quick(pattern: str, length: int) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def _is_quick_at(pattern: str, length: int) -> bool:
-    """The same, from the cost at this length."""
+    """Whether the cost at this length is low."""
     ignores_case = _IGNORES_CASE.search(pattern) is not None
     return match_cost(_parsed(pattern)[0], length, ignores_case=ignores_case)[1] <= MOST_STEPS
 
@@ -126,7 +126,7 @@ def _refusal(pattern: str, reason: str) -> UnsupportedError:
 
 
 class _Ends:
-    """Computes at which positions the parts of an expression may end, for each start position."""
+    """Computes the positions at which the parts of an expression may end, for each start."""
 
     def __init__(self, pattern: str, text: str, dotall: bool):
         self.pattern, self.text, self.dotall = pattern, text, dotall
@@ -145,10 +145,10 @@ class _Ends:
             self._known[key] = ends
         return self._known[key]
 
-    def _union(self, several: Iterable[frozenset[int]]) -> frozenset[int]:
+    def _union(self, position_sets: Iterable[frozenset[int]]) -> frozenset[int]:
         """Returns the union of sets, and counts their elements as steps."""
         ends: set[int] = set()
-        for positions in several:
+        for positions in position_sets:
             ends |= positions
             self._steps += 1 + len(positions)
             if self._steps > _STEPS:
@@ -166,11 +166,11 @@ class _Ends:
         if name in ("ASSERT", "ASSERT_NOT"):
             direction, inner = value
             if direction > 0:
-                found = bool(self.of(inner, at))
+                is_satisfied = bool(self.of(inner, at))
             else:
                 begin = at - inner.getwidth()[0]
-                found = begin >= 0 and at in self.of(inner, begin)
-            return frozenset((at,)) if found is (name == "ASSERT") else frozenset()
+                is_satisfied = begin >= 0 and at in self.of(inner, begin)
+            return frozenset((at,)) if is_satisfied is (name == "ASSERT") else frozenset()
         if name == "AT":
             return frozenset((at,)) if _is_anchor(str(value), self.text, at) else frozenset()
         if name in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):

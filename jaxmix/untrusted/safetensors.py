@@ -1,7 +1,7 @@
-"""Safetensors files that others wrote: the only module that opens them.
+"""Opens safetensors files from untrusted sources; no other module opens them.
 
-Only regular files are opened. A damaged file, or one of another kind, raises an error that says
-what the file is.
+Only regular files are opened. The error for a damaged file, or one of another kind, states what the
+file is.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,14 @@ from jaxmix.untrusted.files import check_on_disk, check_regular, header_problem
 __all__ = ["open_safetensors", "opened_safetensors", "tensor_bytes"]
 
 _ADVICE = "Download or save it again."
-# The first bytes of files that are often found under the name of a safetensors file. A safetensors
-# file has an opening brace after its first eight bytes.
+# The first bytes of files that are often misnamed as safetensors files. A safetensors file has an
+# opening brace after its first eight bytes.
 _OTHER_KINDS = {
     b"version https://git-lfs": "it is a Git LFS pointer: run `git lfs pull` in its repository.",
-    b"PK\x03\x04": "it is a zip file of torch.save, which contains a pickle; jaxmix opens none.",
-    b"\x80": "it is a pickle under another name, and jaxmix opens none.",
+    b"PK\x03\x04": (
+        "it is a zip file of torch.save, which contains a pickle; jaxmix opens no pickles."
+    ),
+    b"\x80": "it is a pickle under another name; jaxmix opens no pickles.",
     b"<": "it is a web page: the download failed.",
 }
 
@@ -33,7 +35,7 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE, is_read_whole: bool =
     Args:
         path: The file.
         advice: What to do about a damaged file, for the message.
-        is_read_whole: Whether all of it will be read, which refuses large sparse files.
+        is_read_whole: Whether all of it will be read; then large sparse files are refused.
 
     Returns:
         The handle of `safetensors.safe_open`, whose tensors are NumPy arrays.
@@ -61,7 +63,7 @@ def opened_safetensors(
     Args:
         path: The file.
         advice: What to do about a damaged file, for the message.
-        is_read_whole: Whether all of it will be read, which refuses large sparse files.
+        is_read_whole: Whether all of it will be read; then large sparse files are refused.
 
     Yields:
         The handle of `safetensors.safe_open`.

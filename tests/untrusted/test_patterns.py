@@ -38,7 +38,7 @@ LONG = (
         (r"(?:(?:a{1000}){1000}){1000}b", 60 * "a", False),
     ],
 )
-def test_in_bounded_time(pattern, text, expected):
+def test_matches_in_bounded_time(pattern, text, expected):
     assert is_match(pattern, text) is expected
 
 
@@ -63,7 +63,7 @@ def test_refused_by_name(pattern, text, reason):
     assert message.endswith("Write it without nested repeats, or list the modules' names.")
 
 
-def test_no_expression():
+def test_invalid_expression():
     with pytest.raises(re.error):
         is_match("*", "a")
 
@@ -75,7 +75,7 @@ def test_groups():
         find(r"([\w.]+)*q_proj", SITE)
 
 
-def test_where_files_bring_them():
+def test_expressions_from_files():
     evil = "([a-z_0-9.]+)+!"
     assert not matches_site(evil, SITE)
     assert not Rules(evil).takes(SITE)
@@ -101,8 +101,8 @@ def _drawn(rng, depth):
     return f"({rng.choice(['?=', '?!', '?<=', '?<!'])}{inner})"
 
 
-def test_as_python_matches(monkeypatch):
-    """Sets of positions, on all expressions, against `re`."""
+def test_agrees_with_re(monkeypatch):
+    """Sets of positions agree with `re` on all expressions."""
     rng = random.Random(0)
     monkeypatch.setattr(patterns, "MOST_STEPS", -1)
     patterns._is_quick_at.cache_clear()
@@ -122,7 +122,7 @@ def test_as_python_matches(monkeypatch):
 
 
 def test_one_cost_serves_all_short_names():
-    """The cost of an expression is not computed anew for each length of a name."""
+    """The cost of an expression is not computed again for each length of a name."""
     patterns._is_quick_at.cache_clear()
     assert not any(is_match(r"layers\.(\d+)\.mlp", "x" * length) for length in range(1, 60))
     assert patterns._is_quick_at.cache_info().misses == 1

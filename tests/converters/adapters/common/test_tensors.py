@@ -105,7 +105,7 @@ def test_flipped_bytes_of_the_header(tmp_path):
         (b"<!DOCTYPE html><html>404</html>", "it is a web page: the download failed"),
         (
             b"PK\x03\x04" + bytes(50),
-            "it is a zip file of torch.save, which contains a pickle; jaxmix opens none",
+            "it is a zip file of torch.save, which contains a pickle; jaxmix opens no pickles",
         ),
     ],
 )
@@ -144,7 +144,7 @@ def test_nothing_is_unpickled(protocol, tmp_path):
     bad = pickle.dumps(Trap(str(trap)), protocol)
     folder = tmp_path / "adapter"
     message = damaged(folder, bad)
-    assert protocol < 2 or "it is a pickle under another name, and jaxmix opens none" in message
+    assert protocol < 2 or "it is a pickle under another name; jaxmix opens no pickles" in message
     (folder / "adapter_model.bin").write_bytes(bad)
     (folder / WEIGHTS).unlink()
     expected = "can't be read by torch.load(weights_only=True), which runs no code"
