@@ -1,4 +1,4 @@
-"""Adapters whose sites have the names that modules have in memory, on a checkpoint's own names."""
+"""Renames the sites of adapters from modules' names in memory to a checkpoint's names on disk."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ def modules_of(checkpoint: Checkpoint, names: Names = None) -> Modules | None:
         names: The name map to use instead, ``""`` for none.
 
     Returns:
-        The modules; None if nothing says how transformers would rename them.
+        The modules; None if it is unknown how transformers would rename them.
     """
     if names == "":
         return None
@@ -32,8 +32,8 @@ def modules_of(checkpoint: Checkpoint, names: Names = None) -> Modules | None:
     if names is not None:
         return Modules(map_named(names), shapes)
     config: Mapping[str, Any] = {} if checkpoint.is_file else checkpoint.json(CONFIG_FILE)
-    found = map_of(config)
-    return None if found is None else Modules(found, shapes)
+    model_names = map_of(config)
+    return None if model_names is None else Modules(model_names, shapes)
 
 
 def with_stored_names(
@@ -44,7 +44,7 @@ def with_stored_names(
     PEFT writes the names that modules have in memory. transformers renames, stacks and splits
     tensors when it loads a checkpoint, so the names on disk may differ. A part of the mix whose
     sites are all on disk keeps its names; any other is renamed, and cut where its weights are
-    separate on disk. Without a config, the map is found by the names.
+    separate on disk. Without a config, the map is inferred from the names.
 
     Args:
         mixed: The adapters.
@@ -57,7 +57,7 @@ def with_stored_names(
         tensor keep their names.
 
     Raises:
-        LayoutError: If a site may be several modules, or its update can't be cut.
+        LayoutError: If a site matches several modules, or its update can't be cut.
     """
     modules = modules_of(checkpoint, names)
     if modules is None:
@@ -68,15 +68,15 @@ def with_stored_names(
         modules = Modules(NameMap("none"), shapes)
         if modules.stored.issuperset(sites):
             return mixed, layout
-        found = inferred(sites, shapes)
-        if found is None:
+        inferred_names = inferred(sites, shapes)
+        if inferred_names is None:
             return mixed, layout
-        modules = Modules(found, shapes)
-    found = renamed_parts(mixed.parts, modules, layout, joins=True)
-    return replace(mixed, parts=tuple(found.parts)), named(found.layout)
+        modules = Modules(inferred_names, shapes)
+    renamed = renamed_parts(mixed.parts, modules, layout, joins=True)
+    return replace(mixed, parts=tuple(renamed.parts)), named(renamed.layout)
 
 
 def _renames_by_code(checkpoint: Checkpoint) -> bool:
-    """Whether transformers has the model, but no table of its names."""
+    """Whether transformers has the model but renames its tensors by code instead of a table."""
     config = {} if checkpoint.is_file else checkpoint.json(CONFIG_FILE)
     return "auto_map" not in config and is_known(config)

@@ -1,4 +1,4 @@
-"""Rows of the table as transforms, with the numbers that some of them take from a config."""
+"""Converts rows of the table to transforms, with the numbers that some take from a config."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -16,14 +16,14 @@ def transform_of(
     config: Mapping[str, Any] | None = None,
     part: Mapping[str, Any] | None = None,
 ) -> Transform:
-    """Returns a row of a table as a transform.
+    """Converts a row of the table to a transform.
 
     Args:
         row: Its kind, sources and targets, and a conversion's operations with their settings.
         scope: As in `Transform`.
-        prefix: As there.
-        config: The checkpoint's config, from which some operations take the number of heads. None
-            if it is unknown: such operations can't be applied then.
+        prefix: As in `Transform`.
+        config: The checkpoint's config, from which some operations take the number of heads; None
+            if unknown, and then these operations can't be applied.
         part: The config of the model to which the row belongs, from which others take sizes.
 
     Example:
@@ -44,21 +44,21 @@ def _settings(
     config: Mapping[str, Any] | None,
     part: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """An operation's settings, with the numbers that the table defines by fields of a config."""
-    found: dict[str, Any] = {}
+    """An operation's settings, with the numbers that the table defines as fields of a config."""
+    filled: dict[str, Any] = {}
     for key, value in settings.items():
         if key == "heads":
             inner = (config or {}).get(settings.get("subconfig_key") or "")
             fields = inner if isinstance(inner, Mapping) else config
-            names = [each for each in value if (fields or {}).get(each) is not None]
+            names = [name for name in value if (fields or {}).get(name) is not None]
             heads = _sum([names[:1] or value[:1]], fields, settings["defaults"])
-            found |= {} if heads is None else {key: heads}
+            filled |= {} if heads is None else {key: heads}
         elif key == "sizes":
-            sizes = [_sum(each, part, settings.get("defaults", {})) for each in value]
-            found |= {} if None in sizes else {key: tuple(sizes)}
+            sizes = [_sum(products, part, settings.get("defaults", {})) for products in value]
+            filled |= {} if None in sizes else {key: tuple(sizes)}
         elif key != "defaults":
-            found[key] = tuple(value) if isinstance(value, list) else value
-    return found
+            filled[key] = tuple(value) if isinstance(value, list) else value
+    return filled
 
 
 def _sum(
@@ -66,14 +66,14 @@ def _sum(
     config: Mapping[str, Any] | None,
     defaults: Mapping[str, int],
 ) -> int | None:
-    """A sum of products of a config's fields; None if the config is unknown or one is no integer.
+    """A sum of products of a config's fields; None if the config or a field's integer is unknown.
 
-    The config of a part is written without the fields that have their default values.
+    The config of a part omits the fields that have their default values.
     """
     if config is None:
         return None
-    given = {name: value for name, value in config.items() if value is not None}
-    fields = {**defaults, **given}
+    stated = {name: value for name, value in config.items() if value is not None}
+    fields = {**defaults, **stated}
     if not all(type(fields.get(name)) is int for product in products for name in product):
         return None
     return sum(prod(fields[name] for name in product) for product in products)

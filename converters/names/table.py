@@ -1,7 +1,7 @@
-"""The table of transformers' models and of how it renames their tensors, written by a script.
+"""Reads the table of transformers' models and of how transformers renames their tensors.
 
-``python -m tests.name_maps`` writes it with transformers; reading it needs neither transformers nor
-torch.
+``python -m tests.name_maps`` generates it with transformers; reading it needs neither transformers
+nor torch.
 """
 
 import json
@@ -28,7 +28,7 @@ __all__ = [
 TABLE = Path(__file__).with_name("transformers.json")
 # Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
 _ALWAYS = "legacy"
-# Any class with a head: the table tells the base models' classes only.
+# Stands for any class with a head: the table lists only the base models' classes.
 _HEAD = "*"
 
 
@@ -44,7 +44,8 @@ def _table() -> Mapping[str, Any]:
 def base_class(config: Mapping[str, Any]) -> str | None:
     """Returns the class of a model type without a head, such as ``"LlamaModel"``.
 
-    Of a model type that has none, such as an encoder-decoder of two models, its class.
+    A model type without such a class, such as an encoder-decoder of two models, has only one class,
+    which is returned.
 
     Args:
         config: A checkpoint's config.json.
@@ -63,13 +64,13 @@ def base_prefix(config: Mapping[str, Any]) -> str:
         config: A checkpoint's config.json.
 
     Returns:
-        The prefix; ``""`` if the model type is unknown or has none.
+        The prefix; ``""`` if the model type is unknown or has no prefix.
     """
     return _model(config).get("prefix", "")
 
 
 def named_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the paths of the models inside a model that its config names, such as its text model.
+    """Returns the paths of the submodels that a config describes, such as its text model.
 
     Args:
         config: A config with the model type.
@@ -90,16 +91,17 @@ def name_map(config: Mapping[str, Any]) -> NameMap | None:
     """Returns the name map of a checkpoint.
 
     Args:
-        config: The checkpoint's config.json. Without ``architectures``, a model with a head.
+        config: The checkpoint's config.json. Without ``architectures``, the model is assumed to
+            have a head.
 
     Returns:
-        The map; None if the model is not in the table, renames by code, or has code of its own.
+        The map; None if the model is not in the table, is renamed by code, or has custom code.
 
     Example:
         >>> name_map({"model_type": "mixtral"}).prefix
         'model'
     """
-    # A model with code of its own may share a type with one of transformers' models.
+    # A model with custom code may share its type with one of transformers' models.
     if "auto_map" in config or not _model(config):
         return None
     if not config.get("architectures"):
@@ -111,20 +113,22 @@ def name_map(config: Mapping[str, Any]) -> NameMap | None:
 
 
 def name_maps() -> Iterator[NameMap]:
-    """Yields the maps of all model types, of each with a head and as a base model alone."""
+    """Yields the maps of all model types, each with a head and as a base model alone."""
     for model_type, model in _table()["models"].items():
         for architecture in (_HEAD, model.get("class", _HEAD), *model.get("heads", ())):
-            found = name_map({"model_type": model_type, "architectures": [architecture]})
-            if found is not None:
-                yield found
+            names = name_map({"model_type": model_type, "architectures": [architecture]})
+            if names is not None:
+                yield names
 
 
 def _inputs_first(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules of a model, and of the models inside it, whose experts are (experts, in, out)."""
+    """The modules of a model and its submodels whose experts are (experts, in, out)."""
     models = _table()["models"]
     types = {model_type for _, _, model_type, _ in _submodels(config)}
-    found = {end for each in types for end in models.get(each, {}).get("inputs_first", ())}
-    return tuple(sorted(found))
+    ends = {
+        end for model_type in types for end in models.get(model_type, {}).get("inputs_first", ())
+    }
+    return tuple(sorted(ends))
 
 
 def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:
@@ -132,10 +136,10 @@ def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:
 
     Args:
         config: The checkpoint's config.json: ``architectures``, ``model_type``, and the configs of
-            the models inside it.
+            its submodels.
 
     Returns:
-        The transforms in the order of application; None if one of them is not in the table.
+        The transforms in order of application; None if one of them is not in the table.
 
     Example:
         >>> config = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
@@ -177,7 +181,7 @@ def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _submodels(config: Mapping[str, Any]) -> Iterator[_Submodel]:
-    """A model, its base model, and the models inside it."""
+    """A model, its base model, and their submodels."""
     model, model_type = _model(config), config.get("model_type")
     if not isinstance(model_type, str):
         return
@@ -193,28 +197,28 @@ def _submodels(config: Mapping[str, Any]) -> Iterator[_Submodel]:
 
 
 def _parts(config: Mapping[str, Any], path: str) -> Iterator[_Submodel]:
-    """The models inside a base model, at a path."""
+    """The submodels of a base model at a path."""
     replaced: list[str] = []
     for inner, cls, model_type, field in _model(config).get("parts", ()):
         if any(_is_inside(inner, other) for other in replaced):
             continue
-        there = f"{path}.{inner}" if path else inner
+        location = f"{path}.{inner}" if path else inner
         part = config.get(field) if field else config
         part = part if isinstance(part, Mapping) else {}
         stated = part.get("model_type") if field else None
         if isinstance(stated, str) and stated != model_type:
-            # The config names another model than the default one, which brings parts of its own.
+            # The config names a model other than the default, with submodels of its own.
             replaced.append(inner)
             base, prefix = _model(part).get("class", ""), _model(part).get("prefix", "")
             if cls.endswith("Backbone"):
-                yield there, base.removesuffix("Model") + "Backbone", stated, part
+                yield location, base.removesuffix("Model") + "Backbone", stated, part
             elif prefix and cls != _model({"model_type": model_type}).get("class", cls):
-                yield there, _HEAD, stated, part
-                there = f"{there}.{prefix}"
-            yield there, base, stated, part
-            yield from _parts(part, there)
+                yield location, _HEAD, stated, part
+                location = f"{location}.{prefix}"
+            yield location, base, stated, part
+            yield from _parts(part, location)
         else:
-            yield there, cls, model_type, part
+            yield location, cls, model_type, part
 
 
 def _is_inside(path: str, other: str) -> bool:

@@ -1,8 +1,8 @@
-"""Which tensors of a model share one parameter, as a table of transformers' classes says.
+"""Finds the tensors of a model that share one parameter, from a table of transformers' classes.
 
-``python -m tests.tie_table`` writes the table with transformers; reading it needs neither
+``python -m tests.tie_table`` generates the table with transformers; reading it needs neither
 transformers nor torch. transformers' `_tied_weights_keys` name pairs of parameters in memory. A
-pair is tied if the config of the model that has it says ``tie_word_embeddings``.
+pair is tied if ``tie_word_embeddings`` is true in the config of the model that has the pair.
 """
 
 import copy
@@ -19,12 +19,13 @@ __all__ = ["FLAG", "TIE_TABLE", "Tie", "classes_with_ties", "has_ties", "ties_of
 
 TIE_TABLE = Path(__file__).with_name("ties.json")
 FLAG = "tie_word_embeddings"
-# What older configs, of LFM2, call the flag.
+# Other names of the flag, in older configs of LFM2.
 _ALIASES = ("tie_embedding",)
-# Model types that scale outputs unless the flag is false, or in transformers 5 by another field.
+# Model types that scale their outputs unless the flag is false; in transformers 5 another field
+# decides.
 _SCALED = ("t5", "umt5", "longt5", "pop2piano")
-# Model types that scale their outputs by the flag itself. It stays true: transformers ties tensors
-# of a file only if they are equal.
+# Model types that scale their outputs if the flag is true. For these it stays true: transformers
+# ties tensors of a file only if they are equal.
 _KEPT = ("switch_transformers",)
 # Classes with a language model's head, by their names.
 _HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
@@ -32,7 +33,7 @@ _HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 @dataclass(frozen=True)
 class Tie:
-    """Two parameters that are one in memory.
+    """Two parameters that share one tensor in memory.
 
     Args:
         target: The name in memory of the parameter that is replaced.
@@ -40,7 +41,7 @@ class Tie:
         fields: The path in config.json to the config with the flag.
         stated: Whether the flag is set; None if the config does not state it.
         is_default: Whether the parameters are tied if the flag is not stated.
-        is_forced: Whether the parameters are tied whatever the flag says.
+        is_forced: Whether the parameters are tied regardless of the flag.
     """
 
     target: str
@@ -62,12 +63,13 @@ def _table() -> Mapping[str, Any]:
 
 
 def has_ties(config: Mapping[str, Any]) -> bool:
-    """Whether the table knows a model: classes of its type, or models inside its class.
+    """Whether the table has a model: classes of its type, or submodels of its class.
 
     Args:
         config: A checkpoint's config.json.
     """
-    if "auto_map" in config:  # code of its own may share a type with one of transformers' models
+    # A model with custom code may share its type with one of transformers' models.
+    if "auto_map" in config:
         return False
     model_type = config.get("model_type")
     known = isinstance(model_type, str) and model_type in _table()["classes"]
@@ -95,25 +97,25 @@ def ties_of(config: Mapping[str, Any], name: str | None = None) -> tuple[Tie, ..
         ['lm_head.weight']
     """
     name = name or next(iter(_architectures(config)), base_class(config))
-    found = list(_own(name, config, "", ()))
+    ties = list(_ties_of_class(name, config, "", ()))
     for path, cls, model_type, field in _table()["parts"].get(name, ()):
         if not field:
-            found += _own(cls, config, path, ())
+            ties += _ties_of_class(cls, config, path, ())
             continue
         fields = tuple(field.split("."))
         part = _config_at(config, fields)
         stated = part.get("model_type")
         if isinstance(stated, str) and stated != model_type:
             cls = _similar(cls, stated)
-            found += [
+            ties += [
                 replace(
                     tie, target=f"{path}.{tie.target}", source=f"{path}.{tie.source}", fields=fields
                 )
                 for tie in ties_of(part, cls)
             ]
             continue
-        found += _own(cls, {"model_type": model_type, **part}, path, fields)
-    return tuple(found)
+        ties += _ties_of_class(cls, {"model_type": model_type, **part}, path, fields)
+    return tuple(ties)
 
 
 def untied_fields(
@@ -126,7 +128,7 @@ def untied_fields(
     Args:
         config: A checkpoint's config.json.
         paths: The paths to the configs whose flag is to be false.
-        others: The paths to configs whose flag ties other parameters, and stays.
+        others: The paths to configs whose flag ties other parameters and must not change.
     """
     fields = copy.deepcopy(dict(config))
     for path in paths:
@@ -145,7 +147,7 @@ def untied_fields(
     return {name: value for name, value in fields.items() if config.get(name, ...) != value}
 
 
-def _own(
+def _ties_of_class(
     name: str | None, config: Mapping[str, Any], path: str, fields: tuple[str, ...]
 ) -> Iterator[Tie]:
     """The ties that one class states, at a path of the model."""
@@ -180,7 +182,7 @@ def _stated(config: Mapping[str, Any]) -> bool | None:
 
 
 def _similar(name: str, model_type: str) -> str | None:
-    """The class of another model type that takes the place of one, with a head if it has one."""
+    """The class of another model type that corresponds to a class: with a head if that has one."""
     if not any(word in name for word in _HEADS):
         return base_class({"model_type": model_type})
     return next(iter(_table()["classes"].get(model_type, ())), None)

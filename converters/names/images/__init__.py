@@ -1,7 +1,7 @@
 """Name maps of image and video models: the original projects' names, and those of diffusers.
 
-One data file a model. On disk are the names of the project that published the model, which most
-trainers use; in memory those of diffusers.
+There is one data file per model. The names on disk are those of the project that published the
+model, which most trainers use; the names in memory are those of diffusers.
 """
 
 import json
@@ -15,9 +15,9 @@ from jaxmix.placement.templates import Template, Templates
 
 __all__ = ["image_map", "image_maps", "other_names"]
 
-# What checkpoints of one file, and ComfyUI, write before the names of a model.
+# The prefixes of a model's names in single-file checkpoints and in ComfyUI's files.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-# The components of diffusers' pipelines whose names these maps know.
+# The components of diffusers' pipelines to whose modules these maps apply.
 _COMPONENTS = ("transformer.", "transformer_2.", "unet.")
 
 
@@ -45,29 +45,30 @@ def other_names(modules: Collection[str]) -> Iterator[Mapping[str, tuple[str, ..
     """Yields the names that the modules of an image or video model have in the other scheme.
 
     Args:
-        modules: The modules' names, which may follow the name of a component.
+        modules: The modules' names, with or without the name of a component in front.
 
     Yields:
         ``{other name: modules}``: the original project's names of modules that have diffusers'
-        names, and the reverse, for each model that has such modules, those with most of them first.
-        The names are without the component.
+        names, and the reverse, for each model that has such modules, the model with most of them
+        first. The names are without the component.
     """
     inside = {_without_component(module): module for module in modules}
-    found: list[Mapping[str, tuple[str, ...]]] = []
+    renamings: list[Mapping[str, tuple[str, ...]]] = []
     for names in image_maps():
         table = names.templates
         assert table is not None
-        found.append({n: own for n, own in table.sources(inside).items() if n not in inside})
+        originals = table.sources(inside)
+        renamings.append({name: own for name, own in originals.items() if name not in inside})
         in_memory = {
             piece.name.removesuffix(".weight"): (module,)
             for module in inside
             for piece in table.pieces(f"{module}.weight")
         }
         # A module may have several names in the original scheme, such as those of XLabs.
-        aliases = {name: () for name in table.sources(in_memory)} if found[-1] == {} else {}
+        aliases = {name: () for name in table.sources(in_memory)} if renamings[-1] == {} else {}
         both = {**aliases, **in_memory}
-        found.append({name: own for name, own in both.items() if name not in inside})
-    yield from sorted(filter(None, found), key=len, reverse=True)
+        renamings.append({name: own for name, own in both.items() if name not in inside})
+    yield from sorted(filter(None, renamings), key=len, reverse=True)
 
 
 def _without_component(module: str) -> str:
@@ -86,14 +87,14 @@ def _data(file: Path) -> Mapping[str, Any]:
 
 
 def _read(name: str, data: Mapping[str, Any]) -> NameMap:
-    """A data file as a map."""
+    """Converts a data file to a name map."""
     rows = []
     for row in data["modules"]:
         settings = row[-1] if isinstance(row[-1], dict) else {}
         source, *targets = [item for item in row if isinstance(item, str)]
         ratio = tuple(settings.get("ratio", ()))
         flags = settings.get("swap", False), settings.get("tensor", False)
-        # A row with one name: it is the same in both schemes.
+        # A row with a single name has the same name in both schemes.
         rows.append(Template(source, tuple(targets) or (source,), ratio, *flags))
     suffixes = tuple(data.get("suffixes", {}).items())
     table = Templates(tuple(rows), _PREFIXES, suffixes, _COMPONENTS)

@@ -1,6 +1,6 @@
-"""Image and video models as programs know them: their names in files of other programs.
+"""Image and video models, and the names of their modules in the files of each program.
 
-A table of names may cover several models, such as the U-Nets, whose files differ.
+One table of names may cover several models, such as the U-Nets, whose files differ.
 """
 
 import re
@@ -18,16 +18,16 @@ __all__ = ["ImageModel", "fitting_models", "image_models"]
 
 @dataclass(frozen=True)
 class ImageModel:
-    """A model, and what programs other than its own project's call its parts.
+    """A model, and the conventions of the programs that train adapters for it.
 
     Args:
-        name: Its name as ``names=``.
+        name: Its name for ``names=``.
         table: Its name map.
         text_encoders: The roles of the text encoders for which diffusers loads adapters.
         network: The module of sd-scripts or musubi-tuner that trains it.
         is_renamed_by_kohya: Whether these use diffusers' names of its modules.
-        without: A pattern of original names in the table that it does not have.
-        lacks: A pattern of modules in the table, by any name, that it does not have.
+        without: A pattern of original names that the table has but the model does not use.
+        lacks: A pattern of modules, by any name, that the table has but the model does not.
     """
 
     name: str
@@ -122,29 +122,29 @@ def image_models(names: str | Mapping[str, Any] | None = None) -> list[ImageMode
         ['sd15', 'sdxl', 'sdxl_refiner']
     """
     tables = {table.name: table for table in image_maps()}
-    every = [
+    all_models = [
         ImageModel(name, **{**fields, "table": tables[fields.get("table", name)]})
         for name, fields in _MODELS.items()
     ]
     if names is None:
-        return every
+        return all_models
     if isinstance(names, str):
         names = {"model_type": _OTHER_NAMES.get(names, names)}
-    found = [model for model in every if model.name == names.get("model_type")]
+    matching = [model for model in all_models if model.name == names.get("model_type")]
     table = image_map(names)
-    found = found or [model for model in every if model.table is table]
-    if not found:
+    matching = matching or [model for model in all_models if model.table is table]
+    if not matching:
         shown = names.get("model_type") or names.get("_class_name")
         raise LayoutError(
             f"there is no image or video model {shown!r}, expected one of "
             f"{', '.join(_MODELS)}, the config of one of diffusers' models, or '' to write the "
             "adapter's names as they are."
         )
-    return found
+    return matching
 
 
 def fitting_models(models: Iterable[ImageModel], modules: Collection[str]) -> list[ImageModel]:
-    """Returns the models that have most of some modules; nothing if none has half of them.
+    """Returns the models that have the most of some modules; empty if none has half of them.
 
     Args:
         models: The models.
@@ -152,5 +152,5 @@ def fitting_models(models: Iterable[ImageModel], modules: Collection[str]) -> li
     """
     counts = [(sum(map(model.has, modules)), model) for model in models]
     most = max((count for count, _ in counts), default=0)
-    # A few names, such as proj_out, are those of many models.
+    # Many models share a few names, such as proj_out.
     return [model for count, model in counts if count == most] if 2 * most >= len(modules) else []

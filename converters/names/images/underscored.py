@@ -1,6 +1,6 @@
-"""Names of kohya's files, which have underscores for dots, read by the tables alone.
+"""Restores the dots in the names of kohya's files, which have underscores, from the tables alone.
 
-A model's table has the names of its modules, so the base is not needed to tell dots from
+A model's table has the names of its modules, so the base is not needed to distinguish dots from
 underscores.
 """
 
@@ -41,47 +41,51 @@ def dotted_names(wanted: Mapping[str, tuple[str, str]]) -> dict[str, str] | None
     """
     roles = dict.fromkeys(role for role, _ in wanted.values())
     found: dict[str, str] = {}
-    picture: str | None = None
+    image_model: str | None = None
     for role in roles:
-        own = {name: rest.strip("_") for name, (other, rest) in wanted.items() if other == role}
+        flat_names = {
+            name: underscored.strip("_")
+            for name, (other, underscored) in wanted.items()
+            if other == role
+        }
         if role in _TEXT:
-            component, made = _COMPONENTS[role], _all_in(_TEXT[role], own.values())
-        elif role == "unet" and (answer := _of_picture(set(own.values()))) is not None:
-            picture, component, made = answer
+            component, dotted = _COMPONENTS[role], _all_in(_TEXT[role], flat_names.values())
+        elif role == "unet" and (answer := _of_image_model(set(flat_names.values()))) is not None:
+            image_model, component, dotted = answer
         else:
             return None
-        if made is None:
+        if dotted is None:
             return None
         start = f"{component}." if len(roles) > 1 else ""
-        found |= {name: start + made[flat] for name, flat in own.items()}
-    if picture == "flux":  # its second text encoder is T5
+        found |= {name: start + dotted[flat] for name, flat in flat_names.items()}
+    if image_model == "flux":  # its second text encoder is T5
         old, new = (f"{_COMPONENTS[role]}." for role in ("te3", "te2"))
         found = {k: new + n.removeprefix(old) if n.startswith(old) else n for k, n in found.items()}
     return found if len(set(found.values())) == len(found) else None
 
 
-def _of_picture(names: Collection[str]) -> tuple[str, str, dict[str, str]] | None:
-    """The table of the model that makes the picture, its component, and the names by it."""
+def _of_image_model(names: Collection[str]) -> tuple[str, str, dict[str, str]] | None:
+    """The name and component of the image model whose table has all names, and the dotted names."""
     answers: list[tuple[str, str, dict[str, str]]] = []
     for table in image_maps():
         assert table.templates is not None
         known = (name for row in table.templates.rows for name in (row.source, *row.targets))
-        if (made := _all_in(tuple(dict.fromkeys(known)), names)) is not None:
-            answers.append((table.name, table.prefix, made))
+        if (dotted := _all_in(tuple(dict.fromkeys(known)), names)) is not None:
+            answers.append((table.name, table.prefix, dotted))
     is_settled = answers and all(answer[1:] == answers[0][1:] for answer in answers)
     return answers[0] if is_settled else None
 
 
 def _all_in(templates: tuple[str, ...], names: Iterable[str]) -> dict[str, str] | None:
-    """The names by templates with ``{}`` for numbers; None unless each has one."""
+    """The dotted names, from templates with ``{}`` for numbers; None unless each matches one."""
     by_shape = _by_shape(templates)
-    made: dict[str, str] = {}
+    dotted: dict[str, str] = {}
     for name in names:
-        found = set(_matches(by_shape.get(re.sub(r"\d+", "#", name), ()), name))
-        if len(found) != 1:
+        matches = set(_matches(by_shape.get(re.sub(r"\d+", "#", name), ()), name))
+        if len(matches) != 1:
             return None
-        made[name] = found.pop()
-    return made
+        dotted[name] = matches.pop()
+    return dotted
 
 
 def _matches(candidates: Iterable[tuple[re.Pattern[str], str]], name: str) -> Iterator[str]:
@@ -92,7 +96,7 @@ def _matches(candidates: Iterable[tuple[re.Pattern[str], str]], name: str) -> It
 
 @cache
 def _by_shape(templates: tuple[str, ...]) -> Mapping[str, list[tuple[re.Pattern[str], str]]]:
-    """Templates by their names with underscores and without numbers."""
+    """The templates, by their names with underscores and without numbers."""
     found: dict[str, list[tuple[re.Pattern[str], str]]] = {}
     for template in templates:
         flat = template.replace(".", "_")
