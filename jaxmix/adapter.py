@@ -26,7 +26,7 @@ Strength = float | Float[Array, ""]
 
 
 class Mixable(ABC):
-    """The common base of adapters and mixes: parts in order, strengths, and being a function.
+    """The base class of adapters and mixes: adapters in order, and a function of params.
 
     Attributes:
         parts: The adapters that it consists of, in order of application.
@@ -69,9 +69,9 @@ class Adapter(Mixable):
     """An adapter: ``W ↦ L W Rᵀ + Δ`` at each of its sites.
 
     It is a pytree whose leaves are the updates' arrays and the strength. The name, source and
-    metadata are not part of the structure: adapters of equal shapes share a compiled program. A
-    function under `jax.jit` that *returns* an adapter therefore returns it with the name with which
-    it was traced; use `renamed` to change it.
+    metadata are not part of the structure, so adapters of equal shapes share a compiled program.
+    Therefore a function under `jax.jit` that *returns* an adapter returns it with the name that it
+    had when the function was traced; use `renamed` to change it.
 
     Args:
         updates: ``{site: update}``, with PyTorch module names as sites.
@@ -82,7 +82,7 @@ class Adapter(Mixable):
             ``base_model_name_or_path``; kept when it is written again.
 
     Raises:
-        AdapterError: If the strength is not a real scalar (also by ``*``), an update is not of a
+        AdapterError: If the strength is not a real scalar (also for ``*``), an update is not of a
             family, the name or source is not a string, or the metadata can't be stored as JSON.
 
     Example:
@@ -137,29 +137,29 @@ class Adapter(Mixable):
         shown += " …" if len(sizes) > 2 else ""
         sites = self.sites[:1] + (("…",) if len(self.sites) > 1 else ())
         count = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
-        where = f" ({', '.join(sites)})" if sites else ""
-        return f"{shown or 'nothing'} at {count}, strength {_text(self.strength)}{where}"
+        shown_sites = f" ({', '.join(sites)})" if sites else ""
+        return f"{shown or 'nothing'} at {count}, strength {_text(self.strength)}{shown_sites}"
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], "_Unseen"]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], "_Ignored"]:
         """Returns the children, and static data that is ignored when structures are compared."""
         key = jax.tree_util.GetAttrKey
         children = ((key("updates"), self.updates), (key("strength"), self.strength))
-        return children, _Unseen(self.name, self.source, self.metadata)
+        return children, _Ignored(self.name, self.source, self.metadata)
 
     @classmethod
-    def tree_unflatten(cls, unseen: "_Unseen", children: Any) -> "Adapter":
+    def tree_unflatten(cls, ignored: "_Ignored", children: Any) -> "Adapter":
         """Inverts `tree_flatten_with_keys`; JAX may pass any objects instead of arrays."""
         new = object.__new__(cls)
         names = ("updates", "strength", "name", "source", "metadata")
-        values = (*children, unseen.name, unseen.source, unseen.metadata)
+        values = (*children, ignored.name, ignored.source, ignored.metadata)
         for name, value in zip(names, values, strict=True):
             object.__setattr__(new, name, value)
         return new
 
 
 @dataclass(frozen=True)
-class _Unseen:
-    """Static data that compares equal to all other, so it does not affect jit's cache."""
+class _Ignored:
+    """Static data that is ignored in comparisons, so it does not affect jit's cache."""
 
     name: str = field(compare=False)
     source: str = field(compare=False)
@@ -175,11 +175,11 @@ def chains_by_site(parts: "Sequence[Adapter]") -> dict[str, dense.Chain]:
     Returns:
         ``{site: ((strength, update), …)}``.
     """
-    at: dict[str, list[tuple[Any, Update]]] = {}
+    by_site: dict[str, list[tuple[Any, Update]]] = {}
     for part in parts:
         for site, update in part.updates.items():
-            at.setdefault(site, []).append((part.strength, update))
-    return {site: tuple(chain) for site, chain in at.items()}
+            by_site.setdefault(site, []).append((part.strength, update))
+    return {site: tuple(chain) for site, chain in by_site.items()}
 
 
 def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
@@ -255,7 +255,7 @@ def _times(a: Strength, b: Strength) -> Strength:
 
 
 def _size(update: Update) -> str:
-    """Family and size for messages, also if its arrays are placeholders."""
+    """An update's family and size for messages, even if its arrays are placeholders."""
     try:
         return f"{update.family} {update.size()}"
     except (AttributeError, IndexError, TypeError):

@@ -2,8 +2,8 @@
 
 Every update of every family is such a map, of a weight (out, in) and, with matrices (out, 1), of a
 bias. They form a monoid: ``(L₂, R₂, Δ₂) ∘ (L₁, R₁, Δ₁) = (L₂L₁, R₂R₁, L₂Δ₁R₂ᵀ + Δ₂)``.
-`AffineMap.after` is this product; `fold` is the same product in steps, in which no structured Δ
-becomes dense through a later rotation.
+`AffineMap.after` is this product; `fold` is the same product in steps, which keeps later rotations
+from making a structured Δ dense.
 """
 
 from collections.abc import Callable, Sequence
@@ -109,7 +109,7 @@ class Base:
             otherwise None.
         stored: The dtype in which the weight is stored; None if the matrix is not exactly it.
         is_transposed: Whether the weight is stored as (in, out), so the matrix is a transpose.
-        norms: The norms of this update that are held from before (`Update.base_norms`); None to
+        norms: The update's norms (`Update.base_norms`) if they were computed before; None to
             compute them.
 
     Example:
@@ -132,15 +132,15 @@ class Base:
             leaf: The name.
 
         Raises:
-            ValueError: If it was not given: a bug in the code that runs the map.
+            ValueError: If it is None, which is a bug in the code that runs the map.
         """
-        found = self.matrix if leaf == "matrix" else self.bias
-        if found is None:
+        value = self.matrix if leaf == "matrix" else self.bias
+        if value is None:
             raise ValueError(
                 f"a map of a weight {self.shape} reads the base's {leaf}, found None. Pass "
                 f"Base.{leaf} to updates whose reads_base is true."
             )
-        return found
+        return value
 
 
 def identity(shape: tuple[int, int]) -> AffineMap:
@@ -174,7 +174,7 @@ def fold(chain: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
     Low-rank terms are carried through each later L and R and become one product at the end. Other
     terms stay in place; a step ends only before an L or R under which they would lose their
     structure. Therefore terms of one kind have the same cost at every position in the chain, and a
-    rotation acts once, on the weight with everything added before.
+    rotation is applied once, to the weight with all earlier terms added.
 
     Args:
         chain: The maps, in order of application.
@@ -209,12 +209,12 @@ def fold(chain: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
 
 
 def _carried(by: AffineMap, delta: Operator) -> Operator:
-    """``L Δ Rᵀ``: terms that keep their structure separately, the rest as one product."""
+    """``L Δ Rᵀ``: terms that keep their structure are mapped separately, the others together."""
     if by.is_shift:
         return delta
-    thrifty, rest = _parted(delta, lambda term: _survives(term, by))
+    thrifty, others = _parted(delta, lambda term: _survives(term, by))
     carried: Operator = Zero(*delta.shape)
-    for term in (*terms(thrifty), rest):
+    for term in (*terms(thrifty), others):
         carried = add(carried, multiply(multiply(by.left, term), by.right.T))
     return carried
 
@@ -228,7 +228,7 @@ def _survives(term: Operator, by: AffineMap) -> bool:
 
 
 def _parted(delta: Operator, belongs: Callable[[Operator], bool]) -> tuple[Operator, Operator]:
-    """The terms of Δ that belong, and the other terms."""
+    """The terms of Δ for which a predicate holds, and the other terms."""
     inside: Operator = Zero(*delta.shape)
     outside: Operator = Zero(*delta.shape)
     for term in terms(delta):

@@ -1,7 +1,7 @@
 """Effects: what adapters change at each site of a tree, ``Δ = W' − W`` and ``δ = b' − b``.
 
-An effect that the maps give as a low rank is kept as one; any other is made dense, site by site. W
-is the matrix (out, in) that updates act on, however its leaf stores it.
+If the maps give an effect as a low rank, it stays one; any other effect becomes dense, one site at
+a time. W is the matrix (out, in) that updates act on, regardless of how its leaf stores it.
 """
 
 import re
@@ -36,12 +36,12 @@ from jaxmix.singular import low_rank_of
 __all__ = ["ROWS", "Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
 
 
-# Rotating a weight costs some of its last digits. Rotations that cancel each other left up to 1.6
-# epsilons, times W's norm, in the singular values of Δ.
+# Rotating a weight costs some of its last digits. Rotations that should cancel left singular values
+# of Δ of up to 1.6 epsilons times W's norm.
 _ROUNDINGS = 4
 
 
-# The name of a site that is some rows of a leaf.
+# The name of a site that consists of some rows of a leaf.
 ROWS = re.compile(r"(.+)\[(\d+):(\d+)\]")
 
 
@@ -93,7 +93,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Effect:
-    """What one adapter or mix changes at one site.
+    """The effect of one adapter or mix at one site.
 
     Args:
         weight: Δ (out, in); None if the weight is unchanged.
@@ -122,8 +122,8 @@ def effects(
         touch the site have Δ = 0.
 
     Raises:
-        LayoutError: As `jaxmix.compose`.
-        ShapeError: As `jaxmix.compose`.
+        LayoutError: As for `jaxmix.compose`.
+        ShapeError: As for `jaxmix.compose`.
     """
     counts = [len(group.parts) for group in groups]
 
@@ -133,8 +133,8 @@ def effects(
             chains_by_site(tree.parts[end - n : end]) for n, end in zip(counts, ends, strict=True)
         ]
         joint: dict[str, Chain] = {}
-        for own in chains:
-            for site, chain in own.items():
+        for by_site in chains:
+            for site, chain in by_site.items():
                 joint[site] = (*joint.get(site, ()), *chain)
         return chains, resolve(params, joint, tree.layout), tree.original
 
@@ -143,41 +143,46 @@ def effects(
     names = [site.name for site in resolved.sites]
     split = {rows[1] for n in names if n not in original and (rows := ROWS.fullmatch(n))}
     for site in resolved.sites:
-        spot, found = _at(site, [len(own.get(site.name, ())) for own in chains], resolved.tree)
-        # A module that has another name in the tree keeps the adapters' name, unless others change
-        # more of its leaf.
+        spot, site_effects = _at(
+            site, [len(by_site.get(site.name, ())) for by_site in chains], resolved.tree
+        )
+        # A module with another name in the tree keeps the adapters' name, unless other adapters
+        # change other parts of its leaf.
         rows = ROWS.fullmatch(spot.name)
         own_name = original.get(spot.name, spot.name)
-        yield replace(spot, name=spot.name if rows and rows[1] in split else own_name), found
+        yield replace(spot, name=spot.name if rows and rows[1] in split else own_name), site_effects
 
 
 @jax.default_matmul_precision("highest")
 def _at(site: Site, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effect, ...]]:
     """A site, and the effects of consecutive parts of its chain with these numbers of updates.
 
-    They were fitted as one chain, so that all of them use the same orientation of the weight.
+    The updates were fitted as one chain, so all of them use the same orientation of the weight.
     """
-    weight = _here(dequantized(tree.leaf(site.weight))) if site.weight else None
-    bias = _here(dequantized(tree.leaf(site.bias))) if site.bias else None
-    found: list[Effect] = []
-    rest = site.chain
+    weight = _on_one_device(dequantized(tree.leaf(site.weight))) if site.weight else None
+    bias = _on_one_device(dequantized(tree.leaf(site.bias))) if site.bias else None
+    site_effects: list[Effect] = []
+    remaining = site.chain
     for count in counts:
-        found.append(_effect(site, rest[:count], weight, bias))
-        rest = rest[count:]
-    return _spot(site, weight, bias), tuple(found)
+        site_effects.append(_effect(site, remaining[:count], weight, bias))
+        remaining = remaining[count:]
+    return _spot(site, weight, bias), tuple(site_effects)
 
 
 def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
-    """Computes the effects of adapters made of LoRAs only (`is_plain`), which need no base."""
+    """Computes the effects of adapters that consist of plain LoRAs (`is_plain`), without a base."""
     chains = [chains_by_site(group.parts) for group in groups]
-    for site in dict.fromkeys(site for own in chains for site in own):
-        updates: list[Any] = [update for own in chains for _, update in own.get(site, ())]
+    for site in dict.fromkeys(site for by_site in chains for site in by_site):
+        updates: list[Any] = [update for by_site in chains for _, update in by_site.get(site, ())]
         dtype = common_dtype(updates)
         first = updates[0]
         shape = (first.b.shape[0], first.a.shape[1])
         is_transposed = joint_flag(update.transposed for update in updates)
         spot = Spot(site, first.kernel, embedding=first.embedding, transposed=is_transposed)
-        yield spot, tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in chains)
+        yield (
+            spot,
+            tuple(_plain_effect(cast(by_site.get(site, ()), dtype), shape) for by_site in chains),
+        )
 
 
 def _plain_effect(chain: Chain, shape: tuple[int, int]) -> Effect:
@@ -186,8 +191,8 @@ def _plain_effect(chain: Chain, shape: tuple[int, int]) -> Effect:
     delta = reduce(add, (map_.shift for map_ in maps(chain, no_base)), Zero(*shape))
     if not any(update.has_bias for _, update in chain):
         return Effect(delta)
-    own = (map_.shift for map_ in maps(chain, no_base, "bias"))
-    return Effect(delta, reduce(add, own, Zero(shape[0], 1)).dense()[:, 0])
+    shifts = (map_.shift for map_ in maps(chain, no_base, "bias"))
+    return Effect(delta, reduce(add, shifts, Zero(shape[0], 1)).dense()[:, 0])
 
 
 def common_dtype(updates: Sequence[LoRA]) -> Any:
@@ -286,8 +291,8 @@ def _matrix(leaf: Any, form: Form) -> Float[Array, "out in"]:
     return form.matrix(leaf).astype(arithmetic(leaf.dtype))
 
 
-def _here(leaf: Any) -> jax.Array:
-    """A leaf as an array on one device, because a decomposition needs the whole leaf."""
+def _on_one_device(leaf: Any) -> jax.Array:
+    """A leaf as an array on one device, because decompositions need all of it."""
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1:
         return jnp.asarray(leaf)
     return jnp.asarray(np.asarray(leaf))

@@ -1,7 +1,7 @@
 """The exceptions of jaxmix: one base class, and a subclass for each kind of problem.
 
-A message says where, what was found, what was expected and what to do, and lists all offenders at
-once. All of them are also ``ValueError``.
+A message states where the problem is, what was found, what was expected and what to do, and lists
+all offenders at once. All exceptions are also ``ValueError``.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +34,7 @@ class AdapterError(JaxmixError):
 
 
 class LayoutError(JaxmixError):
-    """A site that finds no leaf, or more than one, or a leaf that can't take an update."""
+    """A site that matches no leaf, or more than one, or a leaf that can't take an update."""
 
 
 class ShapeError(JaxmixError):
@@ -46,7 +46,7 @@ class CheckpointError(JaxmixError):
 
 
 class VerificationError(CheckpointError):
-    """An output that differs from what was to be written."""
+    """An output that differs from what should have been written."""
 
 
 class UnsupportedError(JaxmixError):
@@ -74,7 +74,7 @@ def listing(lines: Iterable[str], limit: int = 20) -> str:
 
 
 def option(name: str, value: object = True, *, of: str = "") -> str:
-    """Returns an option as the reader of a message would write it.
+    """Returns an option as the user would write it, for messages.
 
     Args:
         name: The option's name in Python.

@@ -1,4 +1,4 @@
-"""Converts factors that users pass in to arrays that JAX can compute with."""
+"""Converts factors that users pass to arrays that JAX can compute with."""
 
 import sys
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ __all__ = ["checked_factors"]
 
 @dataclass(frozen=True)
 class _Field:
-    """What a field of a family holds, according to its annotation."""
+    """The type of a family's field, according to its annotation."""
 
     name: str
     may_be_none: bool
@@ -51,8 +51,8 @@ def checked_factors(updates: Mapping[str, Update]) -> dict[str, Update]:
     Example:
         >>> from jaxmix.families import LoRA
         >>> update = LoRA([[1, 2, 3]], np.ones((2, 1), ">f4"), 1.0)
-        >>> made = checked_factors({"proj": update})["proj"]
-        >>> made.a.dtype.name, made.b.dtype.isnative
+        >>> checked = checked_factors({"proj": update})["proj"]
+        >>> checked.a.dtype.name, checked.b.dtype.isnative
         ('float64', True)
     """
     checked: dict[str, Update] = {}
@@ -107,11 +107,11 @@ def _array(value: Any, spec: _Field) -> Any:
     if isinstance(value, np.ma.MaskedArray):
         raise _Unusable("is a masked array; fill it: np.ma.filled(array, 0)")
     if isinstance(value, int | float):
-        # A comparison and no `isfinite`, which overflows for an integer beyond all floats.
+        # Not `isfinite`, which overflows for an integer beyond all floats.
         if not abs(value) <= sys.float_info.max:
-            found = value if isinstance(value, float) else "an integer beyond all floats"
-            raise _Unusable(f"is {found}, expected a finite number")
-        # JAX takes integers of 32 bits alone.
+            text = value if isinstance(value, float) else "an integer beyond all floats"
+            raise _Unusable(f"is {text}, expected a finite number")
+        # JAX accepts only integers of 32 bits.
         return float(value) if spec.is_float and abs(value) >= 2**31 else value
     if isinstance(value, str | bytes | complex | Mapping | set | frozenset):
         raise _Unusable(f"is a {type(value).__name__}, expected an array")
@@ -125,14 +125,14 @@ def _array(value: Any, spec: _Field) -> Any:
 
 
 def _of_torch(tensor: Any) -> np.ndarray:
-    """A PyTorch tensor as a new array; bfloat16, which NumPy lacks, is that of ml_dtypes."""
+    """A PyTorch tensor as a new array; bfloat16, which NumPy lacks, is taken from ml_dtypes."""
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":
         return np.array(tensor.float().numpy(), ml_dtypes.bfloat16)
     try:
         return np.array(tensor.numpy())
     except (RuntimeError, TypeError) as error:
-        raise _Unusable(f"is a tensor of PyTorch that NumPy can't hold ({error})") from None
+        raise _Unusable(f"is a PyTorch tensor that NumPy can't hold ({error})") from None
 
 
 def _of_numbers(value: Any) -> Any:
@@ -167,7 +167,7 @@ def _fields(family: type) -> tuple[_Field, ...]:
 
 
 def _described(field: Any) -> _Field:
-    """A field by its annotation with jaxtyping, which names the dtype and the shape."""
+    """Describes a field by its jaxtyping annotation, which names the dtype and the shape."""
     text = str(field.type)
     return _Field(
         field.name,

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Imports the names of a package when they are first used."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -16,10 +16,10 @@ def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         homes: Each public name, and the full name of the module that has it, or that it is.
 
     Returns:
-        A function from a name to its value. The package's modules are found without an import too.
+        A function from a name to its value. It also imports the package's modules by their names.
 
     Raises:
-        AttributeError: By this function, if there is no such name or module.
+        AttributeError: Raised by the returned function, if there is no such name or module.
 
     Example:
         >>> importer("json", {})("scanner").__name__

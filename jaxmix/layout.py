@@ -1,4 +1,4 @@
-"""Layouts of params trees: rules, the layouts that have a name, and the model libraries' tables."""
+"""Layouts of params trees: rules, named layouts, and the model libraries' tables."""
 
 from jaxmix.placement.layout import (
     FLAX,

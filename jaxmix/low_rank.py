@@ -1,4 +1,4 @@
-"""Turns any mix into one LoRA by the singular value decomposition of its effects."""
+"""Converts any mix to one LoRA by the singular value decomposition of its effects."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -58,7 +58,7 @@ def to_lora(
     name: str | None = None,
     with_errors: bool = False,
 ) -> Adapter | tuple[Adapter, dict[str, float]]:
-    """Turns any adapter or mix into one LoRA: ``B A ≈ Δ = W' − W`` at each site, by SVD.
+    """Converts any adapter or mix to one LoRA: ``B A ≈ Δ = W' − W`` at each site, by SVD.
 
     Δ is the whole effect on these params, including rotations, scalings and norms, so the LoRA
     represents the mix for this base only. If all updates of a site have low rank (any number of
@@ -91,8 +91,8 @@ def to_lora(
 
     Raises:
         AdapterError: If ``mixed`` is not an adapter, or the rank is invalid.
-        LayoutError: As `jaxmix.compose`.
-        ShapeError: As `jaxmix.compose`.
+        LayoutError: As for `jaxmix.compose`.
+        ShapeError: As for `jaxmix.compose`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,7 +115,7 @@ def to_lora(
     limit = checked_rank(rank)
     updates: dict[str, Update] = {}
     errors: dict[str, float] = {}
-    for spot, effect in _whole(effects([mixed], params, layout), params):
+    for spot, effect in _with_joined_rows(effects([mixed], params, layout), params):
         own = None if key is None else site_key(key, spot.name)
         updates[spot.name], error = compressed(spot, effect, limit, own)
         if error is not None:
@@ -126,27 +126,30 @@ def to_lora(
     return (lora, errors) if with_errors else lora
 
 
-def _whole(
-    found: Iterable[tuple[Spot, tuple[Effect, ...]]], params: Any
+def _with_joined_rows(
+    all_effects: Iterable[tuple[Spot, tuple[Effect, ...]]], params: Any
 ) -> Iterator[tuple[Spot, Effect]]:
-    """The effects of one mix; those at rows of a leaf are joined into one of the leaf."""
+    """The effects of one mix, with those at rows of one leaf joined."""
     parts: dict[str, dict[int, tuple[Spot, Effect]]] = {}
-    for spot, (effect,) in found:
+    for spot, (effect,) in all_effects:
         if (match := ROWS.fullmatch(spot.name)) is None:
             yield spot, effect
         else:
             parts.setdefault(match[1], {})[int(match[2])] = spot, effect
     tree = Tree.of(params) if parts else None
-    for module, own in parts.items():
+    for module, at_rows in parts.items():
         assert tree is not None
         leaf = next(name for name in (f"{module}.weight", module) if name in tree.where)
         rows = np.shape(tree.leaves[tree.where[leaf]])[0]
-        spot, _ = next(iter(own.values()))
-        yield replace(spot, name=module), _joined([own[start] for start in sorted(own)], rows)
+        spot, _ = next(iter(at_rows.values()))
+        yield (
+            replace(spot, name=module),
+            _joined([at_rows[start] for start in sorted(at_rows)], rows),
+        )
 
 
 def _joined(parts: Sequence[tuple[Spot, Effect]], rows: int) -> Effect:
-    """The effect on a leaf of the effects on some of its rows, in their order."""
+    """Joins the effects on rows of a leaf, in order, into the effect on the leaf."""
     columns = next(x.weight.shape[1] for _, x in parts if x.weight is not None)
     moved = next((effect.bias for _, effect in parts if effect.bias is not None), None)
     weights: list[Operator] = []
@@ -168,7 +171,7 @@ def _joined(parts: Sequence[tuple[Spot, Effect]], rows: int) -> Effect:
 
 
 def _stacked(operators: Sequence[Operator]) -> Operator:
-    """Matrices below one another, as a low rank if all are."""
+    """Stacks matrices vertically, as a low rank if all of them are."""
     dense = [x.dense() for x in operators if not isinstance(x, Zero | LowRank)]
     if dense:
         dtype = dense[0].dtype
@@ -177,17 +180,17 @@ def _stacked(operators: Sequence[Operator]) -> Operator:
             for x in operators
         ]
         return Dense(jnp.concatenate(rows))
-    if not any(isinstance(each, LowRank) for each in operators):
-        return Zero(sum(each.shape[0] for each in operators), operators[0].shape[1])
-    a = jnp.concatenate([each.a for each in operators if isinstance(each, LowRank)])
-    b = jnp.zeros((sum(each.shape[0] for each in operators), a.shape[0]), a.dtype)
+    if not any(isinstance(operator, LowRank) for operator in operators):
+        return Zero(sum(operator.shape[0] for operator in operators), operators[0].shape[1])
+    a = jnp.concatenate([operator.a for operator in operators if isinstance(operator, LowRank)])
+    b = jnp.zeros((sum(operator.shape[0] for operator in operators), a.shape[0]), a.dtype)
     top = left = 0
-    for each in operators:
-        if isinstance(each, LowRank):
-            rank = each.a.shape[0]
-            b = b.at[top : top + each.shape[0], left : left + rank].set(each.b)
+    for operator in operators:
+        if isinstance(operator, LowRank):
+            rank = operator.a.shape[0]
+            b = b.at[top : top + operator.shape[0], left : left + rank].set(operator.b)
             left += rank
-        top += each.shape[0]
+        top += operator.shape[0]
     return LowRank(b, a)
 
 
@@ -230,7 +233,7 @@ def compressed(
 
     Args:
         spot: The site.
-        effect: What changes there.
+        effect: The effect at the site.
         rank: As in `to_lora`, checked.
         key: For a randomised decomposition; None for an exact one.
 

@@ -32,16 +32,16 @@ def checked_metadata(metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, Mapping) or copy != metadata:
         raise AdapterError(
             f"an adapter's metadata are {metadata!r}, expected a dict of strings and other values "
-            "that JSON can hold."
+            "that can be stored as JSON."
         )
     return copy
 
 
-def shared_metadata(several: Iterable[Metadata]) -> dict[str, Any]:
+def shared_metadata(metadata: Iterable[Metadata]) -> dict[str, Any]:
     """Returns the metadata on which several adapters agree.
 
     Args:
-        several: The metadata of each.
+        metadata: The metadata of each adapter.
 
     Returns:
         The values that are equal in all adapters that have them.
@@ -50,10 +50,12 @@ def shared_metadata(several: Iterable[Metadata]) -> dict[str, Any]:
         >>> shared_metadata([{"task_type": "CAUSAL_LM", "revision": "a"}, {"revision": "b"}, {}])
         {'task_type': 'CAUSAL_LM'}
     """
-    found: dict[str, list[Any]] = {}
-    for metadata in several:
-        for name, value in metadata.items():
-            found.setdefault(name, []).append(value)
+    by_name: dict[str, list[Any]] = {}
+    for item in metadata:
+        for name, value in item.items():
+            by_name.setdefault(name, []).append(value)
     return {
-        name: values[0] for name, values in found.items() if values.count(values[0]) == len(values)
+        name: values[0]
+        for name, values in by_name.items()
+        if values.count(values[0]) == len(values)
     }

@@ -1,4 +1,4 @@
-"""`mix` and `compose`: adapters in, an adapter out; an adapter and params in, params out."""
+"""`mix` combines adapters into one; `compose` merges adapters into params."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Mix(Mixable):
         parts: The adapters, in order of application.
 
     Raises:
-        AdapterError: By `mix`, which creates mixes.
+        AdapterError: Raised by `mix`, which creates mixes.
 
     Example:
         >>> mix(Adapter({}, name="a"), 0.5 * Adapter({}, name="b"))
@@ -77,7 +77,7 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
 
     Source: docs/design.md, laws 2 and 5; ``peft/mixed_model.py`` for the same in torch.
     """
-    strengths = _each(strength, len(adapters))
+    strengths = _strengths(strength, len(adapters))
     parts: list[Adapter] = []
     for adapter, factor in zip(adapters, strengths, strict=True):
         if not isinstance(adapter, Mixable):
@@ -87,10 +87,10 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
             )
         as_is = isinstance(factor, float) and factor == 1.0
         parts.extend(adapter.parts if as_is else (adapter * factor).parts)
-    twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
-    if twice:
+    repeated = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
+    if repeated:
         raise AdapterError(
-            f"two adapters of a mix have the name {', '.join(map(repr, twice))}. Give each its "
+            f"two adapters of a mix have the name {', '.join(map(repr, repeated))}. Give each its "
             "own: jaxmix.load(…, name='other') or adapter.renamed('other')."
         )
     return Mix(tuple(parts))
@@ -117,10 +117,10 @@ def compose(
         layout: Where the sites are in the tree: None to infer it from the leaves' names and shapes,
             the name of a layout (``"torch"``, ``"flax"``, or a model library's such as
             ``"tunix"``), or a `Layout`.
-        names: How transformers renames the model's tensors when it loads a checkpoint, for
-            adapters and trees of which one has the names in memory and the other those on disk:
-            a model type such as ``"mixtral"``, the model's config, ``""`` for no such map, or None
-            to find it by the names.
+        names: How transformers renames the model's tensors when it loads a checkpoint, if the
+            adapters have the names in memory and the tree those on disk, or the reverse: a model
+            type such as ``"mixtral"``, the model's config, ``""`` for no such map, or None to infer
+            it from the names.
         donate: Reuse the buffers of the changed leaves for the result. ``params`` must not be used
             afterwards.
 
@@ -132,7 +132,7 @@ def compose(
         changes only one of the two sides.
 
     Raises:
-        LayoutError: If sites find no leaf, or more than one, several layouts fit and differ, a
+        LayoutError: If sites match no leaf, or more than one, several layouts fit and differ, a
             leaf is not of floats, or the tree ties weights that the adapters change differently.
         ShapeError: If factors do not fit their weights.
         AdapterError: If an argument is not an adapter, or two adapters have the same name.
@@ -150,7 +150,7 @@ def compose(
 
 
 def several(adapters: Any, caller: str) -> Mix:
-    """Returns a function's argument for adapters as one mix.
+    """Converts a function's ``adapters`` argument to one mix.
 
     Args:
         adapters: An adapter, a mix, or several of them.
@@ -170,8 +170,8 @@ def several(adapters: Any, caller: str) -> Mix:
             f"{caller} got {_short(adapters)} for its adapters, {expected} "
             f"{_remedy(adapters) or f'{_READ}, and write {caller}(params, [a, b]).'}"
         )
-    found = list(adapters)
-    if wrong := [(i, item) for i, item in enumerate(found) if not isinstance(item, Mixable)]:
+    items = list(adapters)
+    if wrong := [(i, item) for i, item in enumerate(items) if not isinstance(item, Mixable)]:
         remedies = dict.fromkeys(_remedy(item) for _, item in wrong)
         listed = listing(f"{i}: {_short(item)}" for i, item in wrong)
         raise AdapterError(
@@ -179,20 +179,20 @@ def several(adapters: Any, caller: str) -> Mix:
             f"{expected[0].upper()}{expected[1:]} "
             + (" ".join(filter(None, remedies)) or f"{_READ}, and write {caller}(params, [a, b]).")
         )
-    return mix(*found)
+    return mix(*items)
 
 
-def _each(strength: Any, count: int) -> Sequence[Any]:
-    """A strength for each argument."""
-    several: Any = strength
+def _strengths(strength: Any, count: int) -> Sequence[Any]:
+    """Returns one strength per adapter."""
+    strengths: Any = strength
     if not isinstance(strength, list | tuple) and getattr(strength, "ndim", 0) != 1:
         return [strength] * count
-    if len(several) != count:
+    if len(strengths) != count:
         raise AdapterError(
-            f"mix got {len(several)} strengths for {count} adapters, expected one for each, or a "
+            f"mix got {len(strengths)} strengths for {count} adapters, expected one for each, or a "
             "single number for all."
         )
-    return list(several)
+    return list(strengths)
 
 
 def _remedy(value: Any) -> str:
@@ -207,6 +207,6 @@ def _remedy(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value that is not an adapter, for a message."""
+    """Describes a value that is not an adapter, for messages."""
     text = " ".join(repr(value).split())
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '…'}"

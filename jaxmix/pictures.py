@@ -29,7 +29,7 @@ AS_IS: Mapping[str, Any] = {"parse_math": False}
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 # A block of a U-Net, and the number of the layer in it.
 _UNET = re.compile(r"(?:^|\.)(down_blocks|up_blocks)\.(\d+)\.\w+\.(\d+)\.")
-# What people call the blocks of image models, and names that say nothing about layers.
+# Short names for the blocks of image models.
 _KINDS = {
     "input_blocks": "in",
     "down_blocks": "down",
@@ -43,13 +43,14 @@ _KINDS = {
     "output_blocks": "out",
 }
 _ORDER = ("", *dict.fromkeys(_KINDS.values()))
+# Parts of names that do not distinguish kinds of layers.
 _PLAIN = ("model", "layers", "layer", "blocks", "block", "h", "attentions", "resnets")
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Returns an empty figure of matplotlib, which no window or notebook shows.
+    """Returns an empty matplotlib figure that no window or notebook shows.
 
-    It does without `pyplot`, whose backend belongs to the user's session.
+    It does not use `pyplot`, whose backend belongs to the user's session.
 
     Args:
         width: Its width in inches.
@@ -85,8 +86,9 @@ def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[f
         values: ``{site: number}``.
 
     Returns:
-        The names of the rows, the names of the columns, and the numbers, NaN if there is no site.
-        If layers are of several kinds, the first column of each kind also has its name.
+        The names of the rows, the names of the columns, and the numbers, NaN where there is no
+        site. If there are several kinds of layers, the first column of each kind is labelled with
+        it.
 
     Example:
         >>> grid({"layers.0.q": 1.0, "layers.2.q": 2.0, "norm": 3.0})
@@ -113,17 +115,17 @@ def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[f
 
 def _cell(site: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
     """Returns a site's module, the kind of its layer, and the layer's numbers."""
-    if found := _UNET.search(site):
-        return site[found.end() :], (_KINDS[found[1]], (int(found[2]), int(found[3])))
-    if not (found := _LAYER.search(site)):
+    if match := _UNET.search(site):
+        return site[match.end() :], (_KINDS[match[1]], (int(match[2]), int(match[3])))
+    if not (match := _LAYER.search(site)):
         return site, ("", ())
-    before = [part for part in site[: found.start()].split(".") if part not in _PLAIN]
+    before = [part for part in site[: match.start()].split(".") if part not in _PLAIN]
     kind = " ".join(_KINDS.get(part, part) for part in before) or "layers"
-    return site[found.end() :] or site[: found.start()], (kind, (int(found[1]),))
+    return site[match.end() :] or site[: match.start()], (kind, (int(match[1]),))
 
 
 def _rank(kind: str) -> int:
-    """The place of a kind of layers: as the model runs them, others in their order after these."""
+    """The position of a kind of layers, in the order of execution; unknown kinds come last."""
     return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
 
@@ -190,7 +192,7 @@ def save_picture(figure: Any, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         CheckpointError: If the file can't be written.
-        UnsupportedError: As `checked_picture`.
+        UnsupportedError: As for `checked_picture`.
     """
     file = checked_picture(path)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Registers dataclasses as pytrees that JAX tells apart."""
+"""Registers dataclasses as pytrees that JAX distinguishes by class."""
 
 from dataclasses import fields
 from operator import attrgetter
@@ -14,10 +14,10 @@ _Class = TypeVar("_Class", bound=type)
 def register_dataclass(cls: _Class) -> _Class:
     """Registers a dataclass as a pytree whose structure contains the class.
 
-    For `jax.tree_util.register_dataclass`, at least from JAX 0.10 to 0.12, the structures of two
-    classes are equal if their fields have the same structures. Whenever their hashes also meet in
-    a table, `jax.jit` runs the program of one class on the other. In one process of twenty,
-    ``W + s·Δ`` was computed for ``(1 − s)·W + s·W₁``.
+    With `jax.tree_util.register_dataclass`, at least from JAX 0.10 to 0.12, the structures of two
+    classes are equal if their fields have the same structures. If their hashes also collide in
+    JAX's cache, `jax.jit` runs the program of one class on the other. In one process of twenty,
+    ``W + s·Δ`` was computed instead of ``(1 − s)·W + s·W₁``.
 
     Args:
         cls: A dataclass. Fields with ``metadata={"static": True}`` are part of the structure, and
@@ -47,8 +47,8 @@ def register_dataclass(cls: _Class) -> _Class:
         return children(self), constants(self)
 
     def unflatten(constants: Any, children: Any) -> Any:
-        given = zip(names, children, strict=True), zip(static, constants, strict=True)
-        return cls(**dict(given[0]), **dict(given[1]))
+        pairs = zip(names, children, strict=True), zip(static, constants, strict=True)
+        return cls(**dict(pairs[0]), **dict(pairs[1]))
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls

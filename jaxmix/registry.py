@@ -1,6 +1,7 @@
-"""Tables that other packages register for `jaxmix.placement`, which does not know these packages.
+"""Tables that other packages register for `jaxmix.placement`, which does not import them.
 
-It imports nothing, so that `import jaxmix` can register tables which are read when first needed.
+This module imports nothing of jaxmix. So `import jaxmix` can register tables that are read only
+when they are first needed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,12 +25,12 @@ def register_libraries(tables: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def register_name_maps(
-    find: Callable[[Mapping[str, Any]], Any], every: Callable[[], Iterable[Any]]
+    find: Callable[[Mapping[str, Any]], Any], all_maps: Callable[[], Iterable[Any]]
 ) -> None:
     """Registers the name maps of a library of models.
 
     Args:
         find: Returns the map of a config; None if there is none.
-        every: Returns all maps, to find one by names alone.
+        all_maps: Returns all maps, to find one from names alone.
     """
-    NAME_MAPS.append((find, every))
+    NAME_MAPS.append((find, all_maps))

@@ -1,8 +1,8 @@
 """Cuts affine maps into runs of rows: ``(L W Rᵀ + Δ)[part] = L' W[part] Rᵀ + Δ[part]``.
 
-This holds where L does not mix rows of the part with others: for the identity, a diagonal, and
-diagonal blocks that the part does not cut. So a large tensor is processed in runs of rows, and an
-update of a fused weight applies to the weights that it is made of.
+This holds if L does not mix rows of the part with others: for the identity, a diagonal, and
+diagonal blocks that the part does not cut. It is used to process a large tensor in runs of rows,
+and to apply an update of a fused weight to the weights that are fused in it.
 """
 
 import math
@@ -16,7 +16,7 @@ __all__ = ["cut_rows", "row_unit"]
 
 
 def row_unit(steps: Sequence[AffineMap]) -> int | None:
-    """Returns the number of rows that must stay together: a multiple of what every L mixes.
+    """Returns the number of rows that must stay together: a multiple of those that each L mixes.
 
     Args:
         steps: Maps of one matrix in order of application.

@@ -1,4 +1,4 @@
-"""The singular value decomposition of an operator, by its structure if it has low rank."""
+"""The singular value decomposition of an operator, from its factors if it has low rank."""
 
 from functools import reduce
 from typing import Any
@@ -11,7 +11,7 @@ from jaxmix.operators import Hadamard, LowRank, Operator, Sum, Zero, add
 
 __all__ = ["low_rank_of", "rounding", "singular", "truncated"]
 
-# A randomised decomposition is used from this size on, if a key is given. Below, an exact one of a
+# From this size on a randomised decomposition is used if a key is given. An exact one of a smaller
 # matrix takes less than a second on two cores.
 LARGE = 768
 # Halko, Martinsson, Tropp: a few additional directions, and a few power iterations.
@@ -30,8 +30,8 @@ def low_rank_of(delta: Operator) -> LowRank | None:
 
     Example:
         >>> from jaxmix.operators import Dense
-        >>> one = LowRank(jnp.ones((3, 1)), jnp.ones((1, 3)))
-        >>> low_rank_of(Hadamard(one, one)).rank, low_rank_of(Dense(jnp.ones((3, 3))))
+        >>> ones = LowRank(jnp.ones((3, 1)), jnp.ones((1, 3)))
+        >>> low_rank_of(Hadamard(ones, ones)).rank, low_rank_of(Dense(jnp.ones((3, 3))))
         (1, None)
     """
     match delta:

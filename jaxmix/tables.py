@@ -1,4 +1,4 @@
-"""Registers the tables of the converters, each of which is imported when it is first needed."""
+"""Registers the tables of the converters; each is imported when it is first needed."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,7 @@
-"""The files with a model's weights in a folder: transformers' and diffusers', and their variants.
+"""Finds the files with a model's weights in a folder of transformers or diffusers, with variants.
 
 transformers writes ``model.safetensors``, or shards with ``model.safetensors.index.json``;
-diffusers the same with ``diffusion_pytorch_model``. The name of a variant is a part of these:
+diffusers writes the same with ``diffusion_pytorch_model``. The name of a variant is inserted:
 ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``.
 """
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 __all__ = ["WEIGHTS", "is_index", "weights_files"]
 
-# The files without a variant, by precedence. Each library's own: transformers prefers a single file
-# to an index, which is stale then; diffusers prefers the index.
+# The files without a variant, by precedence in each library: transformers prefers a single file to
+# an index, diffusers the index.
 WEIGHTS: tuple[str, ...] = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -19,7 +19,7 @@ WEIGHTS: tuple[str, ...] = (
     "diffusion_pytorch_model.safetensors",
 )
 _STEM = r"(?:diffusion_pytorch_)?model"
-# The second form of an index is that of older versions of diffusers.
+# Older versions of diffusers write the second form of an index.
 _VARIANT = re.compile(
     rf"{_STEM}\.(?P<single>[\w-]+)\.safetensors"
     rf"|{_STEM}\.safetensors\.index\.(?P<index>[\w-]+)\.json"
@@ -56,7 +56,7 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
         match = _VARIANT.fullmatch(name)
         variant = match and next(filter(None, match.groups()))
         if variant and not _SHARD.fullmatch(variant):
-            # Of a variant's file and its index, the index counts, as in diffusers.
+            # As in diffusers, a variant's index takes precedence over its single file.
             if variant not in found or is_index(folder / name):
                 found[variant] = folder / name
     return tuple(found.values())

@@ -160,7 +160,7 @@ def test_no_factor(update: Any, text: str) -> None:
 def test_a_tensor_that_numpy_can_not_hold() -> None:
     torch = pytest.importorskip("torch")
     sparse = torch.eye(4)[:2].to_sparse()
-    with pytest.raises(AdapterError, match="q: a is a tensor of PyTorch that NumPy can't hold"):
+    with pytest.raises(AdapterError, match="q: a is a PyTorch tensor that NumPy can't hold"):
         Adapter({"q": LoRA(sparse, B, 1.0)})
 
 

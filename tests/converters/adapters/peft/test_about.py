@@ -133,7 +133,7 @@ def test_metadata_that_json_can_not_hold(wrong: Any) -> None:
         Adapter({}, metadata=wrong)
     assert str(caught.value) == (
         f"an adapter's metadata are {wrong!r}, expected a dict of strings and other values that "
-        "JSON can hold."
+        "can be stored as JSON."
     )
 
 
