@@ -147,7 +147,7 @@ def effects(
             site, [len(by_site.get(site.name, ())) for by_site in chains], resolved.tree
         )
         # A module with another name in the tree keeps the adapters' name, unless other adapters
-        # change other parts of its leaf.
+        # change more of its leaf.
         rows = ROWS.fullmatch(spot.name)
         own_name = original.get(spot.name, spot.name)
         yield replace(spot, name=spot.name if rows and rows[1] in split else own_name), site_effects

@@ -205,7 +205,7 @@ def _dense(parts: Sequence[Update | None], sizes: Sequence[int]) -> Update | Non
 
 
 def _with_one_scale(factors: Sequence[tuple[Any, Any]]) -> tuple[Any, list[np.ndarray | None]]:
-    """A common scale, and the factors, multiplied by what their own scales differ from it."""
+    """A common scale, and the factors, rescaled where their own scales differ from it."""
     scales = {float(scale) for scale, factor in factors if factor is not None}
     common = scales.pop() if len(scales) == 1 else 1.0
     return common, [None if x is None else _times(x, scale, common) for scale, x in factors]

@@ -24,7 +24,7 @@ __all__ = ["PSOFT"]
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class PSOFT(Update):
-    """PSOFT: ``W' = W + γ·B (R − I) A``, where ``γ·B A`` approximates the base with rank r.
+    """PSOFT: ``W' = W + γ·B (R − I) A``, where ``γ·B A`` is the base's SVD truncated to rank r.
 
     ``R = diag(m) C diag(n)``. C is trained freely, or it is a rotation given by the upper triangle
     of a skew-symmetric matrix Q: ``(I + Q)(I − Q)⁻¹``, or `terms` terms of its series (see `OFT`).

@@ -88,7 +88,7 @@ class Modules:
         return frozenset({*self.shapes, *map(_module, self.shapes)})
 
     def in_memory(self, site: str) -> tuple[str, ...]:
-        """Returns the modules on disk that are one module in memory, of the given name.
+        """Returns the modules on disk that have a name in memory and are only renamed.
 
         Args:
             site: A module's name in memory, as the base model or a model with a head has it.
@@ -127,7 +127,7 @@ class Modules:
         return ()
 
     def _fused(self, pieces: tuple[Piece, ...]) -> str | None:
-        """The leaf that is split into these pieces, as the older name of it is."""
+        """The leaf that is split into the same pieces as a tensor with an older name."""
         if len(pieces) < 2:
             return None
         leaves = [
@@ -187,7 +187,7 @@ class Modules:
     ) -> Iterator[Target]:
         """The targets of a site, whose part ``region`` is in a tensor in memory.
 
-        ``older`` says where it is in the tensor, if the site's name is an older one.
+        ``older`` is where that part is in the tensor, if the site's name is an older one.
         """
         wanted = older.memory if older else WHOLE
         for holding in sorted(holdings, key=lambda h: (h.piece.memory, h.leaf)):

@@ -108,7 +108,7 @@ def with_original_names(
         names: A name map with `Templates`.
         shapes: The shapes of weights, by module in memory or on disk, where a fused weight needs
             the sizes of parts that have no update.
-        without: A pattern of names on disk to avoid: the table also has another name for each.
+        without: A pattern of names on disk that are not written, as the model does not use them.
 
     Returns:
         ``{site: update}``: updates of weights that are one on disk are joined.

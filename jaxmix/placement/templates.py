@@ -12,7 +12,7 @@ __all__ = ["Template", "Templates"]
 
 @dataclass(frozen=True)
 class Template:
-    """A module on disk and its name in memory, or the names of those that its rows become.
+    """A module on disk, and the module in memory, or the modules into which its rows are split.
 
     Args:
         source: The module's name on disk, such as ``"double_blocks.{}.img_attn.qkv"``.
