@@ -288,8 +288,13 @@ def _sd3() -> dict[str, Any]:
         [f"{here}attn2.proj", f"{at}attn2.to_out.0"],
         [f"{here}attn2.ln_q", f"{at}attn2.norm_q"],
         [f"{here}attn2.ln_k", f"{at}attn2.norm_k"],
-        # The context's modulation is swapped in the last block only, so it has no row.
         [f"{here}adaLN_modulation.1", f"{at}norm1.linear"],
+        # The last block's has a scale and a shift only, which are swapped in diffusers.
+        [
+            "joint_blocks.{}.context_block.adaLN_modulation.1",
+            f"{at}norm1_context.linear",
+            {"swap_ratio": 2},
+        ],
         *_same("context_embedder"),
     ]
     return {

@@ -251,7 +251,6 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
     found, used = Tensors(), set[str]()
     scales = {new: old for old, new in table.suffixes}
     unused = re.compile(_UNUSED.get(name, "$^"))
-    swapped = {row.targets[0] for row in table.rows if row.has_swapped_halves}
     for source, targets in table.sources({key.rpartition(".")[0] for key in state}).items():
         if unused.search(source):
             continue
@@ -260,7 +259,7 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
             if not all(key in state for key in keys):
                 continue
             tensor = torch.cat([state[key] for key in keys])
-            if targets[0] in swapped:
+            if _is_swapped(table, targets[0], state):
                 tensor = torch.cat(tensor.chunk(2)[::-1])
             is_norm = end == "weight" and "norm." in source
             found[f"{source}.{scales.get(end, end) if is_norm else end}"] = tensor
@@ -275,19 +274,22 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
     return _without_rows(name, {**found, **rest})
 
 
-def _without_rows(name: str, tensors: Tensors) -> Tensors:
-    """Renames what has no row, as no adapter changes it, or none can."""
-    import torch
+def _is_swapped(table: Templates, target: str, state: Mapping[str, Any]) -> bool:
+    """Whether the halves of a module's rows are in the other order in its original."""
+    template = re.sub(r"\.\d+\.", ".{}.", target)
+    row = next((row for row in table.rows if template in row.targets), None)
+    if row is None or not row.swap_ratio:
+        return row is not None and row.has_swapped_halves
+    rows, columns = state[f"{target}.weight"].shape
+    return rows == row.swap_ratio * columns
 
+
+def _without_rows(name: str, tensors: Tensors) -> Tensors:
+    """Renames what has no row, as no adapter changes it."""
     renamed = Tensors()
     for key, tensor in tensors.items():
         if name == "sd3" and key == "pos_embed.pos_embed":
             key = "pos_embed"
-        elif name == "sd3" and "norm1_context" in key:
-            _, block, *_, end = key.split(".")
-            key = f"joint_blocks.{block}.context_block.adaLN_modulation.1.{end}"
-            # The last block's is swapped, as that of the final layer is.
-            tensor = torch.cat(tensor.chunk(2)[::-1]) if block == "1" else tensor
         elif name == "chroma" and key.startswith("distilled_guidance_layer.norms"):
             key = key.replace("weight", "scale")
         renamed[key] = tensor

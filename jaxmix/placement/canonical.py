@@ -6,7 +6,7 @@ names in memory, where they are compared.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from jaxmix.placement.name_map import NameMap
@@ -62,9 +62,9 @@ class Modules:
         """The leaves that hold each tensor in memory."""
         found: dict[str, list[Holding]] = {}
         for leaf, pieces in self.names.loaded(self.shapes).items():
-            for piece in pieces:
-                own = piece.own.fitted(self.shapes[leaf])
-                found.setdefault(piece.name, []).append(Holding(leaf, replace(piece, own=own)))
+            weight = self.shapes.get(f"{_module(leaf)}.weight", self.shapes[leaf])
+            for piece in (fitted for each in pieces for fitted in each.fitted(weight)):
+                found.setdefault(piece.name, []).append(Holding(leaf, piece))
         return {name: tuple(holdings) for name, holdings in found.items()}
 
     @cached_property
@@ -113,7 +113,7 @@ class Modules:
             if holdings := self._holdings(tensor):
                 return tuple(self._targets(site, WHOLE, tensor, holdings))
         for tensor in (f"{site}.weight", site):
-            pieces = self.names.loaded([tensor], self._count_experts)[tensor]
+            pieces = tuple(self._fitted(self.names.loaded([tensor], self._count_experts)[tensor]))
             if (leaf := self._fused(pieces)) is not None:
                 return (Target(leaf.removesuffix(".weight")),)
             found = [
@@ -125,6 +125,14 @@ class Modules:
             if found:
                 return tuple(found)
         return ()
+
+    def _fitted(self, pieces: tuple[Piece, ...]) -> Iterator[Piece]:
+        """The pieces of a tensor on disk of which the tree has the weight in memory."""
+        for piece in pieces:
+            if piece.swap_ratio and (holdings := self._holdings(piece.name)):
+                yield from piece.fitted(self.shapes[holdings[0].leaf])
+            else:
+                yield piece
 
     def _fused(self, pieces: tuple[Piece, ...]) -> str | None:
         """The leaf that becomes the same parts in memory as another name for it."""
@@ -216,7 +224,10 @@ class Modules:
                 "weight": part_place(holding.leaf, shape, index, is_transposed, heads)
             }
             if tensor.endswith(".weight"):
-                for bias in self._holdings(f"{tensor.removesuffix('.weight')}.bias"):
+                biases = self._holdings(f"{tensor.removesuffix('.weight')}.bias")
+                # Where a bias is in several pieces, it has those of its weight.
+                equal = tuple(bias for bias in biases if bias.piece.of == piece.of)
+                for bias in equal or biases:
                     region = bias.piece.own if bias.piece.own != WHOLE else index
                     size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
                     places["bias"] = part_place(bias.leaf, size, region, heads=heads)
@@ -247,7 +258,7 @@ class Modules:
         pieces = (
             piece
             for tensor in (f"{site}.weight", site)
-            for piece in self.names.loaded([tensor])[tensor]
+            for piece in self._fitted(self.names.loaded([tensor])[tensor])
             if piece.own.parts == own.parts
         )
         sizes = [

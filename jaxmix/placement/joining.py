@@ -28,13 +28,19 @@ __all__ = ["described", "with_memory_names", "with_original_names"]
 
 
 def with_memory_names(
-    updates: Mapping[str, Update], names: NameMap, *, keep_rows: bool = False
+    updates: Mapping[str, Update],
+    names: NameMap,
+    shapes: Mapping[str, tuple[int, ...]] = {},
+    *,
+    keep_rows: bool = False,
 ) -> dict[str, Update]:
     """Returns updates by the names that their modules have in memory.
 
     Args:
         updates: ``{site: update}``, with names on disk or in memory.
         names: How the model's tensors are renamed when its checkpoint is loaded.
+        shapes: The shapes of weights, by module in memory or on disk, on which the order of rows
+            may depend where an update does not state them.
         keep_rows: Whether rows that no family can express by itself stay `Rows`, which can be
             applied but not written; if not, they become a difference.
 
@@ -58,11 +64,11 @@ def with_memory_names(
     groups: dict[str, dict[Region, Update]] = {}
     problems: list[str] = []
     for site, update in updates.items():
-        for piece in _pieces(site, names):
+        for piece in _pieces(site, update, names, shapes):
             name = piece.name.removesuffix(".weight")
             if name in made or piece.of in groups.get(name, ()):
                 problems.append(f"{name}: has several updates")
-            if piece.own == piece.of == WHOLE and not piece.is_transposed and not piece.heads:
+            if piece == Piece(piece.name):
                 made[name] = update
                 continue
             try:
@@ -75,7 +81,8 @@ def with_memory_names(
                         update, piece.own, keep_rows=keep_rows
                     )
             except UnmappedError:
-                problems.append(f"{site}: {update.family}, for {name} in memory")
+                reason = f", by {piece.problem}" if piece.problem else ""
+                problems.append(f"{site}: {update.family}, for {name} in memory{reason}")
     for name, parts in groups.items():
         if name in made:
             problems.append(f"{name}: has several updates")
@@ -134,7 +141,8 @@ def with_original_names(
         if table.has_source(site):
             made[site] = update
         elif found:
-            groups.setdefault(*found[0])
+            source, pieces = found[0]
+            groups.setdefault(source, _in_order(pieces, source, update, shapes))
         else:
             problems.append(f"{site}: {names.name} has no module of this name")
     for source, pieces in groups.items():
@@ -145,6 +153,10 @@ def with_original_names(
         for piece in pieces:
             site = piece.name.removesuffix(".weight")
             try:
+                if piece.problem:
+                    raise UnmappedError(
+                        f"it has {piece.problem}: give the base ({option('base', ...)})"
+                    )
                 if site in updates:
                     parts[piece.own] = _cut(updates[site], piece.of)
                 elif site in shapes:
@@ -174,13 +186,27 @@ def _position(name: str, targets: list[str]) -> int:
     return next(found, len(targets))
 
 
-def _pieces(site: str, names: NameMap) -> tuple[Piece, ...]:
+def _pieces(
+    site: str, update: Update, names: NameMap, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Piece, ...]:
     """Where a site's weight is in memory, or the leaf that the site is itself."""
     for tensor in (f"{site}.weight", site):
         pieces = names.loaded([tensor])[tensor]
         if pieces != (Piece(tensor),):
-            return pieces
+            return _in_order(pieces, site, update, shapes)
     return (Piece(f"{site}.weight"),)
+
+
+def _in_order(
+    pieces: Sequence[Piece], site: str, update: Update, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Piece, ...]:
+    """Pieces whose order of rows depends on the weight's shape, by the shape of its update."""
+    if not any(piece.swap_ratio for piece in pieces):
+        return tuple(pieces)
+    names = (site, *(piece.name.removesuffix(".weight") for piece in pieces))
+    known = (shapes[name] for name in names if name in shapes)
+    shape = next(known, None) or matrix_shape(update)
+    return tuple(fitted for piece in pieces for fitted in piece.fitted(shape))
 
 
 def _plain(update: Update) -> LoRA:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-__all__ = ["WHOLE", "Piece", "Region"]
+__all__ = ["WHOLE", "Piece", "Region", "swapped_halves"]
 
 
 @dataclass(frozen=True, order=True)
@@ -90,6 +90,8 @@ class Piece:
             follow one another in memory, or the negative number if it is the other way round; 0 if
             all rows keep their order.
         problem: An operation on the numbers that is not supported; "" if there is none.
+        swap_ratio: The rows per column of a weight whose two halves are in the other order in
+            memory; 0 if no shape tells that. `fitted` resolves it.
     """
 
     name: str
@@ -98,3 +100,34 @@ class Piece:
     is_transposed: bool = False
     heads: int = 0
     problem: str = ""
+    swap_ratio: int = 0
+
+    def fitted(self, shape: tuple[int, ...] | None) -> tuple["Piece", ...]:
+        """Returns the pieces of a tensor, now that the shape of its module's weight is known.
+
+        Args:
+            shape: The weight's shape; None if it is unknown.
+
+        Example:
+            >>> piece = Piece("norm.bias", swap_ratio=2)
+            >>> [(each.own.part, each.of.part) for each in piece.fitted((8, 4))]
+            [(0, 1), (1, 0)]
+            >>> piece.fitted((24, 4))
+            (Piece(name='norm.bias', own=Region(expert=-1, part=0, parts=1, axis=0, ...
+        """
+        if not self.swap_ratio:
+            return (self if shape is None else replace(self, own=self.own.fitted(shape)),)
+        if shape is None or len(shape) != 2:
+            return (replace(self, problem="an order of rows that the weight's shape determines"),)
+        is_swapped = shape[0] == self.swap_ratio * shape[1]
+        return swapped_halves(self.name) if is_swapped else (Piece(self.name),)
+
+
+def swapped_halves(name: str) -> tuple[Piece, Piece]:
+    """Returns the pieces of a tensor whose two halves are in the other order in memory.
+
+    Args:
+        name: The tensor's name in memory.
+    """
+    first, second = Region(part=0, parts=2), Region(part=1, parts=2)
+    return Piece(name, first, second), Piece(name, second, first)

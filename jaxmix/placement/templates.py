@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from jaxmix.placement.regions import WHOLE, Piece, Region
+from jaxmix.placement.regions import WHOLE, Piece, Region, swapped_halves
 
 __all__ = ["Template", "Templates"]
 
@@ -20,6 +20,7 @@ class Template:
         ratio: The proportions of the rows of several targets; empty if they are equal, zeros for a
             square q with k and v of another size.
         has_swapped_halves: Whether the two halves of the rows are in the other order in memory.
+        swap_ratio: The rows per column of those weights of which this is true, if it is of some.
         is_tensor: Whether the names are those of a tensor, not of a module.
     """
 
@@ -27,6 +28,7 @@ class Template:
     targets: tuple[str, ...]
     ratio: tuple[int, ...] = ()
     has_swapped_halves: bool = False
+    swap_ratio: int = 0
     is_tensor: bool = False
 
     def pieces(self, numbers: Iterable[str], suffix: str) -> tuple[Piece, ...]:
@@ -39,10 +41,9 @@ class Template:
         numbers, count = list(numbers), len(self.targets)
         names = [f"{target.format(*numbers)}.{suffix}" for target in self.targets]
         if self.has_swapped_halves:
-            first, second = Region(part=0, parts=2), Region(part=1, parts=2)
-            return (Piece(names[0], first, second), Piece(names[0], second, first))
+            return swapped_halves(names[0])
         if count == 1:
-            return (Piece(names[0]),)
+            return (Piece(names[0], swap_ratio=self.swap_ratio),)
         is_ratio = bool(self.ratio)
         return tuple(
             Piece(name, Region(part=i, parts=count, sizes=self.ratio, is_ratio=is_ratio), WHOLE)

@@ -180,7 +180,7 @@ def _renamed(
             f"write the names as they are, pass {option('names', '')}."
         )
     if not is_original:
-        return with_memory_names(updates, model.table)
+        return with_memory_names(updates, model.table, shapes)
     without = model.without
     if model.name == "hunyuan_video":
         in_comfyui = program is COMFYUI
@@ -188,7 +188,7 @@ def _renamed(
     # Names that the program does not have go to diffusers' names first.
     other = {m: update for m, update in updates.items() if re.search(without, m)}
     rest = {m: update for m, update in updates.items() if m not in other}
-    updates = rest | with_memory_names(other, model.table)
+    updates = rest | with_memory_names(other, model.table, shapes)
     made = with_original_names(updates, model.table, shapes, without=without)
     _warn_of_dense(adapter, updates, made)
     return made

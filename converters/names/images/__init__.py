@@ -92,9 +92,10 @@ def _read(name: str, data: Mapping[str, Any]) -> NameMap:
         settings = row[-1] if isinstance(row[-1], dict) else {}
         source, *targets = [item for item in row if isinstance(item, str)]
         ratio = tuple(settings.get("ratio", ()))
-        flags = settings.get("swap", False), settings.get("tensor", False)
+        order = settings.get("swap", False), settings.get("swap_ratio", 0)
         # A row with one name: it is the same in both schemes.
-        rows.append(Template(source, tuple(targets) or (source,), ratio, *flags))
+        is_tensor = settings.get("tensor", False)
+        rows.append(Template(source, tuple(targets) or (source,), ratio, *order, is_tensor))
     suffixes = tuple(data.get("suffixes", {}).items())
     table = Templates(tuple(rows), _PREFIXES, suffixes, _COMPONENTS)
     return NameMap(name, prefix=data["component"], templates=table)
