@@ -115,7 +115,9 @@ class Modules:
         for tensor in (f"{site}.weight", site):
             pieces = tuple(self._fitted(self.names.loaded([tensor], self._count_experts)[tensor]))
             if (leaf := self._fused(pieces)) is not None:
-                return (Target(leaf.removesuffix(".weight")),)
+                return (
+                    Target(leaf.removesuffix(".weight"), places=self._own_places(leaf, pieces)),
+                )
             found = [
                 target
                 for piece in pieces
@@ -147,6 +149,15 @@ class Modules:
             for p in pieces
         ]
         return next(iter(set.intersection(*leaves)), None)
+
+    def _own_places(self, leaf: str, pieces: tuple[Piece, ...]) -> Mapping[Part, Place] | None:
+        """The places of a fused leaf whose name is not that of a module's weight."""
+        if leaf.endswith(".weight"):
+            return None
+        places: dict[Part, Place] = {"weight": Place(leaf)}
+        for bias in self._holdings(f"{pieces[0].name.removesuffix('.weight')}.bias"):
+            places["bias"] = Place(bias.leaf)
+        return places
 
     def tried(self, site: str) -> Iterator[str]:
         """Yields the other names under which a site is looked up, for messages."""

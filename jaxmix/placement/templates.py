@@ -22,6 +22,7 @@ class Template:
         has_swapped_halves: Whether the two halves of the rows are in the other order in memory.
         swap_ratio: The rows per column of those weights of which this is true, if it is of some.
         is_tensor: Whether the names are those of a tensor, not of a module.
+        is_transposed: Whether the weight is transposed in memory.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Template:
     has_swapped_halves: bool = False
     swap_ratio: int = 0
     is_tensor: bool = False
+    is_transposed: bool = False
 
     def pieces(self, numbers: Iterable[str], suffix: str) -> tuple[Piece, ...]:
         """Returns where the module's tensor is in memory.
@@ -43,7 +45,7 @@ class Template:
         if self.has_swapped_halves:
             return swapped_halves(names[0])
         if count == 1:
-            return (Piece(names[0], swap_ratio=self.swap_ratio),)
+            return (Piece(names[0], WHOLE, WHOLE, self.is_transposed, swap_ratio=self.swap_ratio),)
         is_ratio = bool(self.ratio)
         return tuple(
             Piece(name, Region(part=i, parts=count, sizes=self.ratio, is_ratio=is_ratio), WHOLE)
@@ -58,7 +60,8 @@ class Templates:
     Args:
         rows: The templates.
         prefixes: What may precede the names on disk, such as ``"model.diffusion_model."``.
-        suffixes: ``{name of a tensor in a module on disk: its name in memory}`` where they differ.
+        suffixes: ``{end of a tensor's name on disk: what it is read as}``, where it is not the name
+            of a module's tensor: ``{"scale": "weight", "in_proj_weight": "in_proj.weight"}``.
         components: What precedes the names in a pipeline, and stays there: ``"transformer."``.
 
     Example:
@@ -90,11 +93,25 @@ class Templates:
         for pattern, template in self._by_source.get(_skeleton(name), ()):
             if template.is_tensor and (found := pattern.fullmatch(name)):
                 return (Piece(template.targets[0].format(*found.groups())),)
-        module, _, suffix = name.rpartition(".")
+        module, _, suffix = self._respelled(name).rpartition(".")
         for pattern, template in self._by_source.get(_skeleton(module), ()):
             if not template.is_tensor and (found := pattern.fullmatch(module)):
-                return template.pieces(found.groups(), dict(self.suffixes).get(suffix, suffix))
+                return template.pieces(found.groups(), suffix)
         return (Piece(name),)
+
+    def _respelled(self, tensor: str) -> str:
+        """A tensor's name on disk, where it is not that of a module's weight or bias."""
+        start, _, end = tensor.rpartition(".")
+        end = dict(self.suffixes).get(end, end)
+        return f"{start}.{end}" if start else end
+
+    def tensor_of(self, module: str) -> str:
+        """Returns the weight of a module on disk: itself, if it is a tensor that no module has.
+
+        Args:
+            module: The name of a module on disk, or of such a tensor.
+        """
+        return module if self._respelled(module) != module else f"{module}.weight"
 
     def stored(self, module: str) -> Iterator[tuple[str, tuple[Piece, ...]]]:
         """Yields the names on disk of a module in memory, in the table's order.

@@ -61,7 +61,7 @@ def other_names(modules: Collection[str]) -> Iterator[Mapping[str, tuple[str, ..
         in_memory = {
             piece.name.removesuffix(".weight"): (module,)
             for module in inside
-            for piece in table.pieces(f"{module}.weight")
+            for piece in table.pieces(table.tensor_of(module))
         }
         # A module may have several names in the original scheme, such as those of XLabs.
         aliases = {name: () for name in table.sources(in_memory)} if found[-1] == {} else {}
@@ -94,8 +94,8 @@ def _read(name: str, data: Mapping[str, Any]) -> NameMap:
         ratio = tuple(settings.get("ratio", ()))
         order = settings.get("swap", False), settings.get("swap_ratio", 0)
         # A row with one name: it is the same in both schemes.
-        is_tensor = settings.get("tensor", False)
-        rows.append(Template(source, tuple(targets) or (source,), ratio, *order, is_tensor))
+        flags = settings.get("tensor", False), settings.get("transposed", False)
+        rows.append(Template(source, tuple(targets) or (source,), ratio, *order, *flags))
     suffixes = tuple(data.get("suffixes", {}).items())
     table = Templates(tuple(rows), _PREFIXES, suffixes, _COMPONENTS)
     return NameMap(name, prefix=data["component"], templates=table)
