@@ -12,12 +12,13 @@ import ml_dtypes  # noqa: F401 (NumPy knows bfloat16 by its name only once this 
 import numpy as np
 from safetensors import SafetensorError
 
-from jaxmix.errors import CheckpointError, listing
+from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.untrusted.files import parse_json, read_small
 from jaxmix.untrusted.safetensors import open_safetensors
-from jaxmix.weight_files import WEIGHTS, is_index, weights_files
+from jaxmix.weight_files import WEIGHTS, is_index, variants, weights_files
 
 __all__ = [
+    "described_variants",
     "indexed_files",
     "indexed_names",
     "main_file",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
+def tensor_files(folder: str | os.PathLike[str], variant: str | None = None) -> dict[str, Path]:
     """Returns the file of each tensor of a folder of transformers or of a component of diffusers.
 
     Only the headers are read. If there are several sets of weights, the one that the library itself
@@ -36,6 +37,7 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     Args:
         folder: The folder.
+        variant: The variant to read, such as ``"fp16"``; None for the files without a variant.
 
     Returns:
         ``{name: file}``, with PyTorch's names.
@@ -55,31 +57,47 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     Source: what ``PreTrainedModel.save_pretrained`` of transformers writes.
     """
-    path = main_file(Path(folder))
+    path = main_file(Path(folder), variant)
     if is_index(path):
         return indexed_files(path)
     return {name: path for name in safetensors_file(path).keys()}
 
 
-def main_file(folder: Path) -> Path:
+def main_file(folder: Path, variant: str | None = None) -> Path:
     """Returns the single file with a folder's weights, or the index of their shards.
 
     Args:
         folder: The folder.
+        variant: As in `tensor_files`.
 
     Raises:
-        CheckpointError: If there is none, or only several variants.
+        CheckpointError: If there is none, or several variants and none is chosen.
     """
-    found = weights_files(folder)
+    found = weights_files(folder, variant)
+    if not found and variant is not None:
+        raise CheckpointError(
+            f"{folder} has no weights of the variant {variant!r}, found "
+            f"{described_variants(folder)}."
+        )
     if not found:
         raise CheckpointError(_no_weights(folder))
     main, *others = found
     if others:
         raise CheckpointError(
-            f"{folder} has several variants of its weights: {_names(list(found))}. Keep one of "
-            "them in the folder, or use a copy of the folder that has only one."
+            f"{folder} has several variants of its weights: {_names(list(found))}. Choose one "
+            f"({option('variant', '…')}), or keep only one of them in the folder."
         )
     return main
+
+
+def described_variants(folder: Path) -> str:
+    """Returns the variants of a folder's weights, for messages.
+
+    Args:
+        folder: The folder.
+    """
+    plain = ["the files without a variant"] * any((folder / name).exists() for name in WEIGHTS)
+    return ", ".join([*plain, *map(repr, variants(folder))]) or "none"
 
 
 def indexed_files(index: Path) -> dict[str, Path]:
