@@ -13,9 +13,10 @@ from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
 from jaxmix.placement.fused import in_order
-from jaxmix.placement.joining import with_memory_names
+from jaxmix.placement.joining import with_memory_names, with_original_names
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
+from jaxmix.placement.regions import has_swapped_halves
 from jaxmix.placement.sites import UnplacedError
 from jaxmix.placement.tree import Tree
 from jaxmix.registry import NAME_MAPS
@@ -150,12 +151,13 @@ def _in_memory(parts: Sequence[P]) -> Iterator[list[P]]:
 
     A JAX library's layout may not know these others, as of layers that are fused in them, and its
     leaves have names of their own, which do not tell the model. Only the fused layers are renamed
-    first, since a layout may know the others by the original names alone.
+    first, since a layout may know the others by the original names alone. Last are layers whose
+    halves are swapped in diffusers, and that the library has in the original order.
     """
     for candidate in _candidates():
         if candidate.templates is None:
             continue
-        for rename in (_split, _renamed):
+        for rename in (_split, _renamed, _in_original_order):
             try:
                 found = [rename(part.updates, candidate) for part in parts]
             except UnsupportedError:
@@ -173,6 +175,15 @@ def _split(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
     """The same for the updates of modules that are several in memory; the others stay."""
     fused = {site: u for site, u in updates.items() if len(_renamed({site: u}, names)) > 1}
     return {site: u for site, u in updates.items() if site not in fused} | _renamed(fused, names)
+
+
+def _in_original_order(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
+    """The updates of modules whose halves are swapped in memory by their original names."""
+    assert names.templates is not None
+    shown = {site: [p for _, p in names.templates.stored(site)] for site in updates}
+    own = {s: updates[s] for s, found in shown.items() if any(map(has_swapped_halves, found))}
+    rest = {site: update for site, update in updates.items() if site not in own}
+    return rest | with_original_names(own, names)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-__all__ = ["WHOLE", "Piece", "Region", "swapped_halves"]
+__all__ = ["WHOLE", "Piece", "Region", "has_swapped_halves", "swapped_halves"]
 
 
 @dataclass(frozen=True, order=True)
@@ -121,6 +121,17 @@ class Piece:
             return (replace(self, problem="an order of rows that the weight's shape determines"),)
         is_swapped = shape[0] == self.swap_ratio * shape[1]
         return swapped_halves(self.name) if is_swapped else (Piece(self.name),)
+
+
+def has_swapped_halves(pieces: tuple[Piece, ...]) -> bool:
+    """Returns whether the pieces of a tensor are its two halves in the other order, or may be.
+
+    Args:
+        pieces: The pieces of one tensor on disk.
+    """
+    return any(piece.swap_ratio for piece in pieces) or (
+        len(pieces) == 2 and pieces == swapped_halves(pieces[0].name)
+    )
 
 
 def swapped_halves(name: str) -> tuple[Piece, Piece]:

@@ -17,7 +17,7 @@ from jaxmix.models.checkpoint import main_file
 from jaxmix.weight_files import variants
 
 from ..cli.running import Captured, main, run_json
-from ..pipelines import attention, kohya, save_pipeline, save_weights, tensors_of
+from ..pipelines import attention, kohya, save_pipeline, save_weights
 
 PLAIN = "diffusion_pytorch_model.safetensors"
 
