@@ -19,13 +19,8 @@ from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.converters.files.wrong_inputs import describe_non_base, is_model
 from jaxmix.errors import CheckpointError, listing, option
-from jaxmix.models.checkpoint import (
-    described_variants,
-    main_file,
-    read_json,
-    safetensors_file,
-    tensor_files,
-)
+from jaxmix.models.checkpoint import read_json, safetensors_file, tensor_files
+from jaxmix.models.main_file import described_variants, main_file
 from jaxmix.untrusted.files import parse_json
 from jaxmix.weight_files import is_index, variants, weights_files
 

@@ -9,17 +9,14 @@ same with disk and memory exchanged.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from jaxmix.errors import UnsupportedError, listing, option
 from jaxmix.families.base import Update
-from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.joined_rows import join_rows
 from jaxmix.families.lora import LoRA
 from jaxmix.families.row_counts import matrix_shape, row_count
 from jaxmix.families.rows import Rows, rows_of
+from jaxmix.placement.joined_experts import join_experts, plain_lora, position_of
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.part_places import UnmappedError
 from jaxmix.placement.regions import WHOLE, Piece, Region
@@ -75,7 +72,7 @@ def with_memory_names(
                 if piece.problem or piece.is_transposed or piece.heads:
                     raise UnmappedError
                 if piece.of.expert >= 0:
-                    experts.setdefault(name, {})[piece.of] = _plain(update)
+                    experts.setdefault(name, {})[piece.of] = plain_lora(update)
                 else:
                     groups.setdefault(name, {})[piece.of] = _cut(
                         update, piece.own, keep_rows=keep_rows
@@ -97,8 +94,8 @@ def with_memory_names(
         )
     # PEFT nests the parameters of a module as it registers them, which is the table's order.
     order = [target for transform in names.transforms for target in transform.targets]
-    ranked = sorted(experts, key=lambda name: _position(name, order))
-    return made | {name: _joined_experts(experts[name]) for name in ranked}
+    ranked = sorted(experts, key=lambda name: position_of(name, order))
+    return made | {name: join_experts(experts[name]) for name in ranked}
 
 
 def with_original_names(
@@ -180,12 +177,6 @@ def with_original_names(
     return made
 
 
-def _position(name: str, targets: list[str]) -> int:
-    """The position of the first target with which a tensor's name ends."""
-    found = (i for i, target in enumerate(targets) if name.endswith(target.lstrip(".")))
-    return next(found, len(targets))
-
-
 def _pieces(
     site: str, update: Update, names: NameMap, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Piece, ...]:
@@ -207,15 +198,6 @@ def _in_order(
     known = (shapes[name] for name in names if name in shapes)
     shape = next(known, None) or matrix_shape(update)
     return tuple(fitted for piece in pieces for fitted in piece.fitted(shape))
-
-
-def _plain(update: Update) -> LoRA:
-    """A LoRA without more, as those of experts must be."""
-    if not isinstance(update, LoRA) or update.magnitude is not None or update.embedding:
-        raise UnmappedError
-    if update.bias is not None:
-        raise UnmappedError
-    return update
 
 
 def _cut(update: Update, region: Region, *, keep_rows: bool = False) -> Update:
@@ -280,46 +262,3 @@ def described(update: Update) -> str:
     """Returns what an update is, for messages: a LoRA with a magnitude is a DoRA."""
     is_dora = isinstance(update, LoRA) and update.magnitude is not None
     return "DoRA" if is_dora else update.family
-
-
-def _joined_experts(parts: Mapping[Region, LoRA]) -> Update:
-    """One LoRA of a stack, of which each matrix, or parts of it, have LoRAs of their own."""
-    like = next(iter(parts))
-    numbers = range(1 + max(region.expert for region in parts))
-    any_one = next(iter(parts.values()))
-    columns, dtype = any_one.a.shape[1], np.asarray(any_one.a).dtype
-    blocks: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in range(like.parts):
-        own = {region.expert: lora for region, lora in parts.items() if region.part == part}
-        rank = max((lora.a.shape[0] for lora in own.values()), default=0)
-        # A part without a LoRA has the rows of the others, if all have equally many.
-        sizes = {lora.b.shape[0] for lora in (own or parts).values()}
-        rows = like.sizes[part] if any(like.sizes) else max(sizes)
-        a = np.zeros((len(numbers), rank, columns), dtype)
-        b = np.zeros((len(numbers), rows, rank), dtype)
-        for at, number in enumerate(numbers):
-            if (lora := own.get(number)) is not None:
-                own_rank = lora.a.shape[0]
-                a[at, :own_rank] = lora.a
-                b[at, :, :own_rank] = np.asarray(lora.b) * np.asarray(lora.scale, b.dtype)
-        blocks.append((a, b))
-    a = np.concatenate([block for block, _ in blocks], axis=1)
-    b = _block_diagonal([block for _, block in blocks])
-    return ExpertLoRA(*_as_factors(a, b), 1.0)
-
-
-def _as_factors(a: Any, b: Any) -> tuple[Any, Any]:
-    """Factors may be NumPy's arrays, though the families' fields say JAX's."""
-    return a, b
-
-
-def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    """Stacks of matrices (n, out, r), one below and beside the other."""
-    rows = [block.shape[1] for block in blocks]
-    ranks = [block.shape[2] for block in blocks]
-    out = np.zeros((blocks[0].shape[0], sum(rows), sum(ranks)), blocks[0].dtype)
-    top = left = 0
-    for block, height, width in zip(blocks, rows, ranks, strict=True):
-        out[:, top : top + height, left : left + width] = block
-        top, left = top + height, left + width
-    return out

@@ -229,7 +229,18 @@ PLACEMENT = (
         "params",
     ),
     *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
-    *("fused", "cutting", "joining", "naming", "tied", "roles", "own", "choosing", "reading"),
+    *(
+        "fused",
+        "cutting",
+        "joined_experts",
+        "joining",
+        "naming",
+        "tied",
+        "roles",
+        "own",
+        "choosing",
+        "reading",
+    ),
     "resolving",
 )
 

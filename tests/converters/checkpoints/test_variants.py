@@ -13,7 +13,7 @@ from jaxmix.converters.cli.opening import opening
 from jaxmix.converters.files import hub
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError
-from jaxmix.models.checkpoint import main_file
+from jaxmix.models.main_file import main_file
 from jaxmix.weight_files import variants
 
 from ..cli.running import Captured, main, run_json
