@@ -67,14 +67,10 @@ class _Pipeline:
 
 def _modules(state: Tensors) -> dict[str, tuple[int, ...]]:
     """The modules of a model that have matrices or kernels."""
-    is_sd3 = "pos_embed.proj.weight" in state
     return {
         key.removesuffix(".weight"): tuple(tensor.shape)
         for key, tensor in state.items()
-        # The context's modulation in SD 3 has no row in the table.
-        if key.endswith(".weight")
-        and tensor.ndim > 1
-        and (not is_sd3 or "norm1_context" not in key)
+        if key.endswith(".weight") and tensor.ndim > 1
     }
 
 
@@ -187,7 +183,9 @@ def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    export(adapter, file, names=model.name, force=True)
+                    # Blocks of rotations do not tell whether SD 3's modulation is swapped.
+                    own = {"base": state} if (name, kind) == ("sd3", "oft") else {}
+                    export(adapter, file, names=model.name, force=True, **own)
             except JaxmixError as error:
                 yield kind, scheme, program, f"refused: {' '.join(str(error).split())[:90]}"
                 continue

@@ -288,8 +288,13 @@ def _sd3() -> dict[str, Any]:
         [f"{here}attn2.proj", f"{at}attn2.to_out.0"],
         [f"{here}attn2.ln_q", f"{at}attn2.norm_q"],
         [f"{here}attn2.ln_k", f"{at}attn2.norm_k"],
-        # The context's modulation is swapped in the last block only, so it has no row.
         [f"{here}adaLN_modulation.1", f"{at}norm1.linear"],
+        # The last block's has a scale and a shift only, which are swapped in diffusers.
+        [
+            "joint_blocks.{}.context_block.adaLN_modulation.1",
+            f"{at}norm1_context.linear",
+            {"swap_ratio": 2},
+        ],
         *_same("context_embedder"),
     ]
     return {
@@ -341,12 +346,51 @@ def _unet() -> dict[str, Any]:
     for i in (0, 2):
         rows += _each(f"middle_block.{i}.|mid_block.resnets.{i // 2}.", resnet)
     rows += _each("middle_block.1.|mid_block.attentions.0.", attention)
+    # In files with the whole model, SDXL's second text encoder, its refiner's, and that of SD 2.
+    rows += _clip_rows("conditioner.embedders.1.model.", "text_encoder_2.")
+    rows += _clip_rows("conditioner.embedders.0.model.", "text_encoder_2.")
+    rows += _clip_rows("cond_stage_model.model.", "text_encoder.")
     return {
-        "source": "Stability-AI/generative-models, sgm/modules/diffusionmodules/openaimodel.py",
+        "source": "Stability-AI/generative-models, sgm/modules/diffusionmodules/openaimodel.py; "
+        "mlfoundations/open_clip, src/open_clip/transformer.py",
         "classes": ["UNet2DConditionModel"],
         "component": "unet",
+        "suffixes": _PARAMETERS,
         "modules": rows,
     }
+
+
+# Parameters of OpenCLIP's text encoder that are no module's weight, as if they were.
+_PARAMETERS = {
+    "in_proj_weight": "in_proj.weight",
+    "in_proj_bias": "in_proj.bias",
+    "positional_embedding": "positional_embedding.weight",
+    "text_projection": "text_projection.weight",
+}
+
+
+def _clip_rows(at: str, component: str) -> list[Row]:
+    """OpenCLIP's text encoder below a name, and that of transformers below a component."""
+    model, block = f"{component}text_model.", "transformer.resblocks.{}."
+    layer = f"{model}encoder.layers.{{}}."
+    rows: list[Row] = [
+        [f"{at}{block}attn.in_proj", *(f"{layer}self_attn.{x}_proj" for x in "qkv")],
+        [f"{at}text_projection", f"{component}text_projection", {"transposed": True}],
+    ]
+    names = {
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+    }
+    rows += _each(f"{at}{block}|{layer}", names)
+    rest = {
+        "token_embedding": "embeddings.token_embedding",
+        "positional_embedding": "embeddings.position_embedding",
+        "ln_final": "final_layer_norm",
+    }
+    return rows + list(_each(f"{at}|{model}", rest))
 
 
 def _z_image() -> dict[str, Any]:

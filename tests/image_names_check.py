@@ -7,13 +7,14 @@ tensor must be the model's.
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmix.converters.names.images import image_maps
 from jaxmix.placement.templates import Templates
 
-__all__ = ["main"]
+__all__ = ["CASES", "Tensors", "main", "open_clip_tensors", "tiny_text_encoder"]
 
 Tensors = dict[str, Any]
 # Sizes of the published models in diffusers' functions, and those of the tiny ones.
@@ -251,7 +252,6 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
     found, used = Tensors(), set[str]()
     scales = {new: old for old, new in table.suffixes}
     unused = re.compile(_UNUSED.get(name, "$^"))
-    swapped = {row.targets[0] for row in table.rows if row.has_swapped_halves}
     for source, targets in table.sources({key.rpartition(".")[0] for key in state}).items():
         if unused.search(source):
             continue
@@ -260,7 +260,7 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
             if not all(key in state for key in keys):
                 continue
             tensor = torch.cat([state[key] for key in keys])
-            if targets[0] in swapped:
+            if _is_swapped(table, targets[0], state):
                 tensor = torch.cat(tensor.chunk(2)[::-1])
             is_norm = end == "weight" and "norm." in source
             found[f"{source}.{scales.get(end, end) if is_norm else end}"] = tensor
@@ -275,19 +275,22 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
     return _without_rows(name, {**found, **rest})
 
 
-def _without_rows(name: str, tensors: Tensors) -> Tensors:
-    """Renames what has no row, as no adapter changes it, or none can."""
-    import torch
+def _is_swapped(table: Templates, target: str, state: Mapping[str, Any]) -> bool:
+    """Whether the halves of a module's rows are in the other order in its original."""
+    template = re.sub(r"\.\d+\.", ".{}.", target)
+    row = next((row for row in table.rows if template in row.targets), None)
+    if row is None or not row.swap_ratio:
+        return row is not None and row.has_swapped_halves
+    rows, columns = state[f"{target}.weight"].shape
+    return rows == row.swap_ratio * columns
 
+
+def _without_rows(name: str, tensors: Tensors) -> Tensors:
+    """Renames what has no row, as no adapter changes it."""
     renamed = Tensors()
     for key, tensor in tensors.items():
         if name == "sd3" and key == "pos_embed.pos_embed":
             key = "pos_embed"
-        elif name == "sd3" and "norm1_context" in key:
-            _, block, *_, end = key.split(".")
-            key = f"joint_blocks.{block}.context_block.adaLN_modulation.1.{end}"
-            # The last block's is swapped, as that of the final layer is.
-            tensor = torch.cat(tensor.chunk(2)[::-1]) if block == "1" else tensor
         elif name == "chroma" and key.startswith("distilled_guidance_layer.norms"):
             key = key.replace("weight", "scale")
         renamed[key] = tensor
@@ -314,12 +317,81 @@ def _problems(name: str, case: Case, convert: Callable[..., Tensors]) -> tuple[i
     return len(state), problems
 
 
+# Where OpenCLIP's text encoders are in single files, and the component of a pipeline that each is.
+_TEXT = {
+    "conditioner.embedders.1.model.": "text_encoder_2.",
+    "conditioner.embedders.0.model.": "text_encoder_2.",
+    "cond_stage_model.model.": "text_encoder.",
+}
+
+
+def open_clip_tensors(at: str, component: str, state: Mapping[str, Any]) -> Tensors:
+    """A text encoder of transformers under OpenCLIP's names, by the table.
+
+    Args:
+        at: What is in front of OpenCLIP's names.
+        component: What is in front of the names in the table.
+        state: The model's tensors.
+    """
+    import torch
+
+    table = next(found for found in image_maps() if found.name == "unet").templates
+    assert table is not None
+    parameters = {new: old for old, new in table.suffixes}
+    transposed = {row.source for row in table.rows if row.is_transposed}
+    found = Tensors()
+    modules = {f"{component}{key.rpartition('.')[0]}" for key in state}
+    for source, targets in table.sources(modules).items():
+        for end in ("weight", "bias") if source.startswith(at) else ():
+            keys = [f"{target.removeprefix(component)}.{end}" for target in targets]
+            if all(key in state for key in keys):
+                tensor = torch.cat([state[key] for key in keys])
+                tensor = tensor.T.contiguous() if source in transposed else tensor
+                start, _, module = source.rpartition(".")
+                name = f"{module}.{end}"
+                found[f"{start}.{parameters.get(name, name)}"] = tensor
+    return found
+
+
+def tiny_text_encoder(seed: int = 1) -> Any:
+    """A text encoder of CLIP with a projection and random weights."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 12, "vocab_size": 50}
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
+    model = CLIPTextModelWithProjection(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def _text_problems(at: str, convert: Callable[..., Tensors]) -> tuple[int, list[str]]:
+    """As `_problems`, for a text encoder in OpenCLIP's names."""
+    import torch
+
+    model = tiny_text_encoder()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    found = convert(model, open_clip_tensors(at, _TEXT[at], state), prefix=at)
+    # diffusers leaves the projection of Stable Diffusion 2 out, which has no use there.
+    lacking = {"text_projection.weight"} if _TEXT[at] == "text_encoder." else set[str]()
+    problems = [f"{k}: only on one side" for k in sorted(found.keys() ^ state.keys() - lacking)]
+    for key in sorted(found.keys() & state.keys()):
+        if not torch.equal(found[key], state[key]):
+            problems.append(f"{key}: other numbers")
+    return len(state), problems
+
+
 def main() -> None:
     """Compares every model; exits with an error that lists what differs."""
     converters = _converters()
     failed = False
-    for name, case in CASES.items():
-        count, problems = _problems(name, case, converters[case.converter])
+    text = {at: _text_problems(at, converters["convert_open_clip_checkpoint"]) for at in _TEXT}
+    models = (
+        (name, _problems(name, case, converters[case.converter])) for name, case in CASES.items()
+    )
+    for name, (count, problems) in chain(text.items(), models):
         print(f"{name}: {count} tensors, {len(problems)} differ", *problems[:5], sep="\n  ")
         failed = failed or bool(problems)
     if failed:

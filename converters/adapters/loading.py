@@ -158,6 +158,7 @@ def load(
     revision: str | None = None,
     strength: Any = 1.0,
     base: Any = None,
+    variant: str | None = None,
     format: str | None = None,
     ignore: str | Sequence[str] = (),
     **options: Any,
@@ -186,6 +187,8 @@ def load(
             UniLoRA that was saved without its indices needs a flat dict in the model's own order.
             Formats that need no base ignore it. Where it is a pipeline, or params of several
             models, sites start with the component: ``unet.conv_in``.
+        variant: Which of several variants of the base's weights to read, as in diffusers:
+            ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``. None for those without one.
         format: The format's name, for files that are not recognized: ``"peft"``, ``"mix"``,
             ``"kohya"``, ``"diffusers"``, ``"mlx"``, ``"qwix"`` or ``"adapterhub"``.
         ignore: Names or globs of files of weights next to the adapter to leave out. Others are read
@@ -218,6 +221,7 @@ def load(
     Source: the folders that ``peft.PeftModel.save_pretrained`` and `jaxmix.save` write.
     """
     ignored = ignored_names(ignore)
+    base = base if variant is None else base_model(base, variant)
     found = finding.find(
         FORMATS,
         path_or_hub_id,

@@ -18,10 +18,11 @@ from jaxmix.converters.checkpoints.pipelines import component_folders, is_pipeli
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.converters.files.wrong_inputs import describe_non_base, is_model
-from jaxmix.errors import CheckpointError
-from jaxmix.models.checkpoint import main_file, read_json, safetensors_file, tensor_files
+from jaxmix.errors import CheckpointError, listing, option
+from jaxmix.models.checkpoint import read_json, safetensors_file, tensor_files
+from jaxmix.models.main_file import described_variants, main_file
 from jaxmix.untrusted.files import parse_json
-from jaxmix.weight_files import is_index, weights_files
+from jaxmix.weight_files import is_index, variants, weights_files
 
 __all__ = [
     "CONFIG_FILE",
@@ -161,19 +162,22 @@ class Checkpoint:
         return read_json(path) if path.exists() else {}
 
 
-def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(folder: str | os.PathLike[str], variant: str | None = None) -> Checkpoint:
     """Reads the headers of a folder of transformers or diffusers, or of a single file.
 
     Args:
         folder: The folder of a model, sharded or not, or of a pipeline with ``model_index.json``; a
             file whose name ends in ``.safetensors``; or a hub id, ``owner/name``, which is
             downloaded.
+        variant: Which of several variants of the weights to read, such as ``"fp16"``. The
+            components of a pipeline that lack it are read without it, as by diffusers.
 
     Returns:
         The checkpoint. No tensor is read.
 
     Raises:
-        CheckpointError: If the folder is not a checkpoint, or a file is missing or damaged.
+        CheckpointError: If the folder is not a checkpoint, a file is missing or damaged, or there
+            is no such variant.
 
     Example:
         >>> import tempfile
@@ -185,7 +189,12 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
 
     Source: https://github.com/huggingface/safetensors, format.
     """
-    folder = base_folder(folder)
+    folder = base_folder(folder, variant)
+    if variant is not None and not folder.is_dir():
+        raise CheckpointError(
+            f"{option('variant', variant)} chooses among the files of a folder, and {folder} is "
+            "not a folder."
+        )
     if folder.suffix == ".safetensors" and folder.is_file():
         safetensors_file(folder)
         return Checkpoint(folder.parent, (read_shard(folder.parent, folder),), is_file=True)
@@ -198,19 +207,29 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             f"repository on the hub, 'owner/name'.{suggest_paths(str(folder))}"
         )
     if is_pipeline(folder):
-        return _read_pipeline(folder)
+        return _read_pipeline(folder, variant)
     if not is_model(folder) and (description := describe_non_base(folder)):
         raise CheckpointError(f"{folder} {description}")
-    files = dict.fromkeys(tensor_files(folder).values())
-    main = main_file(folder)
+    files = dict.fromkeys(tensor_files(folder, variant).values())
+    main = main_file(folder, variant)
     index = main.name if is_index(main) else None
     return Checkpoint(folder, tuple(read_shard(folder, file) for file in files), index)
 
 
-def _read_pipeline(folder: Path) -> Checkpoint:
+def _read_pipeline(folder: Path, variant: str | None) -> Checkpoint:
     """Reads the headers of all components of a pipeline that have weights in safetensors."""
     folders = component_folders(folder)
-    found = {name: read_checkpoint(path) for name, path in folders.items() if weights_files(path)}
+    weighty = {name: path for name, path in folders.items() if weights_files(path)}
+    having = [name for name, path in weighty.items() if variant and variant in variants(path)]
+    if variant is not None and weighty and not having:
+        lines = [f"{name}: {described_variants(path)}" for name, path in weighty.items()]
+        raise CheckpointError(
+            f"{folder}: no component has weights of the variant {variant!r}, found:{listing(lines)}"
+        )
+    found = {
+        name: read_checkpoint(path, variant if name in having else None)
+        for name, path in weighty.items()
+    }
     if not found:
         raise CheckpointError(
             f"{folder} is a pipeline of which no component has weights in safetensors; found the "

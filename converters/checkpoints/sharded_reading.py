@@ -36,6 +36,7 @@ def load_params(
     names: Iterable[str] | None = None,
     counter: Counter[str] | None = None,
     dequantize: bool = False,
+    variant: str | None = None,
 ) -> dict[str, jax.Array]:
     """Loads a Hugging Face folder onto many devices as ``{name: array}``, in slices.
 
@@ -54,6 +55,7 @@ def load_params(
         counter: If given, counts the bytes read by tensor, except those of packed weights.
         dequantize: Read packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) dequantized, in
             bfloat16 unless ``dtype`` is given.
+        variant: Which of several variants of the weights to read, such as ``"fp16"``.
 
     Returns:
         Arrays by PyTorch name in PyTorch's orientation: a weight is (out, in). Integers have JAX's
@@ -78,7 +80,7 @@ def load_params(
 
     Source: https://github.com/huggingface/safetensors, format; ``jax.make_array_from_callback``.
     """
-    stored = _stored(read_checkpoint(folder), names, dequantize=dequantize)
+    stored = _stored(read_checkpoint(folder, variant), names, dequantize=dequantize)
     if unknown := sorted(set(names or ()) - stored.keys()):
         raise CheckpointError(
             f"{os.fspath(folder)} has no tensors with these names:{listing(unknown)}\nExpected "

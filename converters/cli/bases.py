@@ -21,6 +21,7 @@ __all__ = [
     "BaseOption",
     "Conv1d",
     "Names",
+    "Variant",
     "base_layout",
     "base_params",
     "map_tensors",
@@ -35,6 +36,16 @@ BaseOption = Annotated[
         metavar="BASE",
         help="The model that the adapters were trained on: the folder of a model or a pipeline, a "
         "safetensors file, or a hub id.",
+    ),
+]
+
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="Which of several variants of the base's weights to read, as in diffusers: `fp16`. By "
+        "default the files without a variant.",
     ),
 ]
 
@@ -68,11 +79,12 @@ OWN_LAYOUT = Layout(
 )
 
 
-def map_tensors(base: Path) -> dict[str, np.ndarray]:
+def map_tensors(base: Path, variant: str | None = None) -> dict[str, np.ndarray]:
     """Memory-maps a base's tensors, which are read only when they are used.
 
     Args:
         base: The folder of a model or a pipeline.
+        variant: The value of ``--variant``.
 
     Returns:
         ``{name: tensor}`` by PyTorch name, with weights (out, in). Tensors that are not of floats
@@ -80,7 +92,7 @@ def map_tensors(base: Path) -> dict[str, np.ndarray]:
     """
     files: dict[Path, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
-    for name, tensor in read_checkpoint(base).tensors.items():
+    for name, tensor in read_checkpoint(base, variant).tensors.items():
         if tensor.file not in files:
             files[tensor.file] = np.memmap(tensor.file, np.uint8, mode="r")
         data = files[tensor.file][tensor.start : tensor.start + tensor.size]
@@ -89,22 +101,26 @@ def map_tensors(base: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def base_layout(base: Path, conv1d: str | None = None) -> Layout:
+def base_layout(base: Path, conv1d: str | None = None, variant: str | None = None) -> Layout:
     """Returns the layout of a base's tensors.
 
     Args:
         base: The base's folder.
         conv1d: The value of ``--conv1d``; if absent, it is taken from the base's config.json.
+        variant: The value of ``--variant``.
 
     Returns:
         The layout by names, with `jaxmix.Layout.conv1d` where it is known.
     """
-    pattern = conv1d_pattern(read_checkpoint(base)) if conv1d is None else conv1d
+    pattern = conv1d_pattern(read_checkpoint(base, variant)) if conv1d is None else conv1d
     return replace(NAMES, conv1d=pattern)
 
 
 def base_params(
-    mixed: Adapter | Mix, base: Path | None, conv1d: str | None = None
+    mixed: Adapter | Mix,
+    base: Path | None,
+    conv1d: str | None = None,
+    variant: str | None = None,
 ) -> tuple[Any, Layout]:
     """Returns params to which a mix can be applied, and their layout.
 
@@ -113,6 +129,7 @@ def base_params(
         base: The base's folder; None for zeros, which suffice if no update reads or rotates the
             base.
         conv1d: The value of ``--conv1d``.
+        variant: The value of ``--variant``.
 
     Returns:
         A flat dict, and the layout.
@@ -121,7 +138,7 @@ def base_params(
         CheckpointError: If ``base`` is None and an update needs it.
     """
     if base is not None:
-        return map_tensors(base), base_layout(base, conv1d)
+        return map_tensors(base, variant), base_layout(base, conv1d, variant)
     if needy := needs_base(mixed):
         raise CheckpointError(
             f"these adapters need the base, which is not given:{listing(needy)}\n"

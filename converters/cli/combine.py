@@ -26,7 +26,7 @@ from jaxmix.converters.cli.adapters import (
     check_apart,
     load_arguments,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_layout, map_tensors
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, Variant, base_layout, map_tensors
 from jaxmix.converters.cli.console import (
     AsJson,
     Force,
@@ -59,6 +59,7 @@ def combine(
         ),
     ],
     base: BaseOption = None,
+    variant: Variant = None,
     density: Annotated[
         float | None,
         typer.Option(
@@ -129,6 +130,7 @@ def combine(
     read = load_arguments(
         adapters,
         base,
+        variant=variant,
         part=part,
         ignore=ignore,
         filename=filename,
@@ -147,9 +149,9 @@ def combine(
         warnings.filterwarnings("ignore", "combine without a base")  # reported below
         adapter = combined(
             groups,
-            None if base is None else map_tensors(base),
+            None if base is None else map_tensors(base, variant),
             method=method,
-            layout=None if base is None else base_layout(base, conv1d),
+            layout=None if base is None else base_layout(base, conv1d, variant),
             weights=weights if weighted else None,
             key=None if seed is None else _key(seed),
             outliers=outliers,

@@ -10,6 +10,7 @@ import typer
 from jaxmix.adapter import Adapter
 from jaxmix.combining import look_alikes, look_alikes_text
 from jaxmix.converters.adapters.comfyui import export_comfyui, export_original
+from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.adapters.diffusers import export_diffusers
 from jaxmix.converters.adapters.kohya import export_kohya
 from jaxmix.converters.adapters.loading import FORMATS
@@ -29,7 +30,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, Variant, base_params
 from jaxmix.converters.cli.console import (
     AsJson,
     Force,
@@ -108,6 +109,7 @@ def convert(
         ),
     ] = None,
     base: BaseOption = None,
+    variant: Variant = None,
     part: Parts = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="The alpha, if the file has none (qwix).")
@@ -188,6 +190,7 @@ def convert(
     read = load_each(
         adapters,
         base,
+        variant=variant,
         part=part,
         ignore=ignore,
         filename=filename,
@@ -205,13 +208,13 @@ def convert(
         if option in writer.takes:
             writer_options[option] = value
     if "base" in writer.takes:
-        writer_options["base"] = base
+        writer_options["base"] = base if variant is None else base_model(base, variant)
     errors: dict[str, float] = {}
     if limit is None:
         adapter = _joined(parts, to)
     else:
         mixed = mix(*parts)
-        params, layout = base_params(mixed, base, conv1d)
+        params, layout = base_params(mixed, base, conv1d, variant)
         with spinner("decomposing", as_json=as_json):
             adapter, errors = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
     target = writer.write(adapter, out, force=force, **writer_options)

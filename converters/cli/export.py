@@ -19,7 +19,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, Variant, base_params
 from jaxmix.converters.cli.console import (
     AsJson,
     Force,
@@ -41,6 +41,7 @@ def export(
     adapters: AdapterOptions,
     out: Out,
     base: BaseOption = None,
+    variant: Variant = None,
     rank: Rank = None,
     energy: Energy = None,
     names: Annotated[
@@ -88,6 +89,7 @@ def export(
     mixed = load_mix(
         adapters,
         base,
+        variant=variant,
         peft_order=peft_order,
         part=part,
         ignore=ignore,
@@ -105,7 +107,7 @@ def export(
         lines = [f"{len(folders)} folders and load_in_peft.py" if folders else "one folder"]
         data |= {"out": target, "folders": folders}
     else:
-        params, layout = base_params(mixed, base, conv1d)
+        params, layout = base_params(mixed, base, conv1d, variant)
         with spinner("decomposing", as_json=as_json):
             exported = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
         lora, errors = exported

@@ -18,7 +18,7 @@ from jaxmix.converters.cli.adapters import (
     Subfolder,
     load_each,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params, needs_base
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, Variant, base_params, needs_base
 from jaxmix.converters.cli.console import AsJson, print_json, print_lines, steps_bar
 from jaxmix.converters.cli.tables import adapter_data, adapter_table
 from jaxmix.converters.files.terminal import escape
@@ -32,6 +32,7 @@ __all__ = ["inspect"]
 def inspect(
     adapters: AdapterArguments,
     base: BaseOption = None,
+    variant: Variant = None,
     measured: Annotated[
         bool,
         typer.Option(
@@ -76,6 +77,7 @@ def inspect(
     each = load_each(
         adapters,
         base,
+        variant=variant,
         part=part,
         ignore=ignore,
         filename=filename,
@@ -85,7 +87,7 @@ def inspect(
     parts = [part for _, own in each for part in own]
     found, left_out = None, []
     if measured or plot is not None:
-        found, left_out = _measured(parts, base, conv1d, as_json=as_json)
+        found, left_out = _measured(parts, base, conv1d, variant, as_json=as_json)
     if found is not None and plot is not None:
         draw_measures(found, plot)
     if as_json:
@@ -108,7 +110,12 @@ def inspect(
 
 
 def _measured(
-    parts: list[Adapter], base: Path | None, conv1d: str | None, *, as_json: bool
+    parts: list[Adapter],
+    base: Path | None,
+    conv1d: str | None,
+    variant: str | None,
+    *,
+    as_json: bool,
 ) -> tuple[Measures, list[str]]:
     """Returns the measures, and a description of the adapters that need the base."""
     needy = {} if base is not None else {part.name: needs_base(part) for part in parts}
@@ -116,7 +123,7 @@ def _measured(
     left_out = [line for lines in needy.values() for line in lines]
     if not mixed.parts:
         base_params(mix(*parts), None)  # raises an error that lists them
-    params, layout = base_params(mixed, base, conv1d)
+    params, layout = base_params(mixed, base, conv1d, variant)
     with steps_bar("measuring", as_json=as_json) as progress:
         return measure(mixed, params, layout=layout, progress=progress), left_out
 

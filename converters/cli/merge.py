@@ -21,7 +21,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import Conv1d, Names
+from jaxmix.converters.cli.bases import Conv1d, Names, Variant
 from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
 from jaxmix.converters.cli.opening import opening
 from jaxmix.converters.files.hub import base_folder
@@ -118,6 +118,7 @@ def merge(
         ),
     ] = None,
     names: Names = None,
+    variant: Variant = None,
     conv1d: Conv1d = None,
     untie: Annotated[
         bool,
@@ -158,10 +159,11 @@ def merge(
       transformer_2 -o merged`
     """
     check_roles(base, adapters)
-    folder = base_folder(base)
+    folder = base_folder(base, variant)
     mixed = load_mix(
         adapters,
         folder,
+        variant=variant,
         peft_order=peft_order,
         part=part,
         ignore=ignore,
@@ -177,6 +179,7 @@ def merge(
             out,
             layout=layout if conv1d is None else replace(named(layout), conv1d=conv1d),
             names=names,
+            variant=variant,
             force=force,
             untie=untie,
             resume=resume,

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+from jaxmix.converters.checkpoints.pipelines import component_folders, is_pipeline
 from jaxmix.models.checkpoint import read_json
+from jaxmix.weight_files import WEIGHTS, variants, weights_files
 
 __all__ = ["opening"]
 
@@ -21,7 +23,9 @@ def opening(out: Path) -> str | None:
     if not out.is_dir():
         return None
     path = json.dumps(str(out), ensure_ascii=False)
-    if (out / "model_index.json").is_file():
+    if variant := _variant(out):
+        path += f', variant="{variant}"'
+    if is_pipeline(out):
         return f"diffusers.DiffusionPipeline.from_pretrained({path})"
     if not (out / "config.json").is_file():
         return None
@@ -33,3 +37,12 @@ def opening(out: Path) -> str | None:
     if not isinstance(name, str) or not name.isidentifier():
         return None
     return f"{library}.{name}.from_pretrained({path})"
+
+
+def _variant(out: Path) -> str | None:
+    """Returns the variant that a model, or a component of it, has no other weights than."""
+    folders = component_folders(out).values() if is_pipeline(out) else [out]
+    for folder in folders:
+        if any(file.name not in WEIGHTS for file in weights_files(folder)):
+            return next(iter(variants(folder)))
+    return None

@@ -45,13 +45,14 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None
 
 
-def base_folder(base: str | os.PathLike[str]) -> Path:
+def base_folder(base: str | os.PathLike[str], variant: str | None = None) -> Path:
     """Returns the path of a base checkpoint, after downloading it if it is a hub id.
 
     Only the safetensors, configs and tokenizer of a repository are downloaded.
 
     Args:
         base: A path; or, if that does not exist, ``owner/name`` or ``owner/name@revision``.
+        variant: The variant of the weights that is read; that of fp16 is not downloaded otherwise.
 
     Returns:
         The path, or the folder in the local cache.
@@ -71,7 +72,7 @@ def base_folder(base: str | os.PathLike[str]) -> Path:
             hub_id,
             revision=repository.revision,
             allow_patterns=list(_BASE_FILES),
-            ignore_patterns=list(_BASE_COPIES),
+            ignore_patterns=[name for name in _BASE_COPIES if name != f"*.{variant}.*"],
         )
     return Path(folder)
 

@@ -2,7 +2,8 @@ r"""KerasHub: backbones of Llama, Mistral, Qwen, Gemma and Stable Diffusion 3, b
 
 ``{v.path: v.value for v in model.variables}`` is such a tree, or the same nested at the slashes.
 Stable Diffusion 3 has its authors' own tensors. Those of ``norm_out.linear``, and of the last
-block's ``norm1_context.linear``, have their halves swapped in diffusers, so these have no rules.
+block's ``norm1_context.linear``, have their halves swapped in diffusers. Their rules are for the
+original names, to which placement brings those of diffusers.
 Source: ``keras_hub/src/utils/transformers/convert_*.py``, and in KerasHub's ``tools`` the script
 ``checkpoint_conversion/convert_stable_diffusion_3_checkpoints.py``; keras-hub 0.32.
 """
@@ -103,6 +104,10 @@ _SD3_TOP = {
     r"time_text_embed\.timestep_embedder\.linear_(\d)": r"timestep_embedding.mlp.dense\1",
     r"time_text_embed\.text_embedder\.linear_(\d)": r"vector_embedding.dense\1",
     "proj_out": "output_dense",
+    r"final_layer\.adaLN_modulation\.1": "output_ada_layer_norm.dense",
+    r"joint_blocks\.(\d+)\.context_block\.adaLN_modulation\.1": (
+        r"joint_block_\1.context_block.ada_layer_norm.dense"
+    ),
 }
 # Layers by their names in each block, of the image and of the text.
 _SD3_BLOCK = {

@@ -50,7 +50,7 @@ def plan_pipeline(
     errors: dict[str, JaxmixError] = {}
     for name, component in pipeline.components.items():
         try:
-            plan = plan_merge(component.folder, mixes.get(name, Mix(())), layout, changes, names)
+            plan = plan_merge(component, mixes.get(name, Mix(())), layout, changes, names)
         except JaxmixError as error:
             errors[name] = error
             continue

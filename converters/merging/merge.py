@@ -38,6 +38,7 @@ def merge_checkpoint(
     *,
     layout: Layout | str | None = None,
     names: Names = None,
+    variant: str | None = None,
     force: bool = False,
     untie: bool = False,
     resume: bool = False,
@@ -65,6 +66,9 @@ def merge_checkpoint(
         layout: Where the sites are among the tensors; None to find them by name.
         names: How transformers renames the base's tensors when it loads them: a model type such as
             ``"mixtral"``, a config, ``""`` if not at all, or None for what ``config.json`` names.
+        variant: Which of several variants of the base's weights to read, such as ``"fp16"`` for
+            ``diffusion_pytorch_model.fp16.safetensors``, as in diffusers; None for the files
+            without a variant. The output's files have the same names.
         force: Replace an existing checkpoint at ``out``, which stays in place until the new one is
             complete; and start over where an earlier merge was interrupted.
         untie: Where an adapter touches an embedding that is also the head, give the head a tensor
@@ -116,9 +120,9 @@ def merge_checkpoint(
 
     Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
     """
-    base = base_folder(base)
+    base = base_folder(base, variant)
     changes = AllowedChanges(untie=untie, dequantize=dequantize, resize=resize, new_head=new_head)
-    plan = plan_merge(base, adapters, layout, changes, names)
+    plan = plan_merge(base, adapters, layout, changes, names, variant)
     with staged_output(plan, base, out, resume=resume, force=force) as (output, done):
         if done is None:
             return merge_result(plan, output, len(plan.checkpoint.shards), None)
@@ -137,6 +141,7 @@ def verify_merge(
     *,
     layout: Layout | str | None = None,
     names: Names = None,
+    variant: str | None = None,
     untie: bool = False,
     dequantize: bool = False,
     resize: bool = False,
@@ -156,6 +161,7 @@ def verify_merge(
         out: The folder or file to check; weights are (out, in).
         layout: As in `merge_checkpoint`.
         names: As in `merge_checkpoint`.
+        variant: As in `merge_checkpoint`.
         untie: As in `merge_checkpoint`.
         dequantize: As in `merge_checkpoint`.
         resize: As in `merge_checkpoint`.
@@ -190,7 +196,7 @@ def verify_merge(
     Source: https://github.com/huggingface/safetensors, format.
     """
     changes = AllowedChanges(untie=untie, dequantize=dequantize, resize=resize, new_head=new_head)
-    plan = plan_merge(base, adapters, layout, changes, names)
+    plan = plan_merge(base, adapters, layout, changes, names, variant)
     path = local_path(out, "output")
     if path.is_dir() == plan.checkpoint.is_file or not path.exists():
         kind = "a safetensors file" if plan.checkpoint.is_file else "a folder"

@@ -85,20 +85,22 @@ class MergePlan:
 
 
 def plan_merge(
-    base: str | os.PathLike[str],
+    base: str | os.PathLike[str] | Checkpoint,
     adapters: Adapters,
     layout: Layout | str | None,
     changes: AllowedChanges,
     names: Names = None,
+    variant: str | None = None,
 ) -> MergePlan:
     """Checks everything that can be checked before anything is written.
 
     Args:
-        base: As in `merge_checkpoint`.
+        base: As in `merge_checkpoint`, or a checkpoint that is read already.
         adapters: As in `merge_checkpoint`.
         layout: As in `merge_checkpoint`.
         changes: The changes to the base that are allowed.
         names: As in `merge_checkpoint`.
+        variant: As in `merge_checkpoint`.
 
     Returns:
         A merge that can be carried out.
@@ -108,7 +110,7 @@ def plan_merge(
     """
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     sites = tuple(chains_by_site(mixed.parts))
-    checkpoint = read_checkpoint(base)
+    checkpoint = base if isinstance(base, Checkpoint) else read_checkpoint(base, variant)
     if checkpoint.components:
         from jaxmix.converters.merging.components import plan_pipeline  # it uses this function
 

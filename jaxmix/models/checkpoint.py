@@ -13,14 +13,14 @@ import numpy as np
 from safetensors import SafetensorError
 
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.models.main_file import folder_text, main_file
 from jaxmix.untrusted.files import parse_json, read_small
 from jaxmix.untrusted.safetensors import open_safetensors
-from jaxmix.weight_files import WEIGHTS, is_index, weights_files
+from jaxmix.weight_files import is_index
 
 __all__ = [
     "indexed_files",
     "indexed_names",
-    "main_file",
     "read_json",
     "read_tensors",
     "safetensors_file",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
+def tensor_files(folder: str | os.PathLike[str], variant: str | None = None) -> dict[str, Path]:
     """Returns the file of each tensor of a folder of transformers or of a component of diffusers.
 
     Only the headers are read. If there are several sets of weights, the one that the library reads
@@ -36,6 +36,7 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     Args:
         folder: The folder.
+        variant: The variant to read, such as ``"fp16"``; None for the files without a variant.
 
     Returns:
         ``{name: file}``, with PyTorch's names.
@@ -55,31 +56,10 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     Source: what ``PreTrainedModel.save_pretrained`` of transformers writes.
     """
-    path = main_file(Path(folder))
+    path = main_file(Path(folder), variant)
     if is_index(path):
         return indexed_files(path)
     return {name: path for name in safetensors_file(path).keys()}
-
-
-def main_file(folder: Path) -> Path:
-    """Returns the single file with a folder's weights, or the index of their shards.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        CheckpointError: If there is none, or only several variants.
-    """
-    files = weights_files(folder)
-    if not files:
-        raise CheckpointError(_no_weights(folder))
-    main, *variants = files
-    if variants:
-        raise CheckpointError(
-            f"{folder} has several variants of its weights: {_names(list(files))}. Keep one of "
-            "them in the folder, or use a copy of the folder that has only one."
-        )
-    return main
 
 
 def indexed_files(index: Path) -> dict[str, Path]:
@@ -200,7 +180,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = parse_json(read_small(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}; found {_folder_text(path.parent)}.\n"
+            f"{path.parent} has no {path.name}; found {folder_text(path.parent)}.\n"
             "Give a folder that transformers' save_pretrained wrote."
         ) from error
     except CheckpointError:
@@ -230,7 +210,7 @@ def safetensors_file(path: Path) -> Any:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise CheckpointError(
-            f"{path} is missing; found {_folder_text(path.parent)}. "
+            f"{path} is missing; found {folder_text(path.parent)}. "
             "Download the complete folder again."
         ) from error
 
@@ -266,28 +246,6 @@ def _is_inside(file: str) -> bool:
     path = PurePosixPath(file)
     is_special = "\\" in file or ":" in file or "\0" in file
     return bool(path.parts) and not is_special and not path.is_absolute() and ".." not in path.parts
-
-
-def _no_weights(folder: Path) -> str:
-    """Describes a folder without weights, and what to do."""
-    text = (
-        f"{folder} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}, nor diffusers' {WEIGHTS[3]}; found "
-        f"{_folder_text(folder)}."
-    )
-    if folder.is_dir() and any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir()):
-        return (
-            f"{text} jaxmix does not read .bin files, since they are pickles. Load the folder with "
-            "transformers and save it with save_pretrained, which writes safetensors."
-        )
-    return f"{text} Give a folder that transformers' save_pretrained wrote."
-
-
-def _folder_text(folder: Path) -> str:
-    """Describes the contents of a folder for a message."""
-    if not folder.is_dir():
-        return "no such folder"
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "an empty folder"
 
 
 def _names(files: list[Path] | list[Path | None]) -> str:

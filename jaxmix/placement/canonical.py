@@ -6,7 +6,7 @@ the names in memory, which are then compared.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from jaxmix.placement.name_map import NameMap
@@ -62,9 +62,9 @@ class Modules:
         """The leaves that hold each tensor in memory."""
         found: dict[str, list[Holding]] = {}
         for leaf, pieces in self.names.loaded(self.shapes).items():
-            for piece in pieces:
-                region = piece.disk.fitted(self.shapes[leaf])
-                found.setdefault(piece.name, []).append(Holding(leaf, replace(piece, disk=region)))
+            weight = self.shapes.get(f"{_module(leaf)}.weight", self.shapes[leaf])
+            for piece in (fitted for each in pieces for fitted in each.fitted(weight)):
+                found.setdefault(piece.name, []).append(Holding(leaf, piece))
         return {name: tuple(holdings) for name, holdings in found.items()}
 
     @cached_property
@@ -113,9 +113,11 @@ class Modules:
             if holdings := self._holdings(tensor):
                 return tuple(self._targets(site, WHOLE, tensor, holdings))
         for tensor in (f"{site}.weight", site):
-            pieces = self.names.loaded([tensor], self._count_experts)[tensor]
+            pieces = tuple(self._fitted(self.names.loaded([tensor], self._count_experts)[tensor]))
             if (leaf := self._fused(pieces)) is not None:
-                return (Target(leaf.removesuffix(".weight")),)
+                return (
+                    Target(leaf.removesuffix(".weight"), places=self._fused_places(leaf, pieces)),
+                )
             found = [
                 target
                 for piece in pieces
@@ -125,6 +127,14 @@ class Modules:
             if found:
                 return tuple(found)
         return ()
+
+    def _fitted(self, pieces: tuple[Piece, ...]) -> Iterator[Piece]:
+        """The pieces of a tensor on disk, fitted to the weight that the tree has in memory."""
+        for piece in pieces:
+            if piece.swap_ratio and (holdings := self._holdings(piece.name)):
+                yield from piece.fitted(self.shapes[holdings[0].leaf])
+            else:
+                yield piece
 
     def _fused(self, pieces: tuple[Piece, ...]) -> str | None:
         """The leaf that is split into the same pieces as a tensor with an older name."""
@@ -139,6 +149,15 @@ class Modules:
             for p in pieces
         ]
         return next(iter(set.intersection(*leaves)), None)
+
+    def _fused_places(self, leaf: str, pieces: tuple[Piece, ...]) -> Mapping[Part, Place] | None:
+        """The places of a fused leaf whose name is not that of a module's weight."""
+        if leaf.endswith(".weight"):
+            return None
+        places: dict[Part, Place] = {"weight": Place(leaf)}
+        for bias in self._holdings(f"{pieces[0].name.removesuffix('.weight')}.bias"):
+            places["bias"] = Place(bias.leaf)
+        return places
 
     def tried(self, site: str) -> Iterator[str]:
         """Yields the other names under which a site is looked up, for messages."""
@@ -221,7 +240,10 @@ class Modules:
                 "weight": part_place(holding.leaf, shape, index, is_transposed, heads)
             }
             if tensor.endswith(".weight"):
-                for bias in self._holdings(f"{tensor.removesuffix('.weight')}.bias"):
+                biases = self._holdings(f"{tensor.removesuffix('.weight')}.bias")
+                # A bias in several pieces is divided like its weight.
+                equal = tuple(bias for bias in biases if bias.piece.memory == piece.memory)
+                for bias in equal or biases:
                     held = bias.piece.disk
                     bias_region = index if held == WHOLE else held
                     size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
@@ -254,7 +276,7 @@ class Modules:
         pieces = (
             piece
             for tensor in (f"{site}.weight", site)
-            for piece in self.names.loaded([tensor])[tensor]
+            for piece in self._fitted(self.names.loaded([tensor])[tensor])
             if piece.disk.parts == region.parts
         )
         sizes = [

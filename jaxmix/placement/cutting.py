@@ -121,7 +121,8 @@ def cut_where_shared(
     shared: dict[str, Region] = {}
     for renamed in found:
         for site, region in renamed.regions.items():
-            shared[renamed.places[site]["weight"].leaf] = region
+            if region != WHOLE:
+                shared[renamed.places[site]["weight"].leaf] = region
     if not shared:
         return list(found)
     return [_cut_on(renamed, shared, shapes, joins) for renamed in found]
@@ -137,10 +138,13 @@ def _cut_on(
     updates, places = dict[str, Update](), dict(renamed.places)
     for site, update in renamed.updates.items():
         leaf = next((name for name in (f"{site}.weight", site) if name in shared), None)
-        if leaf is None or site in renamed.places:
+        own = places.get(site, {})
+        if leaf is None or (own and own["weight"] != Place(leaf)):
             updates[site] = update
             continue
-        targets = list(_parts_of_leaf(leaf, shared[leaf], shapes))
+        places.pop(site, None)
+        bias = own["bias"].leaf if "bias" in own else f"{leaf.removesuffix('.weight')}.bias"
+        targets = list(_parts_of_leaf(leaf, bias, shared[leaf], shapes))
         try:
             parts = _parts_of(update, targets, [shapes[leaf][-1]] * len(targets), joins)
         except UnmappedError as error:
@@ -158,17 +162,17 @@ def _cut_on(
 
 
 def _parts_of_leaf(
-    leaf: str, like: Region, shapes: Mapping[str, tuple[int, ...]]
+    leaf: str, bias: str, like: Region, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Target]:
     """All parts of a leaf that is divided like one given region."""
-    shape, bias = shapes[leaf], f"{leaf.removesuffix('.weight')}.bias"
+    shape = shapes[leaf]
     numbers = range(shape[0]) if like.expert >= 0 else [-1]
     rows = shape[-2] if like.expert >= 0 else shape[0]
     parts = [replace(like, part=k).rows(rows) for k in range(like.parts)]
     sizes = tuple(len(range(rows)[part]) for part in parts if part is not None)
     for region in (replace(like, expert=e, part=k) for e in numbers for k in range(like.parts)):
         places: dict[Part, Place] = {"weight": part_place(leaf, shape, region)}
-        if like.expert < 0 and leaf.endswith(".weight") and bias in shapes:
+        if like.expert < 0 and bias in shapes:
             places["bias"] = part_place(bias, shapes[bias], region)
         name = f"{leaf.removesuffix('.weight')}[{places['weight'].index}]"
         yield Target(name, region, sizes, places, len(numbers))

@@ -9,17 +9,14 @@ and memory exchanged.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from jaxmix.errors import UnsupportedError, listing, option
 from jaxmix.families.base import Update
-from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.joined_rows import join_rows
 from jaxmix.families.lora import LoRA
 from jaxmix.families.row_counts import matrix_shape, row_count
 from jaxmix.families.rows import Rows, rows_of
+from jaxmix.placement.joined_experts import join_experts, plain_lora, position_of
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.part_places import UnmappedError
 from jaxmix.placement.regions import WHOLE, Piece, Region
@@ -28,13 +25,19 @@ __all__ = ["described", "with_memory_names", "with_original_names"]
 
 
 def with_memory_names(
-    updates: Mapping[str, Update], names: NameMap, *, keep_rows: bool = False
+    updates: Mapping[str, Update],
+    names: NameMap,
+    shapes: Mapping[str, tuple[int, ...]] = {},
+    *,
+    keep_rows: bool = False,
 ) -> dict[str, Update]:
     """Returns updates under the names that their modules have in memory.
 
     Args:
         updates: ``{site: update}``, with names on disk or in memory.
         names: How the model's tensors are renamed when its checkpoint is loaded.
+        shapes: The shapes of weights, by module in memory or on disk, on which the order of rows
+            may depend where an update does not state them.
         keep_rows: Whether rows that no other family can express remain `Rows`, which can be
             applied but not written; if not, they become a difference.
 
@@ -58,24 +61,25 @@ def with_memory_names(
     groups: dict[str, dict[Region, Update]] = {}
     problems: list[str] = []
     for site, update in updates.items():
-        for piece in _pieces(site, names):
+        for piece in _pieces(site, update, names, shapes):
             name = piece.name.removesuffix(".weight")
             if name in renamed or piece.memory in groups.get(name, ()):
                 problems.append(f"{name}: has several updates")
-            if piece.disk == piece.memory == WHOLE and not piece.is_transposed and not piece.heads:
+            if piece == Piece(piece.name):
                 renamed[name] = update
                 continue
             try:
                 if piece.problem or piece.is_transposed or piece.heads:
                     raise UnmappedError
                 if piece.memory.expert >= 0:
-                    experts.setdefault(name, {})[piece.memory] = _plain(update)
+                    experts.setdefault(name, {})[piece.memory] = plain_lora(update)
                 else:
                     groups.setdefault(name, {})[piece.memory] = _cut(
                         update, piece.disk, keep_rows=keep_rows
                     )
             except UnmappedError:
-                problems.append(f"{site}: {update.family}, for {name} in memory")
+                reason = f", by {piece.problem}" if piece.problem else ""
+                problems.append(f"{site}: {update.family}, for {name} in memory{reason}")
     for name, parts in groups.items():
         if name in renamed:
             problems.append(f"{name}: has several updates")
@@ -90,8 +94,8 @@ def with_memory_names(
         )
     # PEFT nests the parameters of a module as it registers them, which is the table's order.
     order = [target for transform in names.transforms for target in transform.targets]
-    ranked = sorted(experts, key=lambda name: _position(name, order))
-    return renamed | {name: _joined_experts(experts[name]) for name in ranked}
+    ranked = sorted(experts, key=lambda name: position_of(name, order))
+    return renamed | {name: join_experts(experts[name]) for name in ranked}
 
 
 def with_original_names(
@@ -134,7 +138,8 @@ def with_original_names(
         if table.has_source(site):
             renamed[site] = update
         elif found:
-            groups.setdefault(*found[0])
+            source, pieces = found[0]
+            groups.setdefault(source, _in_order(pieces, source, update, shapes))
         else:
             problems.append(f"{site}: {names.name} has no module of this name")
     for source, pieces in groups.items():
@@ -145,6 +150,10 @@ def with_original_names(
         for piece in pieces:
             site = piece.name.removesuffix(".weight")
             try:
+                if piece.problem:
+                    raise UnmappedError(
+                        f"it has {piece.problem}: give the base ({option('base', ...)})"
+                    )
                 if site in updates:
                     parts[piece.disk] = _cut(updates[site], piece.memory)
                 elif site in shapes:
@@ -168,28 +177,27 @@ def with_original_names(
     return renamed
 
 
-def _position(name: str, targets: list[str]) -> int:
-    """The position of the first target with which a tensor's name ends."""
-    found = (i for i, target in enumerate(targets) if name.endswith(target.lstrip(".")))
-    return next(found, len(targets))
-
-
-def _pieces(site: str, names: NameMap) -> tuple[Piece, ...]:
+def _pieces(
+    site: str, update: Update, names: NameMap, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Piece, ...]:
     """Where a site's weight is in memory, or the leaf itself if the site is a leaf."""
     for tensor in (f"{site}.weight", site):
         pieces = names.loaded([tensor])[tensor]
         if pieces != (Piece(tensor),):
-            return pieces
+            return _in_order(pieces, site, update, shapes)
     return (Piece(f"{site}.weight"),)
 
 
-def _plain(update: Update) -> LoRA:
-    """The update, which must be a plain LoRA: no magnitude, embedding or bias."""
-    if not isinstance(update, LoRA) or update.magnitude is not None or update.embedding:
-        raise UnmappedError
-    if update.bias is not None:
-        raise UnmappedError
-    return update
+def _in_order(
+    pieces: Sequence[Piece], site: str, update: Update, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Piece, ...]:
+    """Pieces whose order of rows depends on the weight's shape, by the shape of its update."""
+    if not any(piece.swap_ratio for piece in pieces):
+        return tuple(pieces)
+    names = (site, *(piece.name.removesuffix(".weight") for piece in pieces))
+    known = (shapes[name] for name in names if name in shapes)
+    shape = next(known, None) or matrix_shape(update)
+    return tuple(fitted for piece in pieces for fitted in piece.fitted(shape))
 
 
 def _cut(update: Update, region: Region, *, keep_rows: bool = False) -> Update:
@@ -254,46 +262,3 @@ def described(update: Update) -> str:
     """Returns an update's family for messages, where a LoRA with a magnitude is a DoRA."""
     is_dora = isinstance(update, LoRA) and update.magnitude is not None
     return "DoRA" if is_dora else update.family
-
-
-def _joined_experts(parts: Mapping[Region, LoRA]) -> Update:
-    """Joins the LoRAs of a stack's matrices, or of parts of them, into one LoRA of the stack."""
-    like = next(iter(parts))
-    numbers = range(1 + max(region.expert for region in parts))
-    first = next(iter(parts.values()))
-    columns, dtype = first.a.shape[1], np.asarray(first.a).dtype
-    blocks: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in range(like.parts):
-        loras = {region.expert: lora for region, lora in parts.items() if region.part == part}
-        rank = max((lora.a.shape[0] for lora in loras.values()), default=0)
-        # A part without a LoRA has the rows of the others, if all have equally many.
-        sizes = {lora.b.shape[0] for lora in (loras or parts).values()}
-        rows = like.sizes[part] if any(like.sizes) else max(sizes)
-        a = np.zeros((len(numbers), rank, columns), dtype)
-        b = np.zeros((len(numbers), rows, rank), dtype)
-        for at, number in enumerate(numbers):
-            if (lora := loras.get(number)) is not None:
-                lora_rank = lora.a.shape[0]
-                a[at, :lora_rank] = lora.a
-                b[at, :, :lora_rank] = np.asarray(lora.b) * np.asarray(lora.scale, b.dtype)
-        blocks.append((a, b))
-    a = np.concatenate([block for block, _ in blocks], axis=1)
-    b = _block_diagonal([block for _, block in blocks])
-    return ExpertLoRA(*_as_factors(a, b), 1.0)
-
-
-def _as_factors(a: Any, b: Any) -> tuple[Any, Any]:
-    """Hides from the type checker that the factors are NumPy's arrays instead of JAX's."""
-    return a, b
-
-
-def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    """Joins stacks of matrices (n, out, r) block-diagonally."""
-    rows = [block.shape[1] for block in blocks]
-    ranks = [block.shape[2] for block in blocks]
-    out = np.zeros((blocks[0].shape[0], sum(rows), sum(ranks)), blocks[0].dtype)
-    top = left = 0
-    for block, height, width in zip(blocks, rows, ranks, strict=True):
-        out[:, top : top + height, left : left + width] = block
-        top, left = top + height, left + width
-    return out

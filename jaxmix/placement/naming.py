@@ -13,9 +13,10 @@ from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
 from jaxmix.placement.fused import in_order
-from jaxmix.placement.joining import with_memory_names
+from jaxmix.placement.joining import with_memory_names, with_original_names
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
+from jaxmix.placement.regions import has_swapped_halves
 from jaxmix.placement.sites import UnplacedError
 from jaxmix.placement.tree import Tree
 from jaxmix.registry import NAME_MAPS
@@ -150,12 +151,13 @@ def _in_memory(parts: Sequence[P]) -> Iterator[list[P]]:
 
     A JAX library's layout may lack the original names, for instance those of fused layers, and the
     names of its leaves do not show which model it is. Only the fused layers are renamed at first,
-    since a layout may know the other layers only by their original names.
+    since a layout may know the other layers only by their original names. Last come layers whose
+    halves are swapped in diffusers, where the library keeps the original order.
     """
     for candidate in _candidates():
         if candidate.templates is None:
             continue
-        for rename in (_split, _renamed):
+        for rename in (_split, _renamed, _in_original_order):
             try:
                 found = [rename(part.updates, candidate) for part in parts]
             except UnsupportedError:
@@ -173,6 +175,15 @@ def _split(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
     """The updates, with those of fused modules under the names of their parts in memory."""
     fused = {site: u for site, u in updates.items() if len(_renamed({site: u}, names)) > 1}
     return {site: u for site, u in updates.items() if site not in fused} | _renamed(fused, names)
+
+
+def _in_original_order(updates: Mapping[str, Update], names: NameMap) -> dict[str, Update]:
+    """The updates of modules whose halves are swapped in memory by their original names."""
+    assert names.templates is not None
+    shown = {site: [p for _, p in names.templates.stored(site)] for site in updates}
+    swapped = {s: updates[s] for s, found in shown.items() if any(map(has_swapped_halves, found))}
+    unchanged = {site: update for site, update in updates.items() if site not in swapped}
+    return unchanged | with_original_names(swapped, names)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-__all__ = ["WHOLE", "Piece", "Region"]
+__all__ = ["WHOLE", "Piece", "Region", "has_swapped_halves", "swapped_halves"]
 
 
 @dataclass(frozen=True, order=True)
@@ -92,6 +92,8 @@ class Piece:
             follow one another in memory; the negative number for the reverse; 0 if all rows keep
             their order.
         problem: An unsupported operation on the tensor; "" if there is none.
+        swap_ratio: The rows per column of a weight whose two halves are swapped in memory; 0 if
+            the shape does not decide that. `fitted` resolves it.
     """
 
     name: str
@@ -100,3 +102,45 @@ class Piece:
     is_transposed: bool = False
     heads: int = 0
     problem: str = ""
+    swap_ratio: int = 0
+
+    def fitted(self, shape: tuple[int, ...] | None) -> tuple["Piece", ...]:
+        """Returns the pieces of a tensor, now that the shape of its module's weight is known.
+
+        Args:
+            shape: The weight's shape; None if it is unknown.
+
+        Example:
+            >>> piece = Piece("norm.bias", swap_ratio=2)
+            >>> [(half.disk.part, half.memory.part) for half in piece.fitted((8, 4))]
+            [(0, 1), (1, 0)]
+            >>> piece.fitted((24, 4))
+            (Piece(name='norm.bias', disk=Region(expert=-1, part=0, parts=1, axis=0, ...
+        """
+        if not self.swap_ratio:
+            return (self if shape is None else replace(self, disk=self.disk.fitted(shape)),)
+        if shape is None or len(shape) != 2:
+            return (replace(self, problem="an order of rows that the weight's shape determines"),)
+        is_swapped = shape[0] == self.swap_ratio * shape[1]
+        return swapped_halves(self.name) if is_swapped else (Piece(self.name),)
+
+
+def has_swapped_halves(pieces: tuple[Piece, ...]) -> bool:
+    """Returns whether the pieces of a tensor are its two halves, swapped, or may be.
+
+    Args:
+        pieces: The pieces of one tensor on disk.
+    """
+    return any(piece.swap_ratio for piece in pieces) or (
+        len(pieces) == 2 and pieces == swapped_halves(pieces[0].name)
+    )
+
+
+def swapped_halves(name: str) -> tuple[Piece, Piece]:
+    """Returns the pieces of a tensor whose two halves are swapped in memory.
+
+    Args:
+        name: The tensor's name in memory.
+    """
+    first, second = Region(part=0, parts=2), Region(part=1, parts=2)
+    return Piece(name, first, second), Piece(name, second, first)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from jaxmix.placement.regions import WHOLE, Piece, Region
+from jaxmix.placement.regions import WHOLE, Piece, Region, swapped_halves
 
 __all__ = ["Template", "Templates"]
 
@@ -20,14 +20,18 @@ class Template:
         ratio: The proportions of the rows of several targets; empty if they are equal, zeros for a
             square q with k and v of another size.
         has_swapped_halves: Whether the two halves of the rows are swapped in memory.
+        swap_ratio: The rows per column of the weights with swapped halves, if only some have them.
         is_tensor: Whether the names are those of a tensor, not of a module.
+        is_transposed: Whether the weight is transposed in memory.
     """
 
     source: str
     targets: tuple[str, ...]
     ratio: tuple[int, ...] = ()
     has_swapped_halves: bool = False
+    swap_ratio: int = 0
     is_tensor: bool = False
+    is_transposed: bool = False
 
     def pieces(self, numbers: Iterable[str], suffix: str) -> tuple[Piece, ...]:
         """Returns where the module's tensor is in memory.
@@ -39,10 +43,9 @@ class Template:
         numbers, count = list(numbers), len(self.targets)
         names = [f"{target.format(*numbers)}.{suffix}" for target in self.targets]
         if self.has_swapped_halves:
-            first, second = Region(part=0, parts=2), Region(part=1, parts=2)
-            return (Piece(names[0], first, second), Piece(names[0], second, first))
+            return swapped_halves(names[0])
         if count == 1:
-            return (Piece(names[0]),)
+            return (Piece(names[0], WHOLE, WHOLE, self.is_transposed, swap_ratio=self.swap_ratio),)
         is_ratio = bool(self.ratio)
         return tuple(
             Piece(name, Region(part=i, parts=count, sizes=self.ratio, is_ratio=is_ratio), WHOLE)
@@ -57,7 +60,8 @@ class Templates:
     Args:
         rows: The templates.
         prefixes: Optional prefixes of the names on disk, such as ``"model.diffusion_model."``.
-        suffixes: ``{name of a tensor in a module on disk: its name in memory}`` where they differ.
+        suffixes: ``{end of a tensor's name on disk: what it is read as}`` where they differ, such
+            as ``{"scale": "weight", "in_proj_weight": "in_proj.weight"}``.
         components: Prefixes of a pipeline's components, which names keep, such as
             ``"transformer."``.
 
@@ -90,11 +94,25 @@ class Templates:
         for pattern, template in self._by_source.get(_skeleton(name), ()):
             if template.is_tensor and (match := pattern.fullmatch(name)):
                 return (Piece(template.targets[0].format(*match.groups())),)
-        module, _, suffix = name.rpartition(".")
+        module, _, suffix = self._respelled(name).rpartition(".")
         for pattern, template in self._by_source.get(_skeleton(module), ()):
             if not template.is_tensor and (match := pattern.fullmatch(module)):
-                return template.pieces(match.groups(), dict(self.suffixes).get(suffix, suffix))
+                return template.pieces(match.groups(), suffix)
         return (Piece(name),)
+
+    def _respelled(self, tensor: str) -> str:
+        """A tensor's name on disk, where it is not that of a module's weight or bias."""
+        start, _, end = tensor.rpartition(".")
+        end = dict(self.suffixes).get(end, end)
+        return f"{start}.{end}" if start else end
+
+    def tensor_of(self, module: str) -> str:
+        """Returns the weight of a module on disk: itself, if it is a tensor that no module has.
+
+        Args:
+            module: The name of a module on disk, or of such a tensor.
+        """
+        return module if self._respelled(module) != module else f"{module}.weight"
 
     def stored(self, module: str) -> Iterator[tuple[str, tuple[Piece, ...]]]:
         """Yields the names on disk of a module in memory, in the table's order.

@@ -232,6 +232,7 @@ PLACEMENT = (
     *(
         "fused",
         "cutting",
+        "joined_experts",
         "joining",
         "naming",
         "tied",

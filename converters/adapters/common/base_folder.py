@@ -7,7 +7,7 @@ import numpy as np
 from jaxmix.converters.adapters.common.base_model import BaseModel, orientations
 from jaxmix.converters.adapters.common.components import join_models
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
-from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
+from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, read_checkpoint
 from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
 from jaxmix.converters.names import modules_of
 from jaxmix.errors import CheckpointError
@@ -15,13 +15,14 @@ from jaxmix.errors import CheckpointError
 __all__ = ["folder_model"]
 
 
-def folder_model(folder: Path) -> BaseModel:
+def folder_model(folder: Path, variant: str | None = None) -> BaseModel:
     """Returns the model in a folder, a file or on the hub, whose weights are read when needed.
 
     Packed weights are unpacked as they are read.
 
     Args:
         folder: As in `read_checkpoint`. The names in a pipeline start with the component.
+        variant: As there.
 
     Returns:
         The model.
@@ -29,9 +30,13 @@ def folder_model(folder: Path) -> BaseModel:
     Raises:
         CheckpointError: If there is no checkpoint, or it is damaged.
     """
-    checkpoint = read_checkpoint(folder)
+    return _model(read_checkpoint(folder, variant), folder)
+
+
+def _model(checkpoint: Checkpoint, folder: Path) -> BaseModel:
+    """The model in a checkpoint, which is described by its folder or file."""
     if checkpoint.components:
-        parts = {name: folder_model(part.folder) for name, part in checkpoint.components.items()}
+        parts = {name: _model(part, part.folder) for name, part in checkpoint.components.items()}
         return join_models(parts, str(folder))
     readout, method = find_packed(checkpoint), quantization_method(checkpoint)
     tensors = unpacked(checkpoint, readout)

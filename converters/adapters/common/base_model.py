@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.errors import CheckpointError, LayoutError
+from jaxmix.errors import CheckpointError, LayoutError, option
 from jaxmix.placement.assembly import assembled, assembled_shape
 from jaxmix.placement.canonical import Holding, Modules
 from jaxmix.placement.layout import NAMES
@@ -146,7 +146,7 @@ class BaseModel:
         )
 
 
-def base_model(base: Any) -> BaseModel:
+def base_model(base: Any, variant: str | None = None) -> BaseModel:
     """Converts the ``base=`` of `jaxmix.load` to a `BaseModel`.
 
     Args:
@@ -155,12 +155,13 @@ def base_model(base: Any) -> BaseModel:
             (those that `jaxmix.compose` finds without a layout), which is a flat dict in the
             model's own order where a reader needs the order; or a list of the modules' names,
             which is enough where no weights are needed.
+        variant: Which of several variants of a folder's weights to read, such as ``"fp16"``.
 
     Returns:
         The model. Of a folder only headers are read.
 
     Raises:
-        CheckpointError: If it is none of these.
+        CheckpointError: If it is none of these, or a variant is given and it is no folder.
 
     Example:
         >>> base_model({"proj": {"kernel": np.ones((3, 2))}}).shape("proj")
@@ -170,12 +171,17 @@ def base_model(base: Any) -> BaseModel:
 
     Source: docs/design.md, words: site, params.
     """
-    if isinstance(base, BaseModel):
-        return base
     if isinstance(base, str | os.PathLike):
         from jaxmix.converters.adapters.common.base_folder import folder_model  # it imports this
 
-        return folder_model(Path(base))
+        return folder_model(Path(base), variant)
+    if variant is not None:
+        raise CheckpointError(
+            f"{option('variant', variant)} chooses among the files of a folder, which is not given "
+            f"as {option('base', ...)}."
+        )
+    if isinstance(base, BaseModel):
+        return base
     is_names = isinstance(base, list | tuple | set | frozenset) and base
     if is_names and all(isinstance(name, str) for name in base):
         return _of_names(base)

@@ -12,12 +12,14 @@ from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.names import best_other_names
 from jaxmix.converters.adapters.lycoris.parts import (
     PARTS,
-    component_in,
     components_of,
+    has_open_clip_names,
+    in_component,
     is_selected,
     missing_component,
     respell_module,
     role_of,
+    spellings_of,
 )
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import unwrapped
@@ -161,7 +163,9 @@ def match_sites(
     for place in places:
         full = f"{place.part}.{place.module}" if place.part else place.module
         if modules is None:
-            sites[place] = full if several else place.module
+            # Without the part, nothing tells the component of OpenCLIP's names.
+            is_full = several or has_open_clip_names(place.part)
+            sites[place] = full if is_full else place.module
             continue
         fitting = _modules_named(place, modules, spellings)
         if len(fitting) == 1:
@@ -170,10 +174,9 @@ def match_sites(
             problems.append(f"{full}: {' and '.join(fitting)}")
         else:
             lost.append(place)
-    others = best_other_names({place: place.module for place in lost}, modules or ())
-    for place, (name, _) in others.items():
-        component = component_in(place.part, modules or ())
-        sites[place] = f"{component}.{name}" if component else name
+    wanted = {place: spellings_of(place.part, place.module) for place in lost}
+    for place, (name, _) in best_other_names(wanted, modules or ()).items():
+        sites[place] = in_component(place.part, name, modules or ())
     for place in lost:
         if place in sites:
             continue
@@ -204,6 +207,9 @@ def match_sites(
 
 def _modules_named(place: PartModule, modules: Collection[str], spellings: Spellings) -> list[str]:
     """Returns the base's modules that a module in the file may be, by the best spelling only."""
+    if has_open_clip_names(place.part):
+        full = f"{place.part}.{place.module}"
+        return [full] if full in modules else list(spellings.of(full))
     for module in respell_module(place.part, place.module):
         full = f"{place.part}.{module}" if place.part else module
         own = tuple(dict.fromkeys((full, module)))

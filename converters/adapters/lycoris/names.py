@@ -1,15 +1,16 @@
 """Matches module names with underscores for dots to the names of the base's modules."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.lycoris.doubles import is_double
 from jaxmix.converters.adapters.lycoris.parts import (
-    component_in,
     components_of,
+    in_component,
     missing_component,
     respell_module,
+    spellings_of,
 )
 from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, listing, option
@@ -82,11 +83,9 @@ def match_modules(
             del found[name]
         else:
             problems.append(f"{name}: is {module}, and so is {other}")
-    others = best_other_names({name: rest for name, (_, rest) in lost.items()}, modules)
-    for name, (other, parts) in others.items():
-        component = component_in(lost.pop(name)[0], modules)
-        start = f"{component}." if component else ""
-        module = start + other
+    wanted_names = {name: spellings_of(role, rest, "_") for name, (role, rest) in lost.items()}
+    for name, (other, parts) in best_other_names(wanted_names, modules).items():
+        module = in_component(lost.pop(name)[0], other, modules)
         doubles = [owners[m] for m in ((module,) if module in owners else parts) if m in owners]
         if len(doubles) < len(parts):
             owners[module], found[name] = name, module
@@ -108,12 +107,12 @@ def match_modules(
 
 
 def best_other_names(
-    wanted: Mapping[T, str], modules: Collection[str]
+    wanted: Mapping[T, Sequence[str]], modules: Collection[str]
 ) -> dict[T, tuple[str, tuple[str, ...]]]:
     """Finds names of an image or video model's other scheme, by the table that has most of them.
 
     Args:
-        wanted: Names without the part, by anything; underscores may stand for dots.
+        wanted: The spellings of each name, by anything; underscores may stand for dots.
         modules: The base's module names.
 
     Returns:
@@ -123,7 +122,10 @@ def best_other_names(
     best: dict[T, tuple[str, tuple[str, ...]]] = {}
     for names in other_names(modules) if wanted else ():
         flat = {other.replace(".", "_"): other for other in names}
-        keys = {key: name.replace(".", "_") for key, name in wanted.items()}
-        found = {key: (flat[n], names[flat[n]]) for key, n in keys.items() if n in flat}
+        found: dict[T, tuple[str, tuple[str, ...]]] = {}
+        for key, spellings in wanted.items():
+            fitting = (n for name in spellings if (n := name.replace(".", "_")) in flat)
+            if (name := next(fitting, None)) is not None:
+                found[key] = flat[name], names[flat[name]]
         best = max(best, found, key=len)
     return best

@@ -12,11 +12,14 @@ __all__ = [
     "PREFIXES",
     "component_in",
     "components_of",
+    "has_open_clip_names",
+    "in_component",
     "is_second",
     "is_selected",
     "missing_component",
     "respell_module",
     "role_of",
+    "spellings_of",
     "split_component",
 ]
 
@@ -49,6 +52,11 @@ PARTS: tuple[str, ...] = (
     "text_encoders.clip_l.transformer",
     "text_encoders.clip_g.transformer",
     "text_encoders.t5xxl.transformer",
+    "cond_stage_model.transformer",
+    "cond_stage_model.model",
+    "conditioner.embedders.0.transformer",
+    "conditioner.embedders.0.model",
+    "conditioner.embedders.1.model",
 )
 
 # The names that a role may have in a tree or a pipeline of several models. Flux has two text
@@ -66,11 +74,18 @@ _COMPONENTS: dict[str, tuple[str, ...]] = {
     "te2": ("text_encoder_2", "te2", "text_encoders.clip_g.transformer"),
     "te3": ("text_encoder_3", "te3", "text_encoders.t5xxl.transformer", "text_encoder_2"),
 }
+# Text encoders whose modules have OpenCLIP's names: of SD 2, SDXL, and SDXL's refiner.
+_OPEN_CLIP: dict[str, str] = {
+    "cond_stage_model.model": "te1",
+    "conditioner.embedders.1.model": "te2",
+    "conditioner.embedders.0.model": "te2",
+}
 # Components that a file names only if it says so: of two transformers, diffusers uses the first.
 _SECOND = {"transformer_2": "unet", "unet_2": "unet"}
 _ROLES = {
     **PREFIXES,
     **_SECOND,
+    **_OPEN_CLIP,
     **{name: role for role, names in reversed(_COMPONENTS.items()) for name in names},
     "": "unet",
 }
@@ -167,8 +182,25 @@ def component_in(part: str, modules: Iterable[str]) -> str:
     return next((name for name in components_of(part) if name in first), "")
 
 
+def in_component(part: str, module: str, modules: Iterable[str]) -> str:
+    """Returns a module's name in a base, after the name of its component if the base has several.
+
+    Args:
+        part: The prefix of a file's keys, or a role.
+        module: The module's name, which may be that in the base already.
+        modules: The base's module names.
+
+    Example:
+        >>> in_component("lora_unet", "proj", ["transformer.x", "text_encoder.x"])
+        'transformer.proj'
+    """
+    is_whole = split_component(module)[0] in {*components_of(part), *_OPEN_CLIP}
+    component = "" if is_whole else component_in(part, modules)
+    return f"{component}.{module}" if component else module
+
+
 def _known_components() -> set[str]:
-    return {*_SECOND, *(name for names in _COMPONENTS.values() for name in names)}
+    return {*_SECOND, *_OPEN_CLIP, *(name for names in _COMPONENTS.values() for name in names)}
 
 
 def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, ...]:
@@ -191,6 +223,35 @@ def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, .
     prefix = f"text_model{separator}"
     is_long = module.startswith(prefix)
     return (module, module.removeprefix(prefix) if is_long else prefix + module)
+
+
+def has_open_clip_names(part: str) -> bool:
+    """Whether a part has OpenCLIP's names, of which some mean another weight in transformers.
+
+    Args:
+        part: The prefix of a file's keys, or the name of a component.
+    """
+    return part in _OPEN_CLIP
+
+
+def spellings_of(part: str, module: str, separator: str = ".") -> tuple[str, ...]:
+    """Returns a module's names without and with each name of its component.
+
+    Args:
+        part: The prefix of a file's keys, or a role.
+        module: The module's name.
+        separator: What is between the parts of the name.
+
+    Example:
+        >>> spellings_of("prior", "proj")[:3]
+        ('proj', 'unet.proj', 'transformer.proj')
+    """
+    names = respell_module(part, module, separator)
+    if has_open_clip_names(part):
+        return (f"{part}.{module}".replace(".", separator),)
+    others = [name for name, role in _OPEN_CLIP.items() if role == role_of(part)]
+    prefixes = [name.replace(".", separator) for name in (*components_of(part), *others)]
+    return (*names, *(f"{p}{separator}{name}" for p in prefixes for name in names))
 
 
 def missing_component(wanted: Sequence[str], modules: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.adapters.lycoris.model_choice import chosen_model
 from jaxmix.converters.adapters.lycoris.parts import (
+    has_open_clip_names,
     is_second,
     respell_module,
     role_of,
@@ -29,7 +30,7 @@ from jaxmix.converters.adapters.lycoris.program import (
     OTHER_CLIP,
     Program,
 )
-from jaxmix.converters.names.images.models import ImageModel
+from jaxmix.converters.names.images.models import ImageModel, image_models
 from jaxmix.errors import AdapterError, UnsupportedError, listing, option
 from jaxmix.families import Delta, Update
 from jaxmix.placement.joining import with_memory_names, with_original_names
@@ -118,7 +119,7 @@ def _by_role(adapter: Adapter, prefix: str | None) -> _Parts:
     parts: _Parts = {}
     components: dict[str, set[str]] = {}
     twice: list[str] = []
-    for site, update in adapter.updates.items():
+    for site, update in _without_open_clip(adapter.updates).items():
         component, module = split_component(site)
         if component:
             role = role_of(component)
@@ -145,6 +146,14 @@ def _by_role(adapter: Adapter, prefix: str | None) -> _Parts:
     if twice:
         raise AdapterError(f"{adapter.name}: sites that are one module:{listing(twice)}")
     return parts
+
+
+def _without_open_clip(updates: Mapping[str, Update]) -> dict[str, Update]:
+    """The updates of text encoders by transformers' names, which all programs read."""
+    (unet, *_) = image_models("unet")
+    own = {s: u for s, u in updates.items() if has_open_clip_names(split_component(s)[0])}
+    rest = {site: update for site, update in updates.items() if site not in own}
+    return rest | with_memory_names(own, unet.table)
 
 
 def _shapes(base: Any) -> dict[str, tuple[int, ...]]:
@@ -180,7 +189,7 @@ def _renamed(
             f"write the names as they are, pass {option('names', '')}."
         )
     if not is_original:
-        return with_memory_names(updates, model.table)
+        return with_memory_names(updates, model.table, shapes)
     without = model.without
     if model.name == "hunyuan_video":
         in_comfyui = program is COMFYUI
@@ -188,7 +197,7 @@ def _renamed(
     # Names that the program does not have go to diffusers' names first.
     other = {m: update for m, update in updates.items() if re.search(without, m)}
     rest = {m: update for m, update in updates.items() if m not in other}
-    updates = rest | with_memory_names(other, model.table)
+    updates = rest | with_memory_names(other, model.table, shapes)
     made = with_original_names(updates, model.table, shapes, without=without)
     _warn_of_dense(adapter, updates, made)
     return made

@@ -62,7 +62,7 @@ def other_names(modules: Collection[str]) -> Iterator[Mapping[str, tuple[str, ..
         in_memory = {
             piece.name.removesuffix(".weight"): (module,)
             for module in inside
-            for piece in table.pieces(f"{module}.weight")
+            for piece in table.pieces(table.tensor_of(module))
         }
         # A module may have several names in the original scheme, such as those of XLabs.
         aliases = {name: () for name in table.sources(in_memory)} if renamings[-1] == {} else {}
@@ -93,9 +93,10 @@ def _read(name: str, data: Mapping[str, Any]) -> NameMap:
         settings = row[-1] if isinstance(row[-1], dict) else {}
         source, *targets = [item for item in row if isinstance(item, str)]
         ratio = tuple(settings.get("ratio", ()))
-        flags = settings.get("swap", False), settings.get("tensor", False)
+        order = settings.get("swap", False), settings.get("swap_ratio", 0)
         # A row with a single name has the same name in both schemes.
-        rows.append(Template(source, tuple(targets) or (source,), ratio, *flags))
+        flags = settings.get("tensor", False), settings.get("transposed", False)
+        rows.append(Template(source, tuple(targets) or (source,), ratio, *order, *flags))
     suffixes = tuple(data.get("suffixes", {}).items())
     table = Templates(tuple(rows), _PREFIXES, suffixes, _COMPONENTS)
     return NameMap(name, prefix=data["component"], templates=table)

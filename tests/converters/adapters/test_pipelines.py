@@ -17,6 +17,7 @@ MODULES = [
     "text_encoder.text_model.encoder.fc1",
     "text_encoder_2.encoder.fc1",
 ]
+T5 = "encoder.block.0.layer.0.SelfAttention.q"
 
 
 def save(file: Path, *keys: str) -> Path:
@@ -57,6 +58,15 @@ def test_site_of_a_key(key: str, part: str | None, site: str, tmp_path: Path) ->
     options: dict[str, Any] = {} if part is None else {"part": part}
     file = save(tmp_path / "x.safetensors", key)
     assert jaxmix.load(file, base=MODULES, **options).parts[0].sites == (site,)
+
+
+@pytest.mark.parametrize("t5", ["text_encoder_2", "text_encoder_3"])
+def test_site_of_t5(t5: str, tmp_path: Path) -> None:
+    """In sd-scripts, `lora_te3` is Flux's second text encoder and Stable Diffusion 3's third."""
+    base = ["transformer.proj_out", "text_encoder.text_model.encoder.fc1", f"{t5}.{T5}"]
+    for key in (f"lora_te3_{T5.replace('.', '_')}", f"text_encoders.t5xxl.transformer.{T5}"):
+        file = save(tmp_path / "x.safetensors", key)
+        assert jaxmix.load(file, base=base).parts[0].sites == (f"{t5}.{T5}",)
 
 
 def test_part_selects_the_keys_of_its_role(tmp_path: Path) -> None:

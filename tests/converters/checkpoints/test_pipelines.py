@@ -65,8 +65,8 @@ def test_several_variants(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     assert str(refused.value) == (
         f"{tmp_path} has several variants of its weights: model.fp16.safetensors, "
-        "model.non_ema.safetensors. Keep one of them in the folder, or use a copy of the folder "
-        "that has only one."
+        "model.non_ema.safetensors. Choose one (variant='…'), or keep only one of them in the "
+        "folder."
     )
 
 

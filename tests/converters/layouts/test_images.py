@@ -30,7 +30,7 @@ GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "image_layouts").glob(
 by_golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 
 # Tensors whose halves are swapped in a leaf, or are in another order in the last layer, and those
-# leaves; and a buffer.
+# leaves, which have rules for the original names; and a buffer.
 _OPEN = {
     "maxdiffusion_flux": (r"norm_out\.linear", r"norm_out\.Dense_0"),
     "keras_hub_sd3": (
@@ -92,8 +92,9 @@ def test_a_table_finds_every_site_of_its_tree(path: Path) -> None:
     found = set(sites_of(named(record["layout"]), shapes))
     weights = [name for name in tensors if not name.endswith(".bias")]
     named_ = {name.removesuffix(".weight") for name in weights if not is_open(path, name, 0)}
-    # By its authors' name it has a leaf.
-    assert found - {"final_layer.adaLN_modulation.1"} == named_
+    # By their authors' names they have leaves.
+    original = r"(final_layer|joint_blocks\.\d+\.context_block)\.adaLN_modulation\.1"
+    assert {name for name in found if not re.fullmatch(original, name)} == named_
 
 
 def at(path: Path, name: str) -> Place:
@@ -321,6 +322,45 @@ def test_names_of_black_forest_labs(tmp_path: Path) -> None:
     mlp = stacked[f"{single}.mlp_and_out.lin_mlp.kernel"]
     np.testing.assert_array_equal(mlp[2], fused[:, 36:])
     assert not mlp[:2].any() and len(stacked) == 5
+
+
+@pytest.mark.parametrize("tree", ["maxdiffusion-flux", "maxdiffusion-flux-unscanned"])
+def test_halves_that_are_swapped_in_diffusers(tree: str, tmp_path: Path) -> None:
+    """`norm_out.linear` changes the leaf as the original module with its halves in order does."""
+    names = {"transformer.norm_out.linear": (24, 12), "transformer.proj_out": (4, 12)}
+    lora = jaxmix.load(written(tmp_path, **names))
+    new = changed(jaxmix.compose(tree_of(tree), lora))
+    assert set(new) == {"norm_out.Dense_0.kernel", "proj_out.kernel"}
+    rows = np.concatenate([np.arange(13.0, 25), np.arange(1.0, 13)])
+    np.testing.assert_array_equal(new["norm_out.Dense_0.kernel"], np.broadcast_to(rows, (12, 24)))
+
+
+def test_halves_that_are_swapped_on_the_tree_of_diffusers_order(tmp_path: Path) -> None:
+    """The original name on a leaf that has the order of diffusers."""
+    lora = jaxmix.load(written(tmp_path, **{"final_layer.adaLN_modulation.1": (24, 12)}))
+    tree = tree_of("maxdiffusion-flux")
+    tree["norm_out"] = {"linear": tree["norm_out"].pop("Dense_0")}
+    new = changed(jaxmix.compose(tree, lora))
+    rows = np.concatenate([np.arange(13.0, 25), np.arange(1.0, 13)])
+    assert set(new) == {"norm_out.linear.kernel"}
+    np.testing.assert_array_equal(new["norm_out.linear.kernel"], np.broadcast_to(rows, (12, 24)))
+
+
+def test_swapped_halves_of_keras_hub(tmp_path: Path) -> None:
+    """Those of the last layer and of the last block only."""
+    names = {"transformer_blocks.0.norm1_context.linear": 72}
+    names |= {"transformer_blocks.1.norm1_context.linear": 24, "norm_out.linear": 24}
+    lora = jaxmix.load(written(tmp_path, **{name: (n, 12) for name, n in names.items()}))
+    new = changed(jaxmix.compose(tree_of("keras_hub-sd3"), lora))
+    swapped = np.concatenate([np.arange(13.0, 25), np.arange(1.0, 13)])
+    wanted = {
+        "joint_block_0.context_block.ada_layer_norm.dense.kernel": np.arange(1.0, 73),
+        "joint_block_1.context_block.ada_layer_norm.dense.kernel": swapped,
+        "output_ada_layer_norm.dense.kernel": swapped,
+    }
+    assert set(new) == set(wanted)
+    for name, rows in wanted.items():
+        np.testing.assert_array_equal(new[name], np.broadcast_to(rows, (12, len(rows))))
 
 
 def test_names_of_both_schemes_mix(tmp_path: Path) -> None:
