@@ -35,7 +35,7 @@ __all__ = ["run"]
 # The rows or columns of a slab: a multiple of what the matrix units of all TPUs hold (v5e: 128,
 # v6e: 256). Over a bare pass, 128 took 1.81 and 2.06 (v5e, v6e), 256 1.75 and 1.73, 512 2.17, 1.64.
 SLAB = 256
-# Slabs in one iteration of the loop. XLA reads and rotates each but the last directly from the leaf,
+# Slabs in one iteration of the loop. Of two slabs XLA reads and rotates each directly in the leaf,
 # where with one slab it copies the slab first: v6e took 1.76 with one, and 1.43 with two.
 UNROLL = 2
 # Up to this many bytes a matrix is rotated by one product: a quarter of the fast memory of v5e and
