@@ -42,8 +42,8 @@ def added(
         # Casting back to the stored dtype is exact, and XLA leaves out both casts.
         x = x if stored is None else x.astype(stored)
         x, delta = (x.T, delta.T) if is_transposed else (x, delta)
-        # Without a view, XLA prefers the transpose's layout for sums over rows and copies x.
-        is_viewed = backend.has_tiles and stored is not None and not is_transposed
+        # Without a view, XLA copies x into the other order for some reductions.
+        is_viewed = backend.has_tiles and stored is not None
         total = added_in_one_pass(
             backend, x, delta, dtype, is_leaf=stored is not None, is_viewed=is_viewed
         )
@@ -54,13 +54,13 @@ def added(
     return by_platform(lambda x, delta: delta.added_to(x), in_one_pass, x, delta)
 
 
-def prepared(backend: Backend, delta: Operator, *, is_viewed: bool = False) -> tuple[Operator, ...]:
+def prepared(backend: Backend, delta: Operator, *, view: int | None = None) -> tuple[Operator, ...]:
     """Returns Δ's terms in the form that `plus` takes, at most one of low rank.
 
     Args:
         backend: Whose form to choose.
         delta: Δ.
-        is_viewed: Whether the terms are used as arrays of three axes.
+        view: The size k of the second axis if the terms are used as (l, k, cols).
     """
     low: list[LowRank] = []
     rest: list[Operator] = []
@@ -81,7 +81,7 @@ def prepared(backend: Backend, delta: Operator, *, is_viewed: bool = False) -> t
         joined = LowRank(b, jnp.concatenate([term.a for term in low], 0))
         # Otherwise XLA writes out what it takes to join them several times.
         joined = jax.lax.optimization_barrier(joined)
-    return backend.prepared(joined, is_viewed=is_viewed), *rest
+    return backend.prepared(joined, view=view), *rest
 
 
 def added_in_one_pass(
@@ -114,7 +114,7 @@ def added_in_one_pass(
     if size is None or not is_leaf:
         return plus(backend, x.astype(wide), prepared(backend, delta)).astype(dtype)
     total = jax.lax.optimization_barrier(x.reshape(rows // size, size, cols)).astype(wide)
-    for term in prepared(backend, delta, is_viewed=True):
+    for term in prepared(backend, delta, view=size):
         total = total + _viewed(backend, term, size, wide)
     return total.astype(dtype).reshape(rows, cols)
 

@@ -190,8 +190,8 @@ class Kronecker(Operator):
 def _spread(blocks: Float[Array, "k b b"]) -> Float[Array, "kb kb"]:
     """Places blocks along the diagonal of a matrix of zeros."""
     k, b, _ = blocks.shape
-    spread = jnp.einsum("kab,kj->kajb", blocks, jnp.eye(k, dtype=blocks.dtype))
-    return spread.reshape(k * b, k * b)
+    row, column = jnp.arange(k * b)[:, None] // b, jnp.arange(k * b)[None] // b
+    return jnp.where(row == column, jnp.tile(blocks.reshape(k * b, b), (1, k)), 0)
 
 
 def covering_blocks(kept: range, size: int) -> tuple[int, int]:

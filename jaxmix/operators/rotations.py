@@ -108,23 +108,25 @@ def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = Fals
         >>> cayley_neumann(jnp.full((1, 1, 1), 0.5), 5).tolist()
         [[[2.8125]]]
     """
-    total = power = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
-    if ends_twice:
-        for _ in range(1, terms):
-            power = power @ q
-            total = total + 2 * power
-        return total
-    if terms < 2:
-        return total
-    total = total + 2 * q
+    if not ends_twice and terms == 3:
+        terms = 4
+    factors = [1] + [2] * (terms - 1)
+    if not ends_twice and terms > 2:
+        factors[-1] = 1
+    eye = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
+    if terms == 1:
+        return eye
+    # Horner's rule in Q² takes half of the products: a I + b Q + Q² (c I + d Q + Q² (…)).
+    lines = [a * eye + b * q for a, b in zip(factors[::2], factors[1::2], strict=False)]
     if terms == 2:
-        return total
-    power = q @ q
-    total = total + 2 * power
-    for _ in range(3, terms - 1):
-        power = power @ q
-        total = total + 2 * power
-    return total + power @ q
+        return lines[0]
+    square = q @ q
+    total = lines.pop()
+    if terms % 2:
+        total = total + factors[-1] * square
+    for line in reversed(lines):
+        total = line + square @ total
+    return total
 
 
 def terms_misfit(terms: Any) -> str | None:
