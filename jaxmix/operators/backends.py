@@ -10,7 +10,7 @@ Measured with the compilers themselves, without a chip (``make aot``); docs/scal
   side by side in one inner dimension (`split`), which is as accurate and up to six times cheaper.
 - On a GPU, XLA fuses nothing with a second operand behind a matrix product: it writes Δ in float32
   and reads it again, and moves three times the bytes. A sum over a short axis fuses into the pass
-  over the weight, so low ranks are written as one. Its gradients become matrix products again.
+  over the weight, so low ranks are written as a few of them, as their gradients are.
 """
 
 from collections.abc import Callable
@@ -89,8 +89,8 @@ TPU = Backend(khatri_rao_rank=256, summed_rank=0, has_split_products=True, has_t
 # without a GPU, neither was measured.
 GPU = Backend(khatri_rao_rank=0, summed_rank=32, has_split_products=False, has_tiles=False)
 
-# A GPU's sums are over this many numbers each. Longer ones are kernels of their own: one from 32, two
-# whose product is taken from 16, and any whose result is summed again, as in norms.
+# A GPU's sums are over this many numbers each. Longer ones are kernels of their own: one from 32,
+# two whose product is taken from 16, and any whose result is summed again, as in norms.
 _SUM = 8
 
 # Which parts of two split factors are multiplied: all but those below float32's precision.
