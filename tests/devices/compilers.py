@@ -38,6 +38,7 @@ __all__ = [
     "has_tpu_compiler",
     "mix",
     "ratio",
+    "tpus",
     "update",
 ]
 
@@ -91,15 +92,18 @@ class Program:
 
 
 @cache
-def device(name: str) -> SingleDeviceSharding:
-    """Returns a chip that only the compiler knows."""
-    if name == "h100":
-        return SingleDeviceSharding(gpu.topology().devices[0])
+def tpus(topology: str) -> list[Any]:
+    """Returns TPUs that only the compiler knows."""
     # Otherwise libtpu asks the network for the machine's metadata.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[name])
-    return SingleDeviceSharding(found.devices[0])
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def device(name: str) -> SingleDeviceSharding:
+    """Returns one chip that only the compiler knows."""
+    found = gpu.topology().devices if name == "h100" else tpus(TPUS[name])
+    return SingleDeviceSharding(found[0])
 
 
 def compiled(run: Any, *args: Any, on: str) -> Program:

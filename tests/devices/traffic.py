@@ -19,7 +19,6 @@ _INSTRUCTION = re.compile(
 )
 _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[fsuc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 _TRIPS = re.compile(r'known_trip_count"?:?\s*\{"?n"?:\s*"?(\d+)')
-_BYTES = {"pred": 1, "bf16": 2, "f8": 1}
 # These move nothing: they name arrays, or wait for what has been counted.
 _FREE = frozenset(
     "parameter get-tuple-element tuple bitcast constant after-all opt-barrier partition-id".split()
@@ -129,11 +128,16 @@ def _written_by(root: _Instruction, where: dict[str, _Instruction]) -> int:
     return root.size
 
 
+def _bits(dtype: str) -> int:
+    """The bits of a number: 8 for pred and for f8e4m3fn."""
+    return 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
+
+
 def _sizes(text: str) -> Iterator[int]:
     """The bytes of each array in a type; none for those in memory next to the kernels."""
     for dtype, dims, layout in _SHAPE.findall(text):
-        each = _BYTES.get(dtype, _BYTES.get(dtype[:2]) or int(re.sub(r"\D", "", dtype)) // 8)
-        yield 0 if "S(" in layout else each * math.prod(int(n) for n in dims.split(",") if n)
+        number = math.prod(int(n) for n in dims.split(",") if n)
+        yield 0 if "S(" in layout else number * _bits(dtype) // 8
 
 
 def kernels(text: str) -> list[Kernel]:
