@@ -99,7 +99,7 @@ bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one bat
 	@$(BIN)/python -m tests.benchmarks.bench_merge
 
 aot: $(VENV)/.aot ## docs/accelerators.md: what TPUs' and GPUs' compilers estimate, without a chip
-	@$(BIN)/python -m tests.devices.tables $(ARGS)
+	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.devices.tables $(ARGS)
 
 notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their outputs
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb

@@ -3,7 +3,7 @@
 This is the only place that chooses by backend. `by_platform` decides when a program is lowered, so
 a program that is lowered for a TPU on another host gets the TPU's form.
 
-Measured with the compilers themselves, without a chip (``make aot``); docs/scale.md has the tables:
+Measured with the compilers themselves, without a chip (``make aot``, docs/accelerators.md):
 
 - On a TPU, XLA fuses one matrix product with everything around it, and a float32 product takes six
   bfloat16 passes, each with its inner dimension padded to 128 or 256. The same six products fit

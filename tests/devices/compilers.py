@@ -5,7 +5,7 @@ extra ``cuda-compiler``). Nothing runs. A program's cost is what the TPU's compi
 cycles. The GPU's compiler estimates nothing, so there it is the bytes that all kernels read and
 write.
 
-    python -m tests.devices.tables      (``make aot``) prints the tables
+    make aot      writes the tables of docs/accelerators.md
 """
 
 import importlib.util
