@@ -44,7 +44,7 @@ PYTEST := $(BIN)/python -m pytest $(PARALLEL)
 test: $(VENV)/.all ## the tests that a change is likely to break, those against PEFT too
 	@$(PYTEST) -m 'not thorough' $(ARGS)
 
-test-all: $(VENV)/.aot ## all tests, those with the TPU's compiler too
+test-all: $(VENV)/.aot ## all tests, those with the TPU's and the GPU's compilers too
 	@$(PYTEST) $(ARGS)
 
 test-rest: $(VENV)/.all ## the tests that `make test` leaves out
@@ -98,8 +98,8 @@ bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one bat
 	@$(BIN)/python -m tests.benchmarks.bench_bank
 	@$(BIN)/python -m tests.benchmarks.bench_merge
 
-aot: $(VENV)/.aot ## what the TPU's compiler makes of compose, without a TPU
-	@$(BIN)/python -m tests.devices.compilers $(ARGS)
+aot: $(VENV)/.aot ## docs/accelerators.md: what TPUs' and GPUs' compilers estimate, without a chip
+	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.devices.tables $(ARGS)
 
 notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their outputs
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
@@ -144,11 +144,16 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	@$(PIP) install --editable '.[docs]'
 	@touch $@
 
-# The TPU's compiler belongs to the release of JAX that is installed. It is large and only for some
-# systems: where it can't be installed, its tests are skipped.
+# The compilers belong to the release of JAX that is installed. They are large (210 and 220 MB) and
+# only for some systems: where one can't be installed, its tests are skipped. Next to JAX, CUDA's
+# plugin prints in every program that it finds no GPU, so it has a folder of its own, in which
+# tests/devices/gpu.py finds it. It compiles without CUDA's libraries, which would be gigabytes.
 $(VENV)/.aot: pyproject.toml $(VENV)/.all
-	$(say) "Installing the TPU's compiler"
-	@$(PIP) install "jax[tpu]==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" || true
+	$(say) "Installing the TPU's and the GPU's compilers"
+	@release=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jax"))') && \
+	  { $(PIP) install "jax[tpu]==$$release" || true; } && \
+	  { $(PIP) install --no-deps --upgrade --target $(VENV)/cuda "jax-cuda12-plugin==$$release" \
+	    "jax-cuda12-pjrt==$$release" nvidia-cuda-nvcc-cu12 || true; }
 	@touch $@
 
 # JAX's and flax's own deprecations of their day are let pass here.

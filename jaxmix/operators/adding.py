@@ -138,9 +138,10 @@ def _plus(backend: Backend, x: Array, term: Operator) -> Array:
     """``x + term``, in x's dtype."""
     match term:
         case LowRank():
-            return x + backend.product(term, x.dtype)
+            return x + backend.product(term.b, term.a, x.dtype)
         case Hadamard():
-            return x + backend.product(term.left, x.dtype) * backend.product(term.right, x.dtype)
+            left, right = (backend.product(of.b, of.a, x.dtype) for of in (term.left, term.right))
+            return x + left * right
         case _:
             return term.added_to(x)
 
@@ -162,10 +163,7 @@ def _viewed(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Ar
         case LowRank():
             rows, rank = term.b.shape
             b = jax.lax.optimization_barrier(term.b.reshape(rows // size, size, rank))
-            if rank <= backend.unrolled_rank:
-                outer = (b[:, :, i : i + 1] * term.a[None, i : i + 1] for i in range(rank))
-                return sum(outer, jnp.zeros((), dtype))
-            return backend.matmul(b, term.a, dtype)
+            return backend.product(b, term.a, dtype)
         case Hadamard():
             left, right = (_viewed(backend, one, size, dtype) for one in (term.left, term.right))
             return left * right

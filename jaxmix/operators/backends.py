@@ -3,17 +3,19 @@
 This is the only place that chooses by backend. `by_platform` decides when a program is lowered, so
 a program that is lowered for a TPU on another host gets the TPU's form.
 
-Measured with the compilers themselves, without a chip (``make aot``); docs/scale.md has the tables:
+Measured with the compilers themselves, without a chip (``make aot``, docs/accelerators.md):
 
 - On a TPU, XLA fuses one matrix product with everything around it, and a float32 product takes six
   bfloat16 passes, each with its inner dimension padded to 128 or 256. The same six products fit
   side by side in one inner dimension (`split`), which is as accurate and up to six times cheaper.
-- On a GPU, XLA fuses nothing behind a matrix product: it writes Δ in float32 and reads it again.
-  A sum of a few outer products fuses, so low ranks are written as one.
+- On a GPU, XLA fuses nothing with a second operand behind a matrix product: it writes Δ in float32
+  and reads it again, and moves three times the bytes. A sum over a short axis fuses into the pass
+  over the weight, so low ranks are written as a few of them, as their gradients are.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import jax
@@ -31,13 +33,13 @@ class Backend:
 
     Args:
         khatri_rao_rank: A Hadamard product of ranks r₁ and r₂ becomes one low rank up to this r₁r₂.
-        unrolled_rank: Products up to this rank become sums of outer products.
+        summed_rank: Matrix products up to this inner dimension become sums over it.
         has_split_products: Whether float32 products become one bfloat16 product of split factors.
         has_tiles: Whether arrays are stored in tiles, and XLA chooses their order.
     """
 
     khatri_rao_rank: int
-    unrolled_rank: int
+    summed_rank: int
     has_split_products: bool
     has_tiles: bool
 
@@ -58,16 +60,23 @@ class Backend:
         joined = split if view is None else _split_and_joined
         return LowRank(joined(factors.b.T, left).T, joined(factors.a, right))
 
-    def product(self, factors: LowRank, dtype: Any) -> Float[Array, "rows cols"]:
-        """Returns the matrix of prepared factors."""
-        b, a = factors.b, factors.a
-        if factors.rank <= self.unrolled_rank:
-            outer = (b[:, i : i + 1] * a[i : i + 1] for i in range(factors.rank))
-            return sum(outer, jnp.zeros((), dtype))
-        return self.matmul(b, a, dtype)
+    def product(
+        self, b: Float[Array, "*rows r"], a: Float[Array, "r cols"], dtype: Any
+    ) -> Float[Array, "*rows cols"]:
+        """Returns the product of prepared factors, accumulated in a dtype."""
+        rank = a.shape[0]
+        if not 0 < rank <= self.summed_rank:
+            return self.matmul(b, a, dtype)
+        a = a.reshape((1,) * (b.ndim - 1) + a.shape)
+
+        def part(start: int) -> Array:
+            here = slice(start, start + _SUM)
+            return jnp.sum(b[..., here, None] * a[..., here, :], -2, dtype=dtype)
+
+        return reduce(jnp.add, map(part, range(0, rank, _SUM)))
 
     def matmul(self, b: Array, a: Array, dtype: Any) -> Array:
-        """Returns the product of prepared factors, accumulated in a dtype."""
+        """Returns the product of prepared factors as one matrix product."""
         return jnp.matmul(b, a, precision="highest", preferred_element_type=dtype)
 
     def is_low_rank(self, delta: Hadamard) -> bool:
@@ -77,8 +86,14 @@ class Backend:
 
 # Over a bare pass, v5e and v6e: r₁r₂ = 64 took 1.09 and 1.02, 256 took 1.85 and 1.28, where the
 # formula took 2.1 and 1.9; 1024 took 7.8 and 4.2.
-TPU = Backend(khatri_rao_rank=256, unrolled_rank=0, has_split_products=True, has_tiles=True)
-GPU = Backend(khatri_rao_rank=0, unrolled_rank=32, has_split_products=False, has_tiles=False)
+TPU = Backend(khatri_rao_rank=256, summed_rank=0, has_split_products=True, has_tiles=True)
+# Above a rank of 32, the sum's loads from the caches are expected to cost more than Δ's in HBM;
+# without a GPU, neither was measured.
+GPU = Backend(khatri_rao_rank=0, summed_rank=32, has_split_products=False, has_tiles=False)
+
+# A GPU's sums are over this many numbers each. Longer ones are kernels of their own: one from 32,
+# two whose product is taken from 16, and any whose result is summed again, as in norms.
+_SUM = 8
 
 # From this size and rank on, the float32 product in a view costs less than splitting its factors:
 # for LoRA, LoHa and LoKr on (1024, 4096) v5e took 1.03 and 1.77, v6e 1.04 and 1.54. With less of

@@ -168,13 +168,13 @@ def run(
 
     Weights stay in place, and activations move (2D, weight-stationary). Keys and values are sharded
     over all chips, factors over the model axis; over both axes, tokens would have to be moved to
-    them. With `adapters`, the factors form a bank, and each row reads its own.
+    them. With `adapters`, the factors form a bank in float32, and each row reads its own.
     """
     n, tokens = chips.count, rows * length
     weights = model.params * item / n
     cache = 2 * model.layers * model.kv * item / n
     data, over = chips.mesh
-    factors = model.factors(rank) * item / over
+    factors = model.factors(rank) * (4 if adapters else item) / over
     held = {
         "weights": weights,
         "factors": factors * max(adapters, 1),

@@ -1,16 +1,18 @@
-"""Accelerators' compilers without a device, and a reader of the programs that they make.
+"""Accelerators' compilers without a device, and what they say of the programs that they make.
 
 The TPU's compiler is in libtpu (the extra ``tpu-compiler``), the GPU's in JAX's CUDA plugin (the
-extra ``cuda-compiler``). Nothing runs: the cycles are the TPU compiler's own estimates.
+extra ``cuda-compiler``). Nothing runs. A program's cost is what the TPU's compiler estimates in
+cycles. The GPU's compiler estimates nothing, so there it is the bytes that all kernels read and
+write.
 
-    python -m tests.devices.compilers      (``make aot``) prints the tables
+    make aot      writes the tables of docs/accelerators.md
 """
 
 import importlib.util
 import os
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -23,9 +25,24 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
 
-__all__ = ["GOALS", "MIXES", "Program", "compiled", "has_tpu_compiler", "mix", "ratio"]
+from . import gpu
+from .traffic import traffic
 
-TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+__all__ = [
+    "GOALS",
+    "MIXES",
+    "TPUS",
+    "Program",
+    "compiled",
+    "estimated_cycles",
+    "has_tpu_compiler",
+    "mix",
+    "ratio",
+    "tpus",
+    "update",
+]
+
+TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 SHAPES = ((14336, 4096), (4096, 14336), (1024, 4096))
 MIXES = {
     "LoRA": ("lora",),
@@ -33,6 +50,7 @@ MIXES = {
     "LoKr": ("lokr",),
     "LoRA+LoHa+LoKr": ("lora", "loha", "lokr"),
     "OFT": ("oft",),
+    "OFT+LoRA": ("oft", "lora"),
     "DoRA": ("dora",),
 }
 # The most estimated cycles of a mix into one donated leaf, over those of ``w + 1``.
@@ -57,30 +75,44 @@ def has_tpu_compiler() -> bool:
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiler says of a program: its text, estimated cycles, and temporary bytes."""
+    """What a compiler says of a program: its text, and temporary bytes."""
 
     text: str
-    cycles: int
     temporary: int
+
+    @cached_property
+    def cycles(self) -> int:
+        """The cycles that the TPU's compiler estimates."""
+        return estimated_cycles(self.text)
+
+    @cached_property
+    def traffic(self) -> int:
+        """The bytes that all kernels read and write."""
+        return traffic(self.text)
 
 
 @cache
-def device(name: str) -> SingleDeviceSharding:
-    """Returns a TPU that only the compiler knows."""
+def tpus(topology: str) -> list[Any]:
+    """Returns TPUs that only the compiler knows."""
     # Otherwise libtpu asks the network for the machine's metadata.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[name])
-    return SingleDeviceSharding(found.devices[0])
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def device(name: str) -> SingleDeviceSharding:
+    """Returns one chip that only the compiler knows."""
+    found = gpu.topology().devices if name == "h100" else tpus(TPUS[name])
+    return SingleDeviceSharding(found[0])
 
 
 def compiled(run: Any, *args: Any, on: str) -> Program:
-    """Compiles a function for a TPU; its first argument is donated.
+    """Compiles a function for a chip; its first argument is donated.
 
     Args:
         run: The function.
         *args: Arrays or their shapes.
-        on: "v5e" or "v6e".
+        on: A key of `TPUS`, or "h100".
     """
 
     def placed(x: Any) -> jax.ShapeDtypeStruct:
@@ -88,8 +120,7 @@ def compiled(run: Any, *args: Any, on: str) -> Program:
 
     lowered = jax.jit(run, donate_argnums=0).lower(*jax.tree.map(placed, args))
     made: Any = lowered.compile()
-    text = made.as_text()
-    return Program(text, estimated_cycles(text), made.memory_analysis().temp_size_in_bytes)
+    return Program(made.as_text(), made.memory_analysis().temp_size_in_bytes)
 
 
 def estimated_cycles(text: str) -> int:
@@ -119,60 +150,56 @@ def estimated_cycles(text: str) -> int:
     return cycles(entry)
 
 
-def mix(name: str, shape: tuple[int, int]) -> list[Adapter]:
-    """Returns the shapes of a mix's adapters, of usual ranks, for one weight (out, in)."""
+def update(kind: str, shape: tuple[int, int]) -> Any:
+    """Returns the shapes of an update of usual rank for a weight (out, in)."""
     out, into = shape
 
     def array(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, np.float32)
 
-    made = {
-        "lora": LoRA(array(16, into), array(out, 16), 2.0),
-        "dora": LoRA(array(16, into), array(out, 16), 2.0, array(out)),
-        "loha": LoHa(array(out, 8), array(8, into), array(out, 8), array(8, into), 2.0),
-        "lokr": LoKr((array(64, 64),), (array(out // 64, 8), array(8, into // 64)), 2.0),
-        "oft": OFT(array(into // 32, 32 * 31 // 2), terms=5),
-    }
-    return [Adapter({"a": made[kind]}, 0.7, kind) for kind in MIXES[name]]
+    match kind:
+        case "lora":
+            return LoRA(array(16, into), array(out, 16), 2.0)
+        case "dora":
+            return LoRA(array(16, into), array(out, 16), 2.0, array(out))
+        case "loha":
+            return LoHa(array(out, 8), array(8, into), array(out, 8), array(8, into), 2.0)
+        case "lokr":
+            return LoKr((array(64, 64),), (array(out // 64, 8), array(8, into // 64)), 2.0)
+        case _:
+            return OFT(array(into // 32, 32 * 31 // 2), terms=5)
+
+
+def mix(name: str, shape: tuple[int, int]) -> list[Adapter]:
+    """Returns the shapes of a mix's adapters for one weight (out, in)."""
+    return [Adapter({"a": update(kind, shape)}, 0.7, kind) for kind in MIXES[name]]
 
 
 @cache
-def _floor(shape: tuple[int, int], on: str) -> int:
+def _pass(shape: tuple[int, int], on: str) -> int:
     """The cycles of one bare pass over a leaf."""
     return compiled(lambda w: w + 1, jax.ShapeDtypeStruct(shape, jnp.bfloat16), on=on).cycles
 
 
 def ratio(name: str, shape: tuple[int, int], layout: str, *, on: str) -> tuple[float, Program]:
-    """Returns a mix's cycles over those of a bare pass, and its program.
+    """Returns what a mix costs over the least that it can cost, and its program.
+
+    On a TPU these are its cycles over those of ``w + 1``. On a GPU it is its traffic over the bytes
+    of the leaf, twice, and of the factors.
 
     Args:
         name: The mix, a key of `MIXES`.
         shape: (out, in) of the weight.
         layout: "torch" or "flax".
-        on: "v5e" or "v6e".
+        on: A key of `TPUS`, or "h100".
     """
     torch = layout == "torch"
     stored = shape if torch else shape[::-1]
     leaf = jax.ShapeDtypeStruct(stored, jnp.bfloat16)
     params = {"a.weight": leaf} if torch else {"a": {"kernel": leaf}}
-    program = compiled(
-        lambda p, a: jaxmix.compose(p, a, layout=layout), params, mix(name, shape), on=on
-    )
-    return program.cycles / _floor(stored, on), program
-
-
-def main() -> None:
-    """Prints the tables."""
-    if not has_tpu_compiler():
-        print("The TPU's compiler is missing. Install it: pip install 'jaxmix-peft[tpu-compiler]'.")
-        return
-    print("| mix | weight | layout |", " | ".join(TPUS), "| goal |\n" + "| --- " * 6 + "|")
-    for name, goal in GOALS.items():
-        for shape in SHAPES:
-            for layout in ("torch", "flax"):
-                cells = [f"{ratio(name, shape, layout, on=on)[0]:.2f}" for on in TPUS]
-                print(f"| {name} | {shape} | {layout} | {' | '.join(cells)} | {goal} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    adapters = mix(name, shape)
+    program = compiled(lambda p, a: jaxmix.compose(p, a, layout=layout), params, adapters, on=on)
+    if on in TPUS:
+        return program.cycles / _pass(stored, on), program
+    factors = sum(np.size(x) * 4 for x in jax.tree.leaves(adapters))
+    return program.traffic / (4 * np.prod(shape) + factors), program

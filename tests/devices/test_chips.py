@@ -17,48 +17,34 @@ from jaxmix.unmerged.attaching import is_factored
 
 from ..benchmarks.chips import MODELS, Bill, Chips, Llama, compose, markdown, run, train
 from ..house.sources import ROOT
+from . import llama
 from .spying import grid, programs
 
 # Eight devices as chips, and a small model of a Llama's proportions.
 EIGHT = Chips("8 devices", (2, 4), 1e9, 1e9, 1e9, 1e9, 1e9)
 SMALL = Llama("small", 128, 1, 32, 384, 512)
 RANK = 8
-NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def leaves(dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the model's weights, sharded over both axes."""
     there = NamedSharding(grid(), P("x", "y"))
-    shapes = {
-        f"layers.{i}.{name}.weight": shape
-        for i in range(SMALL.layers)
-        for name, shape in zip(NAMES, SMALL.linears, strict=True)
-    }
-    shapes |= {name: (SMALL.vocab, SMALL.hidden) for name in ("embed.weight", "head.weight")}
-    return {n: jax.ShapeDtypeStruct(s, dtype, sharding=there) for n, s in shapes.items()}
+    made = llama.layers(SMALL, SMALL.layers, there, dtype)
+    return made | llama.vocabulary(SMALL, there, dtype)
 
 
 def lora(dtype: Any = np.float32) -> Adapter:
     """Returns a LoRA at all linear layers."""
-    made = {
-        name.removesuffix(".weight"): LoRA(
-            np.ones((RANK, leaf.shape[1]), dtype), np.ones((leaf.shape[0], RANK), dtype), 1.0
-        )
-        for name, leaf in leaves().items()
-        if name.startswith("layers")
-    }
-    return Adapter(made, name="lora")
+
+    def made(shape: tuple[int, int]) -> LoRA:
+        return LoRA(np.ones((RANK, shape[1]), dtype), np.ones((shape[0], RANK), dtype), 1.0)
+
+    return llama.adapter(leaves(), made, "lora")
 
 
 def forward(params: Any, tokens: Any) -> Any:
-    """A Llama's matrix products without attention, which has no weights."""
-    x = params["embed.weight"][tokens]
-    for i in range(SMALL.layers):
-        q, k, v, o, gate, up, down = (params[f"layers.{i}.{name}.weight"].T for name in NAMES)
-        few = jnp.concatenate([x @ k + x @ v] * (SMALL.hidden // SMALL.kv), -1)
-        x = x + jnp.tanh(x @ q + few) @ o
-        x = x + (jax.nn.silu(x @ gate) * (x @ up)) @ down
-    return x @ params["head.weight"].T
+    """The model's matrix products, from tokens to logits."""
+    return llama.forward(params, params["embed.weight"][tokens]) @ params["head.weight"].T
 
 
 def within(found: float, counted: float, factor: float) -> None:

@@ -1,0 +1,30 @@
+"""The tables that ``make aot`` writes stand on their pages."""
+
+import pytest
+
+from .tables import END, TABLES, Table, main, written
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_page_has_its_table(name: str) -> None:
+    """The mark is on the page, and a table follows it."""
+    text = TABLES[name][0].read_text(encoding="utf-8")
+    content = text.split(f"<!-- {name} -->\n")[1].split(END)[0]
+    assert content.startswith("| ") and "\n\nJAX " in content
+    assert written(text, name, content.rstrip("\n")) == text
+
+
+def test_a_table_replaces_what_was_between_its_marks() -> None:
+    """The rest of the page stays."""
+    table = Table(("a", "b"), (("1", "2"),)).markdown()
+    assert table == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    page = f"head\n<!-- x -->\nold\n{END}between\n<!-- y -->\n{END}end\n"
+    new = f"head\n<!-- x -->\nnew\n{END}between\n<!-- y -->\n{END}end\n"
+    assert written(page, "x", "new") == new
+    assert written(new, "y", "more") == new.replace("<!-- y -->\n", "<!-- y -->\nmore\n")
+
+
+def test_unknown_table_is_refused() -> None:
+    """A mistyped name lists those that exist."""
+    with pytest.raises(SystemExit, match=r"unknown tables \['compse'\]; there are compose, "):
+        main(["compse"])
