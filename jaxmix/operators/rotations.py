@@ -1,5 +1,6 @@
 """Rotations from skew-symmetric matrices, which OFT, BOFT, PSOFT and Diag-OFT use as blocks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -108,23 +109,30 @@ def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = Fals
         >>> cayley_neumann(jnp.full((1, 1, 1), 0.5), 5).tolist()
         [[[2.8125]]]
     """
-    total = power = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
-    if ends_twice:
-        for _ in range(1, terms):
-            power = power @ q
-            total = total + 2 * power
-        return total
-    if terms < 2:
-        return total
-    total = total + 2 * q
-    if terms == 2:
-        return total
-    power = q @ q
-    total = total + 2 * power
-    for _ in range(3, terms - 1):
-        power = power @ q
-        total = total + 2 * power
-    return total + power @ q
+    powers = max(terms, 4) if terms == 3 and not ends_twice else terms
+    factors = [1.0, *[2.0] * (powers - 1)]
+    if powers > 2 and not ends_twice:
+        factors[-1] = 1.0
+    return _polynomial(q, factors)
+
+
+def _polynomial(q: Float[Array, "k b b"], factors: Sequence[float]) -> Float[Array, "k b b"]:
+    """``Σ cᵢ Qⁱ`` by Horner's rule in Q²: half as many products as there are powers."""
+    eye = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
+    pairs = [factors[i : i + 2] for i in range(0, len(factors), 2)]
+
+    def pair(even: float, odd: float = 0.0) -> Array:
+        return even * eye + odd * q if odd else even * eye
+
+    if len(pairs) == 1:
+        return pair(*pairs[0])
+    square = q @ q
+    *lower, last = pairs
+    # A last power of Q² alone needs no product of its own.
+    total = last[0] * square if len(last) == 1 else square @ pair(*last)
+    for own in reversed(lower[1:]):
+        total = square @ (total + pair(*own))
+    return total + pair(*lower[0])
 
 
 def terms_misfit(terms: Any) -> str | None:

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Hadamard, Identity, LowRank, Operator, Zero, add, terms
-from jaxmix.unmerged.costs import choose, of_dense, of_operators
+from jaxmix.unmerged.costs import choose, of_dense, of_operators, of_view, sum_of
+from jaxmix.unmerged.in_view import product_in_view, rows_of_view
 from jaxmix.unmerged.weight import Weight
 
 __all__ = ["dot_general", "precise"]
@@ -55,25 +56,34 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
         return base_product(x, weight.dense())
 
     forms = [(of_dense(weight), by_dense)]
-    parts = _thin_and_heavy(weight)
-    if parts is not None:
-        thin_cost = of_operators(parts[0], plan.tokens, plan.turned)
-        heavy_cost = of_dense(parts[1])
+    if weight.map.is_shift and not weight.is_stacked:
+        low, heavy = _low_and_heavy(weight)
+        low_cost = of_operators(low, plan.tokens, plan.turned)
 
         def by_parts(x: Array, weight: Weight) -> Array:
-            thin, heavy = _thin_and_heavy(weight) or (weight, weight)
-            return by_operators(x, replace(thin, base=heavy.dense()))
+            low, heavy = _low_and_heavy(weight)
+            return by_operators(x, replace(low, base=heavy.dense()))
 
-        forms.insert(0, (lambda costs: thin_cost(costs) + heavy_cost(costs), by_parts))
+        def by_view(x: Array, weight: Weight) -> Array:
+            low, heavy = _low_and_heavy(weight)
+
+            def product(x: Any, w: Any) -> Array:
+                return product_in_view(x, heavy, is_last=last, **params)
+
+            own = replace(plan, weight=low)
+            return own.run(x, product, weight_last=last, precision=params["precision"])
+
+        if not isinstance(low.map.shift, Zero) and not isinstance(heavy.map.shift, Zero):
+            forms.insert(0, (sum_of(low_cost, of_dense(heavy)), by_parts))
+        if rows_of_view(heavy) is not None:
+            forms.insert(0, (sum_of(low_cost, of_view(heavy)), by_view))
     thin = of_operators(weight, plan.tokens, plan.turned), by_operators
     return choose(weight, thin, forms, x, weight)
 
 
-def _thin_and_heavy(weight: Weight) -> tuple[Weight, Weight] | None:
-    """The weight with the terms of low rank only, and with the others; None without both kinds."""
+def _low_and_heavy(weight: Weight) -> tuple[Weight, Weight]:
+    """The weight with the terms of low rank only, and with the others."""
     made = weight.map
-    if not made.is_shift or weight.is_stacked:
-        return None
     low: Operator = Zero(*made.shape)
     heavy: Operator = Zero(*made.shape)
     for term in terms(made.shift):
@@ -81,8 +91,6 @@ def _thin_and_heavy(weight: Weight) -> tuple[Weight, Weight] | None:
             low = add(low, term)
         else:
             heavy = add(heavy, term)
-    if isinstance(low, Zero) or isinstance(heavy, Zero):
-        return None
     thin, rest = (replace(weight, map=replace(made, shift=part)) for part in (low, heavy))
     return thin, rest
 
