@@ -109,7 +109,7 @@ def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = Fals
         >>> cayley_neumann(jnp.full((1, 1, 1), 0.5), 5).tolist()
         [[[2.8125]]]
     """
-    powers = max(terms, 4) if terms == 3 and not ends_twice else terms
+    powers = 4 if terms == 3 and not ends_twice else terms
     factors = [1.0, *[2.0] * (powers - 1)]
     if powers > 2 and not ends_twice:
         factors[-1] = 1.0
@@ -117,22 +117,26 @@ def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = Fals
 
 
 def _polynomial(q: Float[Array, "k b b"], factors: Sequence[float]) -> Float[Array, "k b b"]:
-    """``Σ cᵢ Qⁱ`` by Horner's rule in Q²: half as many products as there are powers."""
-    eye = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
-    pairs = [factors[i : i + 2] for i in range(0, len(factors), 2)]
+    """``Σ cᵢ Qⁱ`` by Horner's rule in Q²: half as many products as there are powers.
 
-    def pair(even: float, odd: float = 0.0) -> Array:
-        return even * eye + odd * q if odd else even * eye
-
-    if len(pairs) == 1:
-        return pair(*pairs[0])
+    Multiples of the identity are left out of the products, which XLA then fuses with the sums.
+    """
+    eye = factors[0] * jnp.eye(q.shape[-1], dtype=q.dtype)
+    if len(factors) == 1:
+        return jnp.broadcast_to(eye, q.shape)
+    if len(factors) == 2:
+        return eye + factors[1] * q
     square = q @ q
-    *lower, last = pairs
-    # A last power of Q² alone needs no product of its own.
-    total = last[0] * square if len(last) == 1 else square @ pair(*last)
-    for own in reversed(lower[1:]):
-        total = square @ (total + pair(*own))
-    return total + pair(*lower[0])
+    pairs = [(*factors[i : i + 2], 0.0)[:2] for i in range(0, len(factors), 2)]
+    even, odd = pairs.pop()
+    # The sum of the higher powers over Q²ⁱ, without the identity.
+    total = odd * q if odd else None
+    for lower, own in reversed(pairs):
+        shifted = even * square + own * q
+        total = shifted if total is None else square @ total + shifted
+        even = lower
+    assert total is not None
+    return eye + total
 
 
 def terms_misfit(terms: Any) -> str | None:

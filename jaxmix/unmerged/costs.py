@@ -9,7 +9,17 @@ from typing import Any
 import jax
 
 from jaxmix.affine import AffineMap
-from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Product, Zero, terms
+from jaxmix.operators import (
+    BlockDiagonal,
+    Diagonal,
+    Hadamard,
+    Identity,
+    LowRank,
+    Operator,
+    Product,
+    Zero,
+    terms,
+)
 from jaxmix.operators.backends import GPU, TPU, Backend
 from jaxmix.unmerged.weight import Weight, on_platform
 
@@ -35,7 +45,8 @@ class Costs:
     Args:
         weight: A number of a weight that is made dense.
         fused: A number of a token that an operator reads or writes in a pass that XLA fuses.
-        moved: The same where the operator rearranges tokens (blocks, Kronecker products).
+        moved: The same where the operator rearranges tokens (Kronecker products).
+        rotated: The same where it multiplies them by blocks.
         accurate: An operation of a product of factors, which are multiplied in float32.
         viewed: A number of a weight to which Kronecker products are added while it is read.
     """
@@ -43,6 +54,7 @@ class Costs:
     weight: int
     fused: int
     moved: int
+    rotated: int
     accurate: int
     viewed: float = math.inf
 
@@ -68,6 +80,8 @@ class Costs:
                 return self._numbers(operator.first) + self._numbers(operator.second)
             case LowRank() | Hadamard() | Diagonal():
                 return self.fused * sum(operator.shape)
+            case BlockDiagonal():
+                return self.rotated * sum(operator.shape)
             case _ if len(terms(operator)) > 1:
                 return sum(map(self._numbers, terms(operator)))
             case _:
@@ -75,16 +89,16 @@ class Costs:
 
 
 # On two CPU cores a pass over a weight takes as long as 16 operations a number.
-CPU = Costs(weight=16, fused=0, moved=0, accurate=1)
+CPU = Costs(weight=16, fused=0, moved=0, rotated=0, accurate=1)
 # A v5e does 240 operations in the time of one byte, an H100 295, a v6e 560. A dense bfloat16 weight
 # is written and read: 4 bytes. By the TPU compiler's estimate for 2048 tokens, a low rank's passes
 # over tokens take half a byte a number, and those of a Kronecker product 32: its tokens change
 # their layout several times. A float32 product takes six bfloat16 passes.
-_ON_GPU = Costs(weight=240 * 4, fused=240 // 2, moved=240 * 32, accurate=6)
+_ON_GPU = Costs(weight=240 * 4, fused=240 // 2, moved=240 * 32, rotated=240 * 32, accurate=6)
 # For one token, where XLA leaves the matrix unit idle, Kronecker products that are added to a
 # weight while it is read took 1.07 of the base, and those of tokens 1.02. For 128 and 2048 tokens
-# they took 1.00 and 0.94.
-_ON_TPU = replace(_ON_GPU, viewed=64)
+# they took 1.00 and 0.94. A rotation in coarse blocks takes 3 to 4 bytes a number of a token.
+_ON_TPU = replace(_ON_GPU, rotated=240 * 4, viewed=64)
 
 
 def of_backend(backend: Backend) -> Costs:

@@ -61,8 +61,9 @@ def product_in_view(x: Array, weight: Weight, *, is_last: bool, **params: Any) -
     (x_axis,), (w_axis,) = contracted if is_last else contracted[::-1]
     if w_axis == (0 if weight.is_transposed else 1):
         y = _dot(x, total, (x_axis,), (2,), is_last=is_last, **params)
-        # Otherwise XLA merges the axes before the product.
-        return _merged(lax.optimization_barrier(y), x.ndim - 1 if is_last else 0)
+        # Otherwise XLA merges the axes before the product, or after it casts the result for a sum.
+        merged = _merged(lax.optimization_barrier(y), x.ndim - 1 if is_last else 0)
+        return lax.optimization_barrier(merged)
     split = _split(x, x_axis, size)
     return _dot(split, total, (x_axis, x_axis + 1), (0, 1), is_last=is_last, **params)
 
