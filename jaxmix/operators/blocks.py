@@ -65,7 +65,7 @@ class BlockDiagonal(Operator):
         ones = jnp.tile(jnp.eye(b, dtype=below.dtype), (1, size // b))
         beside = jnp.matmul(below, ones, precision="highest")
         block = jnp.arange(size, dtype=np.int32) // b
-        return BlockDiagonal(jnp.where(block[:, None] == block[None], beside, 0), 1)
+        return BlockDiagonal(jnp.where((block[:, None] == block[None])[None], beside, 0), 1)
 
     def dense(self) -> Array:
         return _spread(self.all_blocks())

@@ -121,7 +121,7 @@ def _polynomial(q: Float[Array, "k b b"], factors: Sequence[float]) -> Float[Arr
 
     Multiples of the identity are left out of the products, which XLA then fuses with the sums.
     """
-    eye = factors[0] * jnp.eye(q.shape[-1], dtype=q.dtype)
+    eye = factors[0] * jnp.eye(q.shape[-1], dtype=q.dtype)[None]
     if len(factors) == 1:
         return jnp.broadcast_to(eye, q.shape)
     if len(factors) == 2:

@@ -33,6 +33,7 @@ MIXES = {
     "LoKr": ("lokr",),
     "LoRA+LoHa+LoKr": ("lora", "loha", "lokr"),
     "OFT": ("oft",),
+    "OFT+LoRA": ("oft", "lora"),
     "DoRA": ("dora",),
 }
 # The most estimated cycles of a mix into one donated leaf, over those of ``w + 1``.
