@@ -171,6 +171,20 @@ def test_traced_adapters_and_other_leaves_hold_no_norms() -> None:
     assert held(jaxmix.attach(PARAMS, mixed("dora"), ready=True)) == ()
 
 
+def test_known_arrays_within_jit_have_their_norms_computed_once() -> None:
+    """While the function is traced; those of its arguments are computed at each call."""
+    x, mix, found = normal(3, IN), mixed("dora"), []
+
+    @jax.jit
+    def step(x: Any) -> Any:
+        leaves = jaxmix.attach(PARAMS, mix)
+        found.append(held(leaves)[0][0].norms)
+        return jaxmix.factored(run)(leaves, x)
+
+    np.testing.assert_allclose(step(x), run(jaxmix.compose(PARAMS, mix), x), atol=2e-5)
+    assert not isinstance(found[0], jax.core.Tracer)
+
+
 def test_norms_held_trace_nothing_again() -> None:
     count = [0]
 
