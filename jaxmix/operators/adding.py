@@ -15,7 +15,7 @@ from jaxmix.operators.compound import terms
 from jaxmix.operators.lowrank import Hadamard, LowRank
 from jaxmix.operators.simple import Zero
 
-__all__ = ["added", "added_in_one_pass", "plus", "prepared"]
+__all__ = ["added", "added_in_one_pass", "added_in_view", "common_rows", "plus", "prepared"]
 
 # The rows of a TPU's tile: a view that splits the rows at a multiple of it moves nothing.
 _TILE_ROWS = 8
@@ -108,15 +108,43 @@ def added_in_one_pass(
     """
     wide = np.promote_types(np.promote_types(x.dtype, dtype), np.float32)
     rows, cols = x.shape
-    size = _common_rows(terms(delta))
+    size = common_rows(terms(delta))
     if size is None and is_viewed and rows % _TILE_ROWS == 0:
         size = _TILE_ROWS
     if size is None or not is_leaf:
         return plus(backend, x.astype(wide), prepared(backend, delta)).astype(dtype)
-    total = jax.lax.optimization_barrier(x.reshape(rows // size, size, cols)).astype(wide)
+    return added_in_view(backend, x, delta, size, wide).astype(dtype).reshape(rows, cols)
+
+
+def added_in_view(
+    backend: Backend, x: Float[Array, "rows cols"], delta: Operator, size: int, dtype: Any
+) -> Float[Array, "l size cols"]:
+    """Returns ``x + Δ`` as an array of three axes, the rows split into runs.
+
+    Args:
+        backend: Which form to choose.
+        x: A leaf.
+        delta: Δ.
+        size: The rows of a run, as `common_rows` returns them.
+        dtype: The dtype of the sum, float32 or wider.
+    """
+    rows, cols = x.shape
+    total = jax.lax.optimization_barrier(x.reshape(rows // size, size, cols)).astype(dtype)
     for term in prepared(backend, delta, view=size):
-        total = total + _viewed(backend, term, size, wide)
-    return total.astype(dtype).reshape(rows, cols)
+        total = total + _viewed(backend, term, size, dtype)
+    return total
+
+
+def common_rows(found: Iterable[Operator]) -> int | None:
+    """Returns the rows k of Y of all Kronecker products, if they are the same and fill tiles.
+
+    Args:
+        found: The terms of a sum. Those of other structures are left out.
+    """
+    sizes = {term.y.shape[0] for term in found if isinstance(term, Kronecker)}
+    if len(sizes) != 1 or (size := sizes.pop()) % _TILE_ROWS:
+        return None
+    return size
 
 
 def plus(
@@ -144,14 +172,6 @@ def _plus(backend: Backend, x: Array, term: Operator) -> Array:
             return x + left * right
         case _:
             return term.added_to(x)
-
-
-def _common_rows(found: Iterable[Operator]) -> int | None:
-    """The rows k of Y of all Kronecker products, if they are the same and fill tiles."""
-    sizes = {term.y.shape[0] for term in found if isinstance(term, Kronecker)}
-    if len(sizes) != 1 or (size := sizes.pop()) % _TILE_ROWS:
-        return None
-    return size
 
 
 def _viewed(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Array:

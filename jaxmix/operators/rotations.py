@@ -1,5 +1,6 @@
 """Rotations from skew-symmetric matrices, which OFT, BOFT, PSOFT and Diag-OFT use as blocks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -108,25 +109,34 @@ def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = Fals
         >>> cayley_neumann(jnp.full((1, 1, 1), 0.5), 5).tolist()
         [[[2.8125]]]
     """
-    if not ends_twice and terms == 3:
-        terms = 4
-    factors = [1] + [2] * (terms - 1)
-    if not ends_twice and terms > 2:
-        factors[-1] = 1
-    eye = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
-    if terms == 1:
-        return eye
-    # Horner's rule in Q² takes half of the products: a I + b Q + Q² (c I + d Q + Q² (…)).
-    lines = [a * eye + b * q for a, b in zip(factors[::2], factors[1::2], strict=False)]
-    if terms == 2:
-        return lines[0]
+    powers = 4 if terms == 3 and not ends_twice else terms
+    factors = [1.0, *[2.0] * (powers - 1)]
+    if powers > 2 and not ends_twice:
+        factors[-1] = 1.0
+    return _polynomial(q, factors)
+
+
+def _polynomial(q: Float[Array, "k b b"], factors: Sequence[float]) -> Float[Array, "k b b"]:
+    """``Σ cᵢ Qⁱ`` by Horner's rule in Q²: half as many products as there are powers.
+
+    Multiples of the identity are left out of the products, which XLA then fuses with the sums.
+    """
+    eye = factors[0] * jnp.eye(q.shape[-1], dtype=q.dtype)[None]
+    if len(factors) == 1:
+        return jnp.broadcast_to(eye, q.shape)
+    if len(factors) == 2:
+        return eye + factors[1] * q
     square = q @ q
-    total = lines.pop()
-    if terms % 2:
-        total = total + factors[-1] * square
-    for line in reversed(lines):
-        total = line + square @ total
-    return total
+    pairs = [(*factors[i : i + 2], 0.0)[:2] for i in range(0, len(factors), 2)]
+    even, odd = pairs.pop()
+    # The sum of the higher powers over Q²ⁱ, without the identity.
+    total = odd * q if odd else None
+    for lower, own in reversed(pairs):
+        shifted = even * square + own * q
+        total = shifted if total is None else square @ total + shifted
+        even = lower
+    assert total is not None
+    return eye + total
 
 
 def terms_misfit(terms: Any) -> str | None:

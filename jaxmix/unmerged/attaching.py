@@ -60,8 +60,9 @@ def attach(
 
     Returns:
         A tree of the same structure, with a `Factored` in place of each leaf that adapters change;
-        its leaves are those of the base, the updates' arrays and the strengths. Unless they are
-        traced, DoRA's norms are among them; where other leaves change, they are computed again.
+        its leaves are those of the base, the updates' arrays and the strengths. DoRA's norms are
+        among them, unless base, updates or strengths are traced: within `jax.jit`, only those of
+        arrays that are no arguments are computed once. Where other leaves change, so do the norms.
 
     Raises:
         LayoutError: As `jaxmix.compose`.
@@ -141,7 +142,9 @@ def _with_norms(leaf: Factored) -> Factored:
     """
     has_norms = any(update.has_norms for word in leaf.words for _, update in word)
     if has_norms and all(map(_is_known, jax.tree.leaves(leaf))):
-        return replace(leaf, norms=_norms(leaf))
+        # Within `jax.jit`, they would be part of the program.
+        with jax.ensure_compile_time_eval():
+            return replace(leaf, norms=_norms(leaf))
     return leaf
 
 

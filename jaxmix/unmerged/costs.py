@@ -2,24 +2,39 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 
 from jaxmix.affine import AffineMap
-from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Product, Zero, terms
+from jaxmix.operators import (
+    BlockDiagonal,
+    Diagonal,
+    Hadamard,
+    Identity,
+    LowRank,
+    Operator,
+    Product,
+    Zero,
+    terms,
+)
+from jaxmix.operators.backends import GPU, TPU, Backend
 from jaxmix.unmerged.weight import Weight, on_platform
 
 __all__ = [
-    "ACCELERATOR",
     "CPU",
     "Costs",
     "added_flops",
+    "cheapest",
     "choose",
     "is_cheaper",
+    "of_backend",
     "of_dense",
     "of_operators",
+    "of_view",
+    "sum_of",
 ]
 
 
@@ -30,14 +45,18 @@ class Costs:
     Args:
         weight: A number of a weight that is made dense.
         fused: A number of a token that an operator reads or writes in a pass that XLA fuses.
-        moved: The same where the operator rearranges tokens (blocks, Kronecker products).
+        moved: The same where the operator rearranges tokens (Kronecker products).
+        rotated: The same where it multiplies them by blocks.
         accurate: An operation of a product of factors, which are multiplied in float32.
+        viewed: A number of a weight to which Kronecker products are added while it is read.
     """
 
     weight: int
     fused: int
     moved: int
+    rotated: int
     accurate: int
+    viewed: float = math.inf
 
     def operators(self, step: AffineMap, tokens: int) -> int:
         """The cost that the operators add to the base's product."""
@@ -48,6 +67,10 @@ class Costs:
         """The cost of making the dense weight."""
         return self.accurate * step.flops() + self.weight * math.prod(step.shape)
 
+    def view(self, step: AffineMap) -> float:
+        """The cost of Kronecker products that are added to the weight while it is read."""
+        return self.viewed * math.prod(step.shape)
+
     def _numbers(self, operator: Operator) -> int:
         """The cost of a token's passes through an operator."""
         match operator:
@@ -57,6 +80,8 @@ class Costs:
                 return self._numbers(operator.first) + self._numbers(operator.second)
             case LowRank() | Hadamard() | Diagonal():
                 return self.fused * sum(operator.shape)
+            case BlockDiagonal():
+                return self.rotated * sum(operator.shape)
             case _ if len(terms(operator)) > 1:
                 return sum(map(self._numbers, terms(operator)))
             case _:
@@ -64,15 +89,26 @@ class Costs:
 
 
 # On two CPU cores a pass over a weight takes as long as 16 operations a number.
-CPU = Costs(weight=16, fused=0, moved=0, accurate=1)
+CPU = Costs(weight=16, fused=0, moved=0, rotated=0, accurate=1)
 # A v5e does 240 operations in the time of one byte, an H100 295, a v6e 560. A dense bfloat16 weight
 # is written and read: 4 bytes. By the TPU compiler's estimate for 2048 tokens, a low rank's passes
 # over tokens take half a byte a number, and those of a Kronecker product 32: its tokens change
 # their layout several times. A float32 product takes six bfloat16 passes.
-ACCELERATOR = Costs(weight=240 * 4, fused=240 // 2, moved=240 * 32, accurate=6)
+_ON_GPU = Costs(weight=240 * 4, fused=240 // 2, moved=240 * 32, rotated=240 * 32, accurate=6)
+# For one token, where XLA leaves the matrix unit idle, Kronecker products that are added to a
+# weight while it is read took 1.07 of the base, and those of tokens 1.02. For 128 and 2048 tokens
+# they took 1.00 and 0.94. A rotation in coarse blocks takes 3 to 4 bytes a number of a token.
+_ON_TPU = replace(_ON_GPU, rotated=240 * 4, viewed=64)
+
+
+def of_backend(backend: Backend) -> Costs:
+    """The costs of a backend other than the CPU."""
+    return _ON_TPU if backend.has_tiles else _ON_GPU
+
 
 # How a product is computed, and what that costs.
-Form = tuple[Callable[[Costs], int], Callable[..., Any]]
+Cost = Callable[[Costs], float]
+Form = tuple[Cost, Callable[..., Any]]
 
 
 def choose(weight: Weight, by_operators: Form, others: Sequence[Form], *args: Any) -> Any:
@@ -90,15 +126,28 @@ def choose(weight: Weight, by_operators: Form, others: Sequence[Form], *args: An
     forms = (by_operators, *others)
     if weight.how != "auto":
         return forms[0 if weight.how == "factored" else -1][1](*args)
-    on_cpu, on_accelerator = (
-        min(forms, key=lambda form: form[0](costs))[1] for costs in (CPU, ACCELERATOR)
-    )
-    if on_cpu is on_accelerator:
+    on_cpu = cheapest(forms, CPU)
+    if on_cpu is cheapest(forms, _ON_TPU) is cheapest(forms, _ON_GPU):
         return on_cpu(*args)
-    return on_platform(args[0], on_cpu, lambda backend, *args: on_accelerator(*args), *args)
+    return on_platform(args[0], on_cpu, partial(_on_accelerator, forms), *args)
 
 
-def of_operators(weight: Weight, tokens: int, is_transposed: bool) -> Callable[[Costs], int]:
+def cheapest(forms: Sequence[Form], costs: Costs) -> Callable[..., Any]:
+    """Returns the form that costs least, the first of equals.
+
+    Args:
+        forms: The forms.
+        costs: The costs of the backend.
+    """
+    return min(forms, key=lambda form: form[0](costs))[1]
+
+
+def _on_accelerator(forms: Sequence[Form], backend: Backend, *args: Any) -> Any:
+    """The product in the form that costs least on a backend."""
+    return cheapest(forms, of_backend(backend))(*args)
+
+
+def of_operators(weight: Weight, tokens: int, is_transposed: bool) -> Cost:
     """Returns the cost of the operators with this many tokens, by backend."""
 
     def cost(costs: Costs) -> int:
@@ -107,14 +156,25 @@ def of_operators(weight: Weight, tokens: int, is_transposed: bool) -> Callable[[
     return cost
 
 
-def of_dense(weight: Weight) -> Callable[[Costs], int]:
+def of_dense(weight: Weight) -> Cost:
     """Returns the cost of making the dense weight, by backend."""
     return lambda costs: weight.count(costs.dense)
 
 
+def of_view(weight: Weight) -> Cost:
+    """Returns the cost of Kronecker products that are added while the weight is read."""
+    return lambda costs: weight.count(costs.view)
+
+
+def sum_of(*costs: Cost) -> Cost:
+    """Returns the sum of costs, by backend."""
+    return lambda backend: sum(cost(backend) for cost in costs)
+
+
 def is_cheaper(weight: Weight, tokens: int) -> bool:
     """Returns whether the operators cost less than the dense weight on this process's platform."""
-    costs = CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    platform = jax.default_backend()
+    costs = CPU if platform == "cpu" else of_backend(TPU if platform == "tpu" else GPU)
     return of_operators(weight, tokens, False)(costs) <= of_dense(weight)(costs)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Hadamard, Identity, LowRank, Operator, Zero, add, terms
-from jaxmix.unmerged.costs import choose, of_dense, of_operators
-from jaxmix.unmerged.weight import Weight
+from jaxmix.operators.backends import Backend
+from jaxmix.unmerged.costs import choose, of_dense, of_operators, of_view, sum_of
+from jaxmix.unmerged.in_view import product_in_view, rows_of_view
+from jaxmix.unmerged.weight import Weight, on_platform
 
 __all__ = ["dot_general", "precise"]
 
@@ -55,25 +58,34 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
         return base_product(x, weight.dense())
 
     forms = [(of_dense(weight), by_dense)]
-    parts = _thin_and_heavy(weight)
-    if parts is not None:
-        thin_cost = of_operators(parts[0], plan.tokens, plan.turned)
-        heavy_cost = of_dense(parts[1])
+    if weight.map.is_shift and not weight.is_stacked:
+        low, heavy = _low_and_heavy(weight)
+        low_cost = of_operators(low, plan.tokens, plan.turned)
 
         def by_parts(x: Array, weight: Weight) -> Array:
-            thin, heavy = _thin_and_heavy(weight) or (weight, weight)
-            return by_operators(x, replace(thin, base=heavy.dense()))
+            low, heavy = _low_and_heavy(weight)
+            return by_operators(x, replace(low, base=heavy.dense()))
 
-        forms.insert(0, (lambda costs: thin_cost(costs) + heavy_cost(costs), by_parts))
+        def by_view(x: Array, weight: Weight) -> Array:
+            low, heavy = _low_and_heavy(weight)
+
+            def product(x: Any, w: Any) -> Array:
+                return product_in_view(x, heavy, is_last=last, **params)
+
+            own = replace(plan, weight=low)
+            return own.run(x, product, weight_last=last, precision=params["precision"])
+
+        if not isinstance(low.map.shift, Zero) and not isinstance(heavy.map.shift, Zero):
+            forms.insert(0, (sum_of(low_cost, of_dense(heavy)), by_parts))
+        if rows_of_view(heavy) is not None:
+            forms.insert(0, (sum_of(low_cost, of_view(heavy)), by_view))
     thin = of_operators(weight, plan.tokens, plan.turned), by_operators
     return choose(weight, thin, forms, x, weight)
 
 
-def _thin_and_heavy(weight: Weight) -> tuple[Weight, Weight] | None:
-    """The weight with the terms of low rank only, and with the others; None without both kinds."""
+def _low_and_heavy(weight: Weight) -> tuple[Weight, Weight]:
+    """The weight with the terms of low rank only, and with the others."""
     made = weight.map
-    if not made.is_shift or weight.is_stacked:
-        return None
     low: Operator = Zero(*made.shape)
     heavy: Operator = Zero(*made.shape)
     for term in terms(made.shift):
@@ -81,8 +93,6 @@ def _thin_and_heavy(weight: Weight) -> tuple[Weight, Weight] | None:
             low = add(low, term)
         else:
             heavy = add(heavy, term)
-    if isinstance(low, Zero) or isinstance(heavy, Zero):
-        return None
     thin, rest = (replace(weight, map=replace(made, shift=part)) for part in (low, heavy))
     return thin, rest
 
@@ -157,14 +167,39 @@ class _Plan:
         made = cast(made, tokens.dtype)
         with precise(precision):
             if not isinstance(made.right, Identity):
-                turn = jax.vmap(_times) if self.is_batched else _times
-                turned = turn(tokens, made.right).astype(x.dtype)
+                rotate = partial(_rotated, x.dtype)
+                turned = (jax.vmap(rotate) if self.is_batched else rotate)(tokens, made.right)
                 back = sorted(range(x.ndim), key=order.__getitem__)
                 x = turned.reshape(sizes).transpose(back)
-            y = base_product(x, self.weight.plain())
+                filled = partial(self._filled_product, base_product, weight_last)
+                y = on_platform(x, base_product, filled, x, self.weight.plain())
+            else:
+                y = base_product(x, self.weight.plain())
             if isinstance(made.left, Identity) and isinstance(made.shift, Zero):
                 return y
             return self._finished(y, tokens, made, sizes[: n_batch + n_free], weight_last)
+
+    def _filled_product(
+        self,
+        base_product: Callable[[Any, Any], Array],
+        weight_last: bool,
+        backend: Backend,
+        x: Array,
+        w: Array,
+    ) -> Array:
+        """The base's product, with as many tokens as a backend needs.
+
+        Other products of a single token are one with those of the same token, and read weights as
+        fast as possible; a rotated token has no other product.
+        """
+        if self.tokens >= backend.least_tokens or not self.x_free or self.stack is not None:
+            return base_product(x, w)
+        axis = self.x_free[-1]
+        widths = [(0, backend.least_tokens - 1 if k == axis else 0) for k in range(x.ndim)]
+        # Otherwise XLA takes the zeros out of the product again.
+        y = base_product(lax.optimization_barrier(jnp.pad(x, widths)), w)
+        at = len(self.x_free) - 1 + (0 if weight_last else len(self.left_axes))
+        return lax.slice_in_dim(lax.optimization_barrier(y), 0, x.shape[axis], axis=at)
 
     def _finished(
         self, y: Array, tokens: Array, made: AffineMap, lead: Sequence[int], weight_last: bool
@@ -200,8 +235,16 @@ class _Plan:
         return done.reshape(moved.shape).transpose(back).astype(y.dtype)
 
 
-def _times(x: Float[Array, "n i"], m: Operator) -> Float[Array, "n o"]:
-    return x @ m
+def _rotated(dtype: Any, x: Float[Array, "n i"], m: Operator) -> Float[Array, "n o"]:
+    """``x R``, in a dtype."""
+
+    def on_cpu(x: Array, m: Operator) -> Array:
+        return (x @ m).astype(dtype)
+
+    def on_accelerator(backend: Backend, x: Array, m: Operator) -> Array:
+        return backend.rotated(x, m, dtype)
+
+    return on_platform(x, on_cpu, on_accelerator, x, m)
 
 
 def _finish(

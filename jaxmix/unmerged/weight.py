@@ -38,6 +38,7 @@ class Weight:
             and `jax.lax.scan` has taken a slice, it is absent.
         how: How products are computed.
         name: The leaf's dotted name, for messages.
+        is_transposed: Whether a matrix is the transpose of how the leaf is stored.
     """
 
     base: Any
@@ -47,6 +48,7 @@ class Weight:
     stack: int | None = field(default=None, metadata={"static": True})
     how: How = field(default="auto", metadata={"static": True})
     name: str = field(default="", metadata={"static": True})
+    is_transposed: bool = field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,6 +118,7 @@ class Weight:
             out=tuple(new[k] for k in rows),
             into=tuple(new[k] for k in cols),
             stack=None if stack is None else new[stack],
+            is_transposed=self.is_transposed != (tuple(order) == (1, 0)),
         )
 
     def cast(self, dtype: Any) -> "Weight":
