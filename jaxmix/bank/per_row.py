@@ -6,7 +6,7 @@ So this module defines its own batching rule, with one form for CPU and one for 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import jax
@@ -145,10 +145,11 @@ def _single(
 
 def _with_nan(start: Array, picks: Any) -> Array:
     """The start of one row or of many, NaN for rows that select a broken operator."""
-    for pick in filter(is_slot, picks):
-        is_broken = (pick == BROKEN).reshape(pick.shape + (1,) * (start.ndim - pick.ndim))
-        start = jnp.where(is_broken, jnp.full((), np.nan, start.dtype), start)
-    return start
+    if not (slots := [pick for pick in picks if is_slot(pick)]):
+        return start
+    least = reduce(jnp.minimum, slots)
+    is_broken = (least == BROKEN).reshape(least.shape + (1,) * (start.ndim - least.ndim))
+    return jnp.where(is_broken, jnp.full((), np.nan, start.dtype), start)
 
 
 @lru_cache
