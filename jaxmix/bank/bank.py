@@ -24,7 +24,7 @@ __all__ = ["Bank"]
 
 Member = Adapter | Mix
 
-_CHILDREN = ("leaves", "owners", "taken", "blend")
+_CHILDREN = ("leaves", "owners", "broken", "taken", "blend")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -76,6 +76,7 @@ class Bank:
 
     leaves: tuple[BankLeaf, ...]
     owners: Int[Array, "stacks slots"]
+    broken: Bool[Array, "stacks slots"]
     taken: Bool[Array, " capacity"]
     blend: dict[str, Member] | None
     names: tuple[str | None, ...]
@@ -126,7 +127,7 @@ class Bank:
         @wraps(fn)
         def run(params: Any, batch: Any, who: Any) -> Any:
             pick = self.who(who)
-            slots = calls.Slots(self.leaves, self.owners, self.taken)
+            slots = calls.Slots(self.leaves, self.owners, self.broken, self.taken)
             return calls.run(fn, params, batch, pick, slots, self._blended, how)
 
         return run
@@ -223,7 +224,7 @@ class Bank:
     def tree_unflatten(cls, unseen: building.MemberNames, children: Any) -> "Bank":
         """Inverts `tree_flatten_with_keys`; the result does not know what it was built from."""
         new = object.__new__(cls)
-        new.leaves, new.owners, new.taken, new.blend = children
+        new.leaves, new.owners, new.broken, new.taken, new.blend = children
         new.names, new._origin = unseen.names, None
         return new
 
@@ -243,7 +244,7 @@ class Bank:
             return -(-count * room // max(len(numbers), 1))
 
         self.leaves, owners = building.build_leaves(base, numbers, layout, slots)
-        self.owners = jnp.asarray(owners)
+        self.owners, self.broken = jnp.asarray(owners), building.broken_slots(self.leaves)
         self.taken = jnp.asarray(np.isin(np.arange(room), list(numbers)))
 
     def _with(
@@ -262,6 +263,7 @@ class Bank:
             leaves = building.insert_member(self.leaves, own, number, owners)
             if leaves is not None:
                 new.leaves, new.owners = leaves, jnp.asarray(owners)
+                new.broken = building.broken_slots(leaves)
                 return new
         room = self.capacity if number < self.capacity else 2 * number
         numbers = {i: members[name] for i, name in enumerate(names) if name is not None}
@@ -283,6 +285,7 @@ class Bank:
         origin = self._require_origin("change")
         new = object.__new__(Bank)
         new.leaves, new.owners, new.taken, new.names = leaves, owners, taken, tuple(names)
+        new.broken = self.broken
         new.blend = None if self.blend is None else members
         new._origin = replace(origin, members=members)
         return new

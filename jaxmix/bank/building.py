@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.bank.leaves import BankLeaf, build_leaf
-from jaxmix.bank.stacks import owner_table
+from jaxmix.bank.stacks import broken_table, owner_table
 from jaxmix.errors import AdapterError, listing
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
@@ -22,6 +23,7 @@ __all__ = [
     "MemberNames",
     "Origin",
     "attach_member",
+    "broken_slots",
     "build_leaves",
     "check_capacity",
     "check_members",
@@ -122,6 +124,11 @@ def build_leaves(
         leaves.append(leaf)
         owners += own
     return tuple(leaves), owner_table([x for leaf in leaves for x in leaf.all_stacks], owners)
+
+
+def broken_slots(leaves: Sequence[BankLeaf]) -> Array:
+    """Returns whether a slot's operator held inf or NaN, in the form of the table of owners."""
+    return broken_table([stack for leaf in leaves for stack in leaf.all_stacks])
 
 
 def insert_member(

@@ -41,11 +41,13 @@ class Slots:
     Args:
         leaves: The leaves that members change.
         owners: The member's number that owns each slot of each stack (stacks, slots); -1 if free.
+        broken: Whether a slot's operator held inf or NaN (stacks, slots).
         taken: Whether each number belongs to a member (capacity,).
     """
 
     leaves: tuple[BankLeaf, ...]
     owners: Array
+    broken: Array
     taken: Array
 
 
@@ -110,7 +112,9 @@ def run(
         return jax.tree.map(_single, on_leaves(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
-    out = jax.vmap(run_row)(pick, route(slots.owners, pick), jax.tree.map(jnp.asarray, batch))
+    out = jax.vmap(run_row)(
+        pick, route(slots.owners, slots.broken, pick), jax.tree.map(jnp.asarray, batch)
+    )
     if uses and how == "factored":
         raise UnsupportedError(refusal(tuple(uses), "Bank"))
     if uses and how == "auto":

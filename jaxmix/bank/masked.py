@@ -4,6 +4,9 @@ All rows are multiplied with the factors of all members in one product. A mask t
 own results: the thin ones between the two factors of a low rank, so the second product reads all
 members' factors once as well. Operators without a thin inside are masked on entry, or each row
 gathers its own. So do large batches of many members, which would multiply too much for the mask.
+
+The mask multiplies other members' second factors by zero, so these must be finite: ``0 · inf`` is
+NaN. `stacks` sees to that.
 """
 
 import math
@@ -120,9 +123,9 @@ def _is_cheaper_masked(stack: Any, tokens: int) -> bool:
 
 def _by_low_rank(x: Array, stack: LowRank, share: Array, is_transposed: bool) -> Array:
     if is_transposed:
-        inner = jnp.einsum("bti,sri->btsr", x, stack.a) * share[:, None, :, None]
+        inner = _own(jnp.einsum("bti,sri->btsr", x, stack.a), share[:, None, :, None])
         return jnp.einsum("btsr,sor->bto", inner, stack.b)
-    inner = jnp.einsum("bti,sir->btsr", x, stack.b) * share[:, None, :, None]
+    inner = _own(jnp.einsum("bti,sir->btsr", x, stack.b), share[:, None, :, None])
     return jnp.einsum("btsr,sro->bto", inner, stack.a)
 
 
@@ -134,10 +137,10 @@ def _by_kronecker(x: Array, stack: Kronecker, share: Array, is_transposed: bool)
     (_, rows, m), (_, k, n) = first.shape, second.shape
     parts = x.reshape(*x.shape[:2], rows, k)
     if n * rows * (k + m) <= m * k * (rows + n):
-        inner = jnp.einsum("btlk,skn->btlsn", parts, second) * share[:, None, None, :, None]
+        inner = _own(jnp.einsum("btlk,skn->btlsn", parts, second), share[:, None, None, :, None])
         out = jnp.einsum("btlsn,slm->btmn", inner, first)
     else:
-        inner = jnp.einsum("btlk,slm->btksm", parts, first) * share[:, None, None, :, None]
+        inner = _own(jnp.einsum("btlk,slm->btksm", parts, first), share[:, None, None, :, None])
         out = jnp.einsum("btksm,skn->btmn", inner, second)
     return out.reshape(*x.shape[:2], m * n)
 
@@ -146,9 +149,14 @@ def _by_blocks(x: Array, stack: BlockDiagonal, share: Array, is_transposed: bool
     """Each block contracts over its own part of all members' masked tokens."""
     _, k, size, _ = stack.blocks.shape
     parts = x.reshape(*x.shape[:2], stack.copies, k, 1, size)
-    parts = parts * share[:, None, None, None, :, None]
+    parts = _own(parts, share[:, None, None, None, :, None])
     pattern = "btcksa,skda->btckd" if is_transposed else "btcksa,skad->btckd"
     return jnp.einsum(pattern, parts, stack.blocks).reshape(x.shape)
+
+
+def _own(results: Array, share: Array) -> Array:
+    """The results times the shares; zero where the share is, even if a result overflows."""
+    return jnp.where(share != 0, results * share, jnp.zeros((), results.dtype))
 
 
 def _by_operator(
@@ -165,7 +173,7 @@ def _by_operator(
         out = jax.vmap(use)(own, x)
         return jnp.where((pick >= 0)[:, None, None], out, jnp.zeros((), out.dtype))
     every = jax.vmap(lambda operator: jax.vmap(lambda row: use(operator, row))(x))(stack)
-    return jnp.einsum("bs,sbto->bto", share.astype(every.dtype), every)
+    return _own(every, share.astype(every.dtype).T[:, :, None, None]).sum(0)
 
 
 def _looked_up(

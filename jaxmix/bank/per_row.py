@@ -6,17 +6,18 @@ So this module defines its own batching rule, with one form for CPU and one for 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from jaxmix.bank.looped import apply_by_loops
 from jaxmix.bank.masked import apply_by_masks
-from jaxmix.bank.slots import entry, is_slot
+from jaxmix.bank.slots import BROKEN, entry, is_slot
 from jaxmix.operators import Dense, Identity, Operator, Product
 from jaxmix.operators.backends import by_platform
 from jaxmix.operators.base import static
@@ -31,8 +32,9 @@ __all__ = ["PerRow"]
 class PerRow(Operator):
     """An operator selected from stacks by slot, or the sum of all slots weighted by strengths.
 
-    A negative slot selects nothing from a stack. Operators selected from several stacks are added.
-    Of factors (L or R) a row selects at most one, and the identity without one.
+    A negative slot selects nothing from a stack, and `BROKEN` makes the result NaN. Operators
+    selected from several stacks are added. Of factors (L or R) a row selects at most one, and the
+    identity without one.
 
     Args:
         stacks: Operators of one structure each, whose arrays have a leading axis of slots.
@@ -130,7 +132,7 @@ def _single(
     use: Callable[[Operator], Array], is_factor: bool, start: Array, stacks: Any, picks: Any
 ) -> Array:
     """Applies the operators that one row selects."""
-    result = start
+    result = _with_nan(start, picks)
     for stack, pick in zip(stacks, picks, strict=True):
         if is_slot(pick):
             own = use(entry(stack, jnp.maximum(pick, 0)))
@@ -139,6 +141,15 @@ def _single(
             outputs = jax.vmap(use)(stack)
             result = result + jnp.tensordot(pick.astype(outputs.dtype), outputs, 1)
     return result
+
+
+def _with_nan(start: Array, picks: Any) -> Array:
+    """The start of one row or of many, NaN for rows that select a broken operator."""
+    if not (slots := [pick for pick in picks if is_slot(pick)]):
+        return start
+    least = reduce(jnp.minimum, slots)
+    is_broken = (least == BROKEN).reshape(least.shape + (1,) * (start.ndim - least.ndim))
+    return jnp.where(is_broken, jnp.full((), np.nan, start.dtype), start)
 
 
 @lru_cache
@@ -177,7 +188,7 @@ def _grouped(
             axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(is_batched))
             return jax.vmap(single, axes, axis_size=size)(x, stacks, picks), True
         x = x if is_batched[0] else jnp.broadcast_to(x[None], (size, *x.shape))
-        args = start(x, stacks), x, stacks, picks
+        args = _with_nan(start(x, stacks), picks), x, stacks, picks
         return by_platform(on_cpu, lambda backend, *args: on_accelerator(*args), *args), True
 
     @jax.custom_vjp

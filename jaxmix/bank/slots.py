@@ -9,7 +9,11 @@ from jaxtyping import Array
 
 from jaxmix.operators import Operator
 
-__all__ = ["Use", "count_slots", "entry", "is_slot"]
+__all__ = ["BROKEN", "Use", "count_slots", "entry", "is_slot"]
+
+# A row's slot where its operator held inf or NaN: the least slot. Any other negative slot selects
+# nothing.
+BROKEN = -2
 
 # A use of an operator with a row's tokens (a product) or a row's token indices (a lookup).
 Use = Callable[[Operator, Array], Array]

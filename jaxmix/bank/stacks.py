@@ -4,6 +4,10 @@ A stack has a slot for each member that has such an operator, and free slots. On
 owners of all slots of a bank. So replacing a member, or adding one to free slots, changes only
 values, and the compiled program stays the same. Ranks and counts are padded with zeros to the next
 power of two, so operators of similar sizes share a stack.
+
+Accelerators multiply all rows with the whole stack (`masked`). So an operator that holds inf or NaN
+would change the rows of other members. Its slot holds zeros instead and is flagged as broken, and
+the rows that select it become NaN.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,9 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from jaxmix.bank.per_row import PerRow
+from jaxmix.bank.slots import BROKEN
 from jaxmix.operators import (
     Diagonal,
     Hadamard,
@@ -34,6 +39,7 @@ from jaxmix.pytrees import register_dataclass
 
 __all__ = [
     "OperatorStack",
+    "broken_table",
     "build_stacks",
     "insert",
     "owner_table",
@@ -53,12 +59,14 @@ class OperatorStack:
     Args:
         stack: A pytree whose arrays have an axis of slots. It is the first axis, or the second one
             if the leaf has layers.
+        broken: Whether a slot's operator held inf or NaN (slots,).
         slots: The number of slots.
         axis: The axis of slots.
         row: The stack's row in the table of owners.
     """
 
     stack: Any
+    broken: Bool[Array, " slots"]
     slots: int = field(metadata={"static": True})
     axis: int = field(metadata={"static": True})
     row: int = field(default=0, metadata={"static": True})
@@ -118,7 +126,18 @@ def _build(items: Mapping[int, Any], slots: int, axis: int, row: int) -> Operato
         free = [jnp.zeros_like(leaves[0])] * (slots - len(leaves))
         return jnp.stack([*leaves, *free], axis)
 
-    return OperatorStack(jax.tree.map(stacked, *items.values()), slots, axis, row)
+    flags, finite = zip(*map(_checked, items.values()), strict=True)
+    broken = jnp.zeros(slots, bool).at[: len(flags)].set(jnp.stack(flags))
+    return OperatorStack(jax.tree.map(stacked, *finite), broken, slots, axis, row)
+
+
+@jax.jit
+def _checked(item: Any) -> tuple[Bool[Array, ""], Any]:
+    """Returns whether an operator holds inf or NaN, and the operator, or zeros if it does."""
+    if isinstance(item, Diagonal) or not isinstance(item, Operator):
+        return jnp.zeros((), bool), item  # each row selects its own
+    is_finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(item)]).all()
+    return ~is_finite, jax.tree.map(lambda x: jnp.where(is_finite, x, jnp.zeros_like(x)), item)
 
 
 def owner_table(stacks: Sequence[OperatorStack], owners: Sequence[Sequence[int]]) -> np.ndarray:
@@ -134,6 +153,15 @@ def owner_table(stacks: Sequence[OperatorStack], owners: Sequence[Sequence[int]]
     table = np.full((len(stacks), max((stack.slots for stack in stacks), default=0)), -1, np.int32)
     for row, own in zip(table, owners, strict=True):
         row[: len(own)] = own
+    return table
+
+
+def broken_table(stacks: Sequence[OperatorStack]) -> Array:
+    """Returns the flags of all stacks (stacks, slots), in the form of `owner_table`."""
+    most = max((stack.slots for stack in stacks), default=0)
+    table = jnp.zeros((len(stacks), most), bool)
+    for i, stack in enumerate(stacks):
+        table = table.at[i, : stack.slots].set(stack.broken)
     return table
 
 
@@ -162,8 +190,9 @@ def insert(
         old = new[at]
         slot = int(_free(old, owners)[0])
         index = (slice(None),) * old.axis + (slot,)
-        stack = jax.tree.map(lambda x, value, i=index: x.at[i].set(value), old.stack, item)
-        new[at] = replace(old, stack=stack)
+        is_broken, finite = _checked(item)
+        stack = jax.tree.map(lambda x, value, i=index: x.at[i].set(value), old.stack, finite)
+        new[at] = replace(old, stack=stack, broken=old.broken.at[slot].set(is_broken))
         owners[old.row, slot] = number
     return tuple(new)
 
@@ -173,29 +202,33 @@ def _free(stack: OperatorStack, owners: np.ndarray) -> np.ndarray:
     return np.flatnonzero(owners[stack.row, : stack.slots] < 0)
 
 
-def route(owners: Array, pick: Array) -> Array:
+def route(owners: Array, broken: Array, pick: Array) -> Array:
     """Returns what every row selects from every stack of a bank, computed once per call.
 
     Args:
         owners: The table of owners (stacks, slots).
+        broken: The table of flags (stacks, slots).
         pick: The number of each row's member (rows,), or a strength for each member (rows,
             members).
 
     Returns:
-        The slot that each row selects, -1 for none (rows, stacks); or the strength of every slot
-        (rows, stacks, slots).
+        The slot that each row selects, -1 for none and `BROKEN` for a broken one (rows, stacks); or
+        the strength of every slot, NaN for a broken one (rows, stacks, slots).
     """
     is_owned = owners >= 0
     if jnp.issubdtype(pick.dtype, jnp.floating):
         own = pick.at[:, jnp.maximum(owners, 0)].get(mode="fill", fill_value=np.nan)
-        return jnp.where(is_owned[None], own, 0)
+        own = jnp.where(is_owned[None], own, 0)
+        return jnp.where(broken[None] & (own != 0), jnp.full((), np.nan, own.dtype), own)
     slots = jnp.arange(owners.shape[1], dtype=np.int32)
+    slots = jnp.where(broken, np.int32(BROKEN), slots[None])
     selected = is_owned[None] & (owners[None] == pick[:, None, None])
-    return jnp.where(selected, slots[None, None], np.int32(-1)).max(-1, initial=np.int32(-1))
+    # A row selects at most one slot of a stack.
+    return jnp.where(selected, slots[None] + np.int32(1), 0).sum(-1, dtype=np.int32) - np.int32(1)
 
 
 def slot_for(stack: OperatorStack, routes: Array) -> Array:
-    """Returns a row's slot in a stack, -1 if it has none; or the strength of every slot.
+    """Returns a row's slot in a stack, negative if it has none; or the strength of every slot.
 
     Args:
         stack: The stack.

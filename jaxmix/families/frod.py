@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import as_int32, position_misfit
+from jaxmix.families.solving import solve
 from jaxmix.operators import Dense, Sparse
 from jaxmix.pytrees import register_dataclass
 
@@ -149,7 +150,7 @@ def _columns(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array
     """``W₀ V⁻ᵀ``."""
     # LAPACK needs at least float32.
     wide = np.promote_types(w.dtype, np.float32)
-    return jnp.linalg.solve(v.astype(wide), w.T.astype(wide)).T
+    return solve(v.astype(wide), w.T.astype(wide)).T
 
 
 def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:

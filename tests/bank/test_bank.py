@@ -9,10 +9,8 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter, Bank
-from jaxmix.bank import per_row
 from jaxmix.errors import AdapterError, LayoutError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
-from jaxmix.operators.backends import TPU
 
 from ..laws.chains import ALL, FLAT, chain
 from ..laws.draws import KINDS, Module, tree
@@ -56,18 +54,6 @@ MEMBERS: dict[str, Any] = {
     "turned": jaxmix.mix(oft(2), lokr()),
 }
 X = normal(6, 4, 6)
-
-
-@pytest.fixture(params=["cpu", "accelerator"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test with the batched form of each backend."""
-
-    def on_tpu(cpu: Any, accelerator: Any, *operands: Any) -> Any:
-        return accelerator(TPU, *operands)
-
-    if request.param == "accelerator":
-        monkeypatch.setattr(per_row, "by_platform", on_tpu)
-    return request.param
 
 
 def row_by_row(who: Any, members: Any = MEMBERS, x: Any = X) -> Any:

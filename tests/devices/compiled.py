@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Collective", "collectives", "large", "largest"]
+__all__ = ["Collective", "collectives", "large", "largest", "written"]
 
 _KINDS = (
     "all-gather",
@@ -23,6 +23,9 @@ _KINDS = (
 _LINE = re.compile(
     r"=\s+(?P<type>\((?:[^()]|\([^()]*\))*\)|\S+)\s+(?P<op>[a-z][\w-]*)\(", re.MULTILINE
 )
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{\s*$")
+# Operations that write nothing, or copy an array between memories as it is.
+_UNWRITTEN = ("bitcast", "copy-done", "copy-start", "get-tuple-element", "parameter", "tuple")
 _SHAPE = re.compile(r"\b(?P<dtype>pred|bf16|[fsuc]\d+\w*)\[(?P<dims>[\d,]*)\]")
 
 
@@ -70,3 +73,27 @@ def large(text: str, size: int) -> list[Collective]:
 def largest(text: str) -> int:
     """Returns the size of the largest array on a device, intermediate results included."""
     return max((size for _, kind in _instructions(text) for size in _sizes(kind)), default=0)
+
+
+def written(text: str, dtype: str, size: int) -> list[str]:
+    """Returns the types of results that are written out whole, outside of fusions.
+
+    Args:
+        text: The HLO.
+        dtype: Their dtype, such as "f32".
+        size: The least number of elements.
+    """
+    unfused: list[str] = []
+    is_fused = False
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            is_fused = "fused_computation" in found["name"]
+        elif not is_fused:
+            unfused.append(line)
+    return [
+        kind
+        for op, kind in _instructions("\n".join(unfused))
+        if op not in _UNWRITTEN
+        for array in _SHAPE.finditer(kind)
+        if array["dtype"] == dtype and max(_sizes(array[0]), default=0) >= size
+    ]

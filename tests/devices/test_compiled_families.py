@@ -1,0 +1,158 @@
+"""Every family's programs as the TPU's own compiler makes them, without a TPU."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.families import FRoD
+
+from ..families.module import Module
+from ..families.table import SAMPLES
+from .compiled import collectives, large, written
+from .compilers import TPUS, compiled, device
+from .layer import small
+from .test_compiled import needs_compiler
+
+MODULE = Module("linear", (256, 384), True)
+SIZE = 256 * 384
+KINDS = [kind for kind, sample in SAMPLES.items() if not sample.shaped]
+# A decomposition of a large weight takes minutes to compile; these get a smaller one.
+DECOMPOSING = {"KaSA": Module("linear", (64, 96), True)}
+# Kinds whose Δ, or its input, is written in float32: XLA fuses no scatter, product of many axes or
+# Fourier transform with the sum, and FRoD and KaSA decompose the weight.
+WRITES_COMPOSED = {
+    "BOFT",
+    "C3A",
+    "DEFT",
+    "FRoD",
+    "GLoRA",
+    "GraLoRA",
+    "KaSA",
+    "MiSS",
+    "RandLoRA",
+} | {
+    "SHiRA",
+    "SuperTuning",
+    "Tokens",
+    "WaveFT",
+}
+WRITES_FACTORED = {"FRoD", "GLoRA", "KaSA", "RandLoRA"}
+QUICK = ("LoRA", "DoRA", "FRoD")
+
+
+def of_kinds(kinds: Any) -> list[Any]:
+    """Returns parameters of a test; only a few are quick."""
+    marks = {kind: () if kind in QUICK else (pytest.mark.thorough,) for kind in kinds}
+    return [pytest.param(kind, marks=marks[kind]) for kind in kinds]
+
+
+def module(kind: str) -> Module:
+    """Returns the module at which a family is compiled."""
+    return DECOMPOSING.get(kind, MODULE)
+
+
+@cache
+def adapter(kind: str) -> Adapter:
+    """Returns an adapter of a family."""
+    return Adapter({"a": small(SAMPLES[kind].draw(np.random.default_rng(1), module(kind)))}, 0.7)
+
+
+def base(kind: str) -> dict[str, Any]:
+    """Returns the shapes of the base."""
+    out, into = module(kind).shape
+    shapes = {"a.weight": (out, into), "a.bias": (out,)}
+    return {name: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for name, shape in shapes.items()}
+
+
+def tokens(kind: str) -> Any:
+    """Returns the shape of the tokens."""
+    return jax.ShapeDtypeStruct((16, module(kind).shape[1]), jnp.bfloat16)
+
+
+def forward(params: Any, x: Any) -> Any:
+    """Runs the layer."""
+    return x @ params["a.weight"].T + params["a.bias"][None]
+
+
+def check(text: str) -> None:
+    """Nothing on the host, nothing in float64, and nothing from other devices."""
+    assert "callback" not in text and "f64[" not in text
+    assert collectives(text) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("on", ["v5e", pytest.param("v6e", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", of_kinds(KINDS))
+def test_composed(kind: str, on: str) -> None:
+    """No float32 array of the weight's size is written where XLA can fuse it."""
+    program = compiled(lambda p, a: jaxmix.compose(p, a), base(kind), adapter(kind), on=on)
+    check(program.text)
+    out, into = module(kind).shape
+    assert bool(written(program.text, "f32", out * into)) == (kind in WRITES_COMPOSED)
+
+
+@needs_compiler
+@pytest.mark.parametrize("on", ["v5e", pytest.param("v6e", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", of_kinds(KINDS))
+def test_factored(kind: str, on: str) -> None:
+    """Each family's map stays apart from the weight."""
+
+    def run(donated: None, params: Any, adapter: Any, x: Any) -> Any:
+        return jaxmix.factored(forward, "factored")(jaxmix.attach(params, adapter), x)
+
+    program = compiled(run, None, base(kind), adapter(kind), tokens(kind), on=on)
+    check(program.text)
+    out, into = module(kind).shape
+    assert bool(written(program.text, "f32", out * into)) == (kind in WRITES_FACTORED)
+
+
+def test_frod_has_no_lu_decomposition_on_a_tpu() -> None:
+    """XLA unrolls it there: at 4096 inputs its program took minutes to compile."""
+    update = small(SAMPLES["FRoD"].draw(np.random.default_rng(1), MODULE))
+    assert isinstance(update, FRoD)
+    params = {name: jnp.ones(leaf.shape, leaf.dtype) for name, leaf in base("FRoD").items()}
+
+    def text(platform: str) -> str:
+        traced = jax.jit(jaxmix.compose).trace(params, Adapter({"a": update}))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    operations = "LuDecomposition", "getrf", "triangular_solve", "trsm"
+    assert not [name for name in operations if name in text("tpu")]
+    assert "getrf" in text("cpu")
+
+
+@needs_compiler
+@pytest.mark.parametrize("spec", [("x", None), (None, "x")])
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "LoHa", "LoKr", "IA3"])
+def test_sharded_weights_are_not_gathered(kind: str, spec: tuple[Any, ...]) -> None:
+    """On four chips only DoRA's norms are exchanged, if they cross the parts."""
+    device("v5e")  # sets libtpu's environment
+    found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS["v5e"])
+    mesh = Mesh(np.array(found.devices), ("x",))
+    places = {
+        "a.weight": NamedSharding(mesh, P(*spec)),
+        "a.bias": NamedSharding(mesh, P(spec[0])),
+    }
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
+        for name, leaf in base(kind).items()
+    }
+    replicated = NamedSharding(mesh, P())
+    own = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=replicated),
+        adapter(kind),
+    )
+    run = jax.jit(jaxmix.compose, out_shardings=places)
+    text = run.lower(shapes, own).compile().as_text() or ""
+    assert "callback" not in text and "f64[" not in text
+    assert large(text, SIZE // 8) == []
+    assert kind == "DoRA" or collectives(text) == []
