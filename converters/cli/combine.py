@@ -121,6 +121,8 @@ def combine(
     limit = rank_of(rank, energy)
     written = peft_options(base_name, task, patterns, to=to)
     weighted = combining.METHODS[method].weighted
+    if combining.METHODS[method].random and seed is None:
+        raise typer.BadParameter(f"{method} drops random entries, so it needs a seed: --seed 0.")
     read = load_arguments(
         adapters,
         base,

@@ -104,6 +104,8 @@ def inspect(
         if table.row_count:
             console.print()
             console.print(table)
+    if found is not None and found.pairs:
+        print_lines("outputs, inputs: overlap of the output and input spaces; 0 is that of chance")
     if left_out:
         print_lines("", "not measured without the base (--base FOLDER):")
         print_lines(*(f"  {escape(line)}" for line in left_out))
@@ -176,10 +178,6 @@ def _pairs(found: "Measures") -> Table:
     """Tabulates the agreement of each pair: means over the sites that both change."""
     titles = ("cosine", "equal signs", "outputs", "inputs", "smallest angles")
     table = _table("pair", "sites", *titles)
-    table.caption = (
-        "outputs, inputs: overlap of the output and input spaces; 0 is the level of chance"
-    )
-    table.caption_justify = "left"
     for names, sites in found.pairs.items():
         if not sites:
             continue

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 WORDS = {
-    "one": ("lora",),
-    "three": ("lora", "loha", "lokr"),
-    "four": ("lora", "loha", "lokr", "oft"),
+    "LoRA": ("lora",),
+    "LoRA, LoHa, LoKr": ("lora", "loha", "lokr"),
+    "LoRA, LoHa, LoKr, OFT": ("lora", "loha", "lokr", "oft"),
 }
 HIDDEN, INNER, VOCAB = 2048, 5632, 32000
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -167,8 +167,8 @@ def compare(options: argparse.Namespace) -> None:
         size = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
         print(f"{size / MEGA:.0f} MB, {options.dtype}, medians of {options.rounds}\n")
         print(
-            "| adapters | jaxmix s | MB | PEFT s | MB | cp s | PEFT / jaxmix | jaxmix / cp "
-            "| process, jaxmix s | PEFT s | PEFT / jaxmix |"
+            "| adapters | jaxmix s | MB | PEFT s | MB | cp s | times faster | of cp "
+            "| process, jaxmix s | PEFT s | times faster |"
         )
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         for word, kinds in WORDS.items():

@@ -119,6 +119,14 @@ def test_invalid_requests_are_refused(tmp_path: Path, capsys: Captured) -> None:
     assert main(*args, "-m", "linear", "--force") == 0
 
 
+def test_dare_without_a_seed_names_the_option(adapters: Adapters, capsys: Captured) -> None:
+    """The library asks for a key, the program for a seed."""
+    args = ("-a", adapters["lora"], "-a", adapters["lora"], "-m", "dare_linear", "--density", 0.5)
+    assert main("combine", *args, "-o", "out") == 2
+    expected = "dare_linear drops random entries, so it needs a seed: --seed 0."
+    assert expected in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--density", "--outliers", "--majority-sign", "--seed"])
 def test_options_reach_the_library(option: str, tmp_path: Path, capsys: Captured) -> None:
     """Each option reaches the library, which has no use for it with this method."""
