@@ -92,11 +92,15 @@ docs: $(VENV)/.docs ## build the documentation site into site/
 	  --doctree-dir build/doctrees docs site
 	@echo "Open site/index.html"
 
-bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one batch
+bench: $(VENV)/.all ## against PEFT: merged, unmerged, many mixes in one batch; WRITE=yes writes their tables
+ifeq ($(strip $(WRITE)),)
 	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.bench_factored
-	@$(BIN)/python -m tests.benchmarks.bench_bank
 	@$(BIN)/python -m tests.benchmarks.bench_merge
+else
+	@$(BIN)/python -m tests.benchmarks.speed_page
+endif
+	@$(BIN)/python -m tests.benchmarks.bench_bank
 
 aot: $(VENV)/.aot ## docs/accelerators.md: what TPUs' and GPUs' compilers estimate, without a chip
 	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.devices.tables $(ARGS)

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.loading import load
-from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.converters.cli.strengths import NUMBER, check_strength_spelling
 from jaxmix.converters.files.wrong_inputs import is_adapter, is_model
 from jaxmix.errors import CheckpointError
-from jaxmix.mixing import Mix, mix
 from jaxmix.untrusted.files import local_path, output_path
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    from jaxmix.adapter import Adapter
+    from jaxmix.mixing import Mix
 
 __all__ = [
     "AdapterArguments",
@@ -156,7 +156,7 @@ def load_arguments(
     part: Sequence[str] | None = None,
     weighted: bool = False,
     **options: Any,
-) -> list[tuple[ParsedAdapter, Adapter | Mix]]:
+) -> "list[tuple[ParsedAdapter, Adapter | Mix]]":
     """Loads the adapters of a command line.
 
     Args:
@@ -175,6 +175,8 @@ def load_arguments(
         typer.BadParameter: If the number of file names or parts is neither 1 nor that of the
             adapters.
     """
+    from jaxmix.converters.adapters.loading import load
+
     names = _one_each("--filename", filename, len(texts))
     components = _one_each("--part", part, len(texts))
     found = []
@@ -200,7 +202,7 @@ def _one_each(flag: str, values: Sequence[str] | None, count: int) -> list[str]:
 
 def load_each(
     texts: Sequence[str], base: Any = None, **options: Any
-) -> list[tuple[ParsedAdapter, list[Adapter]]]:
+) -> "list[tuple[ParsedAdapter, list[Adapter]]]":
     """Loads the adapters of a command line, a mix or recipe as a list of its parts.
 
     Args:
@@ -228,8 +230,11 @@ def load_each(
 
 def load_mix(
     texts: Sequence[str], base: Any = None, *, peft_order: bool = False, **options: Any
-) -> Mix:
+) -> "Mix":
     """Loads the adapters of a command line as one mix, in order."""
+    from jaxmix.converters.adapters.peft import peft_stack
+    from jaxmix.mixing import mix
+
     parts = [part for _, parts in load_each(texts, base, **options) for part in parts]
     return peft_stack(parts) if peft_order else mix(*parts)
 
@@ -257,11 +262,11 @@ def check_roles(base: Path, texts: Sequence[str]) -> None:
         )
 
 
-def strengths_text(mixed: Adapter | Mix) -> str:
+def strengths_text(mixed: "Adapter | Mix") -> str:
     """Formats names and strengths as text: ``lora × 0.6, then oft × 1``."""
     return ", then ".join(f"{part.name} × {float(part.strength):g}" for part in mixed.parts)
 
 
-def strengths_data(mixed: Adapter | Mix) -> list[dict[str, Any]]:
+def strengths_data(mixed: "Adapter | Mix") -> list[dict[str, Any]]:
     """Returns names and strengths as data for JSON."""
     return [{"name": part.name, "strength": float(part.strength)} for part in mixed.parts]

@@ -3,21 +3,21 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
-from jaxmix.adapter import Adapter
-from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
-from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
 from jaxmix.errors import CheckpointError, listing
-from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Update
-from jaxmix.mixing import Mix
-from jaxmix.placement.layout import NAMES, Layout, Rule
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    import numpy as np
+
+    from jaxmix.adapter import Adapter
+    from jaxmix.families import Update
+    from jaxmix.mixing import Mix
+    from jaxmix.placement.layout import Layout
 
 __all__ = [
-    "OWN_LAYOUT",
     "BaseOption",
     "Conv1d",
     "Names",
@@ -26,6 +26,7 @@ __all__ = [
     "base_params",
     "map_tensors",
     "needs_base",
+    "own_layout",
 ]
 
 BaseOption = Annotated[
@@ -70,16 +71,19 @@ Names = Annotated[
     ),
 ]
 
-# The layout of the params that `base_params` makes without a base. Each site has its own leaves, so
-# the layout must not infer ties from names.
-OWN_LAYOUT = Layout(
-    "the adapters' own",
-    (Rule(r"(.+)", r"\1.weight"), Rule(r"(.+)", r"\1.bias", part="bias")),
-    conv1d="",
-)
+
+def own_layout() -> "Layout":
+    """Returns the layout of the params that `base_params` makes without a base.
+
+    Each site has its own leaves, so the layout must not infer ties from names.
+    """
+    from jaxmix.placement.layout import Layout, Rule
+
+    rules = (Rule(r"(.+)", r"\1.weight"), Rule(r"(.+)", r"\1.bias", part="bias"))
+    return Layout("the adapters' own", rules, conv1d="")
 
 
-def map_tensors(base: Path, variant: str | None = None) -> dict[str, np.ndarray]:
+def map_tensors(base: Path, variant: str | None = None) -> "dict[str, np.ndarray]":
     """Memory-maps a base's tensors, which are read only when they are used.
 
     Args:
@@ -90,6 +94,10 @@ def map_tensors(base: Path, variant: str | None = None) -> dict[str, np.ndarray]
         ``{name: tensor}`` by PyTorch name, with weights (out, in). Tensors that are not of floats
         are arrays of bytes, which are not treated as weights.
     """
+    import numpy as np
+
+    from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
+
     files: dict[Path, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
     for name, tensor in read_checkpoint(base, variant).tensors.items():
@@ -101,7 +109,7 @@ def map_tensors(base: Path, variant: str | None = None) -> dict[str, np.ndarray]
     return found
 
 
-def base_layout(base: Path, conv1d: str | None = None, variant: str | None = None) -> Layout:
+def base_layout(base: Path, conv1d: str | None = None, variant: str | None = None) -> "Layout":
     """Returns the layout of a base's tensors.
 
     Args:
@@ -112,16 +120,20 @@ def base_layout(base: Path, conv1d: str | None = None, variant: str | None = Non
     Returns:
         The layout by names, with `jaxmix.Layout.conv1d` where it is known.
     """
+    from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
+    from jaxmix.converters.checkpoints.huggingface import read_checkpoint
+    from jaxmix.placement.layout import NAMES
+
     pattern = conv1d_pattern(read_checkpoint(base, variant)) if conv1d is None else conv1d
     return replace(NAMES, conv1d=pattern)
 
 
 def base_params(
-    mixed: Adapter | Mix,
+    mixed: "Adapter | Mix",
     base: Path | None,
     conv1d: str | None = None,
     variant: str | None = None,
-) -> tuple[Any, Layout]:
+) -> "tuple[Any, Layout]":
     """Returns params to which a mix can be applied, and their layout.
 
     Args:
@@ -137,6 +149,8 @@ def base_params(
     Raises:
         CheckpointError: If ``base`` is None and an update needs it.
     """
+    import numpy as np
+
     if base is not None:
         return map_tensors(base, variant), base_layout(base, conv1d, variant)
     if needy := needs_base(mixed):
@@ -152,10 +166,10 @@ def base_params(
             params[f"{site}.weight"] = np.zeros(shape, np.float32)
             if update.has_bias:
                 params[f"{site}.bias"] = np.zeros(shape[:1], np.float32)
-    return params, OWN_LAYOUT
+    return params, own_layout()
 
 
-def needs_base(mixed: Adapter | Mix) -> list[str]:
+def needs_base(mixed: "Adapter | Mix") -> list[str]:
     """Describes the adapters whose effects depend on the base."""
     found = []
     for part in mixed.parts:
@@ -169,14 +183,16 @@ def needs_base(mixed: Adapter | Mix) -> list[str]:
     return found
 
 
-def _own_shape(update: Update) -> tuple[int, int] | None:
+def _own_shape(update: "Update") -> tuple[int, int] | None:
     """Returns the shape (out, in) of an additive update's weight, if its factors determine it."""
     shape = None if update.reads_base else _factors_shape(update)
     return None if shape is None or update.misfit(shape) else shape
 
 
-def _factors_shape(update: Update) -> tuple[int, int] | None:
+def _factors_shape(update: "Update") -> tuple[int, int] | None:
     """Returns the shape of the update for the most common additive kinds; None for others."""
+    from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA
+
     match update:
         case LoRA() | AdaLoRA():
             return _shape(update.b, update.a)

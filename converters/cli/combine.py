@@ -1,21 +1,10 @@
 """``jaxmix combine``."""
 
 import warnings
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
-from jaxmix.combining import (
-    METHODS,
-    look_alikes,
-    look_alikes_text,
-    partial_sites,
-    partial_text,
-)
-from jaxmix.combining import combine as combined
-from jaxmix.combining.formulas import MajoritySign
-from jaxmix.converters.adapters.mixfile import save
-from jaxmix.converters.adapters.peft.export import export_peft
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
@@ -27,6 +16,7 @@ from jaxmix.converters.cli.adapters import (
     load_arguments,
 )
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, Variant, base_layout, map_tensors
+from jaxmix.converters.cli.choices import MAJORITY_SIGNS, METHODS
 from jaxmix.converters.cli.console import (
     AsJson,
     Force,
@@ -55,7 +45,7 @@ def combine(
             "-m",
             metavar="METHOD",
             help=f"One of {', '.join(METHODS)}.",
-            **choice_of(tuple(METHODS)),
+            **choice_of(METHODS),
         ),
     ],
     base: BaseOption = None,
@@ -72,7 +62,7 @@ def combine(
             "--majority-sign",
             metavar="RULE",
             help="How TIES elects a sign: total (the default) or frequency.",
-            **choice_of(get_args(MajoritySign)),
+            **choice_of(MAJORITY_SIGNS),
         ),
     ] = None,
     outliers: Annotated[
@@ -124,9 +114,16 @@ def combine(
     - `jaxmix combine -a lora -a loha -m ties --density 0.3 --base base --rank 16 -o both`
     - `jaxmix combine -a lora -a oft -m dare_ties --density 0.5 --seed 0 --base base -o both`
     """
+    # Not at the top, since help and shell completion do without JAX.
+    from jaxmix import combining
+    from jaxmix.converters.adapters.mixfile import save
+    from jaxmix.converters.adapters.peft.export import export_peft
+
     limit = rank_of(rank, energy)
     written = peft_options(base_name, task, patterns, to=to)
-    weighted = METHODS[method].weighted
+    weighted = combining.METHODS[method].weighted
+    if combining.METHODS[method].random and seed is None:
+        raise typer.BadParameter(f"{method} drops random entries, so it needs a seed: --seed 0.")
     read = load_arguments(
         adapters,
         base,
@@ -143,11 +140,11 @@ def combine(
     check_apart(out, adapters)
     options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
     weights = [strength for _, strength in named]
-    partial = partial_sites(groups) if base is None else {}
-    pairs = look_alikes(groups) if base is None else []
+    partial = combining.partial_sites(groups) if base is None else {}
+    pairs = combining.look_alikes(groups) if base is None else []
     with spinner(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "combine without a base")  # reported below
-        adapter = combined(
+        adapter = combining.combine(
             groups,
             None if base is None else map_tensors(base, variant),
             method=method,
@@ -179,9 +176,9 @@ def combine(
             escape(adapter.summary()),
         )
         if partial:
-            print_lines(escape(f"note: {partial_text(partial, len(adapter.sites))}"))
+            print_lines(escape(f"note: {combining.partial_text(partial, len(adapter.sites))}"))
         if pairs:
-            print_lines(escape(f"note: {look_alikes_text(pairs)}"))
+            print_lines(escape(f"note: {combining.look_alikes_text(pairs)}"))
 
 
 def _key(seed: int) -> Any:

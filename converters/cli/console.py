@@ -126,10 +126,14 @@ def choice_of(names: Collection[str]) -> dict[str, Any]:
 
 @contextmanager
 def _bar(*columns: Any, as_json: bool) -> Iterator[Progress]:
-    """Yields a progress bar; with --json only if stderr is a terminal."""
+    """Yields a progress bar to start; with --json it is shown only if stderr is a terminal."""
     console = Console(stderr=True, emoji=False)
-    with Progress(*columns, console=console, disable=as_json and not console.is_terminal) as bar:
+    bar = Progress(*columns, console=console, disable=as_json and not console.is_terminal)
+    try:
         yield bar
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager
@@ -146,6 +150,7 @@ def bytes_bar(*, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
         task = bar.add_task("", visible=False)
 
         def update(done: int, size: int, shard: str) -> None:
+            bar.start()  # not before: an error without progress would have an empty line above it
             bar.update(task, completed=done, total=size, description=printable(shard), visible=True)
 
         yield update
@@ -157,6 +162,7 @@ def steps_bar(title: str, *, as_json: bool) -> Iterator[Callable[[int, int], Non
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with _bar(*columns, as_json=as_json) as bar:
         task = bar.add_task(title)
+        bar.start()
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -165,4 +171,5 @@ def spinner(title: str, *, as_json: bool) -> Iterator[None]:
     """Shows a spinner and the elapsed time during a task of unknown length."""
     with _bar(SpinnerColumn(), TextColumn(title), TimeElapsedColumn(), as_json=as_json) as bar:
         bar.add_task(title, total=None)
+        bar.start()
         yield

@@ -1,22 +1,13 @@
 """``jaxmix convert``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxmix.adapter import Adapter
-from jaxmix.combining import look_alikes, look_alikes_text
-from jaxmix.converters.adapters.comfyui import export_comfyui, export_original
-from jaxmix.converters.adapters.common.base_model import base_model
-from jaxmix.converters.adapters.diffusers import export_diffusers
-from jaxmix.converters.adapters.kohya import export_kohya
-from jaxmix.converters.adapters.loading import FORMATS
-from jaxmix.converters.adapters.mixfile import save
-from jaxmix.converters.adapters.mixfile.recipe import save_recipe
-from jaxmix.converters.adapters.peft.export import export_peft
 from jaxmix.converters.cli.adapters import (
     AdapterArguments,
     Filenames,
@@ -31,6 +22,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, Variant, base_params
+from jaxmix.converters.cli.choices import READ
 from jaxmix.converters.cli.console import (
     AsJson,
     Force,
@@ -44,8 +36,10 @@ from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_
 from jaxmix.converters.cli.ranks import Energy, Rank, error_lines, rank_of
 from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError
-from jaxmix.low_rank import to_lora
-from jaxmix.mixing import Mix, mix
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    from jaxmix.adapter import Adapter
+    from jaxmix.mixing import Mix
 
 __all__ = ["convert"]
 
@@ -55,27 +49,33 @@ class _Writer:
     """A format that can be written.
 
     Args:
-        write: ``write(adapter, path, force=…)``, also with the arguments that `takes` names.
+        module: The module of converters/adapters with the function.
+        function: ``function(adapter, path, force=…)``, also with the arguments that `takes` names.
         takes_mix: Whether the format holds several adapters.
         takes: The arguments, of prefix, names and base.
     """
 
-    write: Callable[..., Path]
+    module: str
+    function: str
     takes_mix: bool = False
     takes: tuple[str, ...] = ("prefix", "names", "base")
 
+    def write(self, *args: Any, **options: Any) -> Path:
+        """Imports the function and calls it."""
+        module = import_module(f"jaxmix.converters.adapters.{self.module}")
+        return getattr(module, self.function)(*args, **options)
+
 
 _WRITERS: dict[str, _Writer] = {
-    "peft": _Writer(export_peft, takes_mix=True, takes=("names",)),
-    "kohya": _Writer(export_kohya),
-    "diffusers": _Writer(export_diffusers),
-    "comfyui": _Writer(export_comfyui),
-    "original": _Writer(export_original),
-    "mix": _Writer(save, takes_mix=True, takes=()),
+    "peft": _Writer("peft.export", "export_peft", takes_mix=True, takes=("names",)),
+    "kohya": _Writer("kohya", "export_kohya"),
+    "diffusers": _Writer("diffusers", "export_diffusers"),
+    "comfyui": _Writer("comfyui", "export_comfyui"),
+    "original": _Writer("comfyui", "export_original"),
+    "mix": _Writer("mixfile", "save", takes_mix=True, takes=()),
 }
 # A recipe holds only the paths of adapters, so they are not read.
 _RECIPE = "recipe"
-_READ = tuple(format_.name for format_ in FORMATS)
 _WRITTEN = (*_WRITERS, _RECIPE)
 
 
@@ -104,8 +104,8 @@ def convert(
         typer.Option(
             "--from",
             metavar="FORMAT",
-            help=f"The format to read, if its files do not determine it: {', '.join(_READ)}.",
-            **choice_of(_READ),
+            help=f"The format to read, if its files do not determine it: {', '.join(READ)}.",
+            **choice_of(READ),
         ),
     ] = None,
     base: BaseOption = None,
@@ -170,6 +170,10 @@ def convert(
     - `jaxmix convert lora:0.6 owner/loha --to mix -o both`: a mix as a folder
     - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only their paths
     """
+    from jaxmix.combining import look_alikes, look_alikes_text
+    from jaxmix.low_rank import to_lora
+    from jaxmix.mixing import mix
+
     writer_options: dict[str, Any] = peft_options(base_name, task, patterns, to=to)
     limit = rank_of(rank, energy)
     if to == _RECIPE:
@@ -237,8 +241,10 @@ def convert(
             )
 
 
-def _joined(parts: Sequence[Adapter], to: str) -> Adapter | Mix:
+def _joined(parts: "Sequence[Adapter]", to: str) -> "Adapter | Mix":
     """Returns the only adapter, or a mix of several if the format can hold one."""
+    from jaxmix.mixing import mix
+
     if len(parts) == 1:
         return parts[0]
     if not _WRITERS[to].takes_mix:
@@ -252,6 +258,8 @@ def _joined(parts: Sequence[Adapter], to: str) -> Adapter | Mix:
 
 def _recipe(adapters: Sequence[str], out: Path, *, force: bool, as_json: bool) -> None:
     """Writes a recipe."""
+    from jaxmix.converters.adapters.mixfile.recipe import save_recipe
+
     parsed = parse_adapters(adapters)
     target = save_recipe(parsed, out, force=force)
     parts = [{"source": path, "strength": strength} for path, strength in parsed]

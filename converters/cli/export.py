@@ -1,11 +1,9 @@
 """``jaxmix export``."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.peft.export import export_peft
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
@@ -32,7 +30,9 @@ from jaxmix.converters.cli.console import (
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.cli.ranks import Energy, Rank, error_lines, rank_of
 from jaxmix.converters.files.terminal import escape
-from jaxmix.low_rank import to_lora
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    from jaxmix.adapter import Adapter
 
 __all__ = ["export"]
 
@@ -85,6 +85,9 @@ def export(
     - `jaxmix export -a recipe.json --base base --energy 0.99 -o one-lora`
     - `jaxmix export -a lora:0.6 -a loha -o for-peft`: the parts, and load_in_peft.py
     """
+    from jaxmix.converters.adapters.peft.export import export_peft
+    from jaxmix.low_rank import to_lora
+
     limit = rank_of(rank, energy)
     mixed = load_mix(
         adapters,
@@ -120,12 +123,12 @@ def export(
         print_lines(f"[bold]{escape(str(target))}[/]: {escape(strengths_text(mixed))}", *lines)
 
 
-def _ranks(lora: Adapter) -> dict[str, int]:
+def _ranks(lora: "Adapter") -> dict[str, int]:
     """Returns the rank at each site that has one."""
     return {site: int(u.a.shape[0]) for site, u in lora.updates.items() if u.family == "LoRA"}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _errors(lora: Adapter, errors: dict[str, float]) -> list[str]:
+def _errors(lora: "Adapter", errors: dict[str, float]) -> list[str]:
     """Describes the LoRA and its errors in lines."""
     ranks = sorted(set(_ranks(lora).values()))
     spread = "–".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))) if ranks else "0"

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxmix.converters.adapters.peft.about import TASKS
+from jaxmix.converters.cli.choices import TASKS
 from jaxmix.converters.cli.console import choice_of
 
 __all__ = ["BaseName", "Patterns", "Task", "peft_options"]
@@ -25,7 +25,7 @@ Task = Annotated[
         metavar="TASK",
         help=f"PEFT's task, which AutoPeftModel needs: {', '.join(TASKS)}; by default that of the "
         "adapter's own file.",
-        **choice_of(tuple(TASKS)),
+        **choice_of(TASKS),
     ),
 ]
 Patterns = Annotated[

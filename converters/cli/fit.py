@@ -2,16 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import typer
 
-from jaxmix.converters.adapters.mixfile import MIX_FILE, is_saved, save
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
@@ -32,13 +27,15 @@ from jaxmix.converters.cli.console import (
     print_lines,
     steps_bar,
 )
-from jaxmix.converters.cli.tokens import read_tokens, split_windows
-from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.output import checked_output
 from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError
-from jaxmix.mixing import Mix, compose
 from jaxmix.pictures import checked_picture
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    import numpy as np
+
+    from jaxmix.mixing import Mix
 
 __all__ = ["fit"]
 
@@ -127,6 +124,10 @@ def fit(
     - `jaxmix fit base -a lora -a loha:0 --text my.txt --per site --plot strengths.png -o learned`
     - `jaxmix merge try/base -a learned -o merged`
     """
+    from jaxmix.converters.adapters.mixfile import MIX_FILE, is_saved, save
+    from jaxmix.converters.cli.tokens import read_tokens, split_windows
+    from jaxmix.converters.files.hub import base_folder
+
     if plot is not None:
         checked_picture(plot)
     base = base_folder(base)
@@ -160,7 +161,7 @@ def fit(
         print_lines(f"plot of the strengths: {escape(str(plot))}")
 
 
-def _strengths(mixed: Mix, per: str) -> str:
+def _strengths(mixed: "Mix", per: str) -> str:
     """Describes the strengths; with one per site, the range over each adapter's sites."""
     if per != "site":
         return strengths_text(mixed)
@@ -175,7 +176,9 @@ def _strengths(mixed: Mix, per: str) -> str:
 
 def _model(base: Path, dtype: str) -> Any:
     """Loads a language model."""
-    from jaxmix import models  # not at the top: it imports Flax
+    import jax.numpy as jnp
+
+    from jaxmix import models
 
     model = models.load(base, dtype=jnp.dtype(dtype))
     if not isinstance(model, models.Decoder | models.GPT2):
@@ -198,7 +201,7 @@ class _Batches(Sequence[Any]):
         progress: Called with the number of batches yielded, and the total number.
     """
 
-    windows: np.ndarray
+    windows: "np.ndarray"
     size: int
     steps: int
     seed: int
@@ -208,6 +211,8 @@ class _Batches(Sequence[Any]):
         return self.steps
 
     def __getitem__(self, i: Any) -> Any:
+        import numpy as np
+
         epoch, at = divmod(i, len(self.windows) // self.size)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.windows))
         return self.windows[order[at * self.size : (at + 1) * self.size]]
@@ -220,12 +225,15 @@ class _Batches(Sequence[Any]):
 
 def _loss(model: Any, tokens: Any) -> Any:
     """Returns the mean of ``-ln p(token | previous tokens)`` in nats."""
+    import jax
+    import jax.numpy as jnp
+
     logits = model(tokens)[:, :-1].astype(jnp.float32)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
     return -jnp.mean(log_probs)
 
 
-def _fit_strengths(mixed: Mix, model: Any, batches: _Batches, per: Per, rate: float) -> Any:
+def _fit_strengths(mixed: "Mix", model: Any, batches: _Batches, per: Per, rate: float) -> Any:
     """Trains the strengths."""
     import optax
 
@@ -235,19 +243,23 @@ def _fit_strengths(mixed: Mix, model: Any, batches: _Batches, per: Per, rate: fl
     return fit(mixed, model, _loss, batches, per=per, optimizer=optimizer, progress=False)
 
 
-def _loss_on(mixed: Mix, model: Any, windows: np.ndarray, size: int) -> float:
+def _loss_on(mixed: "Mix", model: Any, windows: "np.ndarray", size: int) -> float:
     """Returns the mean loss of a mix on windows, computed in batches."""
+    import jax
+    import numpy as np
     from flax import nnx
 
+    from jaxmix.mixing import compose
+
     graph, state = nnx.split(compose(model, mixed))
+    loss = jax.jit(_split_loss, static_argnames="graph")  # compiled once for all mixes
     parts = np.split(windows, range(size, len(windows), size))
-    total = sum(float(_split_loss(graph, state, part)) * len(part) for part in parts)
+    total = sum(float(loss(graph, state, part)) * len(part) for part in parts)
     return total / len(windows)
 
 
-@partial(jax.jit, static_argnames="graph")
 def _split_loss(graph: Any, state: Any, tokens: Any) -> Any:
-    """Returns the loss of a model given as graph and state, compiled once for all mixes."""
+    """Returns the loss of a model given as graph and state."""
     from flax import nnx
 
     return _loss(nnx.merge(graph, state), tokens)

@@ -2,13 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterArguments,
     Filenames,
@@ -20,11 +19,12 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, Variant, base_params, needs_base
 from jaxmix.converters.cli.console import AsJson, print_json, print_lines, steps_bar
-from jaxmix.converters.cli.tables import adapter_data, adapter_table
 from jaxmix.converters.files.terminal import escape
-from jaxmix.measures import Measures, draw_measures, measure
-from jaxmix.mixing import mix
 from jaxmix.pictures import checked_picture
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    from jaxmix.adapter import Adapter
+    from jaxmix.measures import Measures
 
 __all__ = ["inspect"]
 
@@ -72,6 +72,9 @@ def inspect(
     - `jaxmix inspect recipe.json --base Llama-3.2-1B --measure`
     - `jaxmix inspect lora loha oft --base base --plot effects.png`
     """
+    from jaxmix.converters.cli.tables import adapter_data, adapter_lines
+    from jaxmix.measures import draw_measures
+
     if plot is not None:
         checked_picture(plot)
     each = load_each(
@@ -97,11 +100,14 @@ def inspect(
         print_json({"adapters": data, **measures, **picture})
         return
     console = Console(highlight=False, emoji=False)
-    console.print(adapter_table(parts))
+    titles, *lines = adapter_lines(parts, console.width)
+    print_lines(f"[bold]{titles}[/]", *map(escape, lines))
     for table in () if found is None else (_sites(found), _pairs(found)):
         if table.row_count:
             console.print()
             console.print(table)
+    if found is not None and found.pairs:
+        print_lines("outputs, inputs: overlap of the output and input spaces; 0 is that of chance")
     if left_out:
         print_lines("", "not measured without the base (--base FOLDER):")
         print_lines(*(f"  {escape(line)}" for line in left_out))
@@ -110,14 +116,17 @@ def inspect(
 
 
 def _measured(
-    parts: list[Adapter],
+    parts: "list[Adapter]",
     base: Path | None,
     conv1d: str | None,
     variant: str | None,
     *,
     as_json: bool,
-) -> tuple[Measures, list[str]]:
+) -> "tuple[Measures, list[str]]":
     """Returns the measures, and a description of the adapters that need the base."""
+    from jaxmix.measures import measure
+    from jaxmix.mixing import mix
+
     needy = {} if base is not None else {part.name: needs_base(part) for part in parts}
     mixed = mix(*(part for part in parts if not needy.get(part.name)))
     left_out = [line for lines in needy.values() for line in lines]
@@ -128,7 +137,7 @@ def _measured(
         return measure(mixed, params, layout=layout, progress=progress), left_out
 
 
-def _data(found: Measures) -> dict[str, Any]:
+def _data(found: "Measures") -> dict[str, Any]:
     """Returns the measures as data for JSON."""
     own = [
         {
@@ -157,7 +166,7 @@ def _mean(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
-def _sites(found: Measures) -> Table:
+def _sites(found: "Measures") -> Table:
     """Tabulates the effect of each adapter over all of its sites."""
     table = _table("adapter", "sites", "norm", "effective rank", "share")
     table.add_column("largest norm", overflow="fold", ratio=1)
@@ -172,14 +181,10 @@ def _sites(found: Measures) -> Table:
     return table
 
 
-def _pairs(found: Measures) -> Table:
+def _pairs(found: "Measures") -> Table:
     """Tabulates the agreement of each pair: means over the sites that both change."""
     titles = ("cosine", "equal signs", "outputs", "inputs", "smallest angles")
     table = _table("pair", "sites", *titles)
-    table.caption = (
-        "outputs, inputs: overlap of the output and input spaces; 0 is the level of chance"
-    )
-    table.caption_justify = "left"
     for names, sites in found.pairs.items():
         if not sites:
             continue

@@ -2,11 +2,10 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
@@ -22,13 +21,14 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import Conv1d, Names, Variant
+from jaxmix.converters.cli.choices import LAYOUTS, layouts
 from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
-from jaxmix.converters.cli.opening import opening
-from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.terminal import escape
-from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
-from jaxmix.mixing import Mix
-from jaxmix.placement.layout import LAYOUTS, libraries, named
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    from jaxmix.adapter import Adapter
+    from jaxmix.converters.merging import Merged, Verified
+    from jaxmix.mixing import Mix
 
 __all__ = ["merge"]
 
@@ -114,7 +114,7 @@ def merge(
             metavar="NAME",
             help="Where the modules are among the tensors; by default found by name. One of "
             f"{', '.join(LAYOUTS)}, or a model library's.",
-            autocompletion=lambda: [*LAYOUTS, *libraries()],
+            autocompletion=layouts,
         ),
     ] = None,
     names: Names = None,
@@ -123,7 +123,7 @@ def merge(
     untie: Annotated[
         bool,
         typer.Option(
-            "--untie", help="Give a tied head a tensor of its own where adapters require it."
+            "--untie", help="Give a tied head a separate tensor where adapters require it."
         ),
     ] = False,
     peft_order: PeftOrder = False,
@@ -158,6 +158,10 @@ def merge(
     - `jaxmix merge wan -a high.safetensors -a low.safetensors --part transformer --part
       transformer_2 -o merged`
     """
+    from jaxmix.converters.files.hub import base_folder
+    from jaxmix.converters.merging import merge_checkpoint
+    from jaxmix.placement.layout import named
+
     check_roles(base, adapters)
     folder = base_folder(base, variant)
     mixed = load_mix(
@@ -195,8 +199,10 @@ def merge(
         _report(merged, mixed)
 
 
-def _report(merged: Merged, mixed: Adapter | Mix) -> None:
+def _report(merged: "Merged", mixed: "Adapter | Mix") -> None:
     """Prints a summary of the merge."""
+    from jaxmix.converters.cli.opening import opening
+
     print_lines(
         f"[bold]{escape(str(merged.out))}[/]: {escape(strengths_text(mixed))}",
         f"{count(len(merged.changed), 'tensor')} changed, {merged.copied:,} copied unchanged, "
@@ -204,7 +210,7 @@ def _report(merged: Merged, mixed: Adapter | Mix) -> None:
     )
     if merged.untied:
         print_lines(
-            f"untied: {merged.untied} is now a tensor of its own, a copy of the base's embedding, "
+            f"untied: {merged.untied} is now a separate tensor, a copy of the base's embedding, "
             "and tie_word_embeddings is false in config.json"
         )
         if more := merged.copies[1:]:
@@ -236,7 +242,7 @@ def _share(number: float | None) -> str:
     return "nothing" if number is None else f"{number:.2%}"
 
 
-def _report_verified(verified: Verified) -> None:
+def _report_verified(verified: "Verified") -> None:
     """Prints a summary of the verification."""
     print_lines(
         f"verified: {count(verified.proven, 'tensor')} proven"

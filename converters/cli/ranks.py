@@ -1,12 +1,14 @@
 """The options ``--rank 16`` and ``--energy 0.99``, which limit the rank of an SVD, and errors."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxmix.converters.files.terminal import escape
-from jaxmix.low_rank import Rank as LoraRank
+
+if TYPE_CHECKING:  # help and shell completion do without JAX
+    from jaxmix.low_rank import Rank as LoraRank
 
 __all__ = ["Energy", "Rank", "error_lines", "rank_of"]
 
@@ -28,7 +30,7 @@ Energy = Annotated[
 ]
 
 
-def rank_of(rank: int | None, energy: float | None) -> LoraRank:
+def rank_of(rank: int | None, energy: float | None) -> "LoraRank":
     """Returns the ``rank`` argument of `jaxmix.to_lora`; None if neither option is given."""
     if rank is not None and energy is not None:
         raise typer.BadParameter("--rank and --energy exclude each other. Use one of them.")

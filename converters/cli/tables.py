@@ -1,19 +1,24 @@
 """Summarizes adapters' updates, as a table and as data for JSON."""
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-from rich.table import Table
+from rich.cells import cell_len
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.files.terminal import escape, printable
+from jaxmix.converters.files.terminal import printable
 from jaxmix.families import Together, Update
 
-__all__ = ["adapter_data", "adapter_table"]
+__all__ = ["adapter_data", "adapter_lines"]
+
+_TITLES = ("adapter", "kind", "size", "scale", "sites", "parameters")
+# The first columns hold words, the others numbers.
+_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -44,32 +49,49 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
     return {"name": adapter.name, "strength": strength, "source": adapter.source, "kinds": kinds}
 
 
-def adapter_table(adapters: Iterable[Adapter]) -> Table:
-    """Summarizes adapters as a table, with a row for each adapter and kind of update.
+def adapter_lines(adapters: Iterable[Adapter], width: int) -> list[str]:
+    """Summarizes adapters as a table: a row for each kind of update, and its modules below the row.
 
     Args:
         adapters: The adapters.
+        width: The width of a line, at which lists of modules are broken.
 
     Returns:
-        A table for rich.
+        Lines of text, the titles first.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("adapter", "kind", "size"):
-        table.add_column(title, overflow="fold")
-    for title in ("scale", "sites", "parameters"):
-        table.add_column(title, justify="right")
-    table.add_column("modules", overflow="fold", ratio=1)
+    rows: list[tuple[tuple[str, ...], list[str]]] = [(_TITLES, [])]
     for adapter in adapters:
         label = f"{printable(adapter.name)} × {float(adapter.strength):g}"
+        below = []
         if adapter.source not in ("", adapter.name):
-            label += f"\n  {printable(adapter.source)}"
+            below = [f"  {printable(adapter.source)}"]
         for group in _groups(adapter):
             scale = "–".join(f"{number:.4g}" for number in group.scale)
             counts = (scale, str(len(group.sites)), f"{group.numbers:,} {group.dtype}".rstrip())
-            cells = (label, group.kind, group.size, *counts, "\n".join(_modules(group.sites)))
-            table.add_row(*("\n".join(map(escape, cell.split("\n"))) for cell in cells))
-            label = ""
-    return table
+            below += [line for text in _modules(group.sites) for line in _wrapped(text, width)]
+            rows.append(((label, group.kind, group.size, *counts), below))
+            label, below = "", []
+    widths = [max(cell_len(row[i]) for row, _ in rows) for i in range(len(_TITLES))]
+    return [line for row, below in rows for line in (_row(row, widths), *below)]
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Aligns the cells of a row: words on the left, numbers on the right."""
+    gaps = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    pairs = enumerate(zip(cells, gaps, strict=True))
+    return "  ".join(cell + gap if i < _WORDS else gap + cell for i, (cell, gap) in pairs).rstrip()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Breaks a list of modules into indented lines."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent="    ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _groups(adapter: Adapter) -> list[_Group]:

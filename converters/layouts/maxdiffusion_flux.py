@@ -1,10 +1,11 @@
 r"""maxdiffusion's Linen and NNX models of Flux 1 and Flux 2, with layers stacked or not.
 
-Queries, keys and values are one leaf. Layers of Flux 1 that are not stacked have the input of the
-MLP of single blocks in the same leaf, those that are stacked in a leaf of its own. Sites have the
-names of diffusers, or those of Black Forest Labs, in which queries, keys and values are one site.
-Placement brings ``linear1`` of stacked layers, which is two leaves, to diffusers' names, and
-``norm_out.linear`` on ``norm_out.Dense_0``, whose halves are swapped, to the original name.
+Queries, keys and values share one leaf. In Flux 1's single blocks that leaf also holds the input
+projection of the MLP, except where layers are stacked: there this projection is a separate leaf.
+Sites have the names of diffusers, or those of Black Forest Labs, in which queries, keys and values
+are one site. Placement renames ``linear1`` of stacked layers, which is two leaves, to diffusers'
+names, and ``norm_out.linear`` on ``norm_out.Dense_0``, whose halves are swapped, to the original
+name.
 Source: ``flux/util.py`` and ``flux/transformers/transformer_flux_flax.py`` in
 ``maxdiffusion/models`` at 6734125 (January 2026), 25f1a08 (June) and 7cfb880 (August).
 """

@@ -71,8 +71,8 @@ def merge_checkpoint(
             without a variant. The output's files have the same names.
         force: Replace an existing checkpoint at ``out``, which stays in place until the new one is
             complete; and start over where an earlier merge was interrupted.
-        untie: Where an adapter touches an embedding that is also the head, give the head a tensor
-            of its own, as PEFT's forward requires: a copy of the base's embedding (V, D).
+        untie: Where an adapter touches an embedding that is also the head, give the head a
+            separate tensor, as PEFT's forward requires: a copy of the base's embedding (V, D).
         resume: Continue an interrupted merge with the same arguments, keeping its complete shards.
             Without such a merge, start from the beginning.
         verify: Read the output back before it is moved into place, and prove that it is base plus

@@ -33,7 +33,7 @@ __all__ = ["ByteCounter", "Progress", "write_shards"]
 Progress = Callable[[int, int, str], None]
 
 # The most bytes that may wait to be computed; as many may wait to be written.
-BOUND = 32 << 20
+BOUND = 16 << 20
 # The most pieces that may wait: copies take no memory, but a shard may have many.
 _FUTURES = 64
 

@@ -176,7 +176,8 @@ class Prepared:
             UnwritableError: If numbers exceed the range of the tensor's dtype, or are NaN or
                 infinite where the base's are finite.
         """
-        leaf, dtype = jnp.asarray(base), self.recipe.dtype
+        # Unlike jnp.asarray, device_put does not copy on a CPU.
+        leaf, dtype = jax.device_put(base), self.recipe.dtype
         wide = plan.arithmetic(dtype)
         if self.steps is None:
             exact = self._apply_whole(leaf.astype(wide))

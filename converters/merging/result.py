@@ -24,7 +24,7 @@ class Merged:
             dequantized.
         copied: The number of tensors that are the base's.
         size: The bytes of all shards.
-        untied: The head that was given a tensor of its own, if any.
+        untied: The head that was given a separate tensor, if any.
         left_out: The base's files that were not copied, each with the reason.
         dequantized: The number of packed weights that were written in bfloat16.
         resized: The tensors with more or fewer rows than the base's: the rows before and after.

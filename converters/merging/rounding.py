@@ -85,32 +85,47 @@ def round_to_dtype(exact: Array, base: Array, dtype: Any) -> tuple[Array, Loss]:
     Returns:
         The rounded numbers, and the loss.
     """
-    out, *statistics = _round(exact, base, dtype)
-    squares, most, over = jax.device_get(statistics)
-    lost = float(np.max(over[1], initial=0.0))
-    sums = tuple(float(np.sum(s, dtype=np.float64)) for s in squares)
-    tops = tuple(float(np.max(m, initial=0.0)) for m in most)
-    count = int(np.sum(over[0], dtype=np.int64))
-    return out, Loss(math.prod(exact.shape), sums, tops, count, lost)  # pyright: ignore[reportArgumentType]
+    out, table = _round(exact, base, dtype)
+    count, largest, statistics = 0, 0.0, np.asarray(table)
+    if not np.isfinite(statistics).all():
+        table, over = jax.device_get(_measure_finite(exact, base, out))
+        statistics = np.asarray(table)
+        count, largest = int(np.sum(over[0], dtype=np.int64)), float(np.max(over[1], initial=0.0))
+    squares = tuple(float(np.sum(row, dtype=np.float64)) for row in statistics[:3])
+    most = tuple(float(np.max(row, initial=0.0)) for row in statistics[3:])
+    return out, Loss(math.prod(exact.shape), squares, most, count, largest)  # pyright: ignore[reportArgumentType]
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _round(exact: Array, base: Array, dtype: Any) -> tuple[Array, Any, Any, Any]:
-    """Rounds, and sums over each row: longer sums would lose digits in float32."""
+def _round(exact: Array, base: Array, dtype: Any) -> tuple[Array, Array]:
+    """Rounds, and returns the statistics (6, rows), which are finite if all numbers are."""
     out = exact.astype(dtype)
-    back, old = out.astype(exact.dtype), base.astype(exact.dtype)
+    return out, _statistics(out.astype(exact.dtype) - exact, exact, base)
+
+
+@jax.jit
+def _measure_finite(exact: Array, base: Array, out: Array) -> tuple[Array, tuple[Array, Array]]:
+    """Returns the statistics without numbers that rounding made infinite, and these by row."""
+    back = out.astype(exact.dtype)
     is_lost = jnp.isfinite(exact) & ~jnp.isfinite(back)
     error = jnp.where(is_lost, jnp.zeros_like(exact), back - exact)
-
-    def rows(x: Array) -> Array:
-        return x.reshape(1, -1) if x.ndim < 2 else x.reshape(x.shape[0], -1)
-
-    kinds = [rows(x) for x in (error, old, exact - old)]
-    squares = [jnp.sum(x * x, axis=1) for x in kinds]
-    most = [jnp.max(jnp.abs(x), axis=1) for x in kinds]
     beyond = jnp.where(is_lost, jnp.abs(exact), jnp.zeros_like(exact))
-    lost = (jnp.sum(rows(is_lost), axis=1), jnp.max(rows(beyond), axis=1))
-    return out, squares, most, lost
+    lost = jnp.sum(_rows(is_lost), axis=1), jnp.max(_rows(beyond), axis=1, initial=0)
+    return _statistics(error, exact, base), lost
+
+
+def _statistics(error: Array, exact: Array, base: Array) -> Array:
+    """Sums over each row: longer sums would lose digits in float32."""
+    old = base.astype(exact.dtype)
+    kinds = [_rows(x) for x in (error, old, exact - old)]
+    squares = [jnp.sum(x * x, axis=1) for x in kinds]
+    most = [jnp.max(jnp.abs(x), axis=1, initial=0) for x in kinds]
+    return jnp.stack(squares + most)
+
+
+def _rows(x: Array) -> Array:
+    """Returns the numbers as a matrix, with those of a vector in one row."""
+    return x.reshape(1, -1) if x.ndim < 2 else x.reshape(x.shape[0], -1)
 
 
 def summarize(losses: Mapping[str, Loss]) -> Rounding | None:

@@ -32,6 +32,8 @@ __all__ = ["JOURNAL", "PROCESS", "StagedOutput"]
 
 JOURNAL = "journal.json"
 PROCESS = "process"
+# Bytes read at a time for a checksum: they stay in the processor's cache.
+_CHECKED = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,8 @@ class StagedOutput:
 
 def _checksum(path: Path) -> int:
     """Returns a file's CRC-32, which finds disk errors several times faster than SHA-256."""
-    value = 0
+    value, buffer = 0, memoryview(bytearray(_CHECKED))
     with path.open("rb", buffering=0) as file:
-        while data := file.read(8 << 20):
-            value = zlib.crc32(data, value)
+        while count := file.readinto(buffer):
+            value = zlib.crc32(buffer[:count], value)
     return value

@@ -166,8 +166,8 @@ def _check(
         fields = {".".join((*tie.tie.fields, FLAG)) for tie in different}
         raise LayoutError(
             f"{checkpoint.name} ties the tensors of these sites to others:{listing(lines)}\n"
-            f"Use {option('untie')} to untie them in the output: each is then written as a tensor "
-            f"of its own, and {' and '.join(sorted(fields))} set to false in {CONFIG_FILE}."
+            f"Use {option('untie')} to untie them in the output: each is then written as a "
+            f"separate tensor, and {' and '.join(sorted(fields))} set to false in {CONFIG_FILE}."
         )
     tokens = {
         site

@@ -58,7 +58,7 @@ def untied_by_name(
         raise LayoutError(
             f"{checkpoint.name} ties the tensors of these sites to others:"
             f"{listing(problems.values())}\nUse {option('untie')} to untie them in the output: "
-            f"{_HEAD} is then written as a tensor of its own, and {_FLAG} set to false in "
+            f"{_HEAD} is then written as a separate tensor, and {_FLAG} set to false in "
             "config.json."
         )
     tokens = {s for s, up in _updates(mixed) if any(part.keeps_tie for part in parts_of(up))}
@@ -125,7 +125,7 @@ def _is_tied(checkpoint: Checkpoint, tensors: Iterable[str]) -> bool:
 
 
 def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
-    """Returns the name of the tied embedding, if the head can be given a tensor of its own.
+    """Returns the name of the tied embedding, if the head can be given a separate tensor.
 
     This is possible for decoders whose head is `lm_head` alone. BERT's head has other tied parts,
     and with T5's and BART's ``shared`` the flag ties other modules as well.
@@ -140,6 +140,6 @@ def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
     raise LayoutError(
         f"{option('untie')} supports decoders with a plain {_HEAD}, which {checkpoint.name} is "
         f"not: found {', '.join(both) or 'no embedding'} for {', '.join(problems)}. Untie the "
-        "model with transformers instead: give the head a parameter of its own, set "
+        "model with transformers instead: give the head a separate parameter, set "
         f"config.{_FLAG} = False and save the model."
     )

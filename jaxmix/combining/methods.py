@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from jaxmix.combining import formulas
 from jaxmix.combining.formulas import MajoritySign, Options
-from jaxmix.errors import AdapterError
+from jaxmix.errors import AdapterError, option
 
 __all__ = ["METHODS", "Method", "checked_options"]
 
@@ -144,6 +144,11 @@ def _share(name: str, share: Any, method: str, least: float | None = None) -> fl
     is_real = isinstance(share, int | float) and not isinstance(share, bool)
     if is_real and (0 < share <= 1 or share == least):
         return float(share)
+    if share is None:
+        raise AdapterError(
+            f"the method {method!r} needs the share of the entries that it keeps. Pass it, above 0 "
+            f"and at most 1: {option(name, 0.5)}."
+        )
     lower = "above 0" if least is None else "at least 0"
     raise AdapterError(
         f"the method {method!r} got {name}={share!r}, expected the share of the entries that it "

@@ -98,8 +98,8 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no density": (
         TWO,
         {"method": "ties"},
-        "the method 'ties' got density=None, expected the share of the entries that it keeps, "
-        "above 0 and at most 1.",
+        "the method 'ties' needs the share of the entries that it keeps. Pass it, above 0 and at "
+        "most 1: density=0.5.",
     ),
     "too dense": (
         TWO,

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "bank": {"unmerged", "adapter", "mixing", "apply", "placement", "affine", "operators"}
     | {"errors"},
     "training": {"unmerged", "adapter", "mixing", "apply", "placement", "families", "pictures"}
-    | {"untrusted", "errors"},
+    | {"untrusted", "first_use", "errors"},
     "layout": {"placement"},
     "models": {"untrusted", "weight_files", "first_use", "errors"},
 }

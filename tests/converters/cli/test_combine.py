@@ -1,7 +1,6 @@
 """``jaxmix combine`` saves the result of `jaxmix.combine`."""
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxmix
+from jaxmix import combining
 from jaxmix.families import LoRA
 from jaxmix.placement.layout import NAMES
 
@@ -27,8 +27,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((args, options))
         return jaxmix.Adapter({"x": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1.0)})
 
-    # Patched by module, because the package exports the command under this name.
-    monkeypatch.setattr(sys.modules["jaxmix.converters.cli.combine"], "combined", pretend)
+    monkeypatch.setattr(combining, "combine", pretend)
     return calls
 
 
@@ -118,6 +117,14 @@ def test_invalid_requests_are_refused(tmp_path: Path, capsys: Captured) -> None:
     assert main(*args, "-m", "linear") == 0
     assert main(*args, "-m", "linear") == 1
     assert main(*args, "-m", "linear", "--force") == 0
+
+
+def test_dare_without_a_seed_names_the_option(adapters: Adapters, capsys: Captured) -> None:
+    """The library asks for a key, the program for a seed."""
+    args = ("-a", adapters["lora"], "-a", adapters["lora"], "-m", "dare_linear", "--density", 0.5)
+    assert main("combine", *args, "-o", "out") == 2
+    expected = "dare_linear drops random entries, so it needs a seed: --seed 0."
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--density", "--outliers", "--majority-sign", "--seed"])

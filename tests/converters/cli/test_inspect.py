@@ -10,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix.converters.cli.bases import base_params, map_tensors, needs_base
-from jaxmix.converters.cli.tables import adapter_data
+from jaxmix.converters.cli.tables import adapter_data, adapter_lines
 from jaxmix.errors import CheckpointError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
 from jaxmix.measures import measure
@@ -25,9 +25,10 @@ def test_script_prints_a_line_per_kind(adapters: Adapters) -> None:
     """The installed script prints one line for each kind of update."""
     done = run("inspect", f"{adapters['oft']}:-0.5")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split() for line in done.stdout.splitlines()[:2]] == [
-        ["adapter", "kind", "size", "scale", "sites", "parameters", "modules"],
-        ["oft", "×", "-0.5", "OFT", "block", "5", "2", "40", "float32", DOWN],
+    assert [line.split() for line in done.stdout.splitlines()[:3]] == [
+        ["adapter", "kind", "size", "scale", "sites", "parameters"],
+        ["oft", "×", "-0.5", "OFT", "block", "5", "2", "40", "float32"],
+        [DOWN],
     ]
 
 
@@ -38,7 +39,7 @@ def test_relative_source_is_printed(
     monkeypatch.chdir(adapters["loha"].parents[1])
     assert main("inspect", "adapters/loha", adapters["lora"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2] == "adapters/loha" and len(lines) == 4
+    assert lines[2] == "adapters/loha" and len(lines) == 6
 
 
 def test_table_has_a_line_per_adapter_and_kind(
@@ -54,11 +55,15 @@ def test_table_has_a_line_per_adapter_and_kind(
     assert main("inspect", saved, f"{adapters['oft']}:-0.5") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows == [
-        ["adapter", "kind", "size", "scale", "sites", "parameters", "modules"],
-        ["s[red]", "×", "1", "LoRA", "rank", "2", "2", "2", "72", "float32", Q],
-        ["Replace", "weight", "1", "6", "float32", "model.norm"],
-        ["oft", "×", "-0.5", "OFT", "block", "5", "2", "40", "float32", DOWN],
-        ["OFT", "block", "3", "2", "12", "float32", Q],
+        ["adapter", "kind", "size", "scale", "sites", "parameters"],
+        ["s[red]", "×", "1", "LoRA", "rank", "2", "2", "2", "72", "float32"],
+        [Q],
+        ["Replace", "weight", "1", "6", "float32"],
+        ["model.norm"],
+        ["oft", "×", "-0.5", "OFT", "block", "5", "2", "40", "float32"],
+        [DOWN],
+        ["OFT", "block", "3", "2", "12", "float32"],
+        [Q],
     ]
 
 
@@ -71,7 +76,15 @@ def test_modules_and_scales_are_grouped(tmp_path: Path, capsys: Captured) -> Non
     assert main("inspect", saved) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     start = ["x", "×", "1", "LoRA", "rank", "1", "0.5–2", "4", "20", "float32"]
-    assert rows == [[*start, "h.*.mlp:", "up,", "down"], ["head"]]
+    assert rows == [start, ["h.*.mlp:", "up,", "down"], ["head"]]
+
+
+def test_long_lists_of_modules_are_broken_between_names() -> None:
+    """No name is cut, whatever the width."""
+    lora = LoRA(np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), 0.5)
+    sites = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
+    lines = adapter_lines([jaxmix.Adapter(dict.fromkeys(sites, lora), name="x")], 20)
+    assert lines[2:] == ["    model.layers.*.self_attn:", "      q_proj, k_proj"]
 
 
 def test_json_lists_every_site(adapters: Adapters, capsys: Captured) -> None:

@@ -12,6 +12,7 @@ import ml_dtypes
 import pytest
 
 import jaxmix
+from jaxmix.converters import merging
 from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.converters.cli.adapters import load_mix
 from jaxmix.converters.merging import merge, merge_checkpoint
@@ -82,7 +83,7 @@ def test_untie_is_suggested_and_reported(
     assert main(*args, "--untie") == 0
     output = capsys.readouterr().out
     assert "1 tensor changed, 9 copied unchanged, 2,544 bytes in 1 file\n" in output
-    assert "untied: lm_head.weight is now a tensor of its own, a copy of the base's emb" in output
+    assert "untied: lm_head.weight is now a separate tensor, a copy of the base's emb" in output
     assert "lm_head.weight" in load(tmp_path / "out")
 
 
@@ -229,7 +230,7 @@ def test_flags_reach_the_library(
         calls.append({name: value for name, value in how.items() if value})
         return replace(done, resumed=2, dequantized=3)
 
-    monkeypatch.setattr(sys.modules["jaxmix.converters.cli.merge"], "merge_checkpoint", pretend)
+    monkeypatch.setattr(merging, "merge_checkpoint", pretend)
     args = ("merge", base, "-a", adapters["lora"], "-o", tmp_path / "out")
     flags = ("resume", "verify", "dequantize", "force", "untie")
     for flag in flags:

@@ -8,14 +8,19 @@ import sys
 import threading
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 
-from jaxmix.converters.cli import program
+from jaxmix.combining import METHODS
+from jaxmix.combining.formulas import MajoritySign
+from jaxmix.converters.adapters.loading import FORMATS
+from jaxmix.converters.adapters.peft.about import TASKS
+from jaxmix.converters.cli import choices, program
 from jaxmix.converters.cli.commands import SUMMARIES
 from jaxmix.converters.cli.console import print_json
+from jaxmix.placement.layout import LAYOUTS
 
 from .running import Captured, main, run, run_json
 
@@ -88,14 +93,47 @@ def test_summaries_are_those_of_the_commands() -> None:
     } == SUMMARIES
 
 
-def test_help_and_completion_of_commands_import_no_jax() -> None:
-    """They answer at once."""
-    code = (
-        "import sys\nfrom jaxmix.converters.cli import main\nmain(['--help'])\n"
-        "print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
-    )
-    lines = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
-    assert lines[-1] == "[]"
+ANSWERED = """
+import sys
+from jaxmix.converters.cli import main
+
+main(sys.argv[1:])
+print("imported:", sorted({"jax", "numpy", "flax"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_no_jax(command: str) -> None:
+    """It answers at once."""
+    args = [command, "--help"] if command else ["--help"]
+    output = subprocess.check_output([sys.executable, "-c", ANSWERED, *args], text=True)
+    assert "Examples" in output or not command
+    assert output.splitlines()[-1] == "imported: []"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_completion_of_options_imports_no_jax(command: str) -> None:
+    """It answers at once, for the names of commands and of options."""
+    for line in (f"jaxmix {command[:2]}", f"jaxmix {command} --js"):
+        env = {**os.environ, "_JAXMIX_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        env["COMP_CWORD"] = str(line.count(" "))
+        output = subprocess.check_output(
+            [sys.executable, "-c", ANSWERED.replace("main(sys.argv[1:])", "main([])")],
+            env=env,
+            text=True,
+        )
+        *answers, imported = output.splitlines()
+        assert (command if "--" not in line else "--json") in answers
+        assert imported == "imported: []"
+
+
+def test_choices_are_those_of_the_tables() -> None:
+    """Help and completion know these names without importing the tables."""
+    assert choices.LAYOUTS == tuple(LAYOUTS)
+    assert choices.METHODS == tuple(METHODS)
+    assert choices.MAJORITY_SIGNS == get_args(MajoritySign)
+    assert choices.READ == tuple(format_.name for format_ in FORMATS)
+    assert choices.TASKS == tuple(TASKS)
 
 
 def test_version_is_that_of_the_distribution(capsys: Captured) -> None:

@@ -89,7 +89,7 @@ def test_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
         f"{known} ties the tensors of these sites to others:\n"
         "  lm_head.weight is tied to model.embed_tokens.weight; adapters change "
         "model.embed_tokens, not the other\n"
-        "Use untie=True to untie them in the output: each is then written as a tensor of its own, "
+        "Use untie=True to untie them in the output: each is then written as a separate tensor, "
         "and tie_word_embeddings set to false in config.json."
     )
     assert not (tmp_path / "out").exists()

@@ -131,7 +131,7 @@ def test_tensors_that_were_trained_as_one_stay_tied(tmp_path: Path) -> None:
         "model.shared, not the other\n"
         "  model.encoder.embed_tokens.weight is tied to model.shared.weight; adapters change "
         "model.shared, not the other\n"
-        "Use untie=True to untie them in the output: each is then written as a tensor of its own, "
+        "Use untie=True to untie them in the output: each is then written as a separate tensor, "
         "and tie_word_embeddings set to false in config.json."
     )
     two = jaxmix.mix(lora("model.shared", "lm_head"), lora("lm_head").renamed("more"))
