@@ -1,11 +1,11 @@
 r"""maxdiffusion's Linen and NNX models of Flux 1 and Flux 2, with layers stacked or not.
 
-Queries, keys and values are one leaf. Layers of Flux 1 that are not stacked have the input of the
-MLP of single blocks in the same leaf, those that are stacked in a leaf of its own. Sites have the
-names of diffusers, or those of Black Forest Labs, in which queries, keys and values are one site.
-``linear1`` of stacked layers, which is two leaves, is brought to diffusers' names by placement. Not
-in the tables: ``norm_out.linear`` on ``norm_out.Dense_0``, whose halves are swapped, and the
-reverse.
+Queries, keys and values are one leaf. In the single blocks of Flux 1, this leaf also holds the
+input layer of the MLP if layers are not stacked; stacked layers have a separate leaf for it. Sites
+have the names of diffusers, or those of Black Forest Labs, in which queries, keys and values are
+one site. ``linear1`` of stacked layers, which is two leaves, is brought to diffusers' names by
+placement. Not in the tables: ``norm_out.linear`` on ``norm_out.Dense_0``, whose halves are swapped,
+and the reverse.
 Source: ``flux/util.py`` and ``flux/transformers/transformer_flux_flax.py`` in
 ``maxdiffusion/models`` at 6734125 (January 2026), 25f1a08 (June) and 7cfb880 (August).
 """

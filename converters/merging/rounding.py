@@ -16,10 +16,10 @@ __all__ = ["Loss", "Rounding", "is_rounded", "round_to_dtype", "summarize", "tot
 
 @dataclass(frozen=True)
 class Loss:
-    """Statistics over some of a tensor's numbers: of error, base weight and the mix's effect.
+    """Statistics over some elements of a tensor: of error, base weight and the mix's effect.
 
     Args:
-        count: The number of numbers.
+        count: The number of elements.
         squares: ``Σx²`` of error, weight and effect.
         most: ``max |x|`` of error, weight and effect.
         overflowed: The number of finite numbers that rounding made infinite.
@@ -98,14 +98,14 @@ def round_to_dtype(exact: Array, base: Array, dtype: Any) -> tuple[Array, Loss]:
 def _round(exact: Array, base: Array, dtype: Any) -> tuple[Array, Any, Any, Any]:
     """Rounds, and sums over each row: longer sums would lose digits in float32."""
     out = exact.astype(dtype)
-    back, old = out.astype(exact.dtype), base.astype(exact.dtype)
-    is_lost = jnp.isfinite(exact) & ~jnp.isfinite(back)
-    error = jnp.where(is_lost, jnp.zeros_like(exact), back - exact)
+    rounded, weight = out.astype(exact.dtype), base.astype(exact.dtype)
+    is_lost = jnp.isfinite(exact) & ~jnp.isfinite(rounded)
+    error = jnp.where(is_lost, jnp.zeros_like(exact), rounded - exact)
 
     def rows(x: Array) -> Array:
         return x.reshape(1, -1) if x.ndim < 2 else x.reshape(x.shape[0], -1)
 
-    kinds = [rows(x) for x in (error, old, exact - old)]
+    kinds = [rows(x) for x in (error, weight, exact - weight)]
     squares = [jnp.sum(x * x, axis=1) for x in kinds]
     most = [jnp.max(jnp.abs(x), axis=1) for x in kinds]
     beyond = jnp.where(is_lost, jnp.abs(exact), jnp.zeros_like(exact))

@@ -180,9 +180,9 @@ def test_absent_parts_are_reported_by_default(tmp_path: Path) -> None:
     base = save(tmp_path / "base", BERT, "bert.x.weight", "cls.predictions.bias")
     merged = merge_checkpoint(base, head("classifier", task="SEQ_CLS"), tmp_path / "out")
     assert merged.new_head == "BertForSequenceClassification"
-    drawn = "neither the base nor an adapter has it, so that transformers draws it at random"
-    assert [line for line in merged.left_out if line.endswith(drawn)] == [
-        f"bert.pooler.dense.{kind}: {drawn}" for kind in ("bias", "weight")
+    random_note = "neither the base nor an adapter has it, so transformers initializes it at random"
+    assert [line for line in merged.left_out if line.endswith(random_note)] == [
+        f"bert.pooler.dense.{kind}: {random_note}" for kind in ("bias", "weight")
     ]
     assert load(tmp_path / "out").keys() == {
         "bert.x.weight",
