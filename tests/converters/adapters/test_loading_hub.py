@@ -110,7 +110,7 @@ UNKNOWN = (
             errors.EntryNotFoundError,
             "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, "
             "so it is not a PEFT adapter. If the adapter is in a folder of the "
-            "repository, give subfolder='…'.",
+            "repository, pass subfolder='…'.",
         ),
         (errors.HfHubHTTPError, None),
         (errors.HFValidationError, None),
@@ -152,7 +152,7 @@ def test_format_of_single_files(monkeypatch):
     assert refused(UnsupportedError, "owner/name", format="mine") == (
         "owner/name: adapters of the format 'mine' are single files, which are not "
         "looked for on the hub. Download the file with `hf download owner/name`, and "
-        "give its path."
+        "pass its path."
     )
 
 
@@ -165,7 +165,7 @@ def test_repository_changes_during_download(tmp_path, monkeypatch):
     )
     assert refused(CheckpointError, "owner/name") == (
         "owner/name on the hub changed while its files were downloaded. Try again, "
-        "or give a commit: revision='…'."
+        "or pass a commit: revision='…'."
     )
 
 

@@ -161,8 +161,8 @@ def test_a_merge_copies_and_verifies_other_modules(
     mix, out = mixed(adapters), tmp_path / "out"
     merged = jaxmix.merge_checkpoint(base, mix, out, verify=True)
     assert merged.left_out == () and merged.shards == ("model.safetensors",)
-    found = load(out / "2_Dense")
-    assert all(np.array_equal(found[name], array) for name, array in DENSE.items())
+    loaded = load(out / "2_Dense")
+    assert all(np.array_equal(loaded[name], array) for name, array in DENSE.items())
     save(out, "2_Dense/model.safetensors", {**DENSE, "linear.bias": np.zeros(3, np.float32)})
     proof = jaxmix.verify_merge(base, mix, out)
     assert proof.problems == ("2_Dense/model.safetensors differs from the base's",)

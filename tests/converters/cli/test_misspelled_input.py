@@ -123,9 +123,9 @@ def test_cut_files(folder: Path, capsys: Captured) -> None:
 def test_options_are_those_of_the_command_line(folder: Path, capsys: Captured) -> None:
     assert main("inspect", "my-adapter") == 1
     message = capsys.readouterr().err
-    assert "There is one in final: give --subfolder final." in message
+    assert "There is one in final: pass --subfolder final." in message
     assert main("inspect", "my-adapter", "--subfolder", "final") == 0
-    with pytest.raises(CheckpointError, match="There is one in final: give subfolder='final'"):
+    with pytest.raises(CheckpointError, match="There is one in final: pass subfolder='final'"):
         jaxmix.load("my-adapter")
 
 

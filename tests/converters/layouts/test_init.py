@@ -38,10 +38,10 @@ def layout_of(path: Path) -> Layout | None:
 def test_all_linear_is_what_peft_finds(path: Path) -> None:
     """Every linear layer but the head, by Hugging Face's names and sizes; and it composes."""
     tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
-    made = jaxmix.init("lora", tree, _KEY, target_modules="all-linear", rank=2, layout=layout)
-    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(made).items()}
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules="all-linear", rank=2, layout=layout)
+    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(adapter).items()}
     assert sizes == linears(kind)
-    moved = jax.tree.map(lambda x: x + 0.1 if getattr(x, "ndim", 0) == 2 else x, made)
+    moved = jax.tree.map(lambda x: x + 0.1 if getattr(x, "ndim", 0) == 2 else x, adapter)
     with uncompiled():
         new = Tree.of(jaxmix.compose(tree, moved, layout=layout))
     leaves = golden(path)[1]
@@ -56,13 +56,13 @@ def test_names_are_ends_of_paths(path: Path) -> None:
     """PEFT's suffix rule, with its excludes and its layers, on names that no leaf has."""
     tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
     how: dict[str, Any] = {"rank": 1, "layout": layout}
-    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
-    assert set(made.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
+    assert set(adapter.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}
     options: Any = {"exclude_modules": ["mlp"], "layers_to_transform": [1]}
-    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **options, **how)
-    assert set(made.sites) == {f"model.layers.1.self_attn.{x}_proj" for x in "qv"}
-    made = jaxmix.init("oft", tree, _KEY, target_modules=r".*\.1\..*o_proj", layout=layout)
-    assert made.sites == ("model.layers.1.self_attn.o_proj",)
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **options, **how)
+    assert set(adapter.sites) == {f"model.layers.1.self_attn.{x}_proj" for x in "qv"}
+    adapter = jaxmix.init("oft", tree, _KEY, target_modules=r".*\.1\..*o_proj", layout=layout)
+    assert adapter.sites == ("model.layers.1.self_attn.o_proj",)
 
 
 def _loras(made: jaxmix.Adapter) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def test_layouts_that_read_leaves_in_several_ways(stem: str) -> None:
     message = "q_proj: 'maxtext_llama' and 'maxtext_qwen'\nGive layout='maxtext_llama' or "
     with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", tree, _KEY, target_modules="all-linear")
-    made = jaxmix.init("lora", tree, _KEY, target_modules=["gate_proj"], rank=1)
-    assert len(made.sites) == 2
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["gate_proj"], rank=1)
+    assert len(adapter.sites) == 2
 
 
 def test_a_leaf_beside_a_library_s_tree_is_listed() -> None:
@@ -108,10 +108,10 @@ def test_a_layout_of_your_own() -> None:
         "any": jnp.ones((5, 4)),
     }
     how: dict[str, Any] = {"rank": 1, "layout": layout}
-    made = jaxmix.init("lora", params, _KEY, target_modules=["up", "out"], **how)
-    assert set(made.sites) == {"net.h.0.up", "net.h.1.up", "h.0.out", "h.1.out"}
-    made = jaxmix.init("lora", params, _KEY, target_modules=["x.anyz"], **how)
-    assert made.sites == ("x.anyz",)
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["up", "out"], **how)
+    assert set(adapter.sites) == {"net.h.0.up", "net.h.1.up", "h.0.out", "h.1.out"}
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["x.anyz"], **how)
+    assert adapter.sites == ("x.anyz",)
     bare = Layout("bare", (Rule(r"x\.any[a-z]", "any"),))
     with pytest.raises(LayoutError) as caught:
         jaxmix.init("lora", params, _KEY, target_modules="all-linear", layout=bare)

@@ -169,12 +169,12 @@ def test_factored(held: Held) -> None:
             apart = [leaf.apart() for leaf in own]
             # A rotation of inputs can't act on a part of the rows only.
             is_shared = "OFT" in (one.name for one in mixed) and "parts" in _name(held)
-            for one, dense, wanted in zip(apart, made_dense, want[-len(own) :], strict=True):
-                same(dense, wanted)
+            for one, dense, expected in zip(apart, made_dense, want[-len(own) :], strict=True):
+                same(dense, expected)
                 if "one of three" not in _name(held):
                     assert isinstance(one, NotApart) == is_shared
                 if not isinstance(one, NotApart):
-                    same(one.dense(), wanted)
+                    same(one.dense(), expected)
 
 
 def _held(x: Any) -> bool:

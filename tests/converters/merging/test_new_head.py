@@ -57,12 +57,12 @@ def test_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path
     assert merged.new_head == "LlamaForSequenceClassification"
     assert "lm_head.weight: LlamaForSequenceClassification has no such tensor" in merged.left_out
     assert "score.weight" in merged.changed
-    found, before = load(out), load(base)
+    loaded, before = load(out), load(base)
     kept = before.keys() - {"lm_head.weight"} - {"model.positions"}
-    assert found.keys() == {*kept, "model.positions", "score.weight"}
-    assert found["score.weight"].tobytes() == draw(3, D).tobytes()
+    assert loaded.keys() == {*kept, "model.positions", "score.weight"}
+    assert loaded["score.weight"].tobytes() == draw(3, D).tobytes()
     expected = jaxmix.compose(before, mixed(adapters))
-    assert all(found[name].tobytes() == np.asarray(expected[name]).tobytes() for name in kept)
+    assert all(loaded[name].tobytes() == np.asarray(expected[name]).tobytes() for name in kept)
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["label2id"] == {f"LABEL_{i}": i for i in range(3)}
@@ -71,8 +71,8 @@ def test_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path
             assert name == "__metadata__" or entry["data_offsets"][0] % 2 == 0
     if shards > 1:
         index = json.loads((out / "model.safetensors.index.json").read_text())
-        assert index["weight_map"].keys() == found.keys()
-        assert index["metadata"]["total_size"] == sum(array.nbytes for array in found.values())
+        assert index["weight_map"].keys() == loaded.keys()
+        assert index["metadata"]["total_size"] == sum(array.nbytes for array in loaded.values())
 
 
 def test_shard_with_only_the_old_head(tmp_path: Path) -> None:

@@ -30,14 +30,14 @@ def test_figures(
     base = save_base(tmp_path / "base", dtype=dtype, shards=3)
     rounding = merge_checkpoint(base, mixed(adapters), tmp_path / "out").rounding
     assert rounding is not None
-    weights, found = load(base), load(tmp_path / "out")
+    weights, loaded = load(base), load(tmp_path / "out")
     wide = {n: a.astype(np.float32) for n, a in weights.items() if a.dtype == dtype}
     exact = {n: np.asarray(a) for n, a in jaxmix.compose(wide, mixed(adapters)).items()}
     names = [name for name in wide if "_proj." in name]
     rows = []
     for name in names:
         w, e = (x[name].astype(np.float64).ravel() for x in (wide, exact))
-        rows.append((found[name].astype(np.float64).ravel() - e, w, e - w))
+        rows.append((loaded[name].astype(np.float64).ravel() - e, w, e - w))
         _check(rounding.tensors[name], *rows[-1])
     assert set(rounding.tensors) == set(names)
     error, weight, effect = (np.concatenate(column) for column in zip(*rows, strict=True))

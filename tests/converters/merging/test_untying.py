@@ -71,19 +71,19 @@ def test_bert_has_a_weight_and_a_bias(tmp_path: Path) -> None:
     word, head = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
     adapter, out = saved(head, bias=True), tmp_path / "out"
     merged = merge_checkpoint(base, adapter, out, untie=True, verify=True)
-    found, before = load(out), load(base)
-    assert found.keys() == {*before, f"{head}.weight", f"{head}.bias"}
-    assert found[f"{head}.weight"].tobytes() == draw(V, D, seed=9).tobytes()
-    assert found[f"{head}.bias"].tobytes() == draw(V, seed=8).tobytes()
-    assert all(found[name].tobytes() == before[name].tobytes() for name in before)
+    loaded, before = load(out), load(base)
+    assert loaded.keys() == {*before, f"{head}.weight", f"{head}.bias"}
+    assert loaded[f"{head}.weight"].tobytes() == draw(V, D, seed=9).tobytes()
+    assert loaded[f"{head}.bias"].tobytes() == draw(V, seed=8).tobytes()
+    assert all(loaded[name].tobytes() == before[name].tobytes() for name in before)
     assert merged.untied == f"{head}.weight"
     assert merged.copies == (f"{head}.weight", f"{head}.bias")
     assert config_of(out) == {**BERT, "tie_word_embeddings": False}
     assert verify_merge(base, adapter, out, untie=True).ok
     merge_checkpoint(base, lora(word.removesuffix(".weight")), tmp_path / "two", untie=True)
-    found = load(tmp_path / "two")
-    assert found[f"{head}.weight"].tobytes() == before[word].tobytes()
-    assert found[f"{head}.bias"].tobytes() == before["cls.predictions.bias"].tobytes()
+    loaded = load(tmp_path / "two")
+    assert loaded[f"{head}.weight"].tobytes() == before[word].tobytes()
+    assert loaded[f"{head}.bias"].tobytes() == before["cls.predictions.bias"].tobytes()
 
 
 def test_a_bias_alone_needs_no_untying(tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_a_bias_alone_needs_no_untying(tmp_path: Path) -> None:
     for name, adapter in (("one", as_one), ("bias", only_bias)):
         merged = merge_checkpoint(base, adapter, tmp_path / name, verify=True)
         assert merged.untied is None and merged.copies == ()
-        found = load(tmp_path / name)
-        assert found.keys() == load(base).keys() and config_of(tmp_path / name) == BERT
-        assert found["cls.predictions.bias"].tobytes() == bias.tobytes()
+        loaded = load(tmp_path / name)
+        assert loaded.keys() == load(base).keys() and config_of(tmp_path / name) == BERT
+        assert loaded["cls.predictions.bias"].tobytes() == bias.tobytes()
     assert load(tmp_path / "one")[f"{word}.weight"].tobytes() == weight.tobytes()
 
 
@@ -111,9 +111,9 @@ def test_all_embeddings_of_an_encoder_and_decoder_are_written(prefix: str, tmp_p
     merged = merge_checkpoint(base, saved("lm_head"), out, untie=True, verify=True)
     embeddings = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
     assert merged.copies == ("lm_head.weight", *sorted(embeddings))
-    found, shared = load(out), load(base)[f"{prefix}shared.weight"]
-    assert all(found[name].tobytes() == shared.tobytes() for name in embeddings)
-    assert found["lm_head.weight"].tobytes() == draw(V, D, seed=9).tobytes()
+    loaded, shared = load(out), load(base)[f"{prefix}shared.weight"]
+    assert all(loaded[name].tobytes() == shared.tobytes() for name in embeddings)
+    assert loaded["lm_head.weight"].tobytes() == draw(V, D, seed=9).tobytes()
     assert config_of(out) == {**BART, "tie_word_embeddings": False}
 
 

@@ -113,8 +113,8 @@ def file_of(
 
 def merged(path: Path, tree: Mapping[str, np.ndarray]) -> Arrays:
     """The tree with the adapter."""
-    made = jaxmix.compose(dict(tree), [jaxmix.load(path, base=tree)])
-    return {name: np.asarray(x) for name, x in made.items()}
+    composed = jaxmix.compose(dict(tree), [jaxmix.load(path, base=tree)])
+    return {name: np.asarray(x) for name, x in composed.items()}
 
 
 def assert_equal(found: Arrays, base: Arrays, deltas: Arrays) -> None:
@@ -186,11 +186,11 @@ def test_original_names_on_diffusers_names(model: str, tmp_path: Path) -> None:
         (lambda name: f"diffusion_model.{name}", loha, f"{component}."),
     ):
         path, deltas = file_of(tmp_path / f"{kind.__name__}.safetensors", original, key, kind)
-        wanted: Arrays = {}
+        expected: Arrays = {}
         for leaf, delta in deltas.items():
-            wanted |= {prefix + name: x for name, x in in_memory(by_leaf[leaf], delta).items()}
+            expected |= {prefix + name: x for name, x in in_memory(by_leaf[leaf], delta).items()}
         base = {prefix + name: x for name, x in memory.items()}
-        assert_equal(merged(path, base), base, wanted)
+        assert_equal(merged(path, base), base, expected)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -201,14 +201,14 @@ def test_diffusers_names_on_original_names(model: str, tmp_path: Path) -> None:
     path, deltas = file_of(
         tmp_path / "x.safetensors", memory, lambda name: f"transformer.{name}", lora
     )
-    wanted: Arrays = {}
+    expected: Arrays = {}
     for row in rows:
         parts = [deltas[f"{named(target)}.weight"] for target in row.targets]
         whole = np.concatenate(parts)
         if row.has_swapped_halves:
             whole = np.concatenate(np.split(whole, 2)[::-1])
-        wanted[f"{named(row.source)}.weight"] = whole
-    assert_equal(merged(path, original), original, wanted)
+        expected[f"{named(row.source)}.weight"] = whole
+    assert_equal(merged(path, original), original, expected)
 
 
 FLUX = rows_of("flux", 20)
@@ -248,11 +248,11 @@ def test_text_encoder_next_to_original_names(tmp_path: Path) -> None:
         tmp_path / "b.safetensors", te, lambda n: f"lora_te1_{n.replace('.', '_')}", lora
     )
     save_file({**load_file(path), **load_file(other)}, path)
-    wanted = {f"text_encoder.{name}": x for name, x in extra.items()}
+    expected = {f"text_encoder.{name}": x for name, x in extra.items()}
     for row in FLUX:
         parts = in_memory(row, deltas[f"{named(row.source)}.weight"])
-        wanted |= {f"transformer.{name}": x for name, x in parts.items()}
-    assert_equal(merged(path, base), base, wanted)
+        expected |= {f"transformer.{name}": x for name, x in parts.items()}
+    assert_equal(merged(path, base), base, expected)
 
 
 def xlabs(name: str) -> str | None:
@@ -316,12 +316,12 @@ def test_spellings_of_trainers(
     path, deltas = file_of(
         tmp_path / "x.safetensors", original if is_original else memory, key, lora
     )
-    wanted = deltas
+    expected = deltas
     if is_original:
-        wanted = {}
+        expected = {}
         for row in FLUX[:3]:
-            wanted |= in_memory(row, deltas[f"{named(row.source)}.weight"])
-    assert_equal(merged(path, memory), memory, wanted)
+            expected |= in_memory(row, deltas[f"{named(row.source)}.weight"])
+    assert_equal(merged(path, memory), memory, expected)
 
 
 def test_alpha_of_a_single_file_of_peft_is_the_rank(tmp_path: Path) -> None:
@@ -422,5 +422,5 @@ def test_float8_factors(tmp_path: Path) -> None:
         name = "transformer.transformer_blocks.1.attn.to_q.lora"
         tensors = {f"{name}_A.weight": a, f"{name}_B.weight": b}
         save_torch(tensors, tmp_path / "x.safetensors")
-        wanted = (b.float() @ a.float()).numpy()
-        assert_equal(merged(tmp_path / "x.safetensors", base), base, {next(iter(base)): wanted})
+        expected = (b.float() @ a.float()).numpy()
+        assert_equal(merged(tmp_path / "x.safetensors", base), base, {next(iter(base)): expected})

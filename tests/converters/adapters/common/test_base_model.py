@@ -67,7 +67,7 @@ def test_missing_parts(tmp_path: Path) -> None:
         text = asked(folder, ask, "q_proj")
         assert text == (
             f"the adapter needs the weight of q_proj, but several modules of {tmp_path / 'base'} "
-            f"may be it: model.layers.0.q_proj, model.layers.1.q_proj. {end}"
+            f"match: model.layers.0.q_proj, model.layers.1.q_proj. {end}"
         )
 
 
@@ -78,7 +78,7 @@ def test_names_only() -> None:
     for ask in ("weight", "shape"):
         assert asked(model, ask, "proj") == (
             "the adapter needs the weight of proj, but base is a list of module "
-            "names. Give the params, or the base's folder."
+            "names. Pass the params, or the base's folder."
         )
     assert "the bias of proj, but it has none in a list of module names." in asked(
         model, "bias", "proj"
@@ -119,7 +119,7 @@ def test_without_a_base(ask: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         getattr(file, ask)("layer.proj")
     assert str(caught.value) == (
-        "a VERA adapter can't be read without the base's weight at layer.proj. Give "
+        "a VERA adapter can't be read without the base's weight at layer.proj. Pass "
         "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. An "
         "adapter that jaxmix.save writes does not need it again."
     )

@@ -164,7 +164,7 @@ def test_no_weights(tmp_path):
     (folder / WEIGHTS).unlink()
     assert (
         f"{folder} has no {WEIGHTS}; found adapter_config.json. "
-        "Give the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
+        "Pass the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
     )
 
 

@@ -231,7 +231,7 @@ def test_invalid_exports_are_refused(tmp_path):
         export_kohya(ambiguous, path)
     export_kohya(adapter, path)
     with pytest.raises(
-        CheckpointError, match=r"exists\. Give another name, or replace it: force=True\."
+        CheckpointError, match=r"exists\. Choose another name, or replace it: force=True\."
     ):
         export_kohya(adapter, path)
     with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):

@@ -279,7 +279,7 @@ def test_unets_differ(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "adapter: its modules (down_blocks.1.attentions.0.proj_in …) may be those of sd15 or sdxl, "
         "which have different names in files of kohya's scripts. Say which model it is: "
-        "names='sd15', or give its base: base=…."
+        "names='sd15', or pass its base: base=…."
     )
     file = export_comfyui(both, tmp_path / "y.safetensors")
     assert "diffusion_model.input_blocks.4.1.proj_in.alpha" in load_file(file)
@@ -485,9 +485,9 @@ def test_dense_differences_are_reported(tmp_path: Path) -> None:
     with pytest.warns(UserWarning) as caught:
         export_kohya(jaxmix.Adapter(updates), tmp_path / "x.safetensors", names="flux")
     assert str(caught[0].message) == (
-        "adapter: updates of weights that are one there, and that only a dense difference "
-        "expresses:\n  double_blocks.0.img_attn.qkv\nThe file is exact and large; a LoRA is "
-        "smaller: jaxmix.to_lora(adapter, params)."
+        "adapter: joined updates that only a dense difference expresses:\n"
+        "  double_blocks.0.img_attn.qkv\nThe file is exact and large; a LoRA is smaller: "
+        "jaxmix.to_lora(adapter, params)."
     )
     assert caught[0].filename == __file__
     assert load_file(tmp_path / "x.safetensors").keys() == {
@@ -504,8 +504,8 @@ def test_kohya_is_read_by_the_tables(model: str, tmp_path: Path) -> None:
     original, memory = sides(model)
     adapter = adapter_on(original, lora)
     file = exported("kohya", adapter, tmp_path, names=model)
-    wanted = composed(memory, adapter, model)
-    assert_close(composed(memory, jaxmix.load(file), model), wanted)
+    expected = composed(memory, adapter, model)
+    assert_close(composed(memory, jaxmix.load(file), model), expected)
 
 
 def test_components_are_read_by_the_tables(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ BAD: dict[str, Case] = {
         "vera_A or vera_B is missing, but save_projection is true"),
     "vera, no base": ("VERA", {**_VERA, "save_projection": False},
         {"vera_lambda_b": z(6), "vera_lambda_d": z(2)}, C,
-        "Give the base: jaxmix.load(…, base=…)"),
+        "Pass the base: jaxmix.load(…, base=…)"),
     "pvera, samples": ("PVERA", {**_VERA, "sample_at_inference": True},
         {"pvera_lambda_b": z(6), "pvera_lambda_d": z(4)}, U,
         "sample_at_inference = true: PEFT draws new numbers at every call, for every "

@@ -89,7 +89,7 @@ def test_remedy_of_the_error(init, tmp_path):
     config = LoraConfig(**T, init_lora_weights=init)
     torch.manual_seed(3)
     save(Linears(), config, tmp_path / "raw")
-    assert "for 'pissa' and 'olora' get_peft_model on the base creates it again" in refused(
+    assert "for 'pissa' and 'olora', get_peft_model on the base creates it again" in refused(
         UnsupportedError, tmp_path / "raw"
     )
     model = reload(Linears(), tmp_path / "raw")

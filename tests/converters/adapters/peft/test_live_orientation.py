@@ -208,8 +208,8 @@ def test_export_of_both_kinds_of_layers(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=_MIXED)
     truth = _merged(save(model, config, tmp_path / "in"))
     base = _weights(model)
-    made = jaxmix.to_lora(jaxmix.load(tmp_path / "in"), base, rank=2)
-    jaxmix.export_peft(made, tmp_path / "out")
+    lora = jaxmix.to_lora(jaxmix.load(tmp_path / "in"), base, rank=2)
+    jaxmix.export_peft(lora, tmp_path / "out")
     with quiet():
         again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "out"))
     _assert_same(_merged(again), truth, base)

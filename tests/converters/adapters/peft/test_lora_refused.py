@@ -226,7 +226,7 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
         (3, 4, 4),
         U,
         "mlp.up: the experts' matrices are square, (4, 4), and neither the file nor the base "
-        "states whether they are stored as (out, in) or (in, out). Give the base's folder with its "
+        "states whether they are stored as (out, in) or (in, out). Pass the base's folder with its "
         "config.json",
     ),
 }
@@ -237,7 +237,7 @@ def test_bad_experts(made, base, kind, message, tmp_path):
     folder = of_experts(tmp_path, "mlp.up", outer=made)
     assert message in refused(kind, folder, base={"mlp.up": np.ones(base)})
     if "experts·" not in message:
-        assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+        assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_ambiguous_parameters(down, how, tmp_path):
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
         f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down with "
-        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Give the base as a flat "
+        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Pass the base as a flat "
         f"dict in the model's own order, jaxmix.load(…, base={{name: array for name, array in "
         f"model.state_dict().items()}}), or train them as separate adapters."
     )
@@ -323,6 +323,6 @@ def test_base_of_unknown_orientation(tmp_path):
     base = {f"{SITE}.weight": np.eye(4), f"{SITE}.bias": np.ones(4)}
     assert (
         "whether the weight at layer.proj is stored as (out, in) or (in, out) is stated neither in "
-        "a LORA adapter's file nor in the params given as base. Give a base with its biases"
+        "a LORA adapter's file nor in the params given as base. Pass a base with its biases"
     ) in refused(C, folder, base=base)
     assert jaxmix.load(folder, base={f"{SITE}.weight": np.eye(4)}).sites == (SITE,)

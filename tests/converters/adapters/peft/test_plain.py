@@ -100,7 +100,7 @@ def test_several_adapters_in_one_file(tmp_path):
     )
     assert f"'default', as in {ROOT}{SITE}.lora_A.default.weight" in text
     assert f"'reference', as in {ROOT}{SITE}.lora_A.reference.weight" in text
-    assert "Save each in a folder of its own with save_pretrained, or remove the keys" in text
+    assert "Save each in its own folder with save_pretrained, or remove the keys" in text
 
 
 @pytest.mark.parametrize("other", ["_orig_mod.{}", "{}.default", "base_model.model.{}"])

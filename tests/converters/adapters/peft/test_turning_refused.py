@@ -60,7 +60,7 @@ def test_base_of_another_model(family, config, made, tmp_path):
     stem = {"OSF": "osf_svd_params", "PSOFT": "psoft_R"}[family]
     tensors = keyed({f"{stem}.{name}": array for name, array in made.items()})
     folder = save(tmp_path, Form(family, config, {}), tensors)
-    assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+    assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
     wrong = {f"{SITE}.weight": np.ones((6, 1))}
     message = f"the base's weight at {SITE} has shape (6, 1), expected "
     assert message in refused(S, folder, base=wrong)
@@ -70,7 +70,7 @@ def test_ia3_of_ambiguous_convolution(tmp_path):
     """Its columns could be three points of each channel, or six points of half of them."""
     config = {"feedforward_modules": ["proj"]}
     folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
-    assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+    assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
     grouped = {f"{SITE}.weight": np.ones((6, 2, 3, 2))}
     message = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in a grouped"
     assert message in refused(U, folder, base=grouped)

@@ -65,10 +65,10 @@ _NESTED = {"layers": {"q": {"kernel": np.ones((4, 6))}, "k": {"kernel": np.ones(
 _TIED = {**_QK, "layers.1.q.weight": _QK["layers.0.q.weight"]}
 
 NO_ORDER: dict[str, tuple[Any, str]] = {
-    "none": (None, "found no base. Give the model's leaves in the model's order, from torch: "),
+    "none": (None, "found no base. Pass the model's leaves in the model's order, from torch: "),
     "names": (["layers.0.q", "layers.0.k"], "found a list of module names, which has no order"),
     "nested": (_NESTED, "found the params given as base, which has no order"),
-    "sorted": (_sorted(_QK), "as base, whose names in layers.0 are sorted. Give the model's"),
+    "sorted": (_sorted(_QK), "as base, whose names in layers.0 are sorted. Pass the model's"),
     "by number": (
         {f"{name}.weight": np.ones((6, 4)) for name in ("b.2.k", "b.10.k", "c.q")},
         "whose names in the whole model are sorted",
