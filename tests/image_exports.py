@@ -1,9 +1,9 @@
 """Checks exported adapters of image models against diffusers' own loading.
 
 Run as ``python -m tests.image_exports``, with torch and diffusers. Adapters of tiny models, under
-the original names, those of diffusers and in kohya's files, are written for every program. What is
-written for diffusers is loaded and fused by diffusers; every file is read back by jaxmix. Each must
-have the effect of the adapter itself on the model.
+original names, diffusers' names and kohya's names, are written for every program. diffusers loads
+and fuses the files written for it; jaxmix reads every file back. Each result must equal the effect
+of the adapter itself on the model.
 """
 
 import argparse
@@ -57,7 +57,7 @@ _NOISE = 1e-5
 
 
 class _Pipeline:
-    """What diffusers' loaders need of a pipeline."""
+    """The parts of a pipeline that diffusers' loaders need."""
 
     lora_scale = 1.0
     text_encoder = text_encoder_2 = None
@@ -66,7 +66,7 @@ class _Pipeline:
 
 
 def _modules(state: Tensors) -> dict[str, tuple[int, ...]]:
-    """The modules of a model that have matrices or kernels."""
+    """Returns the modules of a model that have matrices or kernels."""
     is_sd3 = "pos_embed.proj.weight" in state
     return {
         key.removesuffix(".weight"): tuple(tensor.shape)
@@ -79,8 +79,8 @@ def _modules(state: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def _original(model: ImageModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The shapes by the original names; fused where these are one module."""
-    found: dict[str, Any] = {}
+    """Returns the shapes by original names, fused where several modules are one there."""
+    shapes_by_original: dict[str, Any] = {}
     for module in shapes:
         names = [item for item in model.templates.stored(module) if _is_used(model, item[0])]
         if not names:
@@ -89,8 +89,8 @@ def _original(model: ImageModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[
         targets = list(dict.fromkeys(piece.name.removesuffix(".weight") for piece in pieces))
         if shapes.keys() >= set(targets):
             rows = sum(shapes[target][0] for target in targets)
-            found[source] = (rows, *shapes[module][1:])
-    return found
+            shapes_by_original[source] = (rows, *shapes[module][1:])
+    return shapes_by_original
 
 
 def _is_used(model: ImageModel, name: str) -> bool:
@@ -98,7 +98,7 @@ def _is_used(model: ImageModel, name: str) -> bool:
 
 
 def _update(kind: str, shape: tuple[int, ...], draw: np.random.Generator) -> Update:
-    """A random update of a kind."""
+    """Returns a random update of a kind."""
     out, columns, kernel = shape[0], int(np.prod(shape[1:])), shape[2:]
 
     def normal(*size: int) -> Any:
@@ -121,7 +121,7 @@ def _update(kind: str, shape: tuple[int, ...], draw: np.random.Generator) -> Upd
 
 
 def _adapters(model: ImageModel, state: Tensors) -> Iterator[tuple[str, str, jaxmix.Adapter]]:
-    """Adapters of each kind in the original names and in those of diffusers."""
+    """Yields adapters of each kind under the original names and under those of diffusers."""
     shapes = _modules(state)
     component = f"{model.table.prefix}."
     for kind in ("lora", "dora", "loha", "lokr", "diff", "oft"):
@@ -133,20 +133,20 @@ def _adapters(model: ImageModel, state: Tensors) -> Iterator[tuple[str, str, jax
 
 
 def _composed(state: Tensors, adapter: jaxmix.Adapter, component: str, names: str) -> Tensors:
-    """The model with the adapter, by jaxmix, on the tree in diffusers' names."""
+    """Returns the model with the adapter, composed by jaxmix on the tree in diffusers' names."""
     tree = {f"{component}.{key}": np.asarray(x, np.float64) for key, x in state.items()}
     updates = {
         site if site.startswith(f"{component}.") else f"{component}.{site}": update
         for site, update in adapter.updates.items()
     }
-    own = jaxmix.Adapter(updates, adapter.strength, adapter.name)
+    site_updates = jaxmix.Adapter(updates, adapter.strength, adapter.name)
     with jax.enable_x64(True):
-        made = jaxmix.compose(tree, [own], names=names)
-    return {key.partition(".")[2]: np.asarray(x) for key, x in made.items()}
+        composed = jaxmix.compose(tree, [site_updates], names=names)
+    return {key.partition(".")[2]: np.asarray(x) for key, x in composed.items()}
 
 
 def _fused(name: str, file: Path) -> Tensors:
-    """The model with a file, by diffusers."""
+    """Returns the model with a file, fused by diffusers."""
     import diffusers.loaders.lora_pipeline as pipelines  # pyright: ignore[reportMissingImports]
 
     model = _tiny(CASES[name])
@@ -162,20 +162,20 @@ def _fused(name: str, file: Path) -> Tensors:
     }
 
 
-def _distance(found: Tensors, wanted: Tensors, base: Tensors) -> float:
-    """The largest difference, over the largest effect."""
-    top = max(np.abs(wanted[key] - np.asarray(base[key])).max() for key in wanted)
-    return max(float(np.abs(found[key] - wanted[key]).max()) for key in wanted) / float(top)
+def _distance(ours: Tensors, expected: Tensors, base: Tensors) -> float:
+    """Returns the largest difference, relative to the largest effect."""
+    top = max(np.abs(expected[key] - np.asarray(base[key])).max() for key in expected)
+    return max(float(np.abs(ours[key] - expected[key]).max()) for key in expected) / float(top)
 
 
 def _verdict(results: Mapping[str, float]) -> str:
-    """What each reader found, as a line."""
+    """Formats each reader's result as a line."""
     shown = ", ".join(f"{reader} {value:.1e}" for reader, value in results.items())
     return f"{'right' if max(results.values()) < _NOISE else 'WRONG'}: {shown}"
 
 
 def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    """``(kind, scheme, program, result)`` of one model."""
+    """Yields ``(kind, scheme, program, result)`` of one model."""
     base = _tiny(CASES[name]).state_dict()
     state = {key: tensor.numpy() for key, tensor in base.items()}
     (model,) = [m for m in image_models() if m.name == _MODELS.get(name, name)]
@@ -200,7 +200,7 @@ def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _clip(seed: int) -> Any:
-    """A tiny text encoder of CLIP, with the names that transformers has now."""
+    """Returns a tiny text encoder of CLIP, with transformers' current names."""
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -210,7 +210,7 @@ def _clip(seed: int) -> Any:
 
 
 def _text_checked(folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    """Adapters of SDXL's text encoders, and of its U-Net in the original names."""
+    """Checks adapters of SDXL's text encoders, and of its U-Net in the original names."""
     import diffusers.loaders.lora_pipeline as pipelines  # pyright: ignore[reportMissingImports]
 
     parts = {"unet": _tiny(CASES["sdxl"]), "text_encoder": _clip(1), "text_encoder_2": _clip(2)}
@@ -250,20 +250,20 @@ def _text_checked(folder: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def main() -> None:
-    """Checks the models that are named, or all; exits with an error if one is wrong."""
+    """Checks the named models, or all; exits with an error if any is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", choices=[*_MIXINS, []])
-    given, wrong = parser.parse_args().models, 0
+    options, failures = parser.parse_args().models, 0
     logging.disable(logging.WARNING)  # of text encoders, which these pipelines lack
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        rows = ((name, *row) for name in given or _MIXINS for row in _checked(name, place))
-        text = (("sdxl", *row) for row in (() if given else _text_checked(place)))
+        rows = ((name, *row) for name in options or _MIXINS for row in _checked(name, place))
+        text = (("sdxl", *row) for row in (() if options else _text_checked(place)))
         for row in chain(text, rows):
             print(*row, sep=" | ", flush=True)
-            wrong += "WRONG" in row[-1]
-    if wrong:
-        raise SystemExit(f"{wrong} files are wrong")
+            failures += "WRONG" in row[-1]
+    if failures:
+        raise SystemExit(f"{failures} files are wrong")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Row = list[Any]
 
 
 def _each(template: str, names: dict[str, str]) -> Iterator[Row]:
-    """A row for each pair of names below a template ``original|diffusers``."""
+    """Returns a row for each pair of names below a template ``original|diffusers``."""
     source, target = template.split("|")
     for original, other in names.items():
         yield [f"{source}{original}", *(f"{target}{name}" for name in other.split())]
@@ -60,12 +60,12 @@ def _flux() -> dict[str, Any]:
 
 
 def _same(names: str, at: str = "") -> list[Row]:
-    """Rows of modules that have the same name in both schemes."""
+    """Returns rows of modules that have the same name in both schemes."""
     return [[at + name] for name in names.split()]
 
 
 def _xlabs() -> list[Row]:
-    """The processors of XLabs' x-flux, which have adapters only."""
+    """Returns the rows of XLabs' processors in x-flux, which have only adapters."""
     double, single = "double_blocks.{}.processor.", "single_blocks.{}.processor."
     at, alone = "transformer_blocks.{}.attn.", "single_transformer_blocks.{}."
     return [
@@ -79,7 +79,7 @@ def _xlabs() -> list[Row]:
 
 
 def _double(qkv: str, mlp_in: str, mlp_out: str, modulation: str) -> list[Row]:
-    """Flux's double blocks; Hunyuan's have other names below the streams."""
+    """Returns Flux's double blocks; Hunyuan's have other names within the streams."""
     attention = qkv.removesuffix("qkv")
     norms = ("norm.query_norm", "norm.key_norm") if "." in attention else ("q_norm", "k_norm")
     rows: list[Row] = []
@@ -109,13 +109,13 @@ def _double(qkv: str, mlp_in: str, mlp_out: str, modulation: str) -> list[Row]:
 
 
 def _joined(row: Row) -> Row:
-    """A row whose further targets are written in full."""
+    """Returns a row whose further targets are written in full."""
     double = "transformer_blocks.{}.transformer_blocks.{}."
     return [item.replace(double, "transformer_blocks.{}.") for item in row]
 
 
 def _single(modulation: Row) -> list[Row]:
-    """Flux's and Hunyuan's single blocks."""
+    """Returns Flux's and Hunyuan's single blocks."""
     at = "single_transformer_blocks.{}."
     parts = [f"{at}attn.to_q", f"{at}attn.to_k", f"{at}attn.to_v", f"{at}proj_mlp"]
     return [
@@ -288,7 +288,7 @@ def _sd3() -> dict[str, Any]:
         [f"{here}attn2.proj", f"{at}attn2.to_out.0"],
         [f"{here}attn2.ln_q", f"{at}attn2.norm_q"],
         [f"{here}attn2.ln_k", f"{at}attn2.norm_k"],
-        # The context's modulation is swapped in the last block only, so it has no row.
+        # Only the last block swaps the halves of the context's modulation, so it has no row.
         [f"{here}adaLN_modulation.1", f"{at}norm1.linear"],
         *_same("context_embedder"),
     ]
@@ -498,7 +498,7 @@ def tables() -> dict[str, dict[str, Any]]:
 
 
 def text_of(table: dict[str, Any]) -> str:
-    """Returns a table as JSON with a row a line."""
+    """Returns a table as JSON with one row per line."""
     rows = ",\n    ".join(json.dumps(row) for row in table["modules"])
     head = {name: value for name, value in table.items() if name != "modules"}
     text = json.dumps(head, indent=2)

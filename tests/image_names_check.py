@@ -220,19 +220,19 @@ _UNUSED = {
 
 
 def _converters() -> dict[str, Any]:
-    """The module with diffusers' converters, with the sizes of the tiny models."""
+    """Returns the module with diffusers' converters, with the sizes of the tiny models."""
     from diffusers.loaders import single_file_utils  # pyright: ignore[reportMissingImports]
 
     source = Path(single_file_utils.__file__ or "").read_text(encoding="utf-8")
     for size, small in _SIZES.items():
         source = re.sub(size, small, source)
-    # The functions are those of the installed package, so this runs no code of others.
+    # The functions come from the installed package, so no foreign code runs.
     exec(compile(source, single_file_utils.__file__ or "", "exec"), single_file_utils.__dict__)
     return single_file_utils.__dict__
 
 
 def _tiny(case: Case) -> Any:
-    """A model with random weights."""
+    """Returns a model with random weights."""
     import diffusers  # pyright: ignore[reportMissingImports]
     import torch
 
@@ -245,10 +245,10 @@ def _tiny(case: Case) -> Any:
 
 
 def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
-    """A model's tensors in the original names."""
+    """Returns a model's tensors under the original names."""
     import torch
 
-    found, used = Tensors(), set[str]()
+    names, used = Tensors(), set[str]()
     scales = {new: old for old, new in table.suffixes}
     unused = re.compile(_UNUSED.get(name, "$^"))
     swapped = {row.targets[0] for row in table.rows if row.has_swapped_halves}
@@ -263,20 +263,20 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
             if targets[0] in swapped:
                 tensor = torch.cat(tensor.chunk(2)[::-1])
             is_norm = end == "weight" and "norm." in source
-            found[f"{source}.{scales.get(end, end) if is_norm else end}"] = tensor
+            names[f"{source}.{scales.get(end, end) if is_norm else end}"] = tensor
             used.update(keys)
     for row in table.rows if any(row.is_tensor for row in table.rows) else ():
         pattern = re.compile(re.escape(row.targets[0]).replace(r"\{\}", r"(\d+)"))
         for key in state:
             if row.is_tensor and (match := pattern.fullmatch(key)):
-                found[row.source.format(*match.groups())] = state[key]
+                names[row.source.format(*match.groups())] = state[key]
                 used.add(key)
     rest = {key: tensor for key, tensor in state.items() if key not in used}
-    return _without_rows(name, {**found, **rest})
+    return _without_rows(name, {**names, **rest})
 
 
 def _without_rows(name: str, tensors: Tensors) -> Tensors:
-    """Renames what has no row, as no adapter changes it, or none can."""
+    """Renames tensors without a row, which no adapter changes or can change."""
     import torch
 
     renamed = Tensors()
@@ -295,27 +295,27 @@ def _without_rows(name: str, tensors: Tensors) -> Tensors:
 
 
 def _problems(name: str, case: Case, convert: Callable[..., Tensors]) -> tuple[int, list[str]]:
-    """The number of a model's tensors, and those that diffusers has under other names or rows."""
+    """Returns the number of a model's tensors, and those that differ in diffusers."""
     import torch
 
     model = _tiny(case)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    table = next(found for found in image_maps() if found.name == case.table).templates
+    table = next(item for item in image_maps() if item.name == case.table).templates
     assert table is not None
     tensors, options = _original(name, table, state), {}
     if case.table == "unet":
         tensors = {f"model.diffusion_model.{key}": x for key, x in tensors.items()}
         options = {"config": dict(model.config)}
-    found = convert(tensors, **options)
-    problems = [f"{key}: only on one side" for key in sorted(found.keys() ^ state.keys())]
-    for key in sorted(found.keys() & state.keys()):
-        if not torch.equal(found[key], state[key]):
+    converted = convert(tensors, **options)
+    problems = [f"{key}: only on one side" for key in sorted(converted.keys() ^ state.keys())]
+    for key in sorted(converted.keys() & state.keys()):
+        if not torch.equal(converted[key], state[key]):
             problems.append(f"{key}: other numbers")
     return len(state), problems
 
 
 def main() -> None:
-    """Compares every model; exits with an error that lists what differs."""
+    """Compares every model; exits with an error that lists the differences."""
     converters = _converters()
     failed = False
     for name, case in CASES.items():

@@ -1,4 +1,4 @@
-"""Everything here is compared in float64, uncompiled except where a test asks for `compiled`."""
+"""Compares everything in float64, uncompiled unless a test uses `compiled`."""
 
 from collections.abc import Iterator
 
@@ -17,4 +17,4 @@ def float64(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def compiled() -> None:
-    """The test runs as users run it, with compiled functions."""
+    """Runs a test with compiled functions, as users do."""

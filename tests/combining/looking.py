@@ -1,4 +1,4 @@
-"""How tests look into adapters."""
+"""Access to adapters in tests."""
 
 from typing import Any
 
@@ -8,5 +8,5 @@ __all__ = ["of"]
 
 
 def of(adapter: Adapter) -> dict[str, Any]:
-    """The updates, of whose families the test knows more than the type does."""
+    """Returns the updates, untyped: tests read fields that only some families have."""
     return dict(adapter.updates)

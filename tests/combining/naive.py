@@ -1,4 +1,4 @@
-"""The methods entry by entry in NumPy, from the papers, knowing nothing of jaxmix.
+"""The methods entry by entry in NumPy, written from the papers, without jaxmix.
 
 Each takes the tensors of the adapters, and their weights with signs: a negative weight is the
 positive one of the negated adapter.
@@ -23,7 +23,7 @@ def linear(tensors: Tensors, weights: Sequence[float]) -> np.ndarray:
 
 
 def between(tensor: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """The entries from the start-th to the stop-th by size, the largest first."""
+    """Returns the entries from the start-th to the stop-th by size, the largest first."""
     flat = tensor.reshape(-1)
     order = sorted(range(flat.size), key=lambda i: -abs(flat[i]))
     out = np.zeros_like(flat)
@@ -37,7 +37,7 @@ def trim(tensor: np.ndarray, density: float) -> np.ndarray:
 
 
 def elect(tensors: Tensors, weights: Sequence[float], majority: str) -> np.ndarray:
-    """TIES after its trim, place by place."""
+    """Returns TIES after its trim, entry by entry."""
     out = np.zeros_like(tensors[0])
     signed = [np.sign(w) * t for w, t in zip(weights, tensors, strict=True)]
     for place in np.ndindex(out.shape):

@@ -1,4 +1,4 @@
-"""What `combine` refuses, word by word."""
+"""Exact errors of `combine`."""
 
 from typing import Any
 
@@ -184,15 +184,16 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("adapters", "how", "message"), SAID.values(), ids=SAID)
-def test_refused(adapters: Any, how: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(adapters: Any, how: dict[str, Any], message: str) -> None:
+    """Each error has exactly this text."""
     with pytest.raises(AdapterError) as caught:
         combine(adapters, **how)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("method", ["linear", "cat", "svd", "slerp"])
-def test_loras_of_two_models(method: str) -> None:
-    """With the base it is the base that says so."""
+def test_loras_of_two_models_are_refused(method: str) -> None:
+    """If the base is given, the error is about the base."""
     wrong = [lora(), lora(2, (6, 9), "two")]
     with pytest.raises(ShapeError) as caught:
         combine(wrong, method=method)
@@ -209,8 +210,8 @@ def test_loras_of_two_models(method: str) -> None:
         )
 
 
-def test_every_method_is_refused_something() -> None:
-    """And each has a use for the rest."""
+def test_unused_options_are_refused() -> None:
+    """Each method refuses options that it does not use."""
     for name, method in METHODS.items():
         more = {"density": 0.5} if method.prunes else {}
         more |= {"key": KEY} if method.random else {}

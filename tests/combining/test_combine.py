@@ -29,7 +29,7 @@ DENSITY, KEY = 0.6, jax.random.key(5)
 
 
 def of_kinds(*kinds: str, seed: int = 0, leave: int = 0) -> list[Adapter]:
-    """An adapter of each kind on the modules; the i-th leaves one out."""
+    """Returns an adapter of each kind on the modules; the i-th leaves one out."""
     adapters = []
     for i, kind in enumerate(kinds):
         sites = [site for j, site in enumerate(MODULES) if j != i + leave]
@@ -39,7 +39,7 @@ def of_kinds(*kinds: str, seed: int = 0, leave: int = 0) -> list[Adapter]:
 
 
 def loras(*ranks: int, seed: int = 0) -> list[Adapter]:
-    """LoRAs on linear layers, each with scales and a strength of its own."""
+    """Returns LoRAs on linear layers, with different scales and strengths."""
     rng = np.random.default_rng(seed)
     return [
         Adapter(
@@ -55,7 +55,7 @@ def loras(*ranks: int, seed: int = 0) -> list[Adapter]:
 
 
 def deltas(params: Mapping[str, Any], adapters: Sequence[Any]) -> dict[str, list[np.ndarray]]:
-    """What each adapter adds to each leaf, as matrices."""
+    """Returns each adapter's difference at each leaf, as matrices."""
     out = {}
     for name, leaf in params.items():
         each = [fold_tree(params, one.parts)[name] - leaf for one in adapters]
@@ -64,13 +64,13 @@ def deltas(params: Mapping[str, Any], adapters: Sequence[Any]) -> dict[str, list
 
 
 def expected(params: Mapping[str, Any], adapters: Sequence[Any], formula: Any) -> dict[str, Any]:
-    """The params with the formula's delta at each leaf."""
+    """Returns the params with the formula's difference at each leaf."""
     each = deltas(params, adapters)
     return {n: leaf + formula(each[n]).reshape(leaf.shape) for n, leaf in params.items()}
 
 
 def needs(method: str) -> dict[str, Any]:
-    """What a method can't do without."""
+    """Returns the arguments that a method requires."""
     found = METHODS[method]
     more: dict[str, Any] = {"density": DENSITY} if found.prunes else {}
     return more | ({"key": KEY} if found.random else {})
@@ -84,8 +84,8 @@ def needs(method: str) -> dict[str, Any]:
     [[1.0, -0.4, 0.7], pytest.param([1.0, 0.4, 0.7], marks=pytest.mark.thorough)],
     ids=["minus", "plus"],
 )
-def test_kinds_of_all_sorts(method: str, weights: list[float]) -> None:
-    """On layers of all sorts, biases and norms too, where sites are missing in some."""
+def test_methods_match_the_formulas_for_all_kinds(method: str, weights: list[float]) -> None:
+    """On layers of all kinds, biases and norms, where adapters lack some of the sites."""
     adapters = of_kinds("Together", "OFT", "LoHa", seed=3)
     density = [DENSITY] if METHODS[method].prunes else []
     signs = np.sign(weights)
@@ -112,7 +112,8 @@ def test_kinds_of_all_sorts(method: str, weights: list[float]) -> None:
     ],
     ids=["sce", "model_stock", "slerp"],
 )
-def test_methods_with_weights_of_their_own(method: str, formula: Any) -> None:
+def test_methods_that_choose_their_own_weights(method: str, formula: Any) -> None:
+    """The result matches the formula, which takes no weights."""
     adapters = of_kinds("DoRA", "LoKr", seed=2)
     weights = {"weights": [0.3, 0.7]} if method == "slerp" else {}
     made_of = combine(adapters, PARAMS, method=method, **weights, **needs(method))
@@ -120,8 +121,8 @@ def test_methods_with_weights_of_their_own(method: str, formula: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
-def test_dare_of_other_kinds(method: str) -> None:
-    """Each entry is zero or divided by the density, and each key gives one result."""
+def test_dare_masks_entries_of_other_kinds(method: str) -> None:
+    """Each entry is zero or divided by the density, and a key determines the result."""
     adapters = [one * 1.0 for one in of_kinds("OFT", seed=1)]
     runs = [combine(adapters, PARAMS, method=method, density=0.5, key=key) for key in (KEY, KEY)]
     truth = deltas(PARAMS, adapters)
@@ -134,8 +135,8 @@ def test_dare_of_other_kinds(method: str) -> None:
         assert 0 < kept.sum() < kept.size or site == "norm"
 
 
-def test_a_site_s_mask_is_its_own() -> None:
-    """The same key gives a site the same entries, whatever other sites there are."""
+def test_masks_of_a_site_do_not_depend_on_other_sites() -> None:
+    """The same key masks the same entries of a site, with or without other sites."""
     one, two = loras(3, 3)
     alone = [Adapter({"more": of(a)["more"]}, a.strength, a.name) for a in (one, two)]
     for params, method in ((None, "dare_linear"), (PLAIN, "dare_ties"), (None, "dare_ties_svd")):
@@ -145,8 +146,8 @@ def test_a_site_s_mask_is_its_own() -> None:
             np.testing.assert_array_equal(a, b)
 
 
-def test_two_sites_have_two_masks() -> None:
-    """Of one shape, and with one key."""
+def test_sites_have_different_masks() -> None:
+    """Sites of one shape have different masks with one key."""
     one, two = loras(3, 3)
     twins = [Adapter({site: of(a)["lin"] for site in "xy"}, name=a.name) for a in (one, two)]
     made_of = combine(twins, method="dare_linear", density=0.5, key=KEY)
@@ -155,8 +156,8 @@ def test_two_sites_have_two_masks() -> None:
 
 @few()
 @given(seed=st.integers(0, 99), method=st.sampled_from([*METHODS]), w=st.floats(-2, 2))
-def test_a_negative_weight_is_that_of_the_negated_adapter(seed: int, method: str, w: float) -> None:
-    """For every method that takes weights, on factors and on deltas."""
+def test_negative_weight_equals_the_negated_adapter(seed: int, method: str, w: float) -> None:
+    """For every method with weights, on factors and on dense differences."""
     if not METHODS[method].weighted or method == "slerp":
         return
     a, b = loras(3, 3, seed=seed)
@@ -179,8 +180,8 @@ def test_loras_need_no_params(method: str) -> None:
     assert kinds == ({LoRA} if METHODS[method].svd or method == "cat" else {Delta})
 
 
-def test_exact_sums() -> None:
-    """Both cat and svd at a rank that is enough are the weighted sum, and the sum is the mix."""
+def test_cat_and_svd_of_sufficient_rank_are_exact() -> None:
+    """Both equal the weighted sum, which equals the mix."""
     adapters = loras(3, 1)
     truth = fold_tree(PLAIN, [adapters[0] * 0.5, adapters[1] * -2.0])
     for how in (
@@ -210,7 +211,7 @@ def test_svd_of_loras_makes_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_linear_on_factors() -> None:
-    """``Σ √|wγ| Bᵢ · Σ ±√|wγ| Aᵢ``, and one LoRA alone is itself, of any sign."""
+    """``Σ √|wγ| Bᵢ · Σ ±√|wγ| Aᵢ``; one LoRA alone is itself, for any sign."""
     a, b = loras(3, 3)
     found = of(combine([a, b], method="linear", weights=[0.5, -2.0]))["lin"]
     one, two = (of(x)["lin"] for x in (a, b))
@@ -223,7 +224,7 @@ def test_linear_on_factors() -> None:
 
 
 def test_biases_of_loras_are_combined() -> None:
-    """``lora_bias``, on factors and on deltas; PEFT drops it."""
+    """``lora_bias`` is combined on factors and on dense differences; PEFT drops it."""
     rng = np.random.default_rng(0)
     params = {**PLAIN, "lin.bias": normal(rng, 6)}
     a, b = (of(one)["lin"] for one in loras(2, 2))
@@ -238,8 +239,8 @@ def test_biases_of_loras_are_combined() -> None:
             )
 
 
-def test_other_kinds_as_loras() -> None:
-    """With a rank: LoRAs, and what is no matrix as it is."""
+def test_rank_makes_loras_of_other_kinds() -> None:
+    """With a rank the result has LoRAs, and updates that are not matrices stay."""
     adapters = of_kinds("Together", "OFT", seed=3)
     for method in ("ties_svd", "ties", "linear"):
         made_of = combine(adapters, PARAMS, method=method, rank="exact", **needs(method))
@@ -256,8 +257,8 @@ def test_other_kinds_as_loras() -> None:
     assert of(combine(adapters, PARAMS, method="svd", rank=2))["lin"].a.shape == (2, 8)
 
 
-def test_cat_of_what_is_of_low_rank() -> None:
-    """AdaLoRA and a mix of LoRAs side by side, without loss, as a LoRA."""
+def test_cat_of_low_rank_kinds_is_exact() -> None:
+    """An AdaLoRA and a mix of LoRAs are concatenated to one LoRA without loss."""
     ada = Adapter({"lin": made("AdaLoRA", LINEAR["lin"], 0)}, name="ada")
     made_of = combine([ada, loras(2)[0]], PLAIN, method="cat")
     assert of(made_of)["lin"].a.shape == (2 + 3, 8)
@@ -265,8 +266,8 @@ def test_cat_of_what_is_of_low_rank() -> None:
     assert error(compose(PLAIN, made_of), truth) < 1e-12
 
 
-def test_conv1d_lies_as_pytorch_has_it() -> None:
-    """The result keeps the order (in, out) in which PyTorch stores the weight."""
+def test_conv1d_keeps_its_axis_order() -> None:
+    """The result has the order (in, out) in which PyTorch stores the weight."""
     rng = np.random.default_rng(0)
     params = {"a.weight": normal(rng, 8, 6), "a.bias": normal(rng, 6)}
     turn = Adapter({"a": OFT(normal(rng, 2, 6, std=0.2))}, name="turn")
@@ -279,19 +280,19 @@ def test_conv1d_lies_as_pytorch_has_it() -> None:
     np.testing.assert_allclose(found, one + two - params["a.weight"], rtol=1e-12, atol=1e-12)
 
 
-def test_trained_biases_that_only_one_has() -> None:
-    """A Replace next to a LoRA: the other δ is zero."""
+def test_bias_of_a_single_adapter() -> None:
+    """A Replace next to a LoRA: the other adapter's difference is zero."""
     params = {**PLAIN, "lin.bias": np.arange(6.0)}
     one, two = loras(2, 2)
     both = Together((Replace(bias=np.ones(6)), of(one)["lin"]))
     made_of = combine([Adapter({"lin": both}), two], params, method="linear", weights=[0.5, 1.0])
-    found = compose(params, made_of)
-    np.testing.assert_allclose(found["lin.bias"], np.arange(6.0) / 2 + 0.5, rtol=1e-14)
+    composed = compose(params, made_of)
+    np.testing.assert_allclose(composed["lin.bias"], np.arange(6.0) / 2 + 0.5, rtol=1e-14)
 
 
 @pytest.mark.usefixtures("compiled")
-def test_under_jit() -> None:
-    """Weights and strengths are values of the program, on factors and on deltas."""
+def test_weights_may_be_traced() -> None:
+    """Weights and strengths are arguments of the program, on factors and on dense differences."""
     a, b = loras(3, 3)
 
     def run(weights: Any, strength: Any, method: str) -> Any:
@@ -304,8 +305,8 @@ def test_under_jit() -> None:
         assert error(one, jax.tree.map(np.asarray, run([0.5, 1.2], 0.7, method))) < 1e-10
 
 
-def test_float32_and_half() -> None:
-    """The dtype of the arithmetic: float32 at the least."""
+def test_arithmetic_is_float32_or_wider() -> None:
+    """The result has the dtype of the arithmetic."""
     a, b = loras(3, 3)
     half = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), one) for one in (a, b)]
     for method in ("linear", "svd", "ties"):
@@ -320,5 +321,5 @@ def test_names_and_layouts() -> None:
     made_of = combine(adapters, nested, method="slerp", layout="flax", name="both")
     assert made_of.name == "both" and combine(adapters, method="cat").name == "combined"
     truth = compose(PLAIN, combine(adapters, PLAIN, method="slerp"))
-    found = compose(nested, made_of)
-    np.testing.assert_allclose(found["lin"]["kernel"].T, truth["lin.weight"], rtol=1e-12)
+    composed = compose(nested, made_of)
+    np.testing.assert_allclose(composed["lin"]["kernel"].T, truth["lin.weight"], rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Each method's formula, against NumPy's entry by entry, on tensors of any shape."""
+"""Each method's formula equals NumPy's entry by entry, on tensors of any shape."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ MAJORITIES = st.sampled_from(["total", "frequency"])
 
 
 def run(formula: Any, stack: np.ndarray, weights: Any, key: Any = None, **options: Any) -> Any:
-    """The formula as it is called: signs moved from the weights into the stack."""
+    """Calls the formula as `combine` does: with the weights' signs moved into the stack."""
     weights = np.asarray(weights, np.float64)
     signed = np.where(weights < 0, -1.0, 1.0).reshape(-1, *(1,) * (stack.ndim - 1)) * stack
     return np.asarray(
@@ -46,7 +46,7 @@ def distinct(seed: int, *shape: int) -> np.ndarray:
 def test_ties_and_pruning(
     data: st.DataObject, stack: np.ndarray, density: float, majority: Any
 ) -> None:
-    """With equal entries, zeros, tied votes, and weights of any sign."""
+    """The results match with equal entries, zeros, tied votes, and weights of any sign."""
     weights = data.draw(st.lists(st.sampled_from([1.0, 0.5, -2.0]), min_size=3, max_size=3))
     weights = weights[: len(stack)]
     found = run(formulas.ties, stack, weights, density=density, majority_sign=majority)
@@ -56,8 +56,8 @@ def test_ties_and_pruning(
     close(run(formulas.linear, stack, weights), naive.linear(stack, weights))
 
 
-def test_what_elects_a_sign() -> None:
-    """One large entry against two small ones."""
+def test_majority_decides_the_sign() -> None:
+    """By total, one large entry beats two small ones; by frequency it loses."""
     stack = np.array([[5.0, 1.0], [-1.0, 2.0], [-2.0, 3.0]])
     found = {
         majority: run(formulas.ties, stack, [1.0, 1.0, 1.0], majority_sign=majority).tolist()
@@ -84,7 +84,7 @@ def test_breadcrumbs_drop_the_largest() -> None:
 
 @given(stack=STACKS.filter(lambda stack: len(stack) < 3), density=DENSITIES)
 def test_sce(stack: np.ndarray, density: float) -> None:
-    """Of two: the variance of three has roundings of its own, by which equal ones are ordered."""
+    """Only stacks of two, since rounding orders equal variances of three."""
     ones = np.ones(len(stack))
     close(run(formulas.sce, stack, ones, density=density), naive.sce(stack, density))
     three = distinct(0, 3, 4, 5)
@@ -127,7 +127,7 @@ def test_slerp_keeps_the_length() -> None:
 
 
 @pytest.mark.parametrize("density", [0.25, 0.6])
-def test_dare_keeps_what_it_is_on_average(density: float) -> None:
+def test_dare_keeps_the_mean(density: float) -> None:
     """Each entry is zero or divided by the density; each adapter has its own mask."""
     stack = 1 + np.abs(distinct(1, 2, 30, 40))
     keys = jax.random.split(jax.random.key(0), 200)
@@ -146,7 +146,8 @@ def test_dare_keeps_what_it_is_on_average(density: float) -> None:
     assert ((one != 0) != (two != 0)).any()
 
 
-def test_dare_ties_is_the_election_of_what_dare_keeps() -> None:
+def test_dare_ties_elects_among_kept_entries() -> None:
+    """DARE-TIES equals the election among the entries that DARE keeps."""
     stack, key = distinct(2, 3, 8, 9), jax.random.key(3)
     weights = [0.5, 1.5, -1.0]
     kept = [run(formulas.dare_linear, stack, np.eye(3)[i], key, density=0.7) for i in range(3)]
@@ -154,7 +155,8 @@ def test_dare_ties_is_the_election_of_what_dare_keeps() -> None:
     close(found, naive.elect(kept, weights, "total"))
 
 
-def test_all_is_kept_at_density_one() -> None:
+def test_density_one_keeps_everything() -> None:
+    """At density 1 the result is the weighted sum."""
     stack, weights = distinct(4, 3, 5, 6), [1.0, -2.0, 0.5]
     for formula in (formulas.magnitude_prune, formulas.dare_linear, formulas.breadcrumbs):
         close(run(formula, stack, weights, density=1.0), naive.linear(stack, weights))

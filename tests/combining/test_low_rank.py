@@ -39,8 +39,8 @@ def at(update: Any, site: str = "a", name: str = "one") -> Adapter:
 
 
 @given(data=st.data(), drawn=trees())
-def test_exact_it_is_the_mix(data: st.DataObject, drawn: Any) -> None:
-    """Any mix of any kinds on any layer, at the effect's own rank, is what compose makes."""
+def test_exact_lora_equals_the_mix(data: st.DataObject, drawn: Any) -> None:
+    """For any mix on any layer, at the effect's own rank, the LoRA equals compose."""
     modules, params = drawn
     mixed = mix(*data.draw(adapters(modules)))
     made_of = to_lora(mixed, params)
@@ -51,7 +51,7 @@ def test_exact_it_is_the_mix(data: st.DataObject, drawn: Any) -> None:
 
 
 def test_a_mix_of_three_kinds_at_full_rank() -> None:
-    """OFT, LoRA and LoHa, at whole numbers as rank too, to 1e-12."""
+    """OFT, LoRA and LoHa match to 1e-12, also with NumPy's integers as rank."""
     kinds = ("OFT", "LoRA", "LoHa")
     mixed = mix(*(at(made(kind, WIDE, 1), name=kind) for kind in kinds))
     truth = fold_tree(PARAMS, mixed.parts)
@@ -63,7 +63,7 @@ def test_a_mix_of_three_kinds_at_full_rank() -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
-def test_it_is_the_best_of_its_rank(rank: int) -> None:
+def test_lora_is_the_best_of_its_rank(rank: int) -> None:
     """The reported error equals that of NumPy's SVD of W' − W."""
     mixed = mix(at(made("OFT", WIDE, 1), name="x"), 0.7 * at(made("LoHa", WIDE, 2), name="y"))
     delta = fold_tree(PARAMS, mixed.parts)["a.weight"] - PARAMS["a.weight"]
@@ -79,7 +79,8 @@ def test_it_is_the_best_of_its_rank(rank: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
-def test_the_smallest_rank_that_keeps_a_share(share: float) -> None:
+def test_energy_chooses_the_smallest_rank(share: float) -> None:
+    """The rank is the smallest that keeps the given share of the energy."""
     mixed = at(made("LoKr", WIDE, 3))
     delta = fold_tree(PARAMS, [mixed])["a.weight"] - PARAMS["a.weight"]
     s2 = np.linalg.svd(delta, compute_uv=False) ** 2
@@ -97,7 +98,7 @@ def test_the_smallest_rank_that_keeps_a_share(share: float) -> None:
     ],
 )
 def test_every_family(name: str) -> None:
-    """Rows of the families' table, at the effect's own rank and at a strength."""
+    """Each row of the families' table matches, at the effect's rank and at a strength."""
     row = ROWS[name]
     leaves = row.leaves(1)
     params = {"m.weight": leaves.weight, "m.bias": leaves.bias}
@@ -108,7 +109,7 @@ def test_every_family(name: str) -> None:
 
 
 def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on, no Δ is computed."""
+    """Makes every dense Δ an error."""
 
     def refuse(*_: Any) -> Any:
         raise RuntimeError("a dense delta was made")
@@ -118,7 +119,7 @@ def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 16 of two rank-8 LoRAs, and what else is of low rank, without Δ and without W."""
+    """Sums of low ranks are computed without dense Δ and without W."""
     forbid_dense(monkeypatch)
     big = tree({"a": Module("linear", (40, 50))}, 0)
     rng = np.random.default_rng(3)
@@ -137,7 +138,7 @@ def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
         assert error(compose(big, made_of), fold_tree(big, mixed.parts)) < 1e-12
 
 
-def test_a_dense_delta_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_delta_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail."""
     forbid_dense(monkeypatch)
     for kind in ("SHiRA", "OFT"):
@@ -154,8 +155,8 @@ def test_a_dense_delta_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         for family in ("AdaLoRA", "LoHa", "LoKr", "SHiRA", "DoRA")
     ],
 )
-def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
-    """Kernels, embeddings and biases: as PEFT would save them."""
+def test_lora_has_the_layers_form(kind: str, family: str) -> None:
+    """Kernels, embeddings and biases have the form in which PEFT saves them."""
     module = KINDS[kind]
     if family == "Replace":
         return
@@ -173,8 +174,8 @@ def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
     assert (update.bias is not None) == has_bias
 
 
-def test_only_a_bias_is_replaced() -> None:
-    """Where the weight stays there is no LoRA to carry it."""
+def test_replaced_bias_without_a_lora() -> None:
+    """If the weight is unchanged, the bias stays a replaced bias."""
     one = at(Replace(bias=np.ones(12)))
     made_of, errors = to_lora(0.5 * one, PARAMS, with_errors=True)
     assert errors == {}
@@ -184,7 +185,7 @@ def test_only_a_bias_is_replaced() -> None:
 
 
 def test_kernels_of_flax_and_conv1d() -> None:
-    """Leaves that lie as (in, out): a Flax kernel, and GPT-2's Conv1D in PyTorch."""
+    """Leaves in the order (in, out): a Flax kernel, and GPT-2's Conv1D in PyTorch."""
     weight = tree({"a": Module("linear", (12, 20))}, 1)["a.weight"]
     mixed = mix(at(made("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
     truth = fold_tree({"a.weight": weight}, mixed.parts)["a.weight"]
@@ -200,8 +201,8 @@ def test_kernels_of_flax_and_conv1d() -> None:
     np.testing.assert_allclose(ours["a.weight"], theirs["a.weight"], rtol=1e-12, atol=1e-12)
 
 
-def test_a_layout_with_axes() -> None:
-    """A leaf of heads, and one that holds two sites."""
+def test_layout_with_axes_and_shared_leaves() -> None:
+    """A leaf with axes for heads, and a leaf that holds two sites."""
     weight = tree({"a": Module("linear", (12, 20))}, 1)["a.weight"]
     params = {"qk": np.stack([weight, 2 * weight]), "heads": weight.reshape(3, 4, 20)}
     rules = (
@@ -217,8 +218,8 @@ def test_a_layout_with_axes() -> None:
     assert error(ours, theirs) < 1e-12 < error(ours, params)
 
 
-def test_a_small_change_of_a_large_weight_keeps_its_digits() -> None:
-    """What is only added is not taken as a difference of weights: float32 would lose it."""
+def test_small_change_of_a_large_weight_is_exact() -> None:
+    """Additive updates are not computed as a difference of weights, which would lose digits."""
     params = {"a.weight": np.full((12, 20), 1e4, np.float32)}
     delta = normal(np.random.default_rng(0), 12, 20).astype(np.float32) * 1e-4
     made_of = to_lora(at(Delta(delta)), params)
@@ -227,8 +228,8 @@ def test_a_small_change_of_a_large_weight_keeps_its_digits() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rounding_is_not_taken_for_rank(dtype: Any) -> None:
-    """Two turns that undo each other, of a large weight, and a LoRA: what they leave in W' − W."""
+def test_rounding_does_not_increase_the_rank(dtype: Any) -> None:
+    """Rotations of a large weight that cancel leave rounding errors, which are no rank."""
     rng = np.random.default_rng(1)
     numbers = normal(rng, 5, 6, std=0.2).astype(dtype)
     params = {"a.weight": normal(rng, 30, 20, std=1e4).astype(dtype)}
@@ -256,7 +257,7 @@ def test_nothing_changed_is_rank_one_of_zeros() -> None:
     assert to_lora(mix(), PARAMS).sites == ()
 
 
-def test_names() -> None:
+def test_name_of_the_lora() -> None:
     one = at(lora(1, 3), name="style")
     assert to_lora(one, PARAMS).name == "style"
     assert to_lora(mix(one, one.renamed("other")), PARAMS).name == f"{one.name}+other"
@@ -265,7 +266,7 @@ def test_names() -> None:
 
 @pytest.mark.usefixtures("compiled")
 def test_under_jit() -> None:
-    """With a whole number as rank it is a program of strengths and params."""
+    """With an integer rank, `to_lora` is a program of strengths and params."""
     one = at(made("OFT", WIDE, 1))
 
     @jax.jit
@@ -278,8 +279,8 @@ def test_under_jit() -> None:
     assert float(errors["a"]) < 1e-12
 
 
-def test_over_devices() -> None:
-    """A leaf sharded over several devices."""
+def test_sharded_params() -> None:
+    """Params may be sharded over several devices."""
     mesh = jax.make_mesh((2,), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     params = {"a.weight": jax.device_put(PARAMS["a.weight"].astype(np.float32), sharding)}
@@ -289,8 +290,8 @@ def test_over_devices() -> None:
     np.testing.assert_allclose(one.b @ one.a, other.b @ other.a, rtol=1e-5, atol=1e-5)
 
 
-def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Near the optimum on a spectrum that falls, and its error is the one that it makes."""
+def test_randomized_svd_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is near the optimum on a falling spectrum, and reports its own error."""
     monkeypatch.setattr(singular, "LARGE", 60)
     rng = np.random.default_rng(0)
     u, _ = np.linalg.qr(normal(rng, 100, 80))
@@ -357,8 +358,8 @@ def test_rows_of_a_leaf_are_one_site(kind: str) -> None:
             made, errors = jaxmix.to_lora(mixed, base, with_errors=True)
             assert max(errors.values()) < 1e-12
             assert not [site for site in made.sites if "[" in site]
-            found, wanted = jaxmix.compose(base, made), jaxmix.compose(base, mixed)
-            for name, leaf in wanted.items():
+            found, expected = jaxmix.compose(base, made), jaxmix.compose(base, mixed)
+            for name, leaf in expected.items():
                 np.testing.assert_allclose(found[name], leaf, atol=1e-10)
     with jax.enable_x64(True):
         small = jaxmix.to_lora(jaxmix.mix(first, second, third), base, rank=1)

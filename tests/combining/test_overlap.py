@@ -14,7 +14,7 @@ OLD, NEW = "language_model.model.layers.{}.q_proj", "model.language_model.layers
 
 
 def lora(name: str, *sites: str) -> Adapter:
-    """A LoRA at these sites."""
+    """Returns a LoRA at these sites."""
     return Adapter({site: LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0) for site in sites}, name=name)
 
 
@@ -34,8 +34,8 @@ def test_no_shared_site_is_an_error():
             combine([a, b], method=method, rank=rank)
 
 
-def test_one_that_shares_no_site_with_the_others():
-    """It is named; with equal names by its number."""
+def test_adapter_without_shared_sites_is_named():
+    """The error names the adapter; if names are equal, by its number."""
     pair = [lora("a", "x"), lora("a", "x")]
     with pytest.raises(AdapterError, match=r"and c shares no site with the others"):
         combine([*pair, lora("c", "y")], method="linear")
@@ -44,19 +44,19 @@ def test_one_that_shares_no_site_with_the_others():
 
 
 def test_with_a_base_modules_may_differ():
-    """There each site has a leaf of its own."""
+    """With a base, each site has its own leaf, so modules may differ."""
     params = {f"{site}.weight": np.zeros((2, 3), np.float32) for site in "xy"}
-    made = combine([lora("a", "x"), lora("b", "y")], params, method="linear")
-    assert set(made.sites) == {"x", "y"}
+    combined = combine([lora("a", "x"), lora("b", "y")], params, method="linear")
+    assert set(combined.sites) == {"x", "y"}
 
 
-def test_one_adapter_alone():
-    """It shares no site with any of the others."""
+def test_single_adapter_is_accepted():
+    """A single adapter shares no site with others, and is accepted."""
     assert combine([lora("a", "x")], method="linear").sites == ("x",)
 
 
-def test_sites_of_some_only():
-    """They count as unchanged in the others, and can be included."""
+def test_sites_of_some_adapters_are_allowed():
+    """Adapters without the site count as unchanged there."""
     adapters = [lora("a", "h.0.q", "h.0.k"), lora("b", "h.0.q", "h.1.k")]
     partial = partial_sites(adapters)
     assert partial == {"h.0.k": ("a",), "h.1.k": ("b",)}
@@ -74,7 +74,7 @@ def test_sites_of_some_only():
     ("one", "other"), [(OLD.format(1), NEW.format(1)), ("embed", "model.embed")]
 )
 def test_two_names_of_one_module_warn(one, other):
-    """Some sites are shared and others look alike."""
+    """A warning is raised if some sites are shared and others have similar names."""
     adapters = [lora("a", "shared", one), lora("b", "shared", other)]
     assert look_alikes(adapters) == [(one, other)]
     with pytest.warns(UserWarning, match=f"two names: {one} and {other}. They are combined as"):
@@ -82,11 +82,11 @@ def test_two_names_of_one_module_warn(one, other):
 
 
 def test_many_pairs_are_counted():
-    """The first are shown."""
+    """The first pairs are shown and the others counted."""
     assert look_alikes_text([("a", "b")] * 7).endswith("a and b; and 2 more.")
 
 
 @pytest.mark.parametrize(("one", "other"), [("up.0.q", "down.0.q"), ("mid.to_q", "up.to_q")])
 def test_other_modules_do_not_warn(one, other):
-    """Their names merely end alike."""
+    """Names that merely end alike cause no warning."""
     combine([lora("a", "s", one), lora("b", "s", other)], method="linear")

@@ -89,7 +89,7 @@ def test_shared_blocks_stay_shared() -> None:
 
 
 def test_fields_for_export_affect_no_map() -> None:
-    """Nor what fits: only writers of files read a kernel or a seed."""
+    """Fields that only writers of files read change neither maps nor misfits."""
     other, seen = {"kernel": (3,), "embedding": True, "seed": 7}, set()
     for row in ROWS.values():
         update = row.update(row.factors(0))
@@ -138,7 +138,7 @@ def test_gradients_at_initialization_are_finite(std: float, terms: int | None) -
 
 
 def test_cayley_is_a_rotation() -> None:
-    """Orthogonal in float64 for any size of Q; the series is used only near the identity."""
+    """The result is orthogonal in float64 for any Q; the series is used only near the identity."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         for std, terms, error in ((0.1, None, 1e-13), (30.0, None, 1e-10), (0.01, 5, 1e-4)):

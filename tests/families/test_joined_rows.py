@@ -57,12 +57,12 @@ def applied(update: Update, weight: np.ndarray, bias: np.ndarray) -> tuple[np.nd
     """A layer with an update."""
     with jax.enable_x64(True):
         base = {"x.weight": weight, "x.bias": bias}
-        made = jaxmix.compose(base, [jaxmix.Adapter({"x": update})])
-        return np.asarray(made["x.weight"]), np.asarray(made["x.bias"])
+        composed = jaxmix.compose(base, [jaxmix.Adapter({"x": update})])
+        return np.asarray(composed["x.weight"]), np.asarray(composed["x.bias"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_joined_update_is_that_of_the_parts(kind: str) -> None:
+def test_joined_update_equals_the_parts(kind: str) -> None:
     """Ranks and scales differ; the fused weight's rows are the parts' weights."""
     make, family = KINDS[kind]
     parts = [make(size) for size in SIZES]
@@ -79,7 +79,7 @@ def test_joined_update_is_that_of_the_parts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr with one y", "lokr", "diff", "rotation"])
-def test_a_part_without_an_update_stays(kind: str) -> None:
+def test_part_without_an_update_is_unchanged(kind: str) -> None:
     """Its rows are the base's."""
     make, _ = KINDS[kind]
     whole = join_rows([make(4), None, make(4)], SIZES)
@@ -91,7 +91,7 @@ def test_a_part_without_an_update_stays(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr with one y", "diff", "rotation"])
-def test_cut_and_joined_is_the_same_update(kind: str) -> None:
+def test_joining_reverses_cutting(kind: str) -> None:
     """The factors that the parts share are not repeated: the rank stays."""
     make, family = KINDS[kind]
     whole = make(16)
@@ -104,7 +104,7 @@ def test_cut_and_joined_is_the_same_update(kind: str) -> None:
 
 
 def test_rows_of_a_block_become_a_difference() -> None:
-    """A LoKr whose blocks are cut is no LoKr."""
+    """A LoKr whose blocks are cut becomes a dense difference."""
     whole = LoKr((normal(2, 2),), (normal(4, 3),), 0.5)
     part = rows_of(whole, slice(0, 2), (8, IN))
     assert isinstance(part, Rows) and matrix_shape(part) == (2, IN)
@@ -114,7 +114,7 @@ def test_rows_of_a_block_become_a_difference() -> None:
     np.testing.assert_allclose(np.asarray(found.weight), want, rtol=1e-6)
 
 
-def test_what_can_not_be_joined() -> None:
+def test_updates_that_cannot_be_joined() -> None:
     """Norms of rows without an update, norms by input, embeddings, other sizes, mixed rotations."""
     dora = lora(4, magnitude=np.ones(4))
     by_input = Normed(loha(4), np.ones(IN), axis="in")

@@ -35,8 +35,8 @@ CASES += [
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
-def test_the_parts_are_the_rows_of_the_whole(family: str, kind: str) -> None:
-    """Composed onto the parts of a weight and its bias, they give the parts of the result."""
+def test_parts_are_rows_of_the_update(family: str, kind: str) -> None:
+    """Applied to the parts of a weight and its bias, they give the parts of the result."""
     module = MODULES[kind]
     rng = np.random.default_rng(3)
     update = SAMPLES[family].draw(rng, module)
@@ -49,16 +49,16 @@ def test_the_parts_are_the_rows_of_the_whole(family: str, kind: str) -> None:
         whole = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update}))
         for name in updates:
             params |= {f"{name}.weight": weight[PARTS[name]], f"{name}.bias": bias[PARTS[name]]}
-        made = jaxmix.compose(params, 0.7 * jaxmix.Adapter(updates))
+        composed = jaxmix.compose(params, 0.7 * jaxmix.Adapter(updates))
     for name in updates:
         for leaf in ("weight", "bias"):
             expected = whole[f"qkv.{leaf}"][PARTS[name]]
-            np.testing.assert_allclose(made[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(composed[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["input", "numbers", "vectors"])
 def test_other_forms_of_glora(form: str) -> None:
-    """A factor of the inputs stays whole; of a vector each part takes its own; numbers stay."""
+    """Factors of inputs are kept, vectors are cut, numbers are kept."""
     rng = np.random.default_rng(4)
     update = {
         "input": GLoRA((rng.normal(size=(8, 2)), rng.normal(size=(2, 8))), on_input=True),
@@ -69,7 +69,7 @@ def test_other_forms_of_glora(form: str) -> None:
 
 
 def test_butterflies_of_outputs() -> None:
-    """LyCORIS's BOFT mixes outputs: it is cut between blocks if it does not rescale them."""
+    """LyCORIS's BOFT mixes outputs; without rescaling it is cut between blocks."""
     generator = np.random.default_rng(5).normal(size=(1, 3, 4, 4))
     check_parts(BOFT(generator, on_output=True))
     rescaled = BOFT(generator, np.ones(12), on_output=True)
@@ -87,26 +87,26 @@ def check_parts(update: Update) -> None:
         updates[name] = rows_of(update, part, (12, 8))
         params |= {f"{name}.weight": weight[part], f"{name}.bias": bias[part]}
     with jax.enable_x64(True):
-        found = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update, **updates}))
+        composed = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update, **updates}))
     for name, part in PARTS.items():
         for leaf in ("weight", "bias"):
-            expected = found[f"qkv.{leaf}"][part]
-            np.testing.assert_allclose(found[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
+            expected = composed[f"qkv.{leaf}"][part]
+            np.testing.assert_allclose(composed[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_product_whose_blocks_are_cut() -> None:
-    """Rows 2:5 of a LoKr with blocks of 4 rows: no block is whole, the numbers are right."""
+def test_cut_blocks_of_a_product() -> None:
+    """Rows 2:5 of a LoKr with blocks of 4 rows contain no complete block."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3, 2)), rng.normal(size=(4, 4))
     piece = rows_of(LoKr((x,), (y,), 0.5), slice(2, 5), (12, 8))
     assert isinstance(piece, Rows) and piece.size() == "LoKr full, rows 2:5"
     with jax.enable_x64(True):
-        made = jaxmix.compose({"k.weight": np.zeros((3, 8))}, jaxmix.Adapter({"k": piece}))
-    np.testing.assert_allclose(made["k.weight"], 0.5 * np.kron(x, y)[2:5], rtol=1e-12)
+        composed = jaxmix.compose({"k.weight": np.zeros((3, 8))}, jaxmix.Adapter({"k": piece}))
+    np.testing.assert_allclose(composed["k.weight"], 0.5 * np.kron(x, y)[2:5], rtol=1e-12)
 
 
 def test_rotations_are_cut_between_blocks_only() -> None:
-    """LyCORIS's OFT rotates blocks of outputs: a part that cuts one needs the whole weight."""
+    """LyCORIS's OFT rotates blocks of outputs; a part that cuts a block needs the whole weight."""
     update = DiagOFT(np.random.default_rng(0).normal(size=(3, 4, 4)), side="out")
     assert rows_of(update, slice(4, 12), (12, 8)) is not None
     assert rows_of(update, slice(4, 10), (12, 8)) is None
@@ -140,8 +140,8 @@ def test_an_expert_of_a_stack(in_first: bool) -> None:
     assert expert_of(LoRA(a[0], b[0], 1.0), 0) is None
 
 
-def test_rows_that_do_not_fit() -> None:
-    """The message names the rows, or what the whole update says."""
+def test_rows_out_of_range_are_refused() -> None:
+    """The message names the rows, or the misfit of the whole update."""
     piece = Rows(LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0), 2, 5, 12)
     assert piece.misfit((4, 8)) == "rows 2:5 of a fused weight are 3, found 4"
     assert piece.misfit((3, 9)) == LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0).misfit((12, 9))

@@ -119,6 +119,6 @@ def test_names_with_dollar_signs_are_drawn(tmp_path: Path) -> None:
     ]
     mixed = jaxmix.mix(*parts)
     assert draw_strengths(mixed, tmp_path / "strengths.png").stat().st_size
-    found = measure(mixed, params)
-    drawn = draw_measures(found, tmp_path / "measures.svg").read_text()
+    measures = measure(mixed, params)
+    drawn = draw_measures(measures, tmp_path / "measures.svg").read_text()
     assert "<!-- $x^{$ -->" in drawn and "<!-- tab\\there\\x00 -->" in drawn

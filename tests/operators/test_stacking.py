@@ -45,8 +45,8 @@ def check(make: Callable[[Sequence[Operator]], Operator], operators: Sequence[Op
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_terms(kind: str) -> None:
-    """Of every structure, alone, with others, in sums, and absent."""
+def test_terms_are_stacked(kind: str) -> None:
+    """Every structure, alone, with others, in sums, and absent."""
     with jax.enable_x64(True):
         shape = SQUARE if kind in SQUARE_KINDS else WIDE
         left, right = made(kind, shape)[0], made("low_rank", shape)[0]
@@ -55,8 +55,8 @@ def test_terms(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(SQUARE_KINDS))
-def test_factors(kind: str) -> None:
-    """Of every square structure; an absent factor is the identity."""
+def test_factors_are_stacked(kind: str) -> None:
+    """Every square structure; an absent factor is the identity."""
     with jax.enable_x64(True):
         operator = made(kind, SQUARE)[0]
         turned = Diagonal(jnp.arange(1.0, 13.0))

@@ -1,4 +1,4 @@
-"""Buffers that are given up, and those that must not be; bases of any byte order."""
+"""Deleted and donated buffers; numbers that are not finite; bases of any byte order."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ LORA = Adapter({"q": LoRA(A, B, 1.0)})
 
 
 def params() -> dict[str, Any]:
-    """Two weights on the device."""
+    """Returns two weights on the device."""
     return {name: jnp.arange(16.0).reshape(4, 4) for name in ("q.weight", "k.weight")}
 
 
@@ -35,8 +35,8 @@ def params() -> dict[str, Any]:
     ],
     ids=["donated", "composed", "attached", "decomposed", "banked"],
 )
-def test_used_after_they_were_given_up(use: Any) -> None:
-    """Using a buffer that was given up is an error that says so."""
+def test_deleted_buffer_is_refused(use: Any) -> None:
+    """Using a deleted buffer raises an error that says so."""
     base = params()
     jaxmix.compose(base, LORA, donate=True)
     assert is_deleted(base["q.weight"]) and not is_deleted(base["k.weight"])
@@ -48,7 +48,7 @@ def test_used_after_they_were_given_up(use: Any) -> None:
     )
 
 
-def test_a_factor_that_was_given_up() -> None:
+def test_deleted_factor_is_refused() -> None:
     a = jnp.asarray(A)
     adapter = Adapter({"q": LoRA(a, B, 1.0)})
     a.delete()
@@ -56,7 +56,7 @@ def test_a_factor_that_was_given_up() -> None:
         jaxmix.compose(params(), adapter)
 
 
-def test_an_alias_is_not_given_up() -> None:
+def test_alias_is_not_donated() -> None:
     """Another array in the same buffer, as `device_put` makes it, keeps its contents."""
     base = params()
     base["k.weight"] = jax.device_put(base["q.weight"], jax.devices()[0])
@@ -68,8 +68,8 @@ def test_an_alias_is_not_given_up() -> None:
 
 
 @pytest.mark.parametrize("kind", [Replace, Rebase])
-def test_a_leaf_that_is_a_factor_too(kind: Any) -> None:
-    """It is read while it would be written."""
+def test_leaf_that_is_also_a_factor_is_not_donated(kind: Any) -> None:
+    """It would be read while it is written."""
     base = params()
     adapter = Adapter({"q": kind(base["q.weight"])})
     out = jaxmix.compose(base, adapter, donate=True)
@@ -81,8 +81,8 @@ def test_a_leaf_that_is_a_factor_too(kind: Any) -> None:
 SOME = {"q": LoRA(A, B, 1.0), "k": Replace(B @ A + 1), "v": HiRA(A, B), "o": IA3(B[:, 0] + 1)}
 
 
-def some(mesh: Any = None) -> dict[str, Any]:
-    """A weight for each of them, over eight devices or on one."""
+def weights_of(mesh: Any = None) -> dict[str, Any]:
+    """Returns a weight for each site, over eight devices or on one."""
     weights = {f"{site}.weight": np.arange(16, dtype=np.float32).reshape(4, 4) for site in SOME}
     if mesh is None:
         return {name: jnp.asarray(weight) for name, weight in weights.items()}
@@ -90,10 +90,10 @@ def some(mesh: Any = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [None, AxisType.Auto, AxisType.Explicit], ids=str)
-def test_nothing_is_given_up_unasked(kind: Any) -> None:
-    """Neither leaves nor factors, on one device or over several: they are read, and stay."""
+def test_nothing_is_donated_by_default(kind: Any) -> None:
+    """Leaves and factors are only read, on one device or several."""
     mesh = None if kind is None else jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
-    base, updates = some(mesh), jax.tree.map(jnp.asarray, SOME)
+    base, updates = weights_of(mesh), jax.tree.map(jnp.asarray, SOME)
     before = jax.tree.map(np.array, (base, updates))
     run = jax.jit(jaxmix.compose) if kind is AxisType.Explicit else jaxmix.compose
     outs = [jax.tree.map(np.array, run(base, Adapter(updates, 0.7))) for _ in range(2)]
@@ -103,12 +103,12 @@ def test_nothing_is_given_up_unasked(kind: Any) -> None:
         assert all(jax.tree.leaves(same))
 
 
-def test_a_traced_program_gives_nothing_up() -> None:
-    """Though the second site of a leaf, traced, asks for the buffer of the first one's result."""
+def test_traced_program_donates_nothing() -> None:
+    """Not even if the second site of a traced leaf uses the first one's result."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     texts = [
         jax.jit(jaxmix.compose, donate_argnums=given)
-        .lower(some(mesh), Adapter(SOME))
+        .lower(weights_of(mesh), Adapter(SOME))
         .compile()
         .as_text()
         for given in ((), 0)
@@ -123,7 +123,7 @@ def test_bases_of_another_byte_order() -> None:
     assert out.dtype == np.float32
 
 
-def test_a_masked_base() -> None:
+def test_masked_base_is_refused() -> None:
     base = {"q.weight": np.ma.masked_array(np.ones((4, 4), np.float32), np.eye(4) > 0)}
     with pytest.raises(LayoutError, match=r"q.weight is a masked array; fill it: np.ma.filled"):
         jaxmix.compose(base, LORA)
@@ -134,8 +134,8 @@ def test_a_masked_base() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("jitted", [False, True])
-def test_what_is_replaced_is_not_read(bad: float, jitted: bool) -> None:
-    """A leaf as a whole, or an embedding's rows: 0 · NaN would be NaN; the others stay."""
+def test_replaced_numbers_are_not_read(bad: float, jitted: bool) -> None:
+    """A replaced leaf, or replaced rows of an embedding, may hold NaN; other rows stay."""
     base = {
         "q.weight": np.full((4, 4), bad, np.float32),
         "q.bias": np.full(4, bad, np.float32),
@@ -158,7 +158,7 @@ def test_what_is_replaced_is_not_read(bad: float, jitted: bool) -> None:
 
 
 def test_strengths_have_a_slope_at_one() -> None:
-    """Where the base's part is zero its number is still the slope."""
+    """Where the base's weight in the result is zero, its numbers are still the derivative."""
     base = {"q.weight": np.full((4, 4), 3.0, np.float32)}
 
     def total(strength: Any) -> Any:
@@ -171,7 +171,7 @@ def test_strengths_have_a_slope_at_one() -> None:
 # ---------------------------------------------------------------- empty banks and empty batches
 
 
-def test_an_empty_bank() -> None:
+def test_empty_bank_accepts_members_later() -> None:
     """Every row is the base's, and members can be added later."""
     base, x = params(), jnp.ones((2, 4))
 
@@ -191,7 +191,7 @@ def test_an_empty_bank() -> None:
         bank(run)(base, x, ["x", None])
 
 
-def test_a_batch_without_rows() -> None:
+def test_empty_batch() -> None:
     with pytest.raises(ShapeError) as caught:
         Bank({"x": LORA}, params())(lambda p, x: x)(params(), jnp.ones((0, 4)), [])
     assert str(caught.value) == "the batch has no rows, expected at least one."

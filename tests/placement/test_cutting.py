@@ -1,4 +1,4 @@
-"""Adapters on trees whose weights are several leaves, or parts of one, of what the sites are."""
+"""Adapters on trees in which weights are split over leaves, or fused in one."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ APART = "model.layers.0.block_sparse_moe.experts"
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    """Random numbers."""
+    """Returns random numbers."""
     return np.random.default_rng(seed).normal(size=shape)
 
 
 def fused() -> dict[str, np.ndarray]:
-    """Mixtral's experts as transformers 5 has them in memory."""
+    """Returns Mixtral's experts as transformers 5 has them in memory."""
     return {
         f"{FUSED}.gate_up_proj": normal(E, 2 * INNER, WIDTH, seed=1),
         f"{FUSED}.down_proj": normal(E, WIDTH, INNER, seed=2),
@@ -33,7 +33,7 @@ def fused() -> dict[str, np.ndarray]:
 
 
 def apart(tree: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors as they are on disk."""
+    """Returns the same tensors as on disk."""
     out = {"model.layers.0.self_attn.q_proj.weight": tree["model.layers.0.self_attn.q_proj.weight"]}
     for e in range(E):
         gate_up, down = tree[f"{FUSED}.gate_up_proj"][e], tree[f"{FUSED}.down_proj"][e]
@@ -44,7 +44,7 @@ def apart(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_parameters() -> jaxmix.Adapter:
-    """A LoRA with target_parameters, whose sites are the names in memory."""
+    """Returns a LoRA with target_parameters, whose sites are names in memory."""
     made = {
         "gate_up_proj": ExpertLoRA(
             normal(E, 2, WIDTH, seed=4), normal(E, 2 * INNER, 2, seed=5), 0.5
@@ -55,7 +55,7 @@ def of_parameters() -> jaxmix.Adapter:
 
 
 def of_experts() -> jaxmix.Adapter:
-    """A LoRA for each matrix of each expert, by the names on disk."""
+    """Returns a LoRA for each matrix of each expert, under names on disk."""
     sizes = {"w1": (INNER, WIDTH), "w2": (WIDTH, INNER), "w3": (INNER, WIDTH)}
     made = {
         f"{APART}.{e}.{name}": LoRA(
@@ -68,8 +68,8 @@ def of_experts() -> jaxmix.Adapter:
 
 
 @pytest.mark.parametrize("adapters", ["all", "each", "both", "turned"])
-def test_experts(adapters: str) -> None:
-    """Stacked and per-expert factors give the same on the stack and on separate experts."""
+def test_stacked_and_separate_experts_match(adapters: str) -> None:
+    """Stacked and per-expert factors have the same effect on a stack and on separate experts."""
     mixes = {"all": [of_parameters()], "each": [0.5 * of_experts()]}
     mixes |= {"both": mixes["all"] + mixes["each"], "turned": mixes["each"] + mixes["all"]}
     with jax.enable_x64(True):
@@ -92,17 +92,17 @@ def test_experts(adapters: str) -> None:
         np.testing.assert_allclose(on_stack[name], expected, rtol=1e-12)
 
 
-def test_the_map_is_found_by_the_names() -> None:
-    """Without names= the only map that brings all sites to the leaves is used."""
+def test_name_map_is_found_by_the_names() -> None:
+    """Without names= the only map under which all sites have leaves is used."""
     tree = {name: leaf.astype(np.float32) for name, leaf in apart(fused()).items()}
-    found = jaxmix.compose(tree, of_parameters())
+    composed = jaxmix.compose(tree, of_parameters())
     chosen = jaxmix.compose(tree, of_parameters(), names="mixtral")
     for name, leaf in chosen.items():
-        np.testing.assert_array_equal(found[name], leaf)
+        np.testing.assert_array_equal(composed[name], leaf)
 
 
-def test_unmerged() -> None:
-    """Factored leaves of separate experts compute what composed ones do."""
+def test_unmerged_experts_match_compose() -> None:
+    """Factored leaves of separate experts compute the outputs of composed weights."""
     tree = {name: leaf.astype(np.float32) for name, leaf in apart(fused()).items()}
     adapter = of_parameters()
     leaves = jaxmix.attach(tree, adapter, names="mixtral")
@@ -123,7 +123,7 @@ QKV = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
 
 @pytest.mark.parametrize("family", ["LoRA", "DoRA", "LoHa", "LoKr", "Normed", "OFT", "Together"])
 @pytest.mark.parametrize("is_split", [True, False], ids=["split", "fused"])
-def test_a_fused_projection(family: str, is_split: bool) -> None:
+def test_fused_projection_and_its_parts_match(family: str, is_split: bool) -> None:
     """An update of Flux's qkv on q, k and v, and updates of q, k and v on qkv."""
     rng = np.random.default_rng(5)
     whole, extra = SAMPLES[family].draw(rng, BLOCK), SAMPLES["LoRA"].draw(rng, BLOCK)
@@ -141,20 +141,20 @@ def test_a_fused_projection(family: str, is_split: bool) -> None:
             both: dict[str, Update] = {"double_blocks.0.img_attn.qkv": whole}
             second = {"double_blocks.0.img_attn.qkv": extra}
             adapters = [jaxmix.Adapter(both, name="a"), 0.3 * jaxmix.Adapter(second, name="b")]
-            expected, found = jaxmix.compose(original, adapters), jaxmix.compose(split, adapters)
+            expected, composed = jaxmix.compose(original, adapters), jaxmix.compose(split, adapters)
         else:
             block = Module("linear", (4, 8), True)
             made = {name: SAMPLES[family].draw(rng, block) for name in QKV}
             adapter = jaxmix.Adapter(made)
-            found, expected = jaxmix.compose(split, adapter), jaxmix.compose(original, adapter)
+            composed, expected = jaxmix.compose(split, adapter), jaxmix.compose(original, adapter)
     for leaf in ("weight", "bias"):
-        joined = np.concatenate([found[f"{name}.{leaf}"] for name in QKV])
+        joined = np.concatenate([composed[f"{name}.{leaf}"] for name in QKV])
         expected_leaf = expected[f"double_blocks.0.img_attn.qkv.{leaf}"]
         np.testing.assert_allclose(joined, expected_leaf, rtol=1e-9, atol=1e-12)
 
 
-def test_halves_in_another_order() -> None:
-    """Flux's last modulation: shift and scale change places."""
+def test_swapped_halves() -> None:
+    """In Flux's last modulation, shift and scale are swapped."""
     update = LoRA(normal(1, 4, seed=1), normal(6, 1, seed=2), 1.0)
     by_site = {"final_layer.adaLN_modulation.1": update}
     there = jaxmix.compose(
@@ -171,7 +171,7 @@ def test_halves_in_another_order() -> None:
 
 
 def refused(params: Any, adapter: jaxmix.Adapter, names: str) -> str:
-    """The text with which it is refused."""
+    """Returns the message of the error."""
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(params, adapter, names=names)
     return str(caught.value)
@@ -183,23 +183,23 @@ HEAD = (
 )
 
 
-def test_another_number_of_experts() -> None:
-    """Factors of three experts on two."""
+def test_number_of_experts_must_match() -> None:
+    """Factors of three experts on two are refused."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if f".experts.{E - 1}." not in name}
     text = refused(tree, of_parameters(), "mixtral")
     assert text.startswith(HEAD.format("all", "mixtral", f"{FUSED}.gate_up_proj"))
     assert "the adapter has factors of 3 experts, expected 2" in text
 
 
-def test_a_part_that_is_missing() -> None:
-    """Experts without one of the two matrices of a stack."""
+def test_missing_part_is_refused() -> None:
+    """Experts without one of the two matrices of a stack are refused."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if not name.endswith("w3.weight")}
     text = refused(tree, of_parameters(), "mixtral")
     assert f"only 1 of the 2 weights that make up {FUSED}.gate_up_proj are there" in text
 
 
-def test_two_sites_of_one_module() -> None:
-    """The same weight in both spellings, in one adapter."""
+def test_two_names_of_one_module_are_refused() -> None:
+    """One adapter can't have both names of a weight."""
     one = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
     sites = {"blocks.0.self_attn.q": one, "blocks.0.attn1.to_q": one}
     text = refused({"blocks.0.attn1.to_q.weight": np.ones((4, 8))}, jaxmix.Adapter(sites), "wan")
@@ -211,8 +211,8 @@ def test_two_sites_of_one_module() -> None:
     )
 
 
-def test_no_map_brings_them() -> None:
-    """The error says that maps were tried."""
+def test_error_lists_the_maps_that_were_tried() -> None:
+    """No map has leaves for the sites, and the error says which were tried."""
     adapter = jaxmix.Adapter({"nowhere.proj": LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)})
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose({"proj.weight": np.ones((4, 8))}, adapter)
@@ -224,7 +224,7 @@ def test_no_map_brings_them() -> None:
     )
 
 
-def test_one_adapter_with_a_weight_and_a_part_of_it() -> None:
+def test_update_of_a_weight_and_its_part_is_refused() -> None:
     """Two updates of one adapter for the same rows are an error, and none is dropped."""
     qkv = LoRA(np.ones((1, 4)), np.ones((6, 1)), 1.0)
     q = LoRA(np.ones((1, 4)), np.ones((2, 1)), 1.0)

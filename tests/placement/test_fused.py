@@ -39,12 +39,12 @@ HEAD = (
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    """Random numbers."""
+    """Returns random numbers."""
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def whole_update(name: str) -> Update:
-    """An update of qkv that mixes its rows."""
+def mixing_update(name: str) -> Update:
+    """Returns an update of qkv that mixes its rows."""
     rng = np.random.default_rng(7)
     delta = LoRA(rng.normal(size=(2, 8)), rng.normal(size=(12, 2)), 0.5)
     made: dict[str, Update] = {
@@ -63,8 +63,8 @@ WHOLE += ["Normed by inputs", "biases"]
 FUSED_QKV = "double_blocks.0.img_attn.qkv"
 
 
-def in_row(update: Update, *, ends: bool = True) -> tuple[list[jaxmix.Adapter], list[Any]]:
-    """Adapters of qkv, with others before and after it; the same with some on q, k or v only."""
+def in_sequence(update: Update, *, ends: bool = True) -> tuple[list[jaxmix.Adapter], list[Any]]:
+    """Returns adapters of qkv with others before and after; the same, some only on q, k or v."""
     rng = np.random.default_rng(9)
     made, split = [0.7 * jaxmix.Adapter({FUSED_QKV: update}, name="whole")], []
     before, after = (SAMPLES[name].draw(rng, BLOCK) for name in ("DoRA", "Together"))
@@ -84,7 +84,7 @@ def in_row(update: Update, *, ends: bool = True) -> tuple[list[jaxmix.Adapter], 
 
 
 def trees() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Qkv with its bias, and the same as q, k and v."""
+    """Returns qkv with its bias, and the same as q, k and v."""
     weight, bias = normal(12, 8), normal(12, seed=1)
     fused = {f"{FUSED_QKV}.weight": weight, f"{FUSED_QKV}.bias": bias}
     split = {f"{name}.weight": weight[4 * i : 4 * i + 4] for i, name in enumerate(QKV)}
@@ -93,7 +93,7 @@ def trees() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def check_split(found: Any, expected: Any, rtol: float = 1e-9) -> None:
-    """Checks q, k and v with the parts of qkv."""
+    """Compares q, k and v with the parts of qkv."""
     for leaf in ("weight", "bias"):
         joined = np.concatenate([found[f"{name}.{leaf}"] for name in QKV])
         whole = expected[f"{FUSED_QKV}.{leaf}"]
@@ -101,26 +101,26 @@ def check_split(found: Any, expected: Any, rtol: float = 1e-9) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_needs_the_whole_weight(name: str) -> None:
-    """An update that mixes rows is applied to q, k and v as to qkv, also among others."""
+def test_updates_that_mix_rows(name: str) -> None:
+    """Updates that mix rows have the same effect on q, k and v as on qkv, also among others."""
     fused_tree, split_tree = trees()
-    adapters, apart_too = in_row(whole_update(name))
+    adapters, apart_too = in_sequence(mixing_update(name))
     with jax.enable_x64(True):
         expected = jaxmix.compose(fused_tree, adapters)
         check_split(jaxmix.compose(split_tree, adapters), expected)
         check_split(jaxmix.compose(split_tree, apart_too), expected)
         under_jit = jax.jit(lambda tree, mixed: jaxmix.compose(tree, mixed))
         check_split(under_jit(split_tree, jaxmix.mix(*adapters)), expected)
-        alone = in_row(whole_update(name), ends=False)[0]
+        alone = in_sequence(mixing_update(name), ends=False)[0]
         check_split(jaxmix.compose(split_tree, alone), jaxmix.compose(fused_tree, alone))
 
 
-def test_a_base_that_changes_among_parts() -> None:
+def test_replaced_part_of_the_base() -> None:
     """Updates after a replaced k read the new k, on q, k and v as on qkv."""
     fused_tree, split_tree = trees()
     new = np.array(fused_tree[f"{FUSED_QKV}.weight"])
     new[4:8] = normal(4, 8, seed=3)
-    kasa = jaxmix.Adapter({FUSED_QKV: whole_update("KaSA")}, name="kasa")
+    kasa = jaxmix.Adapter({FUSED_QKV: mixing_update("KaSA")}, name="kasa")
     with jax.enable_x64(True):
         saved = jaxmix.Adapter({FUSED_QKV: Replace(weight=new)}, name="saved")
         expected = jaxmix.compose(fused_tree, [saved, kasa])
@@ -128,10 +128,10 @@ def test_a_base_that_changes_among_parts() -> None:
         check_split(jaxmix.compose(split_tree, [part, kasa]), expected)
 
 
-def test_a_whole_leaf_beside_an_update_of_a_part() -> None:
+def test_updates_of_a_leaf_and_of_its_part() -> None:
     """On a tree with qkv: an update that mixes its rows, and one of k."""
     fused_tree, split_tree = trees()
-    whole = jaxmix.Adapter({FUSED_QKV: whole_update("biases")}, name="whole")
+    whole = jaxmix.Adapter({FUSED_QKV: mixing_update("biases")}, name="whole")
     part = jaxmix.Adapter({QKV[1]: SAMPLES["Together"].draw(np.random.default_rng(2), K)}, name="k")
     with jax.enable_x64(True):
         for order in ([whole, part], [part, whole]):
@@ -145,10 +145,10 @@ def test_a_whole_leaf_beside_an_update_of_a_part() -> None:
         )
 
 
-def test_donated_and_rounded_once() -> None:
-    """Buffers that are given up, and a dtype in which each step would round."""
+def test_donation_and_single_rounding() -> None:
+    """Buffers are donated, in a dtype in which each step would round."""
     fused_tree, split_tree = trees()
-    adapters, _ = in_row(whole_update("BOFT of outputs"))
+    adapters, _ = in_sequence(mixing_update("BOFT of outputs"))
     halves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in split_tree.items()}
     kept = {name: np.asarray(leaf, np.float32) for name, leaf in halves.items()}
     whole = {
@@ -165,10 +165,10 @@ def test_donated_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
-def test_several_devices(axes: AxisType) -> None:
+def test_sharded_parts_keep_their_shardings(axes: AxisType) -> None:
     """Parts on a mesh keep their shardings."""
     fused_tree, split_tree = trees()
-    adapters, _ = in_row(whole_update("biases"))
+    adapters, _ = in_sequence(mixing_update("biases"))
     expected = jaxmix.compose(single(fused_tree), adapters)
     mesh = jax.make_mesh((2,), ("x",), axis_types=(axes,), devices=jax.devices()[:2])
     rows = {1: P("x"), 2: P("x", None)}
@@ -177,33 +177,35 @@ def test_several_devices(axes: AxisType) -> None:
         for name, leaf in single(split_tree).items()
     }
     with jax.set_mesh(mesh):
-        found = jaxmix.compose(placed, adapters)
-    check_split(found, expected, rtol=1e-4)
-    assert {n: x.sharding for n, x in found.items()} == {n: x.sharding for n, x in placed.items()}
+        composed = jaxmix.compose(placed, adapters)
+    check_split(composed, expected, rtol=1e-4)
+    assert {n: x.sharding for n, x in composed.items()} == {
+        n: x.sharding for n, x in placed.items()
+    }
 
 
 def single(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A tree in float32."""
+    """Returns a tree in float32."""
     return {name: leaf.astype(np.float32) for name, leaf in tree.items()}
 
 
 def test_alternating_rows() -> None:
-    """Parts that hold every second row of the fused weight."""
-    update, ranges = whole_update("KaSA"), ((0, 12, 2), (1, 12, 2))
+    """Parts may hold every second row of the fused weight."""
+    update, ranges = mixing_update("KaSA"), ((0, 12, 2), (1, 12, 2))
     sites = {name: PartOf(update, ("q", "k"), ranges, i) for i, name in enumerate("qk")}
     weight = normal(12, 8)
     with jax.enable_x64(True):
         expected = jaxmix.compose({"qk.weight": weight}, jaxmix.Adapter({"qk": update}))
         split = {"q.weight": weight[::2], "k.weight": weight[1::2]}
-        found = jaxmix.compose(split, jaxmix.Adapter(dict(sites)))
-    np.testing.assert_allclose(found["q.weight"], expected["qk.weight"][::2], rtol=1e-9)
-    np.testing.assert_allclose(found["k.weight"], expected["qk.weight"][1::2], rtol=1e-9)
+        composed = jaxmix.compose(split, jaxmix.Adapter(dict(sites)))
+    np.testing.assert_allclose(composed["q.weight"], expected["qk.weight"][::2], rtol=1e-9)
+    np.testing.assert_allclose(composed["k.weight"], expected["qk.weight"][1::2], rtol=1e-9)
     assert sites["k"].size().endswith(", part 2 of 2")
 
 
 def test_parts_without_a_bias() -> None:
-    """A bias that only one part has is mapped as a part of one with zeros."""
-    update = whole_update("OFT of outputs")
+    """If only one part has a bias, the others' biases count as zeros."""
+    update = mixing_update("OFT of outputs")
     turned = BOFT(np.zeros((1, 2, 4, 4)), np.arange(12.0))
     fused_tree, split_tree = trees()
     del split_tree[f"{QKV[0]}.bias"], split_tree[f"{QKV[2]}.bias"]
@@ -211,16 +213,16 @@ def test_parts_without_a_bias() -> None:
     adapter = jaxmix.Adapter({FUSED_QKV: Together((update, turned, IA3(np.arange(12.0))))})
     with jax.enable_x64(True):
         expected = jaxmix.compose(fused_tree, adapter)
-        found = jaxmix.compose(split_tree, adapter)
-    assert found.keys() == split_tree.keys()
+        composed = jaxmix.compose(split_tree, adapter)
+    assert composed.keys() == split_tree.keys()
     bias = expected[f"{FUSED_QKV}.bias"][4:8]
-    np.testing.assert_allclose(found[f"{QKV[1]}.bias"], bias, rtol=1e-9)
+    np.testing.assert_allclose(composed[f"{QKV[1]}.bias"], bias, rtol=1e-9)
     assert not np.allclose(bias, split_tree[f"{QKV[1]}.bias"])
 
 
-def test_two_fused_weights_that_overlap() -> None:
-    """Updates of qk and of kv that can't be cut have no common whole."""
-    update, ranges = whole_update("KaSA"), ((0, 4, 1), (4, 8, 1))
+def test_overlapping_fused_weights_are_refused() -> None:
+    """Updates of qk and of kv that can't be cut have no common fused weight."""
+    update, ranges = mixing_update("KaSA"), ((0, 4, 1), (4, 8, 1))
     found = [
         {name: PartOf(update, tuple(names), ranges, i) for i, name in enumerate(names)}
         for names in ("qk", "kv")
@@ -234,13 +236,13 @@ def test_two_fused_weights_that_overlap() -> None:
 
 
 def test_experts_are_not_joined() -> None:
-    """An update of a whole stack of experts that can't be cut is refused."""
+    """An update of a stack of experts that can't be cut is refused."""
     tree = {
         f"model.layers.0.block_sparse_moe.experts.{e}.{name}.weight": normal(5, 4)
         for e in range(2)
         for name in ("w1", "w3")
     }
-    adapter = jaxmix.Adapter({"model.layers.0.mlp.experts.gate_up_proj": whole_update("KaSA")})
+    adapter = jaxmix.Adapter({"model.layers.0.mlp.experts.gate_up_proj": mixing_update("KaSA")})
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(tree, adapter, names="mixtral")
     assert str(caught.value).endswith(
@@ -249,10 +251,10 @@ def test_experts_are_not_joined() -> None:
     )
 
 
-def test_unmerged_updates_of_the_whole_weight() -> None:
-    """Nothing but compose joins weights, so others say so."""
+def test_only_compose_joins_weights() -> None:
+    """Other functions refuse such updates with advice."""
     split = {f"{name}.weight": normal(4, 8).astype(np.float32) for name in QKV}
-    adapter = jaxmix.Adapter({FUSED_QKV: whole_update("KaSA")})
+    adapter = jaxmix.Adapter({FUSED_QKV: mixing_update("KaSA")})
     with pytest.raises(LayoutError) as caught:
         jaxmix.attach(split, adapter, names="flux")
     assert str(caught.value) == HEAD.format("adapter", "flux", FUSED_QKV) + (
@@ -260,7 +262,7 @@ def test_unmerged_updates_of_the_whole_weight() -> None:
         "applied to them separately. Apply it to a model under the names of the adapter, or merge "
         "it with jaxmix.compose, which joins these weights"
     )
-    part = PartOf(whole_update("KaSA"), ("q", "k"), ((0, 1, 1), (1, 2, 1)), 1)
+    part = PartOf(mixing_update("KaSA"), ("q", "k"), ((0, 1, 1), (1, 2, 1)), 1)
     with pytest.raises(NotImplementedError) as missing:
         part.weight_map(Base(None, (1, 8)), jnp.ones(()))
     assert str(missing.value) == (

@@ -1,4 +1,4 @@
-"""LoRAs by the names that modules have in memory: joined, split, and the same function."""
+"""LoRAs under the names of modules in memory: joined, split, and the same function."""
 
 from pathlib import Path
 
@@ -16,39 +16,39 @@ from .test_cutting import APART, FUSED, INNER, WIDTH, E, fused, normal, of_exper
 
 
 def composed(adapter: jaxmix.Adapter) -> dict[str, np.ndarray]:
-    """The experts of a stack with an adapter."""
+    """Returns the experts of a stack with an adapter."""
     with jax.enable_x64(True):
         return jaxmix.compose(fused(), adapter, names="mixtral")
 
 
 def test_experts_are_joined() -> None:
-    """Ranks that differ are padded, and a matrix without a LoRA adds nothing."""
+    """Different ranks are padded, and a matrix without a LoRA adds nothing."""
     updates = dict(of_experts().updates)
     updates[f"{APART}.1.w1"] = LoRA(normal(3, WIDTH, seed=1), normal(INNER, 3, seed=2), 0.25)
     del updates[f"{APART}.0.w2"]
-    made = with_memory_names(updates, map_named("mixtral"))
-    assert {site: update.size() for site, update in made.items()} == {
+    renamed = with_memory_names(updates, map_named("mixtral"))
+    assert {site: update.size() for site, update in renamed.items()} == {
         f"{FUSED}.gate_up_proj": f"{E} × rank 4",
         f"{FUSED}.down_proj": f"{E} × rank 1",
     }
-    expected, found = composed(jaxmix.Adapter(updates)), composed(jaxmix.Adapter(made))
+    expected, found = composed(jaxmix.Adapter(updates)), composed(jaxmix.Adapter(renamed))
     for name, leaf in expected.items():
         np.testing.assert_allclose(found[name], leaf, rtol=1e-12)
 
 
-def test_the_order_of_the_model() -> None:
+def test_parameters_have_the_models_order() -> None:
     """PEFT nests the parameters of a module in the model's order, whatever the file's is."""
     one = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
     at = "model.layers.0.mlp.experts.0."
-    made = with_memory_names(
+    renamed = with_memory_names(
         {f"{at}{name}": one for name in ("down_proj", "gate_proj", "up_proj")},
         map_named("qwen3_moe"),
     )
-    assert [site.rpartition(".")[2] for site in made] == ["gate_up_proj", "down_proj"]
+    assert [site.rpartition(".")[2] for site in renamed] == ["gate_up_proj", "down_proj"]
 
 
-def test_one_part_of_two() -> None:
-    """LoRAs of w3 alone: its rows are the second half of the joined weight."""
+def test_single_part_is_joined() -> None:
+    """LoRAs of w3 alone fill the second half of the joined weight's rows."""
     only = {site: update for site, update in of_experts().updates.items() if site.endswith("w3")}
     (made,) = with_memory_names(only, map_named("mixtral")).values()
     assert isinstance(made, ExpertLoRA) and made.b.shape == (E, 2 * INNER, 1)
@@ -56,19 +56,21 @@ def test_one_part_of_two() -> None:
 
 
 def test_a_fused_projection_is_split() -> None:
-    """A stays whole, B is cut by rows; other names are renamed only."""
+    """A is kept, B is cut by rows; other sites are only renamed."""
     qkv, out = LoRA(normal(2, 4), normal(9, 2), 0.5), LoRA(normal(2, 4), normal(4, 2), 0.5)
     sites = {"blocks.0.attn.qkv": qkv, "double_blocks.0.img_attn.qkv": qkv}
     sites |= {"double_blocks.0.img_attn.proj": out}
-    made = with_memory_names(sites, map_named("flux"))
-    assert made["blocks.0.attn.qkv"] is qkv and made["transformer_blocks.0.attn.to_out.0"] is out
+    renamed = with_memory_names(sites, map_named("flux"))
+    assert (
+        renamed["blocks.0.attn.qkv"] is qkv and renamed["transformer_blocks.0.attn.to_out.0"] is out
+    )
     for i, name in enumerate("qkv"):
-        update = made[f"transformer_blocks.0.attn.to_{name}"]
+        update = renamed[f"transformer_blocks.0.attn.to_{name}"]
         assert isinstance(update, LoRA) and update.a is qkv.a
         np.testing.assert_array_equal(update.b, qkv.b[3 * i : 3 * i + 3])
 
 
-def test_export_reads_back(tmp_path: Path) -> None:
+def test_exported_folder_computes_the_same(tmp_path: Path) -> None:
     """PEFT's folder has target_parameters, and computes the same."""
     folder = jaxmix.export_peft(of_experts(), tmp_path / "lora", names="mixtral")
     again = jaxmix.load(folder, base=fused())
@@ -78,8 +80,8 @@ def test_export_reads_back(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-6)
 
 
-def test_what_can_not_be_joined(tmp_path: Path) -> None:
-    """Only plain LoRAs: the error lists the others."""
+def test_updates_that_cannot_be_joined_are_listed(tmp_path: Path) -> None:
+    """Only plain LoRAs are joined; the error lists the others."""
     a, b = np.ones((1, WIDTH)), np.ones((INNER, 1))
     sites = {
         f"{APART}.0.w1": LoRA(a, b, 1.0, magnitude=np.ones(INNER)),

@@ -122,7 +122,7 @@ HELD = {
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
+def test_user_defined_rules(held: Held, jitted: bool, donate: bool) -> None:
     """Updates of all kinds reach the elements that the rules choose; nothing else changes."""
     rng = np.random.default_rng(0)
     sites = [f"a{i}" for i in range(held.sites)]
@@ -150,7 +150,7 @@ def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
     assert (new[untouched] == leaf[untouched]).all()
 
 
-def test_biases_have_rules_of_their_own() -> None:
+def test_biases_have_separate_rules() -> None:
     """Biases may be split in heads or fused; DoRA's bias may read a donated weight."""
     rng = np.random.default_rng(0)
     module = Module("linear", (6, 8), True)
@@ -178,7 +178,7 @@ def test_biases_have_rules_of_their_own() -> None:
         same(out["b"][i].ravel(), bias)
 
 
-def test_a_table_may_hold_several_spellings() -> None:
+def test_rule_whose_leaf_exists_is_used() -> None:
     """Of all rules that match a site, the one whose leaf exists is used."""
     rules = (Rule("a", "no.such"), Rule("a", "w", "i o -> o i"), Rule("b", "w"))
     update = made("LoRA", Module("linear", (6, 8)), 0)
@@ -187,16 +187,16 @@ def test_a_table_may_hold_several_spellings() -> None:
     same(out["w"].T, fold([(1.0, update)], base.T)[0])
 
 
-def test_a_layout_by_name() -> None:
+def test_layout_by_name() -> None:
     """The layout torch has no kernels, flax no weights; names has both."""
     update = made("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 6, 8)
-    wanted = fold([(1.0, update)], base)[0]
+    expected = fold([(1.0, update)], base)[0]
     lora = [Adapter({"a": update})]
     for layout in (None, "torch", "names", TORCH, NAMES):
-        same(composed({"a.weight": base}, lora, layout=layout)["a.weight"], wanted)
+        same(composed({"a.weight": base}, lora, layout=layout)["a.weight"], expected)
     for layout in (None, "flax", "names", FLAX):
-        same(composed({"a": {"kernel": base.T}}, lora, layout=layout)["a"]["kernel"].T, wanted)
+        same(composed({"a": {"kernel": base.T}}, lora, layout=layout)["a"]["kernel"].T, expected)
     for tree, layout in (({"a.weight": base}, "flax"), ({"a.kernel": base.T}, "torch")):
         with pytest.raises(LayoutError, match=f"by the layout '{layout}'"):
             composed(tree, lora, layout=layout)
@@ -206,7 +206,7 @@ def test_a_layout_by_name() -> None:
 # ---------------------------------------------------------------- invalid rules
 
 
-def test_a_site_that_is_no_expression() -> None:
+def test_invalid_pattern_is_refused() -> None:
     """An invalid pattern raises where the rule is created."""
     with pytest.raises(
         LayoutError, match=r"site 'layers\.\(\\\\d\+\.q' is not a regular expression: "
@@ -225,7 +225,7 @@ def test_a_site_that_is_no_expression() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_rule(rule: dict[str, Any]) -> None:
+def test_invalid_part_is_refused(rule: dict[str, Any]) -> None:
     """An invalid `part` is refused; it would never match."""
     with pytest.raises(
         LayoutError, match=r"Rule\(site=.* is not a rule, expected strings, and 'weight'"
@@ -234,7 +234,7 @@ def test_what_is_no_rule(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rules", [Rule("a", "w"), [("a", "w")], None, "aw"], ids=str)
-def test_what_are_no_rules(rules: Any) -> None:
+def test_single_rule_is_not_a_table(rules: Any) -> None:
     """A single rule is not a table of rules."""
     with pytest.raises(
         LayoutError, match=r"the layout 'mine' has .*, expected a tuple of jaxmix.Rule"
@@ -242,7 +242,7 @@ def test_what_are_no_rules(rules: Any) -> None:
         Layout("mine", rules)
 
 
-def test_rules_in_a_list() -> None:
+def test_rules_become_a_tuple() -> None:
     """A list or a generator of rules becomes a tuple."""
     rule = Rule("a", "w")
     rules: Any = [[rule], (r for r in [rule])]
@@ -250,7 +250,7 @@ def test_rules_in_a_list() -> None:
 
 
 @pytest.mark.parametrize("layout", ["linen", 3, [Rule("a", "w")], Rule("a", "w")], ids=str)
-def test_no_such_layout(layout: Any) -> None:
+def test_unknown_layout_is_refused(layout: Any) -> None:
     """The error lists the known layouts and the accepted types."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(
@@ -297,7 +297,7 @@ WRONG: dict[str, tuple[Rule, str]] = {
 
 
 @pytest.mark.parametrize(("rule", "text"), WRONG.values(), ids=WRONG)
-def test_a_rule_that_does_not_fit(rule: Rule, text: str) -> None:
+def test_rule_that_does_not_fit_is_refused(rule: Rule, text: str) -> None:
     """The error names the rule, and the leaf with its shape."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(LayoutError, match=text):
@@ -361,7 +361,7 @@ def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -
         assert not meet and int((np.asarray(out) == 0).sum()) == blank
 
 
-def test_a_weight_and_a_bias_in_one_leaf() -> None:
+def test_weight_and_bias_in_one_leaf_are_refused() -> None:
     """A weight and a bias in one leaf are an error, for one site or two."""
     update = Replace(zeros(3), zeros(3))
     layout = Layout("mine", (Rule("a", "w"), Rule("a", "w", part="bias")))
@@ -369,7 +369,7 @@ def test_a_weight_and_a_bias_in_one_leaf() -> None:
         jaxmix.compose({"w": ones(3, np.float32)}, [Adapter({"a": update})], layout=layout)
 
 
-def test_many_sites_in_one_leaf_take_no_time() -> None:
+def test_many_sites_in_one_leaf_are_checked_quickly() -> None:
     """6000 sites of layers and experts are checked without comparing every pair."""
     places = [Place("w", index=f"{i}, {j}") for i in range(60) for j in range(100)]
     tree = Tree.of({"w": zeros((60, 100, 2))})
@@ -435,7 +435,7 @@ def test_an_empty_tree() -> None:
         jaxmix.compose({}, lora_at("a"))
 
 
-def test_nothing_near() -> None:
+def test_dissimilar_names_are_shown() -> None:
     """Without a similar name, the error shows a few of the tree's names."""
     with pytest.raises(LayoutError, match=r"the nearest are 0.kernel, 1.kernel, 2.kernel$"):
         try:
@@ -444,7 +444,7 @@ def test_nothing_near() -> None:
             raise LayoutError(str(error).splitlines()[1]) from None
 
 
-def test_no_rule_for_a_site() -> None:
+def test_site_without_a_rule_is_refused() -> None:
     """A site that no rule matches is an error."""
     with pytest.raises(LayoutError, match=r"b: no rule of the layout is for its weight"):
         jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
@@ -461,13 +461,13 @@ def test_two_leaves_for_one_site() -> None:
             jaxmix.compose(params, lora_at("a"))
 
 
-def test_two_leaves_of_one_name() -> None:
+def test_duplicate_leaf_names_are_refused() -> None:
     """A nested and a dotted leaf may not have the same name."""
     with pytest.raises(LayoutError, match=r"the tree has more than one leaf of the name a.weight"):
         jaxmix.compose({"a.weight": LEAF, "a": {"weight": LEAF}}, lora_at("a"))
 
 
-def test_no_bias() -> None:
+def test_missing_bias_is_refused() -> None:
     """An adapter with a bias needs a leaf for it."""
     adapters = [Adapter({"a": Replace(bias=ones(6))})]
     with pytest.raises(
@@ -490,7 +490,7 @@ class Quantized:
     scale: Any
 
 
-def test_quantized_leaves() -> None:
+def test_non_float_leaves_are_refused() -> None:
     """Quantized leaves, and leaves of other dtypes than floats, must be dequantized or cast."""
     small = LEAF.astype(np.int8)
     for params in (
@@ -504,13 +504,13 @@ def test_quantized_leaves() -> None:
             jaxmix.compose({"a.weight": jnp.asarray(LEAF).astype(dtype)}, lora_at("a"))
 
 
-def test_float64_leaves_without_x64() -> None:
+def test_float64_leaves_without_x64_are_refused() -> None:
     """A float64 leaf without x64 is an error; JAX would convert it to float32 silently."""
     with pytest.raises(LayoutError, match=r"has dtype float64, which needs jax.config.update"):
         jaxmix.compose({"a.weight": LEAF.astype(np.float64)}, lora_at("a"))
 
 
-def test_what_is_no_array() -> None:
+def test_leaves_that_are_not_arrays_are_listed() -> None:
     """Leaves that are not arrays (torch tensors, shapes, strings) are listed in one error."""
 
     class Tensor:
@@ -529,7 +529,7 @@ def test_what_is_no_array() -> None:
         assert f"\n  {site}: {site}.weight is a {kind}" in str(caught.value)
 
 
-def test_other_leaves_may_be_anything() -> None:
+def test_untouched_leaves_are_not_checked() -> None:
     """Leaves that no adapter touches are not checked."""
     function = jax.nn.relu
     params = {"a.weight": LEAF, "activation": function, "steps": 3, "none": None, "name": "x"}

@@ -25,7 +25,7 @@ from jaxmix.placement.ties import tied_problem
         ("h._orig_module.q", "h._orig_module.q"),
     ],
 )
-def test_names_that_no_model_uses(name, expected):
+def test_wrapper_names_are_removed(name, expected):
     """Wrapper names are removed anywhere, as whole parts of the name."""
     assert without_wrappers(name) == expected
 
@@ -95,7 +95,7 @@ def test_a_leaf_under_a_wrapper_is_found(leaf, site):
     assert np.array_equal(out[f"{leaf}.bias"], np.ones(2))
 
 
-def test_a_leaf_of_the_very_name_comes_first():
+def test_exact_leaf_name_takes_precedence():
     """A leaf with the exact name precedes a leaf that differs by `module`."""
     zeros = np.zeros((2, 3), np.float32)
     params = {"h.q.weight": zeros, "h.module.q.weight": zeros}
@@ -106,7 +106,7 @@ def test_a_leaf_of_the_very_name_comes_first():
         jaxmix.compose(params, jaxmix.Adapter({"h.module": Replace(None, np.ones(2))}, name="a"))
 
 
-def test_leaves_that_wrappers_alone_tell_apart():
+def test_leaves_that_differ_only_in_wrappers_are_ambiguous():
     """Leaves that differ only in wrapper names are ambiguous."""
     params = {f"{name}.h.q.weight": np.zeros((2, 3)) for name in ("_orig_mod", "module")}
     text = "h.q: more than one leaf is its weight: _orig_mod.h.q.weight, module.h.q.weight"

@@ -75,20 +75,21 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], str, bool | None, bool]] = {
 
 
 @pytest.mark.parametrize(("shapes", "at", "flag", "expected"), CASES.values(), ids=CASES)
-def test_what_tells(
+def test_orientation_is_determined_by_the_tree(
     shapes: dict[str, tuple[int, ...]], at: str, flag: bool | None, expected: bool
 ) -> None:
+    """A square weight's orientation follows from biases, equally named leaves, or the flag."""
     assert is_conv1d(leaves(**shapes), at, lora(1, flag)) == expected
 
 
 @pytest.mark.parametrize("size", [(4, 6), (6, 4)])
-def test_factors_tell_of_other_shapes(size: tuple[int, int]) -> None:
+def test_non_square_factors_determine_the_orientation(size: tuple[int, int]) -> None:
     """Non-square factors determine the orientation if the bias does not."""
     params = leaves(c_proj__weight=(6, 4), c_proj__bias=(1,))
     assert is_conv1d(params, "c_proj", lora(1, None, size)) == (size == (4, 6))
 
 
-def test_nothing_tells() -> None:
+def test_unknown_orientations_are_listed() -> None:
     """All sites of unknown orientation are listed, with the option that states it."""
     params = leaves(**site("a"), **site("b"), **site("c"), head__weight=(9, 6), head__bias=(9,))
     updates = {"a": lora(1), "b": lora(2, False), "c": lora(3)}
@@ -156,7 +157,7 @@ def test_init_takes_the_layout() -> None:
     assert [made.updates[name].transposed for name in "ab"] == [False, True]
 
 
-def test_a_pattern_that_is_none() -> None:
+def test_invalid_conv1d_pattern_is_refused() -> None:
     with pytest.raises(LayoutError) as caught:
         Layout("mine", conv1d="(")
     assert str(caught.value).startswith(
@@ -166,7 +167,7 @@ def test_a_pattern_that_is_none() -> None:
         Layout("mine", conv1d=3)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_layout_without_rules_goes_by_names() -> None:
+def test_layout_with_only_a_pattern_uses_names() -> None:
     table = Layout("mine", conv1d="")
     assert table.by_name and table.places("q", "bias")[0].leaf == "q.bias"
     assert hash(table) != hash(Layout("mine"))
@@ -179,8 +180,8 @@ def test_flags_of_several_updates() -> None:
         assert Together(parts).transposed is flag
     magnitude: ArrayLike = np.ones(6)
     assert Normed(unknown, magnitude).transposed is None
-    made = jaxmix.combine([Adapter({"a": unknown}), Adapter({"a": off})], method="linear")
-    assert made.updates["a"].transposed is None
+    combined = jaxmix.combine([Adapter({"a": unknown}), Adapter({"a": off})], method="linear")
+    assert combined.updates["a"].transposed is None
 
 
 def test_a_dense_update_of_an_unknown_orientation() -> None:
@@ -198,7 +199,7 @@ def test_a_dense_update_of_an_unknown_orientation() -> None:
     assert made.weight.shape == (6, 4)
 
 
-def test_blocks() -> None:
+def test_blocks_determine_their_own_orientation() -> None:
     """Only other leaves of the same numbered block determine a block's orientation."""
     axes = OutAxes({"head.weight": (9, 6), "head.bias": (9,), "q.weight": (6, 6), "q.bias": (6,)})
     assert axes.of("head.weight") == 0 and axes.of("q.weight") is None

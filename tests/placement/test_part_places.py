@@ -43,7 +43,9 @@ HALVES = LEAF.reshape(3, 4, 2, 3).swapaxes(1, 2).reshape(24, 3)  # of three head
         ),
     ],
 )
-def test_places(leaf: np.ndarray, at: Region, more: dict[str, int], expected: np.ndarray) -> None:
+def test_place_reads_and_writes_its_part(
+    leaf: np.ndarray, at: Region, more: dict[str, int], expected: np.ndarray
+) -> None:
     """A place reads the weight, and writes it back to where it was."""
     place = part_place("w", leaf.shape, at, **more)
     assert np.array_equal(np.asarray(place.get(jnp.asarray(leaf))), expected)
@@ -75,14 +77,14 @@ def test_places(leaf: np.ndarray, at: Region, more: dict[str, int], expected: np
         ),
     ],
 )
-def test_leaves_without_such_a_part(at: Region, more: dict[str, int], message: str) -> None:
+def test_leaf_without_the_part_is_refused(at: Region, more: dict[str, int], message: str) -> None:
     """The reason is given."""
     with pytest.raises(UnmappedError) as caught:
         part_place("w", (24, 3), at, **more)
     assert str(caught.value) == message
 
 
-def test_memory_shape() -> None:
+def test_transposed_place_has_swapped_axes() -> None:
     """The last two axes change places."""
     assert memory_shape(Piece("w", is_transposed=True), (4, 2, 3)) == (4, 3, 2)
     assert memory_shape(Piece("w"), (2, 3)) == (2, 3)
@@ -115,7 +117,7 @@ ASSEMBLED: tuple[tuple[dict[str, Piece], np.ndarray], ...] = (
 
 
 @pytest.mark.parametrize(("pieces", "expected"), ASSEMBLED)
-def test_assembled(pieces: dict[str, Piece], expected: np.ndarray) -> None:
+def test_tensor_is_assembled_from_leaves(pieces: dict[str, Piece], expected: np.ndarray) -> None:
     """A tensor in memory, and its shape, from leaves with each kind of region."""
     leaves = {**LEAVES, "more": STACK}
     holdings = [Holding(leaf, piece) for leaf, piece in pieces.items()]
@@ -124,15 +126,15 @@ def test_assembled(pieces: dict[str, Piece], expected: np.ndarray) -> None:
     assert assembled_shape(holdings, shapes) == expected.shape
 
 
-def test_a_leaf_that_can_not_be_assembled() -> None:
+def test_unassembled_tensor_is_named() -> None:
     """The error names the tensor."""
     holding = Holding("a", Piece("w", own=Region(part=1, parts=5)))
     with pytest.raises(LayoutError, match=r"^w: a \(24, 3\) can't be split into 5 equal parts\.$"):
         assembled([holding], LEAVES.__getitem__)
 
 
-def test_a_fused_leaf_under_another_name_stays_whole() -> None:
-    """An update of it is not cut, so all families apply."""
+def test_renamed_fused_leaf_is_not_cut() -> None:
+    """Its updates are not cut, so all families apply."""
     settings = (("Chunk", (("dim", 0),)),)
     names = NameMap(
         "any",

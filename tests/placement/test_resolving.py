@@ -17,21 +17,21 @@ def chain(*, bias: bool = False) -> Chain:
 
 
 def test_sites_have_places_and_forms() -> None:
-    """A resolved site knows its leaves, how they hold its tensors, and its updates."""
+    """A resolved site has its leaves, the forms in which they hold its tensors, and its updates."""
     params = {"a": {"kernel": ONES.T, "bias": ONES[:, 0]}, "b.weight": ONES}
-    found = resolve(params, {"a": chain(bias=True), "b": chain()}, None)
-    a, b = found.sites
+    resolved = resolve(params, {"a": chain(bias=True), "b": chain()}, None)
+    a, b = resolved.sites
     assert (a.name, a.weight and a.weight.leaf, a.bias and a.bias.leaf) == (
         *("a", "a.kernel", "a.bias"),
     )
     assert a.weight_form and a.weight_form.transposed and a.bias_form
     assert b.weight_form and not b.weight_form.transposed and b.bias is None and b.bias_form is None
     assert a.chain == chain(bias=True) or a.chain[0][0] == 0.5
-    assert found.tree.with_leaves(found.tree.leaves)["b.weight"] is params["b.weight"]
+    assert resolved.tree.with_leaves(resolved.tree.leaves)["b.weight"] is params["b.weight"]
 
 
 def test_layers_of_a_stack_share_a_form() -> None:
-    """Forms have no name of a leaf: what differs between layers is only the index."""
+    """Forms have no leaf name: layers differ only in their index."""
     params = {"layers": {"q": {"kernel": np.ones((2, 3, 2), np.float32)}}}
     sites = {f"layers.{i}.q": chain() for i in range(2)}
     forms = [site.weight_form for site in resolve(params, sites, None).sites]

@@ -71,12 +71,12 @@ def test_other_sites_are_not_tied(name: str) -> None:
     "name",
     ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM", "OPTModel"],
 )
-def test_the_names_are_still_those(name: str) -> None:
+def test_recorded_names_are_current(name: str) -> None:
     """The recorded names are those that the installed transformers saves."""
     assert tied_names.saved(name, tied=True) == SAVED[name]
 
 
-def test_t5_without_a_head_looks_like_one_with() -> None:
+def test_t5_without_a_head_is_ambiguous() -> None:
     """T5Model has the names of a tied T5ForConditionalGeneration; the error states the remedy."""
     names = SAVED["T5ForConditionalGeneration"]["leaves"]
     message = tied_problem("shared", names)
@@ -123,7 +123,7 @@ def test_a_tied_tree_is_refused() -> None:
             jaxmix.compose(TREE, [lora(EMBED)], layout=layout)
 
 
-def test_the_message_helps() -> None:
+def test_advice_of_the_message_works() -> None:
     """Following the message's advice changes only the adapter's side."""
     untied = {**TREE, f"{HEAD}.weight": TREE[f"{EMBED}.weight"]}
     out = jaxmix.compose(untied, [lora(EMBED)])
@@ -134,7 +134,7 @@ def test_the_message_helps() -> None:
     assert out[f"{EMBED}.weight"] is E
 
 
-def test_both_sides_trained_as_one_stay_tied() -> None:
+def test_equal_updates_of_both_sides_stay_tied() -> None:
     """The shared leaf takes an update of both sides once, under PyTorch's and Flax's names."""
     out = jaxmix.compose(TREE, [lora(EMBED, HEAD), (-3 * lora(EMBED, HEAD)).renamed("other")])
     assert out.keys() == TREE.keys()
@@ -150,7 +150,7 @@ def test_both_sides_trained_as_one_stay_tied() -> None:
     assert all(np.array_equal(out[f"{site}.weight"], E * 2) for site in (EMBED, HEAD))
 
 
-def test_trained_as_one_takes_all_sides() -> None:
+def test_tie_needs_equal_updates_of_all_sides() -> None:
     """The update stays tied only if all sides have the same known numbers."""
     dora = LoRA(ones((1, 4)), ones((6, 1)), 1.0, magnitude=ones(4), embedding=True)
     decomposed = replace(dora, embedding=False)  # its norm is taken along the other axis
@@ -167,7 +167,7 @@ def test_trained_as_one_takes_all_sides() -> None:
     assert out.keys() == t5.keys()
 
 
-def test_a_bias_of_a_head_trained_as_one() -> None:
+def test_bias_of_a_tied_head() -> None:
     """A head's bias is found next to the head, or one module above it."""
     bias = np.arange(6, dtype=np.float32)
     site = "bert.embeddings.word_embeddings"
@@ -200,7 +200,7 @@ def test_other_sites_of_a_tied_tree() -> None:
     assert not np.asarray(out["model.norm.weight"]).any()
 
 
-def test_a_table_that_has_both_in_one_leaf() -> None:
+def test_layout_may_share_a_leaf() -> None:
     """A user's layout may place the head in the embedding's leaf."""
     rules = (Rule(r"model\.embed_tokens|lm_head", "embedder"), Rule("q", "q"))
     params = {"embedder": E, "q": E}
@@ -244,7 +244,7 @@ TOKENS = jnp.array([[1, 2, 3]])
 
 @pytest.mark.parametrize("site", [EMBED, HEAD])
 @pytest.mark.parametrize("jitted", [False, True])
-def test_a_decoder_is_untied_by_itself(site: str, jitted: bool) -> None:
+def test_decoder_unties_itself(site: str, jitted: bool) -> None:
     """The new model has one changed side; the old model is unchanged."""
     model = decoder()
     before = np.asarray(model(TOKENS))
@@ -262,7 +262,7 @@ def test_a_decoder_is_untied_by_itself(site: str, jitted: bool) -> None:
     assert np.abs(np.asarray(out(TOKENS)) - before).max() > 1e-6
 
 
-def test_a_decoder_stays_tied_where_nothing_separates_it() -> None:
+def test_decoder_stays_tied_if_nothing_separates_it() -> None:
     """Adapters of layers keep the tie, and an untied decoder stays untied."""
     site = "model.layers.0.self_attn.q_proj"
     out = jaxmix.compose(decoder(), [lora(site, shape=(8, 8))])
@@ -291,7 +291,7 @@ class Stubborn:
         return self
 
 
-def test_what_does_not_untie_itself_is_refused() -> None:
+def test_tree_that_stays_tied_is_refused() -> None:
     """A tree that is still tied after `untied` is refused."""
     tree = Stubborn({"embed_tokens": {"weight": E}})
     with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):

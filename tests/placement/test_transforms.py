@@ -39,15 +39,15 @@ def loaded_names(names: list[str], transforms: list[Transform]) -> dict[str, str
 
 
 def test_renamings_are_applied_in_order() -> None:
-    """Each acts on what the ones before it made."""
+    """Each renaming applies to the results of the earlier ones."""
     first = Transform("rename", ("a",), ("b",))
     then = Transform("rename", ("b",), ("c",))
     assert loaded_names(["a.w"], [first, then]) == {"a.w": "c.w"}
     assert loaded_names(["a.w"], [then, first]) == {"a.w": "b.w"}
 
 
-def test_a_group_waits_for_its_first_pattern() -> None:
-    """Names that are converted already are not shifted again."""
+def test_group_needs_its_first_pattern() -> None:
+    """Names that are already converted are not renamed again."""
     group = Transform("group", ("norm0", "norm1"), ("norm1", "norm2"))
     assert loaded_names(["h.norm0.w", "h.norm1.w"], [group]) == {
         "h.norm0.w": "h.norm1.w",
@@ -58,7 +58,7 @@ def test_a_group_waits_for_its_first_pattern() -> None:
 
 
 def convert(sources: list[str], targets: list[str], *operations: tuple[str, dict[str, Any]]) -> Any:
-    """A conversion."""
+    """Returns a conversion."""
     settings = tuple((name, tuple(values.items())) for name, values in operations)
     return Transform("convert", tuple(sources), tuple(targets), operations=settings)
 
@@ -146,8 +146,10 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
 
 
 @pytest.mark.parametrize(("transform", "name", "pieces"), PIECES.values(), ids=PIECES)
-def test_pieces(transform: Transform, name: str, pieces: tuple[Piece, ...]) -> None:
-    """What each of transformers' operations makes of a tensor."""
+def test_pieces_of_each_operation(
+    transform: Transform, name: str, pieces: tuple[Piece, ...]
+) -> None:
+    """Each of transformers' operations makes the expected pieces of a tensor."""
     assert loaded_pieces([name], [transform])[name] == pieces
 
 

@@ -204,7 +204,7 @@ TREES = {
 
 @pytest.mark.parametrize("jitted", [False, True], ids=["uncompiled", "compiled"])
 @pytest.mark.parametrize("hooks", TREES.values(), ids=TREES)
-def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
+def test_adapters_have_the_same_effect_in_every_tree(hooks: Hooks, jitted: bool) -> None:
     """Nine kinds at all modules have one effect in every tree; two kinds also run compiled."""
     adapters = [a for a in ADAPTERS if a.name in "06"] if jitted else ADAPTERS
     truth = fold_tree(BASE, adapters) if jitted else TRUTH
@@ -216,9 +216,9 @@ def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
         after = {name: np.asarray(leaf) for name, leaf in hooks.read(params).items()}
     assert type(out) is type(params) and out is not params
     assert jax.tree.structure(out) == jax.tree.structure(params)
-    wanted = flax_leaves(truth) if hooks.flax else truth
-    assert new.keys() == wanted.keys() == before.keys()
-    for name, leaf in wanted.items():
+    expected = flax_leaves(truth) if hooks.flax else truth
+    assert new.keys() == expected.keys() == before.keys()
+    for name, leaf in expected.items():
         np.testing.assert_allclose(new[name], leaf.reshape(new[name].shape), rtol=1e-10, atol=1e-10)
         assert new[name].dtype == before[name].dtype and new[name].shape == before[name].shape
         assert (after[name] == before[name]).all(), "the argument was changed"
@@ -275,7 +275,7 @@ def test_a_shared_nnx_variable_is_untied() -> None:
     assert (np.asarray(second.kernel[...]) == old).all()
 
 
-def test_an_attribute_called_value() -> None:
+def test_attribute_named_value_is_kept() -> None:
     """`value` next to siblings is an attribute's name, not a variable's value."""
 
     class Attention(eqx.Module):
@@ -403,7 +403,7 @@ def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
+def test_saved_conv1d_weights_in_flax(turned: bool) -> None:
     """A saved Conv1D weight is (in, out); its shape, or a flag at the site, shows it."""
     adapters = gpt2_adapters(True, ("Replace", "LoRA"))
     for keep in (CONV1D, (*CONV1D[::2], "score", "other.square")):
@@ -419,42 +419,42 @@ def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
             np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-def test_a_flag_where_the_tree_does_not_tell() -> None:
+def test_flag_decides_if_the_tree_does_not() -> None:
     """Without biases, the factors' shapes decide, and the flag for a square weight."""
     params = {n: x for n, x in GPT2.items() if not n.endswith(".bias")}
     update: Any = flagged("h.0.attn.c_proj", "LoRA", 3, True)
     update = LoRA(update.a, update.b, update.scale, transposed=True)
     with jax.enable_x64(True):
         out = jaxmix.compose(params, [Adapter({"h.0.attn.c_proj": update})])
-    wanted = fold([(1.0, update)], GPT2["h.0.attn.c_proj.weight"].T)[0]
-    assert wanted is not None
-    np.testing.assert_allclose(out["h.0.attn.c_proj.weight"], wanted.T, rtol=1e-12)
+    expected = fold([(1.0, update)], GPT2["h.0.attn.c_proj.weight"].T)[0]
+    assert expected is not None
+    np.testing.assert_allclose(out["h.0.attn.c_proj.weight"], expected.T, rtol=1e-12)
     for site, flag in (("h.0.attn.c_attn", True), ("score", True), ("score", False)):
         update = flagged(site, "AdaLoRA", 3, flag)
         with jax.enable_x64(True):
             out = jaxmix.compose(params, [Adapter({site: update})])
         base = GPT2[f"{site}.weight"]
-        wanted = fold([(1.0, update)], base.T if site in CONV1D else base)[0]
-        assert wanted is not None
-        wanted = wanted.T if site in CONV1D else wanted
-        np.testing.assert_allclose(out[f"{site}.weight"], wanted, rtol=1e-12)
+        expected = fold([(1.0, update)], base.T if site in CONV1D else base)[0]
+        assert expected is not None
+        expected = expected.T if site in CONV1D else expected
+        np.testing.assert_allclose(out[f"{site}.weight"], expected, rtol=1e-12)
 
 
-def test_factors_for_another_orientation() -> None:
+def test_transposed_factors_are_refused() -> None:
     """Without a flag, a bias or leaves of the same name, transposed factors are refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: lora_A has shape"):
         jaxmix.compose(params, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
 
 
-def test_a_whole_weight_of_another_orientation() -> None:
+def test_transposed_saved_weight_is_refused() -> None:
     """A saved weight that is the transpose of PyTorch's is refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: saved weight has shape"):
         jaxmix.compose(params, [Adapter({"a": Replace(ones((6, 8)))})])
 
 
-def test_a_flax_kernel_that_has_no_two_axes() -> None:
+def test_kernel_with_one_axis_is_refused() -> None:
     """A kernel with one axis has no inputs and outputs."""
     with pytest.raises(
         LayoutError, match=r"a.kernel of shape \(6,\) does not have the axes '... i o"
@@ -463,7 +463,7 @@ def test_a_flax_kernel_that_has_no_two_axes() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 6), (4, 4)])
-def test_a_whole_weight_beside_a_lora_of_conv1d(size: tuple[int, int]) -> None:
+def test_saved_conv1d_weight_next_to_a_lora(size: tuple[int, int]) -> None:
     """In one adapter at one site, the saved Conv1D is (in, out) and the LoRA's BA (out, in)."""
     rng, (in_size, out_size) = np.random.default_rng(0), size
     whole, a, b = normal(rng, *size), normal(rng, 2, in_size), normal(rng, out_size, 2)

@@ -76,9 +76,9 @@ def test_strengths_are_trained_on_request() -> None:
 
 def test_values_keep_the_dtype() -> None:
     """Values have the adapter's dtype, float64 only with x64."""
-    for dtype, wanted in ((jnp.bfloat16, jnp.bfloat16), (np.float64, np.float32)):
+    for dtype, expected in ((jnp.bfloat16, jnp.bfloat16), (np.float64, np.float32)):
         half = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), lora())
-        assert {x.dtype for x in jax.tree.leaves(trainable(half)[0])} == {np.dtype(wanted)}
+        assert {x.dtype for x in jax.tree.leaves(trainable(half)[0])} == {np.dtype(expected)}
 
 
 # ---------------------------------------------------------------- shared arrays

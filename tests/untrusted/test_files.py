@@ -1,4 +1,4 @@
-"""Small files and paths: what would hang or explode is refused, and nothing is read of it."""
+"""Small files and paths: input that would hang or exhaust memory is refused before it is read."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,8 @@ from jaxmix.untrusted.files import (
 )
 
 
-def test_named_pipes_devices_and_folders(tmp_path):
+def test_special_files_are_refused(tmp_path):
+    """Named pipes, devices and folders are refused without opening them."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
@@ -38,7 +39,7 @@ def test_named_pipes_devices_and_folders(tmp_path):
     check_regular(tmp_path / "nothing")
 
 
-def test_a_sparse_file_is_not_read(tmp_path):
+def test_sparse_file_is_refused(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(CheckpointError, match=r"has 1,099,511,627,776 bytes, expected at most"):
@@ -60,18 +61,18 @@ def test_a_sparse_file_is_not_read(tmp_path):
         (b"\xff", "invalid start byte"),
     ],
 )
-def test_json_beyond_its_limits(text, message):
+def test_json_beyond_the_limits_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_json(text)
 
 
-def test_json_within_its_limits():
+def test_json_within_the_limits_is_parsed():
     assert parse_json(b'{"a": [1, 1e30, "b"]}') == {"a": [1, 1e30, "b"]}
     parse_json("[" * 100 + "]" * 100)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_whose_file_is_a_named_pipe(tmp_path, name):
+def test_adapter_with_a_named_pipe_is_refused(tmp_path, name):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
     factors = {"base_model.model.q.lora_A.weight": np.ones((1, 2))}
     save_file(factors, tmp_path / "adapter_model.safetensors")
@@ -84,7 +85,7 @@ def test_an_adapter_whose_file_is_a_named_pipe(tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["mix.json", "model.safetensors", "model.safetensors.index.json", "config.json"]
 )
-def test_a_checkpoint_or_mix_with_a_named_pipe(tmp_path, name):
+def test_checkpoint_or_mix_with_a_named_pipe_is_refused(tmp_path, name):
     os.mkfifo(tmp_path / name)
     for read in (jaxmix.load, read_checkpoint):
         with pytest.raises(CheckpointError):
@@ -92,14 +93,14 @@ def test_a_checkpoint_or_mix_with_a_named_pipe(tmp_path, name):
 
 
 @pytest.mark.parametrize("depth", [200, 20_000])
-def test_a_config_nested_too_deep(tmp_path, depth):
+def test_deeply_nested_config_is_refused(tmp_path, depth):
     (tmp_path / "adapter_config.json").write_text('{"a":' * depth + "1" + "}" * depth)
     with pytest.raises(CheckpointError, match="nested more than 100 deep"):
         jaxmix.load(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "~nobody-of-this-name/x", "x" * 5000])
-def test_paths_that_can_not_be(path, tmp_path):
+def test_invalid_paths_are_refused(path, tmp_path):
     adapter = jaxmix.Adapter({}, name="a")
     for use in (
         lambda: local_path(path),
@@ -112,7 +113,7 @@ def test_paths_that_can_not_be(path, tmp_path):
             use()
 
 
-def test_links_that_lead_round(tmp_path):
+def test_circular_links_are_refused(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     for use in (jaxmix.load, read_checkpoint, lambda p: jaxmix.save(jaxmix.Adapter({}), p)):
@@ -122,12 +123,12 @@ def test_links_that_lead_round(tmp_path):
             use(tmp_path / "a")
 
 
-def test_a_path_of_bytes():
+def test_path_of_bytes_is_refused():
     with pytest.raises(CheckpointError, match="the path is b'x', expected a string or a pathlib"):
         local_path(b"x")  # pyright: ignore[reportArgumentType]
 
 
-def test_how_much_of_a_file_is_there(tmp_path):
+def test_occupied_bytes_of_a_file(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": np.ones(4, np.float32)}, path)
     data = path.read_bytes()
@@ -146,8 +147,8 @@ def test_how_much_of_a_file_is_there(tmp_path):
     assert header_problem(Path("no/such/file")) is None
 
 
-def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
-    """Asked of the system, since root may enter all of them."""
+def test_inaccessible_folder_is_refused(tmp_path, monkeypatch):
+    """Simulated, since root may enter all folders."""
     (tmp_path / "mine").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "mine")
     adapter = jaxmix.Adapter({}, name="a")
@@ -164,7 +165,7 @@ def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
         )
 
 
-def test_what_lies_on_disk(tmp_path):
+def test_sizes_on_disk(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"x" * 5000)
     assert occupied(path) == 5000
@@ -180,7 +181,7 @@ def test_what_lies_on_disk(tmp_path):
     check_on_disk(tmp_path / "nothing")
 
 
-def test_paths_to_write_to(tmp_path):
+def test_output_paths(tmp_path):
     assert output_path(tmp_path / "x") == tmp_path / "x"
     for path, text in (
         ("", "the picture is an empty string, expected a path. Give one."),

@@ -38,7 +38,7 @@ LONG = (
         (r"(?:(?:a{1000}){1000}){1000}b", 60 * "a", False),
     ],
 )
-def test_in_bounded_time(pattern, text, expected):
+def test_slow_patterns_match_in_bounded_time(pattern, text, expected):
     assert is_match(pattern, text) is expected
 
 
@@ -55,7 +55,7 @@ def test_in_bounded_time(pattern, text, expected):
         (70_000 * "a", "a", "it has 70,000 characters, expected at most 65,536"),
     ],
 )
-def test_refused_by_name(pattern, text, reason):
+def test_costly_patterns_are_refused(pattern, text, reason):
     with pytest.raises(UnsupportedError) as caught:
         is_match(pattern, text)
     message = str(caught.value)
@@ -63,19 +63,19 @@ def test_refused_by_name(pattern, text, reason):
     assert message.endswith("Write it without nested repeats, or list the modules' names.")
 
 
-def test_no_expression():
+def test_invalid_pattern_is_refused():
     with pytest.raises(re.error):
         is_match("*", "a")
 
 
-def test_groups():
+def test_groups_are_returned():
     found = find(r".*?\.(\d+)\.", SITE)
     assert found is not None and found[1] == "10" and find("x", SITE) is None
     with pytest.raises(UnsupportedError, match="its groups can match in too many ways"):
         find(r"([\w.]+)*q_proj", SITE)
 
 
-def test_where_files_bring_them():
+def test_costly_patterns_in_files_are_refused():
     evil = "([a-z_0-9.]+)+!"
     assert not matches_site(evil, SITE)
     assert not Rules(evil).takes(SITE)
@@ -101,8 +101,8 @@ def _drawn(rng, depth):
     return f"({rng.choice(['?=', '?!', '?<=', '?<!'])}{inner})"
 
 
-def test_as_python_matches(monkeypatch):
-    """Sets of positions, on all expressions, against `re`."""
+def test_matches_equal_pythons(monkeypatch):
+    """Sets of positions match the same random expressions as `re`."""
     rng = random.Random(0)
     monkeypatch.setattr(patterns, "MOST_STEPS", -1)
     patterns._is_quick_at.cache_clear()
@@ -122,7 +122,7 @@ def test_as_python_matches(monkeypatch):
 
 
 def test_one_cost_serves_all_short_names():
-    """The cost of an expression is not computed anew for each length of a name."""
+    """The cost of an expression is computed once for names of similar length."""
     patterns._is_quick_at.cache_clear()
     assert not any(is_match(r"layers\.(\d+)\.mlp", "x" * length) for length in range(1, 60))
     assert patterns._is_quick_at.cache_info().misses == 1
