@@ -1,4 +1,4 @@
-"""What rules can say of a leaf, and every way to run a mix through it: law 3.
+"""The forms of rules, and every way to run a mix through them: law 3.
 
 Each form has NumPy's own way from the leaf to PyTorch's matrix, written without einops.
 """
@@ -40,12 +40,12 @@ class Held:
 
 
 def halves(x: np.ndarray) -> np.ndarray:
-    """Even entries of the last axis before the odd ones."""
+    """Returns the even entries of the last axis before the odd ones."""
     return np.concatenate([x[..., ::2], x[..., 1::2]], -1)
 
 
 def heads(x: np.ndarray) -> np.ndarray:
-    """(D, N, H) as (N·H, D)."""
+    """Reshapes (D, N, H) to (N·H, D)."""
     return x.transpose(1, 2, 0).reshape(12, 8)
 
 
@@ -109,7 +109,7 @@ HELD = {
 
 
 def adapters(held: Held) -> list[Adapter]:
-    """One of every kind at each site, at other strengths."""
+    """Returns an adapter of every kind at each site, at different strengths."""
     module = Module("linear", (12, 8))
     return [
         Adapter(
@@ -120,19 +120,19 @@ def adapters(held: Held) -> list[Adapter]:
 
 
 def tree(held: Held) -> dict[str, Any]:
-    """The leaves, no two elements alike."""
+    """Returns the leaves, with distinct elements."""
     rng = np.random.default_rng(0)
     return {"w": normal(rng, *held.leaf), "v": {"1": normal(rng, *held.leaf)}}
 
 
 def matrix(held: Held, params: Any, i: int) -> np.ndarray:
-    """PyTorch's matrix of a site."""
+    """Returns PyTorch's matrix of a site."""
     has_odd = any(rule.leaf.startswith("v.") for rule in held.rules)
     return held.get(np.asarray(params["v"]["1"] if has_odd and i % 2 else params["w"]), i)
 
 
 def truth(held: Held, mixed: list[Adapter], params: Any, i: int) -> np.ndarray:
-    """The same after the adapters."""
+    """Returns PyTorch's matrix of a site with the adapters."""
     chain = [(part.strength, part.updates[f"a{i}"]) for part in mixed]
     new = fold(chain, matrix(held, params, i))[0]
     assert new is not None
@@ -143,8 +143,8 @@ same = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_dense(held: Held) -> None:
-    """All kinds in one mix, uncompiled; and one kind compiled, its buffers given up."""
+def test_composed_leaves_match(held: Held) -> None:
+    """All kinds in one mix, uncompiled; and one kind compiled, with donated buffers."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True):
         for mixed in (adapters(held), adapters(held)[1:2]):
@@ -156,8 +156,8 @@ def test_dense(held: Held) -> None:
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_factored(held: Held) -> None:
-    """Base and map apart, where the leaf's axes are not both rows and columns."""
+def test_factored_leaves_match(held: Held) -> None:
+    """Base and map stay apart, unless an axis of the leaf belongs to both rows and columns."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True), uncompiled():
         params = jax.tree.map(jnp.asarray, old)
@@ -186,8 +186,8 @@ def _name(held: Held) -> str:
 
 
 @pytest.mark.parametrize("name", ["interleaved and scaled", "interleaved, scaled, scanned"])
-def test_runs(name: str) -> None:
-    """A function of the leaf: by the factors, and in a bank, as with the composed weights."""
+def test_functions_match_composed_weights(name: str) -> None:
+    """A function of the leaf gives the same result with factored leaves and in a bank."""
     held = HELD[name]
     layout, mixed = Layout("mine", held.rules), [adapters(held)[i] for i in (1, 3)]
 
@@ -210,8 +210,8 @@ def test_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_to_lora(held: Held) -> None:
-    """One LoRA of full rank is the mix, in PyTorch's axes and at PyTorch's scale."""
+def test_to_lora_has_pytorchs_axes(held: Held) -> None:
+    """One LoRA of full rank equals the mix, in PyTorch's axes and at PyTorch's scale."""
     layout, mixed = Layout("mine", held.rules), jaxmix.mix(*adapters(held)[1:4:2])
     with jax.enable_x64(True), uncompiled():
         params = jax.tree.map(jnp.asarray, tree(held))
@@ -222,8 +222,8 @@ def test_to_lora(held: Held) -> None:
             same(lora.scale * np.asarray(lora.b @ lora.a), delta)
 
 
-def test_sixteen_bits() -> None:
-    """A scale adds no rounding: unchanged numbers stay equal bit for bit."""
+def test_scales_add_no_rounding() -> None:
+    """Unchanged numbers stay equal bit for bit in 16 bits."""
     rule = Rule("a", "w", "d n (h two) -> (n two h) d", sizes=TWO, scale=SCALE)
     leaf = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 6)), jnp.bfloat16)
     nothing = 0.0 * Adapter({"a": made("DoRA", Module("linear", (18, 8)), 0)})
@@ -231,7 +231,7 @@ def test_sixteen_bits() -> None:
     assert out.dtype == leaf.dtype and bool((out == leaf).all())
 
 
-def test_a_bias() -> None:
+def test_bias_is_scaled_interleaved_and_indexed() -> None:
     """Scaled, interleaved and of a layer."""
     rule = Rule(r"a(\d)", "b", "n (h two) -> (n two h)", r":, \1", "bias", TWO, 0.5)
     rng = np.random.default_rng(0)
@@ -243,7 +243,7 @@ def test_a_bias() -> None:
     assert (np.asarray(out["b"])[:, 0] == leaf[:, 0]).all()
 
 
-def test_a_scanned_tree_compiles_for_no_layer() -> None:
+def test_layers_of_a_stack_share_a_program() -> None:
     """One program serves all layers of a stack, and a further layer needs none."""
     params = {"w": jnp.zeros((8, 4, 3, 4), jnp.float32)}
     rule = Rule(r"a(\d)", "w", "d n h -> (n h) d", r":, \1")
@@ -277,15 +277,15 @@ def test_a_scanned_tree_compiles_for_no_layer() -> None:
     ],
     ids=str,
 )
-def test_what_are_no_sizes_or_scale(more: dict[str, Any]) -> None:
+def test_invalid_sizes_and_scales_are_refused(more: dict[str, Any]) -> None:
     with pytest.raises(
         LayoutError, match=r"Rule\(.* is not a rule, expected sizes such as .*positive"
     ):
         Rule("a", "w", **more)
 
 
-def test_sizes_and_scales_that_do_not_fit() -> None:
-    """Said with the leaf's shape."""
+def test_misfitting_sizes_and_scales_are_refused() -> None:
+    """The error shows the leaf's shape."""
     lora = Adapter({"a": made("LoRA", Module("linear", (12, 8)), 0)})
     params = {"w": jnp.zeros((8, 3, 4), jnp.float32)}
     for how, text in (
@@ -300,8 +300,8 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
             jaxmix.compose(params, [lora], layout=Layout("mine", (rule,)))
 
 
-def test_the_same_place_in_other_words() -> None:
-    """Letters are names only."""
+def test_letters_of_patterns_are_only_names() -> None:
+    """Equal patterns with other letters are the same place."""
     shape = (6, 4, 2)
     place = Place("w", "d n h -> (n h) d", "0:3")
     assert place.same(Place("w", "a b c -> (b c) a", ":3"), shape)

@@ -34,7 +34,7 @@ def base_of(folder: Path, names: list[str], config: dict[str, Any] | None) -> Pa
 
 
 def lora(*sites: str) -> jaxmix.Adapter:
-    """A LoRA of rank 1 with other factors at each site."""
+    """Returns a LoRA of rank 1 with different factors at each site."""
     rng = np.random.default_rng(1)
     made = {
         site: LoRA(
@@ -80,7 +80,9 @@ def test_the_base_prefix(stored: str, site: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [None, {**LLAVA, "auto_map": {"AutoModel": "x.y"}}])
-def test_without_a_config_the_names_tell(config: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_names_determine_the_map_without_a_config(
+    config: dict[str, Any] | None, tmp_path: Path
+) -> None:
     """No config, or a model's own code: the only map that brings the sites to the leaves."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], config)
     merged = jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
@@ -111,8 +113,8 @@ def test_a_model_that_renames_by_code(tmp_path: Path) -> None:
         jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
 
 
-def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
-    """Both spellings on disk: one error lists them."""
+def test_ambiguous_site_is_refused(tmp_path: Path) -> None:
+    """Both spellings exist on disk: one error lists them."""
     names = ["encoder.layer.0.q.LayerNorm", "layers.0.q.LayerNorm", "layers.0.other"]
     config = {"architectures": ["ViTModel"], "model_type": "vit"}
     base = base_of(tmp_path / "base", [f"{name}.weight" for name in names], config)
@@ -128,9 +130,7 @@ def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
     )
 
 
-def test_a_name_that_is_another_module_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shifted_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """norm0 and norm1 become norm1 and norm2: norm1 alone may be either, so it is refused."""
     shift = Transform("group", ("norm0", "norm1"), ("norm1", "norm2"))
     monkeypatch.setattr(matching, "map_of", lambda config: NameMap("mine", (shift,)))

@@ -1,4 +1,4 @@
-"""What transformers' own operations make of random tensors is what the places in memory say."""
+"""Places in memory match transformers' own operations on random tensors."""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ RNG = np.random.default_rng(0)
 
 
 def conversions() -> Iterator[tuple[Any, Transform]]:
-    """Each of transformers' conversions once, and the transform that the table makes of it."""
+    """Returns each of transformers' conversions once, with the table's transform for it."""
     seen = set()
     for key, transforms in name_maps.mapping(mapping).items():
         for transform in transforms:
@@ -47,7 +47,7 @@ def conversions() -> Iterator[tuple[Any, Transform]]:
 
 
 def on_disk(transform: Any, sizes: tuple[int, ...]) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """Random tensors with their names, by the pattern that they match."""
+    """Returns random tensors with their names, by the pattern that they match."""
     first = transform.operations[0]
     is_stack = 1 in (getattr(first, "dim", 0), getattr(first, "dim0", 0))
     rows = sum(sizes) or 24
@@ -61,7 +61,7 @@ def on_disk(transform: Any, sizes: tuple[int, ...]) -> dict[str, list[tuple[str,
 
 
 def by_transformers(transform: Any, inputs: dict[str, Any], sizes: tuple[int, ...]) -> Any:
-    """What transformers makes of them; its operations ask the model for shapes."""
+    """Returns the results of transformers' operations, which ask the model for shapes."""
     found: Any = {
         source: [torch.from_numpy(t) for _, t in named] for source, named in inputs.items()
     }
@@ -84,8 +84,8 @@ def by_transformers(transform: Any, inputs: dict[str, Any], sizes: tuple[int, ..
     }
 
 
-def test_operations() -> None:
-    """Renames, stacks, joins, splits, transposes and permutations, number by number."""
+def test_places_match_transformers_operations() -> None:
+    """Renames, stacks, joins, splits, transposes and permutations match number by number."""
     count = 0
     for transform, ours in conversions():
         sizes = dict(ours.operations[0][1]).get("sizes", ())

@@ -1,4 +1,4 @@
-"""Rows of the table that take numbers from a config, and what the table has for each model."""
+"""Rows of the table that take numbers from a config, and the table's contents for models."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ ROPE = {"inverse": False, "heads": ["num_attention_heads", "heads"]}
 
 
 def heads(config: dict[str, Any] | None, **settings: Any) -> int | None:
-    """The number of heads that a row takes from a config."""
+    """Returns the number of heads that a row takes from a config."""
     default = {"defaults": {"num_attention_heads": 9}}
     row = ["convert", ["q"], ["q"], [["PermuteForRope", ROPE | default | settings]]]
     return dict(transform_of(row, config=config).operations[0][1]).get("heads")
@@ -39,13 +39,13 @@ def test_heads() -> None:
 
 
 def rows(operation: str) -> Iterator[dict[str, Any]]:
-    """The settings of an operation, wherever the table has it."""
+    """Returns the settings of an operation, wherever the table has it."""
     for transforms in json.loads(TABLE.read_text())["lists"]:
         for row in transforms:
             yield from (settings for name, settings in (row[3:] or [[]])[0] if name == operation)
 
 
-def test_the_table_states_all_sizes() -> None:
+def test_table_states_all_sizes() -> None:
     """Of each split, and of each permutation of heads, with defaults."""
     splits, permutations = list(rows("Split")), list(rows("PermuteForRope"))
     assert len(splits) >= 3 and len(permutations) >= 5
@@ -59,7 +59,7 @@ LEAF = np.arange(24 * 2, dtype=np.float32).reshape(24, 2)
 
 
 def in_memory(config: dict[str, Any], leaf: str, tensor: str) -> np.ndarray:
-    """A tensor in memory of a checkpoint with one leaf of 24 rows."""
+    """Returns a tensor in memory of a checkpoint with one leaf of 24 rows."""
     found = name_map(config)
     assert found is not None
     pieces = Modules(found, {leaf: LEAF.shape}).pieces(tensor)
@@ -151,7 +151,7 @@ def test_experts_of_a_part() -> None:
 
 
 def pieces_of(config: dict[str, Any], leaf: str) -> tuple[Piece, ...]:
-    """What a tensor on disk is in memory."""
+    """Returns the tensors in memory that a tensor on disk becomes."""
     found = name_map(config)
     assert found is not None
     return tuple(

@@ -1,4 +1,4 @@
-"""Writes the goldens here: one Hugging Face model in a library's own tree, and adapters in both.
+"""Writes the goldens in this folder: a Hugging Face model in a library's own tree, and adapters.
 
 In two steps, since each library wants an environment of its own:
 
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 def by_torch(root: Path) -> None:
-    """Checkpoints, and what torch computes with them, as they are and with the adapters."""
+    """Writes checkpoints, and torch's outputs for them, with and without the adapters."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -52,7 +52,7 @@ def by_torch(root: Path) -> None:
 
 
 def by_library(library: str, root: Path) -> None:
-    """The library's own tree of each model that it loads, and what it computes."""
+    """Records the library's own tree of each model that it loads, and its outputs."""
     import jax
 
     from . import loading
@@ -86,7 +86,7 @@ def by_library(library: str, root: Path) -> None:
 
 
 def main(step: str, folder: str) -> None:
-    """One of the steps."""
+    """Runs one of the steps."""
     by_torch(Path(folder)) if step == "hf" else by_library(step, Path(folder))
 
 
