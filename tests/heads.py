@@ -33,8 +33,8 @@ def described(model_type: str, name: str, task: str) -> dict[str, Any] | None:
     Returns:
         ``prefix``: that of the body; ``head``: the parameters beside it, each with its number of
         rows, "labels", or None for any; ``needs``: parameters of the body that those of another
-        head may lack; ``lacks``: those that they may have and this has not. None if the body does
-        not lie under one prefix.
+        head may lack; ``lacks``: those that they may have and this class lacks. None if the
+        body's parameters do not share one prefix.
     """
     import transformers
     from transformers.models.auto import modeling_auto

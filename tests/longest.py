@@ -1,4 +1,4 @@
-"""The files whose tests take the most CPU time: they start first, so that no worker ends alone."""
+"""The files whose tests take the most CPU time: they start first, so workers end together."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Breaks the library in one place after another, and reports which breaks the tests catch.
+"""Changes one place of the library after another, and reports which changes the tests detect.
 
     python -m tests.mutations               with the tests of `make test`
     python -m tests.mutations --all         with those of `make test-all`

@@ -119,14 +119,14 @@ def mapping(module: Any) -> dict[str, Any]:
 
 
 def row_of(transform: Any, key: str) -> Any:
-    """Returns a transform as data: its kind, the patterns that it matches and what they become.
+    """Returns a transform as data: its kind, the patterns that it matches and their replacements.
 
     Args:
         transform: One of transformers'.
         key: The model type or class that has it.
 
     Returns:
-        The row; None if the transform runs code of its own.
+        The row; None if the transform runs custom code.
     """
     kind = _KINDS.get(type(transform).__name__)
     if kind is None:

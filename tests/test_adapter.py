@@ -96,7 +96,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("strength", "text"), REFUSED.values(), ids=REFUSED)
 def test_invalid_strengths_are_refused(strength: Any, text: str) -> None:
-    """A value that is not a finite real scalar is refused wherever a strength is passed."""
+    """Every function that takes a strength refuses values that are not finite real scalars."""
     for call in (
         lambda: lora() * strength,
         lambda: lora(strength=strength),
@@ -201,7 +201,7 @@ def test_repr_of_a_traced_strength() -> None:
 
 
 def test_repr_never_fails() -> None:
-    """The representation works for whatever JAX or a debugger puts in place of arrays."""
+    """The representation works for any objects that replace arrays in JAX or a debugger."""
     adapter = lora(sites=2)
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), adapter)
     assert "strength one of an array (2,)" in repr(stacked)

@@ -169,7 +169,7 @@ def test_sparse_tensor_is_refused() -> None:
 
 @pytest.mark.parametrize("rank", [np.int64(2), np.uint8(2), np.asarray(2), jnp.int32(2)])
 def test_numpy_integers_are_valid_ranks(rank: Any) -> None:
-    """NumPy's integers are accepted wherever a rank is passed."""
+    """Every function that takes a rank accepts NumPy's integers."""
     adapter, key = Adapter({"q": LORA}), jax.random.key(0)
     made = {
         "to_lora": jaxmix.to_lora(adapter, PARAMS, rank=rank),

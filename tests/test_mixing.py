@@ -135,7 +135,7 @@ def test_compose_takes_one_or_several_adapters() -> None:
 
 @pytest.mark.parametrize("nothing", [[], (), jaxmix.mix(), iter(())], ids="abcd")
 def test_compose_without_adapters_returns_params(nothing: Any) -> None:
-    """Without adapters the result is `params` itself, of whatever type."""
+    """Without adapters the result is `params` itself, of any type."""
     for params in (PARAMS, {}, None, 3, object()):
         assert jaxmix.compose(params, nothing) is params
 

@@ -35,8 +35,8 @@ def table() -> dict[str, Any]:
     ``lists`` and ``classes`` are those of `ties_of_classes`. ``unless``: by class, a field of its
     config, a value of that field, and the number of the list of ties that it has then. ``parts``:
     by class, the models inside it that have ties. ``untied``: model types whose tensors are not
-    tied by default. ``always``: those whose tensors are tied whatever the config states. ``text``:
-    those whose tensors are tied too if the config of the text model says so.
+    tied by default. ``always``: those whose tensors are tied regardless of the config. ``text``:
+    those whose tensors are also tied if the config of the text model states it.
     """
     import transformers
 
@@ -126,7 +126,7 @@ def inner_models(name: str) -> list[list[str]]:
 
 
 def _has_base_with_ties(cls: Any) -> bool:
-    """Whether the base class of a class's model type has ties of its own."""
+    """Whether the base class of a class's model type has ties."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 

@@ -50,7 +50,7 @@ def test_exact_lora_equals_the_mix(data: st.DataObject, drawn: Any) -> None:
         assert isinstance(update, LoRA | Replace), site
 
 
-def test_a_mix_of_three_kinds_at_full_rank() -> None:
+def test_mix_of_three_kinds_at_full_rank() -> None:
     """OFT, LoRA and LoHa match to 1e-12, also with NumPy's integers as rank."""
     kinds = ("OFT", "LoRA", "LoHa")
     mixed = mix(*(at(made(kind, WIDE, 1), name=kind) for kind in kinds))
@@ -248,7 +248,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert (update.a.dtype, update.b.dtype) == (jnp.float32, jnp.float32)
 
 
-def test_nothing_changed_is_rank_one_of_zeros() -> None:
+def test_unchanged_weight_has_zeros_of_rank_one() -> None:
     for rank in (None, 0.9, 2):
         made_of, errors = to_lora(0.0 * at(lora(1, 3)), PARAMS, rank=rank, with_errors=True)
         assert of(made_of)["a"].a.shape[0] == (2 if rank == 2 else 1)

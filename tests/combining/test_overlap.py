@@ -18,7 +18,7 @@ def lora(name: str, *sites: str) -> Adapter:
     return Adapter({site: LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0) for site in sites}, name=name)
 
 
-def test_no_shared_site_is_an_error():
+def test_adapters_without_a_shared_site_are_refused():
     """Each adapter is listed with some of its sites."""
     a = lora("a", *(OLD.format(i) for i in range(4)))
     b = lora("b", NEW.format(0))
@@ -43,7 +43,7 @@ def test_adapter_without_shared_sites_is_named():
         combine([*pair, lora("a", "y")], method="linear")
 
 
-def test_with_a_base_modules_may_differ():
+def test_modules_may_differ_with_a_base():
     """With a base, each site has its own leaf, so modules may differ."""
     params = {f"{site}.weight": np.zeros((2, 3), np.float32) for site in "xy"}
     combined = combine([lora("a", "x"), lora("b", "y")], params, method="linear")

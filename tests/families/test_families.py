@@ -28,7 +28,7 @@ PARTS = {"jaxmix.families.rows", "jaxmix.families.part_of"}
 
 
 def subclasses(of: type[Update]) -> Iterator[type[Update]]:
-    """The families among the subclasses at any depth: those with a name of their own."""
+    """Returns the families among the subclasses at any depth: those that define a name."""
     for found in of.__subclasses__():
         is_ours = found.__module__.startswith("jaxmix.families.") and "family" in vars(found)
         if is_ours and found.__module__ not in PARTS:
@@ -108,7 +108,7 @@ def test_fields_for_export_affect_no_map() -> None:
 
 
 def test_default_maps_are_the_identity() -> None:
-    """A family without maps of its own changes nothing."""
+    """A family that defines no maps changes nothing."""
 
     class Nothing(Update):
         pass
@@ -151,7 +151,7 @@ def test_cayley_is_a_rotation() -> None:
 
 
 def test_unused_config_is_not_part_of_the_cache_key() -> None:
-    """Two updates of a family with equal shapes share a program, whatever their configs."""
+    """Updates of a family with equal shapes share a program, even if their configs differ."""
     x, y = (jnp.ones((2, 3)),), (jnp.ones((3, 4)),)
     scales = [LoKr(x, y, scale) for scale in (1.0, 0.5)]
     assert jax.tree.structure(scales[0]) == jax.tree.structure(scales[1])

@@ -123,7 +123,7 @@ def test_norms_of_inputs_need_all_rows() -> None:
 
 
 @pytest.mark.parametrize("in_first", [False, True])
-def test_an_expert_of_a_stack(in_first: bool) -> None:
+def test_expert_lora_equals_rows_of_the_stack(in_first: bool) -> None:
     """Each expert's LoRA adds what the stack's adds to its matrix."""
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(3, 2, 5)), rng.normal(size=(3, 4, 2))

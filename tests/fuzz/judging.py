@@ -30,7 +30,7 @@ _SHORTEST = 25
 
 
 class HungError(BaseException):
-    """An input took too long. Not an `Exception`, so that no handler on the way catches it."""
+    """An input took too long. Not an `Exception`, so no handler catches it."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _problem(case: Case, right: Answer, output: Mapping[str, Any]) -> str:
 
 
 def _files_problem(case: Case, right: Answer, output: Mapping[str, bytes]) -> str:
-    """Describes the problem with an output's files, apart from their numbers."""
+    """Describes the problem with an output's files, except for their numbers."""
     if case.base in case.files:
         return "" if split(output[""])[0] == split(case.files[case.base])[0] else "another header"
     expected = {

@@ -1,7 +1,7 @@
 """Judges many inputs, in one process or several, which are watched from outside.
 
-A worker says which input it begins and what came of it. If it says nothing for too long, or dies,
-that input gets a verdict all the same, and another worker goes on behind it.
+A worker reports the input that it begins and its verdict. If it reports nothing for too long, or
+dies, that input still gets a verdict, and another worker continues after it.
 """
 
 import json
@@ -68,7 +68,7 @@ def inputs(count: int, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Inpu
 
     Args:
         count: The number of inputs.
-        seed: Where to begin; runs of ``count`` inputs at most a million seeds apart share none.
+        seed: The first input; runs of ``count`` inputs at most a million seeds apart share none.
         kinds: The kinds.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Updates of every family, each at its own site, so that one program runs all of them."""
+"""Updates of every family, each at a separate site, so one program runs all of them."""
 
 from collections.abc import Mapping
 from typing import Any

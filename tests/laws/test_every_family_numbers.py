@@ -96,7 +96,7 @@ def test_positions_of_every_width(dtype: Any) -> None:
 
 
 def test_positions_beyond_a_narrow_width() -> None:
-    """Columns within a row are counted in 32 bits, whatever the dtype of the rows."""
+    """Columns within a row are counted in 32 bits, for any dtype of the rows."""
     params = {"a.weight": np.zeros((4, 300), np.float32)}
     rows, values = np.array([2], np.uint8), np.ones((1, 300), np.float32)
     tokens = jaxmix.families.Tokens(values, rows)

@@ -1,4 +1,4 @@
-"""Stacks: each entry is the operator that was stacked, whatever the other entries are."""
+"""Stacks: each entry equals the operator that was stacked, for any other entries."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def test_factors_are_stacked(kind: str) -> None:
 
 
 def test_two_terms_of_one_structure() -> None:
-    """They do not merge, and each entry may have one, two or none of them."""
+    """The terms do not merge, and each entry may have none, one or both."""
     first, second = (Kronecker(s * jnp.ones((2, 3)), jnp.ones((4, 4))) for s in (1.0, 3.0))
     check(stack_terms, [Sum((first, second)), Zero(8, 12), second, Sum((second, second))])
 

@@ -37,7 +37,7 @@ def test_experts_are_joined() -> None:
 
 
 def test_parameters_have_the_models_order() -> None:
-    """PEFT nests the parameters of a module in the model's order, whatever the file's is."""
+    """PEFT nests the parameters of a module in the model's order, not the file's."""
     one = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
     at = "model.layers.0.mlp.experts.0."
     renamed = with_memory_names(
@@ -55,7 +55,7 @@ def test_single_part_is_joined() -> None:
     assert not np.asarray(made.b)[:, :INNER].any() and np.asarray(made.b)[:, INNER:].any()
 
 
-def test_a_fused_projection_is_split() -> None:
+def test_fused_projection_is_split() -> None:
     """A is kept, B is cut by rows; other sites are only renamed."""
     qkv, out = LoRA(normal(2, 4), normal(9, 2), 0.5), LoRA(normal(2, 4), normal(4, 2), 0.5)
     sites = {"blocks.0.attn.qkv": qkv, "double_blocks.0.img_attn.qkv": qkv}

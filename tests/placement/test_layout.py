@@ -429,7 +429,7 @@ def test_many_sites_without_a_leaf() -> None:
         jaxmix.compose(params, lora_at(*(f"block.{i}.{'y' * 60}" for i in range(400))))
 
 
-def test_an_empty_tree() -> None:
+def test_empty_tree_has_no_suggestions() -> None:
     """An empty tree has no nearest names."""
     with pytest.raises(LayoutError, match=r"the nearest are none: the tree is empty"):
         jaxmix.compose({}, lora_at("a"))

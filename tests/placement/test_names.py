@@ -30,7 +30,7 @@ def test_wrapper_names_are_removed(name, expected):
     assert without_wrappers(name) == expected
 
 
-def test_an_outer_module_is_a_wrapper_if_all_have_it():
+def test_outer_module_of_all_leaves_is_a_wrapper():
     """A leading `module` is removed only if all names have it."""
     assert list(unwrapped(["module.a", "module.module.b.module.c"]).values()) == [
         "a",
@@ -85,7 +85,7 @@ def lora(*sites: str) -> jaxmix.Adapter:
         ("module.h.0.q", "h.0._orig_mod.q"),
     ],
 )
-def test_a_leaf_under_a_wrapper_is_found(leaf, site):
+def test_leaf_under_a_wrapper_is_found(leaf, site):
     """A wrapped leaf is found for the weight and for the bias."""
     params = {f"{leaf}.weight": np.zeros((2, 3), np.float32)}
     params[f"{leaf}.bias"] = np.zeros(2, np.float32)
@@ -114,7 +114,7 @@ def test_leaves_that_differ_only_in_wrappers_are_ambiguous():
         jaxmix.compose(params, lora("h.q"))
 
 
-def test_a_tied_embedding_under_a_wrapper():
+def test_tied_embedding_under_a_wrapper_is_detected():
     """A tied embedding is detected under wrapped names too."""
     names = ["_orig_mod.model.embed_tokens.weight", "_orig_mod.model.norm.weight"]
     problem = tied_problem("model.embed_tokens", names)

@@ -184,7 +184,7 @@ def test_flags_of_several_updates() -> None:
     assert combined.updates["a"].transposed is None
 
 
-def test_a_dense_update_of_an_unknown_orientation() -> None:
+def test_dense_update_of_unknown_orientation() -> None:
     """A square dense update needs the base; a non-square one fits one orientation only."""
     several = [Adapter({"a": lora(i)}, name=f"{i}") for i in range(2)]
     with pytest.raises(AdapterError) as caught:

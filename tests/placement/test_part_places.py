@@ -150,7 +150,7 @@ def test_renamed_fused_leaf_is_not_cut() -> None:
     assert [target.site for target in modules.targets("net.0.k")] == ["net.0.qkv[2:4]"]
 
 
-def test_an_expert_in_one_of_two_stacks() -> None:
+def test_expert_is_in_one_of_two_stacks() -> None:
     """ERNIE divides experts between text and vision, by the sizes of the stacks in memory."""
     fuse = (("ErnieFuseAndSplitTextVisionExperts", ()),)
     transform = Transform("convert", ("experts.*.w",), ("text.w", "vision.w"), operations=fuse)

@@ -104,7 +104,7 @@ def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
     return Adapter({site: LoRA(a, b, 1.0, embedding=site == EMBED) for site in sites})
 
 
-def test_a_tied_tree_is_refused() -> None:
+def test_tied_tree_is_refused() -> None:
     """Both sides of the tie are listed in one error."""
     with pytest.raises(
         LayoutError, match=r"^the tree ties the tensors of these sites to others:"
@@ -271,7 +271,7 @@ def test_decoder_stays_tied_if_nothing_separates_it() -> None:
     assert not out.config.tie_word_embeddings
 
 
-def test_the_state_of_a_tied_decoder() -> None:
+def test_state_of_a_tied_decoder_is_refused() -> None:
     """A state cannot untie itself; the message names the method."""
     for params in (nnx.state(decoder()), nnx.to_pure_dict(nnx.state(decoder()))):
         with pytest.raises(LayoutError, match=r"jaxmix\.models\.Decoder: model\.untied\(\)"):

@@ -163,7 +163,7 @@ def test_shards_are_counted() -> None:
 
 
 def test_equal_sources_share_one_expression() -> None:
-    """Transforms are made anew for each scope; their expression is compiled once."""
+    """Transforms are created for each scope; their expression is compiled once."""
     plain = Transform("rename", ("^tower",), ("model.tower",))
     scoped = Transform("rename", ("^tower",), ("model.tower",), scope="model")
     first = plain._pattern

@@ -235,7 +235,7 @@ def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
     assert sum(new is not old for new, old in pairs) == 1
 
 
-def test_an_nnx_module_runs() -> None:
+def test_nnx_module_runs() -> None:
     """The result is a new module of the same class that computes with the new weights."""
     net = nnx.Linear(8, 6, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, nnx.relu)
@@ -263,7 +263,7 @@ def test_metadata_of_nnx_variables_is_kept() -> None:
     assert out["a"].kernel.get_metadata() == net.kernel.get_metadata()
 
 
-def test_a_shared_nnx_variable_is_untied() -> None:
+def test_shared_nnx_variable_is_untied() -> None:
     """A variable used at two sites is two leaves; only the adapter's site changes."""
     first, second = (nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(i)) for i in range(2))
     second.kernel = first.kernel

@@ -61,7 +61,7 @@ def test_fit_finds_strengths_by_site() -> None:
     assert result.losses[-1] < 0.05 * by_adapter.losses[-1]
 
 
-def test_by_site_is_the_same_mix() -> None:
+def test_by_site_equals_the_mix() -> None:
     """`by_site` keeps the adapters' order and strengths."""
     mixed = jaxmix.mix(0.7 * oft(), lora(), 0.4 * loha())
     ours, theirs = (jaxmix.compose(PARAMS, item) for item in (by_site(mixed), mixed))
@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize(("call", "text"), REFUSED.values(), ids=REFUSED)
 def test_fit_errors(call: Callable[[], Any], text: str) -> None:
-    """The error states what was found, what was expected and what to do."""
+    """The error states the wrong value, the expected one and the remedy."""
     with pytest.raises(AdapterError) as caught:
         call()
     assert str(caught.value) == text

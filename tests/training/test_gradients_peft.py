@@ -103,7 +103,7 @@ def written(slopes: Any, folder: Path) -> dict[str, np.ndarray]:
 
 
 def prefixed(adapter: jaxmix.Adapter, name: str) -> jaxmix.Adapter:
-    """Returns the adapter at the sites of its own copy of the network."""
+    """Returns the adapter with a prefix at each site, for a separate copy of the network."""
     return jaxmix.Adapter({f"{name}/{s}": u for s, u in adapter.updates.items()}, name=name)
 
 

@@ -113,7 +113,7 @@ def test_linked_subfolder(tmp_path):
 # ------------------------------------------------------------------------ without torch and peft
 
 
-def test_without_torch_and_peft(tmp_path):
+def test_torch_and_peft_are_not_imported(tmp_path):
     """Reading and composing import neither, and work without them."""
     save(tmp_path / "lora")
     save(tmp_path / "oft", "oft")

@@ -77,7 +77,7 @@ def test_part_selects_the_keys_of_its_role(tmp_path: Path) -> None:
 
 
 def test_absent_component_lists_keys(tmp_path: Path) -> None:
-    """Keys of a component that the base lacks are listed with what it has."""
+    """Keys of a component that the base lacks are listed with the base's components."""
     base = MODULES[:2]
     one = save(tmp_path / "x.safetensors", "lora_te2_a", "lora_unet_mid_block_attn_to_q")
     two = save(tmp_path / "y.safetensors", "transformer_2.mid_block.attn.to_q")
@@ -96,7 +96,7 @@ def test_absent_component_lists_keys(tmp_path: Path) -> None:
 
 
 def test_part_that_the_base_lacks(tmp_path: Path) -> None:
-    """A second model is never another one; a PEFT folder has no parts of its own."""
+    """A second model never replaces another; a PEFT folder has no parts."""
     file = save(tmp_path / "x.safetensors", "lora_unet_mid_block_attn_to_q")
     with pytest.raises(CheckpointError) as refused:
         jaxmix.load(file, base=MODULES, part="transformer_2")

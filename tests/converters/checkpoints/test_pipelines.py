@@ -138,7 +138,7 @@ def test_base_model_of_a_pipeline(tmp_path: Path) -> None:
 
 
 def test_pipeline_without_weights(tmp_path: Path) -> None:
-    """A pipeline of .bin files says what to do."""
+    """For a pipeline of .bin files, the error states the remedy."""
     base = save_pipeline(tmp_path / "base", "sd")
     for file in base.rglob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))

@@ -230,7 +230,7 @@ def test_flux_is_converted_without_a_base(to: str, tmp_path: Path, capsys: Captu
     assert_same(jaxmix.compose(base, jaxmix.load(out, base=base)), want)
 
 
-def test_a_mix_becomes_one_lora(tmp_path: Path, capsys: Captured) -> None:
+def test_mix_becomes_one_lora(tmp_path: Path, capsys: Captured) -> None:
     """With `--rank` or `--energy`, adapters under other names become one LoRA."""
     source, base = kohya_flux(tmp_path / "a.safetensors"), flux_base(tmp_path)
     draw = np.random.default_rng(2)

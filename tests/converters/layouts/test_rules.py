@@ -157,7 +157,7 @@ def test_composed_leaves_match(held: Held) -> None:
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
 def test_factored_leaves_match(held: Held) -> None:
-    """Base and map stay apart, unless an axis of the leaf belongs to both rows and columns."""
+    """Base and map stay separate, unless an axis of the leaf belongs to both rows and columns."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True), uncompiled():
         params = jax.tree.map(jnp.asarray, old)

@@ -101,7 +101,9 @@ def test_order_matters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert np.abs(load(tmp_path / "0")[name] - load(tmp_path / "1")[name]).max() > 0.01
 
 
-def test_one_adapter_or_none(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_single_adapter_and_empty_list_are_merged(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
     """A single one need not be in a list; without adapters the output is the base."""
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "one")
     merge_checkpoint(base, [jaxmix.load(adapters["lora"])], tmp_path / "list")
@@ -296,7 +298,7 @@ def test_hub_cache(base: Path, adapters: Adapters, tmp_path: Path) -> None:
 
 
 def test_square_conv1d_follows_layers_of_its_name(tmp_path: Path) -> None:
-    """GPT-2's ``attn.c_proj`` is (in, out), whatever PEFT's file says.
+    """GPT-2's ``attn.c_proj`` is (in, out), even if PEFT's file states the opposite.
 
     Its shape and bias do not decide; ``mlp.c_proj``, which no adapter touches, does.
     """

@@ -190,7 +190,7 @@ Q = (("A", (2, WIDTH)), ("B", (8, 2)))
 
 
 @pytest.mark.parametrize("kind", ["saved", "lora"])
-def test_trained_as_one(kind: str, tmp_path: Path) -> None:
+def test_equal_updates_keep_the_tie(kind: str, tmp_path: Path) -> None:
     """The tie stays, in a file with one tensor and in one with both, without any option."""
     adapter = jaxmix.load(trained_as_one(tmp_path / "adapter", kind))
     base = save_base(tmp_path / "base", tied=True)

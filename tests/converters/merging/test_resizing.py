@@ -95,8 +95,8 @@ def test_saved_modules(
         verify_merge(base, mix, out)
 
 
-def test_without_the_option(tmp_path: Path) -> None:
-    """An error that lists all of them and names the option, as in `compose`."""
+def test_resizing_without_the_option_is_refused(tmp_path: Path) -> None:
+    """The error lists all such tensors and names the option, as in `compose`."""
     base = save_base(tmp_path / "base")
     adapter = saved(VOCAB + 3, EMBED, HEAD)
     with pytest.raises(ShapeError) as caught:

@@ -63,7 +63,9 @@ def _check(rounding: Rounding, error: Any, weight: Any, effect: Any) -> None:
         assert getattr(rounding, name) == pytest.approx(value, rel=1e-3), name
 
 
-def test_without_rounding_or_effect(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_float32_and_strength_0_have_no_figures(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
     """float32 is not rounded; a mix of strength 0 has no effect to compare with."""
     assert merge_checkpoint(base, mixed(adapters), tmp_path / "1").rounding is None
     half = save_base(tmp_path / "half", dtype=np.float16)

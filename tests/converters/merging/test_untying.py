@@ -86,7 +86,7 @@ def test_bert_has_a_weight_and_a_bias(tmp_path: Path) -> None:
     assert loaded[f"{head}.bias"].tobytes() == before["cls.predictions.bias"].tobytes()
 
 
-def test_a_bias_alone_needs_no_untying(tmp_path: Path) -> None:
+def test_bias_alone_needs_no_untying(tmp_path: Path) -> None:
     """The module around BERT's head only holds its bias, which changes there."""
     base = save(tmp_path / "base", BERT, **BERT_TENSORS)
     word, head = "bert.embeddings.word_embeddings", "cls.predictions.decoder"
@@ -139,8 +139,8 @@ def test_tensors_that_were_trained_as_one_stay_tied(tmp_path: Path) -> None:
         merge_checkpoint(base, two, tmp_path / "no")
 
 
-def test_one_of_several_flags(tmp_path: Path) -> None:
-    """Florence's head has a flag of its own: its text model's embeddings stay tied."""
+def test_flag_of_one_tie_is_changed(tmp_path: Path) -> None:
+    """Florence's head has a separate flag: its text model's embeddings stay tied."""
     config = {
         "model_type": "florence2",
         "architectures": ["Florence2ForConditionalGeneration"],
@@ -187,7 +187,7 @@ def test_names_on_disk(tmp_path: Path) -> None:
     assert merged.untied is None and config_of(tmp_path / "four") == bloom
 
 
-def test_a_head_with_other_parts_is_no_copy_of_an_embedding(tmp_path: Path) -> None:
+def test_head_with_other_parts_is_no_copy_of_an_embedding(tmp_path: Path) -> None:
     """A bare BERT lacks the layers before its head: an adapter with the head does not fit it."""
     tensors = {"embeddings.word_embeddings.weight": (V, D)}
     base = save(tmp_path / "base", {**BERT, "architectures": ["BertModel"]}, **tensors)
@@ -228,8 +228,8 @@ def test_files_with_both_tensors(tmp_path: Path) -> None:
     assert merged.copies == () and len(merged.changed) == 2
 
 
-def test_no_tie(tmp_path: Path) -> None:
-    """A config that says so, and a class without a head, need no untying."""
+def test_untied_models_need_no_untying(tmp_path: Path) -> None:
+    """A config without ties, and a class without a head, need no untying."""
     base = save(tmp_path / "base", {**BART, "tie_word_embeddings": False}, **BART_TENSORS)
     merged = merge_checkpoint(base, lora("model.shared"), tmp_path / "out")
     assert merged.copies == () and merged.changed == ("model.shared.weight",)

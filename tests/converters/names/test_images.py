@@ -229,7 +229,7 @@ def test_unequal_parts_need_their_sizes(tmp_path: Path) -> None:
 
 
 def test_lokr_of_a_fused_weight(tmp_path: Path) -> None:
-    """A whole-rank LoKr of q, k and v becomes rows of its product, whatever its alpha."""
+    """A full-rank LoKr of q, k and v becomes rows of its product, for any alpha."""
     rows = [row for row in FLUX if row.source.endswith("img_attn.qkv")]
     original, memory = trees(rows)
     path, deltas = file_of(tmp_path / "x.safetensors", original, kohya, lokr)

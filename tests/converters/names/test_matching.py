@@ -49,7 +49,7 @@ def lora(*sites: str) -> jaxmix.Adapter:
 
 @pytest.mark.parametrize("spelling", [IN_MEMORY, ON_DISK], ids=["in memory", "on disk"])
 def test_both_spellings_merge(spelling: str, tmp_path: Path) -> None:
-    """The result is the same, whichever names the adapter has, and verifies."""
+    """The result does not depend on the adapter's names, and it verifies."""
     names = [f"{ON_DISK.format(i)}.weight" for i in range(2)]
     base = base_of(tmp_path / "base", names, LLAVA)
     adapter = lora(*(spelling.format(i) for i in range(2)))
@@ -71,7 +71,7 @@ def test_both_spellings_merge(spelling: str, tmp_path: Path) -> None:
     [("bert.encoder.q", "encoder.q"), ("encoder.q", "bert.encoder.q")],
     ids=["added", "removed"],
 )
-def test_the_base_prefix(stored: str, site: str, tmp_path: Path) -> None:
+def test_base_prefix_is_added_or_removed(stored: str, site: str, tmp_path: Path) -> None:
     """An adapter of the base model merges into a checkpoint of a head's class, and the reverse."""
     config = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
     base = base_of(tmp_path / "base", [f"{stored}.weight"], config)
@@ -83,7 +83,7 @@ def test_the_base_prefix(stored: str, site: str, tmp_path: Path) -> None:
 def test_names_determine_the_map_without_a_config(
     config: dict[str, Any] | None, tmp_path: Path
 ) -> None:
-    """No config, or a model's own code: the only map that brings the sites to the leaves."""
+    """Without a config, or with a model's own code, the only map that fits the sites is used."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], config)
     merged = jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
     assert merged.changed == (f"{ON_DISK.format(0)}.weight",)
@@ -106,7 +106,7 @@ def test_names_switch_the_map_off_or_choose_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_that_renames_by_code(tmp_path: Path) -> None:
+def test_model_that_renames_by_code_has_no_map(tmp_path: Path) -> None:
     """Its names are compared as they are: another model's map would be a guess."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], {"model_type": "dory"})
     with pytest.raises(LayoutError, match=r"mlp\.up_proj: no leaf"):

@@ -66,7 +66,7 @@ def test_parts_of_unequal_sizes(tmp_path: Path) -> None:
 
 
 def halves(rows: np.ndarray) -> np.ndarray:
-    """Returns the rows of two heads, with each head's pairs apart."""
+    """Returns the rows of two heads, with the entries of each head's pairs separated."""
     return rows.reshape(2, len(rows) // 4, 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 

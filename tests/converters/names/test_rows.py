@@ -39,7 +39,7 @@ def test_heads() -> None:
 
 
 def rows(operation: str) -> Iterator[dict[str, Any]]:
-    """Returns the settings of an operation, wherever the table has it."""
+    """Returns the settings of an operation, at all its places in the table."""
     for transforms in json.loads(TABLE.read_text())["lists"]:
         for row in transforms:
             yield from (settings for name, settings in (row[3:] or [[]])[0] if name == operation)
@@ -115,7 +115,7 @@ def test_kimi_permutes_the_heads_of_queries_and_keys() -> None:
         ),
     ],
 )
-def test_without_a_config_the_numbers_are_unknown(
+def test_numbers_are_unknown_without_a_config(
     model_type: str, leaf: str, site: str, message: str
 ) -> None:
     """A model's name alone, as `names=` may be, does not state them."""
@@ -179,7 +179,7 @@ def test_models_inside_encoder_decoders() -> None:
     assert found[0].name.startswith("encoder.") and found[0].name.endswith("gate_proj.weight")
 
 
-def test_classes_with_renamings_of_their_own_are_candidates() -> None:
+def test_classes_with_own_renamings_are_candidates() -> None:
     """A model with a head may rename more than its base model."""
     segformer = [each for each in name_maps() if each.name == "segformer"]
     assert len({each.transforms for each in segformer}) > 1

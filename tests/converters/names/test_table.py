@@ -1,4 +1,4 @@
-"""The table of transformers' renamings: what is in it, and that transformers says the same."""
+"""The table of transformers' renamings: its rows, which match the installed transformers."""
 
 import json
 from typing import Any
@@ -85,7 +85,7 @@ def test_transformers_does_the_same(model_type: str, name: str) -> None:
     assert [(t.sources, t.targets, t.scope) for t in found] == truth
 
 
-def test_the_table_is_written_by_the_script() -> None:
+def test_table_equals_the_scripts_output() -> None:
     """Lists and maps are those of the transformers that is installed, if it is the table's."""
     transformers = pytest.importorskip("transformers")
     saved = json.loads(TABLE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The table of tied parameters: what is in it, and that transformers says the same."""
+"""The table of tied parameters: its rows, which match the installed transformers."""
 
 import importlib.util
 import json
@@ -68,7 +68,7 @@ def test_parts_follow_the_config() -> None:
 
 
 def test_ties_that_a_field_decides() -> None:
-    """Marian's encoder and decoder may have vocabularies of their own."""
+    """Marian's encoder and decoder may have separate vocabularies."""
     config = {"model_type": "marian", "architectures": ["MarianMTModel"]}
     assert pairs(config)["model.encoder.embed_tokens.weight"] == "model.shared.weight"
     apart = {**config, "share_encoder_decoder_embeddings": False}
@@ -95,7 +95,7 @@ def test_flag(config: dict[str, Any], is_on: bool) -> None:
 
 
 def test_unknown_models_have_no_ties() -> None:
-    """Nor has a model with code of its own."""
+    """A model with custom code has none either."""
     assert has_ties(BART) and has_ties(FLORENCE)
     assert not has_ties({**BART, "auto_map": {}}) and not has_ties({"model_type": "vit"})
     assert not has_ties({}) and not has_ties({"model_type": 3, "architectures": "x"})
@@ -139,7 +139,7 @@ def test_models_that_scale_by_the_flag() -> None:
     assert found <= {*ties._SCALED, *ties._KEPT, *always} and "switch_transformers" in found
 
 
-def test_the_table_is_written_by_the_script() -> None:
+def test_table_equals_the_scripts_output() -> None:
     """The ties are those of the transformers that is installed, if it is the table's."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")

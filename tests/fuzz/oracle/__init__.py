@@ -83,7 +83,7 @@ def answer(case: Case) -> Answer:
     """Returns the right answer for an input.
 
     Raises:
-        BadFileError: If there is none, so that jaxmix must refuse it.
+        BadFileError: If the input is invalid, so jaxmix must refuse it.
     """
     try:
         return _answer(case)

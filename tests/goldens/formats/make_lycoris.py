@@ -3,8 +3,8 @@
     python -m tests.goldens.formats.make_lycoris
 
 (lycoris-lora 4 needs toml and einops too.) For each case: the file that LyCORIS's network saves,
-and the weights of its own forward: the outputs of the wrapped layers for every unit input. In
-float64, but where LyCORIS itself goes through float32 (the rotations).
+and the weights of its own forward: the outputs of the wrapped layers for every unit input. All are
+computed in float64, except where LyCORIS itself uses float32 (the rotations).
 """
 
 # Run where these libraries are installed.
@@ -123,7 +123,7 @@ class Net(nn.Module):
 
 
 def _fill(network: LycorisNetwork) -> None:
-    """Draws every parameter anew, so none is zero or one."""
+    """Replaces every parameter by random numbers, so none is zero or one."""
     torch.manual_seed(11)
     parameters = ((n, p) for lora in network.loras for n, p in lora.named_parameters())
     for name, parameter in parameters:

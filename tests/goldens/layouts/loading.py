@@ -340,7 +340,7 @@ def torchax(folder: Path, kind: str) -> tuple[Any, Any]:
 def maxtext(folder: Path, kind: str) -> tuple[Any, Any]:
     """MaxText's tree, by its own converter's tables and hooks; shapes are from its sources.
 
-    Its models want more than a CPU's packages, so that nothing is run.
+    Its models need more packages than are installed for a CPU, so no model runs.
     """
     kind, _, how = kind.partition("-")
     config = _config(folder)

@@ -1,13 +1,13 @@
 """Writes the goldens in this folder: a Hugging Face model in a library's own tree, and adapters.
 
-In two steps, since each library wants an environment of its own:
+In two steps, since each library needs a separate environment:
 
     python -m tests.goldens.layouts.make hf DIR        beside torch, transformers 5
     python -m tests.goldens.layouts.make LIBRARY DIR   beside that library, and jaxmix
 
-The first saves tiny random models and what they compute, with and without adapters. The second lets
-the library load them by its own means, records its leaves' names, shapes and numbers, composes the
-same adapters into its tree, and records what the library computes.
+The first saves tiny random models and their outputs, with and without adapters. The second loads
+them with the library's own code, records the names, shapes and numbers of its leaves, composes the
+same adapters into its tree, and records the library's outputs.
 """
 
 import json

@@ -80,7 +80,7 @@ def test_truncated_file(cut, tmp_path):
     ids=range(15),
 )
 def test_corrupt_file(data, tmp_path):
-    """Extra or missing bytes, garbage, wrong sizes, tensors that overlap or lie outside."""
+    """Extra or missing bytes, garbage, wrong sizes, tensors that overlap or exceed the file."""
     damaged(tmp_path, data)
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_unpickled(protocol, tmp_path):
     assert trap.exists()  # the trap works
 
 
-def test_no_weights(tmp_path):
+def test_folder_without_weights_is_refused(tmp_path):
     """The error lists the folder's files."""
     folder = save(tmp_path)
     (folder / WEIGHTS).unlink()
@@ -169,7 +169,7 @@ def test_no_weights(tmp_path):
 
 
 def test_pickled_weights_without_torch(tmp_path, monkeypatch):
-    """How to convert them, with this folder's paths."""
+    """The error shows the conversion, with this folder's paths."""
     monkeypatch.setitem(sys.modules, "torch", None)
     folder = save(tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")

@@ -130,7 +130,7 @@ def test_contradicting_metadata_are_ignored(tmp_path):
 
 
 def test_full_lokr_has_scale_1(tmp_path):
-    """A LoKr of full factors has scale 1 whatever alpha says, as in LyCORIS."""
+    """A LoKr of full factors has scale 1 for any alpha, as in LyCORIS."""
     path = save(tmp_path / "x.safetensors", kohya("lokr-full"))
     update = jaxmix.load(path).updates["proj"]
     assert isinstance(update, LoKr) and update.scale == 1.0

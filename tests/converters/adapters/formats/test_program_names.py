@@ -362,7 +362,7 @@ ONE = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
 
 
 def test_kinds_that_diffusers_ignores(tmp_path: Path) -> None:
-    """The error says what was found, what diffusers reads, and what to do."""
+    """The error states the kinds that were found, those that diffusers reads, and the remedy."""
     loha_one = LoHa(np.ones((4, 1)), np.ones((1, 4)), np.ones((4, 1)), np.ones((1, 4)), 1.0)
     assert refusal("diffusers", {"unet.x": loha_one, "unet.y": ONE}, tmp_path) == (
         "style: files for diffusers hold LoRA and DoRA only, and this adapter has:\n"
@@ -456,7 +456,7 @@ def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
     )
 
 
-def test_what_comfyui_computes_otherwise(tmp_path: Path) -> None:
+def test_kinds_that_comfyui_computes_differently(tmp_path: Path) -> None:
     """ComfyUI ignores a rotation's rescaling and Flux's norms, and has another norm for DoRA."""
     rescaled = DiagOFT(np.ones((2, 2, 2)), np.ones(4))
     updates = {"single_blocks.0.modulation.lin": rescaled}

@@ -101,7 +101,7 @@ def test_unreadable_json_gives_the_system_error(folder: Path) -> None:
 
 
 def test_newer_and_invalid_versions_are_refused(folder: Path) -> None:
-    """A newer version is refused whatever the other fields are; so is an invalid version."""
+    """A newer or invalid version is refused regardless of the other fields."""
     path = folder / "mix.json"
     edited(folder, lambda data: data.update(version=VERSION + 1, more=[], parts={}))
     assert refused(UnsupportedError, folder) == (

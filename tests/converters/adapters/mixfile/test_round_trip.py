@@ -216,7 +216,7 @@ def test_order_names_strengths_and_sources_are_editable(tmp_path: Path) -> None:
 
 
 def test_omitted_defaults_equal_explicit_ones(tmp_path: Path) -> None:
-    """Explicit default values load alike, so new fields of a family do not change old hashes."""
+    """Explicit defaults load as omitted ones, so new fields of a family keep old hashes."""
     folder = jaxmix.save(Adapter({"a": lora()}, name="x"), tmp_path / "x")
     data = json.loads((folder / "mix.json").read_text())
     record = data["parts"][0]["updates"]["a"]

@@ -1,4 +1,4 @@
-"""Errors for the types that compute a Δ of their own kind: invalid files and exports."""
+"""Errors for the types that add a Δ: invalid files and exports."""
 
 import builtins
 from collections.abc import Mapping
@@ -267,7 +267,7 @@ def test_invalid_exports(family, first, second, message):
     assert message in str(caught.value)
 
 
-def test_equal_arrays_are_one() -> None:
+def test_equal_arrays_are_saved_once() -> None:
     """Compared by content if they are two objects; their dtypes must agree."""
     first = z(2)
     assert same_array({"a": first, "b": z(2)}, "bank", lambda array: array) is first

@@ -33,7 +33,7 @@ CONFIG = "adapter_config.json"
     ],
 )
 def test_invalid_config_files(text, found, tmp_path):
-    """The path, what was found, and what is expected."""
+    """The error states the path, the value that was found, and the expected one."""
     folder = save(tmp_path)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     message = refused(CheckpointError, folder)
@@ -249,7 +249,7 @@ def test_inits_that_change_the_base(init, tmp_path):
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
 def test_inits_that_need_the_base(init, tmp_path):
-    """What they subtracted is computed from the base."""
+    """The part that they subtracted is computed from the base."""
     folder = save(tmp_path, init_lora_weights=init)
     message = refused(CheckpointError, folder)
     assert (

@@ -93,7 +93,7 @@ def test_factor_with_wrong_number_of_axes_is_refused(form, factor, new, tmp_path
 
 @pytest.mark.parametrize(("form", "factor"), FACTORS)
 def test_scalar_factor_is_refused(form, factor, tmp_path):
-    """No axis at all."""
+    """A scalar has no axes."""
     assert "()" in broken(form, factor, lambda x: x.reshape(-1)[0], tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_positions_beyond_the_weight_are_refused(tmp_path):
     [("dora", "lora_magnitude_vector", "use_dora"), ("lora-bias", "lora_B.bias", "lora_bias")],
 )
 def test_factor_without_its_flag_is_refused(form, factor, flag, tmp_path):
-    """PEFT would drop it silently, or draw it anew."""
+    """PEFT would drop it silently, or replace it by random numbers."""
     text = refused(CheckpointError, save(tmp_path, form, **one(flag, False)))
     assert f"{SITE}: {factor} is present, but {flag} is off in the config" in text
     made = factors(FORMS[form])

@@ -89,7 +89,7 @@ def test_leaves_of_saved_modules_under_any_name(tmp_path):
 
 
 def test_missing_modules_to_save(tmp_path):
-    """The config lists what the file does not have."""
+    """The config lists modules that the file lacks."""
     folder = save(tmp_path, modules_to_save=["score"])
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: modules_to_save is ['score'], but the file" in text

@@ -136,7 +136,7 @@ def _assert_same(ours: Any, truth: dict[str, np.ndarray], base: dict[str, np.nda
 
 @pytest.mark.parametrize("flag", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_flag_of_the_whole_file(name: str, flag: bool, tmp_path: Path) -> None:
+def test_square_weights_ignore_the_files_flag(name: str, flag: bool, tmp_path: Path) -> None:
     """Square weights follow their modules, with either flag."""
     make, targets = MODELS[name]
     model = _model(make)

@@ -289,7 +289,7 @@ def attention(rank: int) -> dict[str, np.ndarray]:
 
 
 def test_patterns_do_not_apply_to_attention(tmp_path):
-    """PEFT gives the projections the attention's rank and alpha, whatever patterns match."""
+    """In PEFT the projections have the attention's rank and alpha, regardless of patterns."""
     fields = {"rank_pattern": {"at": 4, "out_proj": 3}, "alpha_pattern": {"at": 8, "out_proj": 5}}
     updates: Any = jaxmix.load(save(tmp_path, "lora", attention(4), **fields)).updates
     assert {site: update.scale for site, update in updates.items()} == {

@@ -87,7 +87,7 @@ def test_adapter_name_in_keys(form, parameter, spelled, tmp_path):
 
 
 def test_several_adapters_in_one_file(tmp_path):
-    """As a DPO run with a reference adapter saves them: none of them is preferred."""
+    """A DPO run with a reference adapter saves such files; neither adapter is preferred."""
     made = {
         key.replace("lora_A", f"lora_A.{name}").replace("lora_B", f"lora_B.{name}"): array
         for name in ("default", "reference")
