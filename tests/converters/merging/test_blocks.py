@@ -18,6 +18,7 @@ from jaxmix.operators import Dense, Diagonal, Hadamard, Identity, LowRank, Sum
         (10, 10, 1, [10]),
         (10, 3, None, [10]),  # all rows must stay together
         (12, 5, 1, [4, 4, 4]),  # equal runs are preferred to the longest ones
+        (16, 6, 1, [4, 4, 4, 4]),
         (10, 4, 2, [4, 4, 2]),
         (12, 4, 6, [6, 6]),  # a unit may exceed the limit
         (11, 4, 1, [4, 4, 3]),

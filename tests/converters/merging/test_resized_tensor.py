@@ -49,11 +49,12 @@ def test_new_tensor_has_only_new_rows() -> None:
     np.testing.assert_array_equal(tensor.rows(slice(1, 2), read), expected[1:], strict=True)
 
 
-def test_new_rows_have_the_dtype_that_was_read() -> None:
-    """`read` may return a wider dtype than that of the file."""
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_new_rows_have_the_dtype_that_was_read(dtype: type) -> None:
+    """`read` may return another dtype than that of the file."""
     resized = resize_tensor(STORED, 5, EXTRA[:1])
-    found = resized.rows(slice(3, 5), lambda stored, part: BASE[part].astype(np.float64))
-    assert found.dtype == np.float64 and found.shape == (2, 3)
+    found = resized.rows(slice(3, 5), lambda stored, part: BASE[part].astype(dtype))
+    assert found.dtype == dtype and found.shape == (2, 3)
 
 
 def test_numbers_beyond_the_dtype_are_refused() -> None:
