@@ -104,8 +104,8 @@ def test_every_family(name: str) -> None:
     params = {"m.weight": leaves.weight, "m.bias": leaves.bias}
     if row.shape[0] != leaves.bias.size or len(row.weight) == 1:
         params["m.bias"] = leaves.bias[: row.shape[0]]
-    one = 0.6 * Adapter({"m": row.update(row.factors(2))}, name="one")
-    assert error(composed(params, to_lora(one, params)), composed(params, one)) < 1e-11
+    adapter = 0.6 * Adapter({"m": row.update(row.factors(2))}, name="one")
+    assert error(composed(params, to_lora(adapter, params)), composed(params, adapter)) < 1e-11
 
 
 def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +161,8 @@ def test_lora_has_the_layers_form(kind: str, family: str) -> None:
     if family == "Replace":
         return
     params = tree({"m": module}, 5)
-    one = Adapter({"m": made(family, module, 2)}, name=family)
-    update = of(to_lora(one, params))["m"]
+    adapter = Adapter({"m": made(family, module, 2)}, name=family)
+    update = of(to_lora(adapter, params))["m"]
     if module.kind == "norm":
         assert isinstance(update, Replace)
         return
@@ -170,14 +170,14 @@ def test_lora_has_the_layers_form(kind: str, family: str) -> None:
     assert update.kernel == module.kernel
     says = family in ("LoRA", "DoRA", "OFT", "Together")
     assert update.embedding == (module.kind == "embedding" and says)
-    has_bias = of(one)["m"].has_bias
+    has_bias = of(adapter)["m"].has_bias
     assert (update.bias is not None) == has_bias
 
 
 def test_replaced_bias_without_a_lora() -> None:
     """If the weight is unchanged, the bias stays a replaced bias."""
-    one = at(Replace(bias=np.ones(12)))
-    made_of, errors = to_lora(0.5 * one, PARAMS, with_errors=True)
+    adapter = at(Replace(bias=np.ones(12)))
+    made_of, errors = to_lora(0.5 * adapter, PARAMS, with_errors=True)
     assert errors == {}
     update = of(made_of)["a"]
     assert isinstance(update, Replace) and update.weight is None
@@ -194,10 +194,10 @@ def test_kernels_of_flax_and_conv1d() -> None:
     np.testing.assert_allclose(ours["a"]["kernel"].T, truth, rtol=1e-11, atol=1e-11)
     # A square Conv1D: only the update determines its orientation.
     square = tree({"a": KINDS["square"]}, 1)["a.weight"]
-    one = at(lora(1, 3, (6, 6), transposed=True))
-    made_of = to_lora(one, {"a.weight": square})
+    adapter = at(lora(1, 3, (6, 6), transposed=True))
+    made_of = to_lora(adapter, {"a.weight": square})
     assert of(made_of)["a"].transposed
-    ours, theirs = (compose({"a.weight": square}, who) for who in (made_of, one))
+    ours, theirs = (compose({"a.weight": square}, who) for who in (made_of, adapter))
     np.testing.assert_allclose(ours["a.weight"], theirs["a.weight"], rtol=1e-12, atol=1e-12)
 
 
@@ -212,9 +212,9 @@ def test_layout_with_axes_and_shared_leaves() -> None:
     )
     table = jaxmix.Layout("mine", rules)
     updates = {site: lora(i, 3) for i, site in enumerate("qkv")}
-    one = Adapter(updates)
-    made_of = to_lora(one, params, layout=table, rank=3)
-    ours, theirs = (compose(params, who, layout=table) for who in (made_of, one))
+    adapter = Adapter(updates)
+    made_of = to_lora(adapter, params, layout=table, rank=3)
+    ours, theirs = (compose(params, who, layout=table) for who in (made_of, adapter))
     assert error(ours, theirs) < 1e-12 < error(ours, params)
 
 
@@ -258,24 +258,24 @@ def test_unchanged_weight_has_zeros_of_rank_one() -> None:
 
 
 def test_name_of_the_lora() -> None:
-    one = at(lora(1, 3), name="style")
-    assert to_lora(one, PARAMS).name == "style"
-    assert to_lora(mix(one, one.renamed("other")), PARAMS).name == f"{one.name}+other"
-    assert to_lora(one, PARAMS, name="new").name == "new"
+    adapter = at(lora(1, 3), name="style")
+    assert to_lora(adapter, PARAMS).name == "style"
+    assert to_lora(mix(adapter, adapter.renamed("other")), PARAMS).name == f"{adapter.name}+other"
+    assert to_lora(adapter, PARAMS, name="new").name == "new"
 
 
 @pytest.mark.usefixtures("compiled")
 def test_under_jit() -> None:
     """With an integer rank, `to_lora` is a program of strengths and params."""
-    one = at(made("OFT", WIDE, 1))
+    adapter = at(made("OFT", WIDE, 1))
 
     @jax.jit
     def run(params: Any, s: Any) -> Any:
-        made_of, errors = to_lora(s * one, params, rank=12, with_errors=True)
+        made_of, errors = to_lora(s * adapter, params, rank=12, with_errors=True)
         return compose(params, made_of), errors
 
     out, errors = run(PARAMS, 0.5)
-    assert error(out, fold_tree(PARAMS, [0.5 * one])) < 1e-12
+    assert error(out, fold_tree(PARAMS, [0.5 * adapter])) < 1e-12
     assert float(errors["a"]) < 1e-12
 
 
@@ -317,12 +317,12 @@ def test_randomized_svd_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_input() -> None:
-    one = at(lora(1, 3))
+    adapter = at(lora(1, 3))
     with pytest.raises(AdapterError, match=r"to_lora got a list, expected an adapter or a mix\."):
-        to_lora([one], PARAMS)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        to_lora([adapter], PARAMS)  # pyright: ignore[reportArgumentType, reportCallIssue]
     for rank in (0, -1, 1.0, 0.0, 1.5, True, "all", float("nan")):
         with pytest.raises(AdapterError, match=r"a rank is .*, expected a positive integer"):
-            to_lora(one, PARAMS, rank=rank)  # pyright: ignore
+            to_lora(adapter, PARAMS, rank=rank)  # pyright: ignore
     with pytest.raises(LayoutError, match="no leaf for its weight"):
         to_lora(at(lora(1, 3), "nowhere"), PARAMS)
     with pytest.raises(ShapeError, match=r"lora_A has shape \(3, 21\)"):

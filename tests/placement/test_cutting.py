@@ -157,12 +157,12 @@ def test_swapped_halves() -> None:
     """In Flux's last modulation, shift and scale are swapped."""
     update = LoRA(normal(1, 4, seed=1), normal(6, 1, seed=2), 1.0)
     by_site = {"final_layer.adaLN_modulation.1": update}
-    there = jaxmix.compose(
+    changed = jaxmix.compose(
         {"norm_out.linear.weight": np.zeros((6, 4), np.float32)}, jaxmix.Adapter(by_site)
     )
     delta = update.b @ update.a
     swapped = np.concatenate([delta[3:], delta[:3]])
-    np.testing.assert_allclose(there["norm_out.linear.weight"], swapped, rtol=1e-5)
+    np.testing.assert_allclose(changed["norm_out.linear.weight"], swapped, rtol=1e-5)
     back = jaxmix.compose(
         {"final_layer.adaLN_modulation.1.weight": np.zeros((6, 4), np.float32)},
         jaxmix.Adapter({"norm_out.linear": update}),
@@ -200,8 +200,8 @@ def test_missing_part_is_refused() -> None:
 
 def test_two_names_of_one_module_are_refused() -> None:
     """One adapter can't have both names of a weight."""
-    one = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
-    sites = {"blocks.0.self_attn.q": one, "blocks.0.attn1.to_q": one}
+    update = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
+    sites = {"blocks.0.self_attn.q": update, "blocks.0.attn1.to_q": update}
     text = refused({"blocks.0.attn1.to_q.weight": np.ones((4, 8))}, jaxmix.Adapter(sites), "wan")
     assert text == (
         "adapter 'adapter': sites that match the weights' modules in several ways:\n"

@@ -38,10 +38,10 @@ def test_experts_are_joined() -> None:
 
 def test_parameters_have_the_models_order() -> None:
     """PEFT nests the parameters of a module in the model's order, not the file's."""
-    one = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
+    update = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
     at = "model.layers.0.mlp.experts.0."
     renamed = with_memory_names(
-        {f"{at}{name}": one for name in ("down_proj", "gate_proj", "up_proj")},
+        {f"{at}{name}": update for name in ("down_proj", "gate_proj", "up_proj")},
         map_named("qwen3_moe"),
     )
     assert [site.rpartition(".")[2] for site in renamed] == ["gate_up_proj", "down_proj"]

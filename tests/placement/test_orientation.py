@@ -153,8 +153,8 @@ def test_init_takes_the_layout() -> None:
     """`init` makes factors for the orientation that the layout states."""
     params, key = leaves(**site("a"), **site("b")), jax.random.key(0)
     table = Layout("mine", conv1d="b")
-    made = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=table)
-    assert [made.updates[name].transposed for name in "ab"] == [False, True]
+    adapter = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=table)
+    assert [adapter.updates[name].transposed for name in "ab"] == [False, True]
 
 
 def test_invalid_conv1d_pattern_is_refused() -> None:

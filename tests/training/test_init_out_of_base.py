@@ -77,11 +77,11 @@ def test_osf_matches_peft(rank: Any, site: str) -> None:
         theirs = weight + layer.get_delta_weight("default").numpy()
 
     def loss(values: Any) -> Any:
-        params = jaxmix.compose({f"{site}.weight": weight}, whole(values))
+        params = jaxmix.compose({f"{site}.weight": weight}, rebuild(values))
         return jnp.sum((x @ params[f"{site}.weight"].T) * aim)
 
-    values, whole = trainable(adapter)
-    slopes = whole(jax.grad(loss)(values)).updates[site]
+    values, rebuild = trainable(adapter)
+    slopes = rebuild(jax.grad(loss)(values)).updates[site]
     left, _, right = jnp.linalg.svd(rebase.weight, full_matrices=False)
     high = min(weight.shape) - len(low.e)
     u, v, slope = left[:, :high], right[:high], parts_of(slopes)[1]

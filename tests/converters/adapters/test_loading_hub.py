@@ -172,15 +172,15 @@ def test_repository_changes_during_download(tmp_path, monkeypatch):
 def test_requests_to_the_hub(tmp_path, monkeypatch):
     """Two files, with subfolder and revision, and nothing else."""
     folder = save(tmp_path)
-    asked = []
+    requests = []
 
     def download(repo_id, filename, **options):
-        asked.append((repo_id, filename, options))
+        requests.append((repo_id, filename, options))
         return str(folder / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert jaxmix.load("own.er/na_me-1", subfolder="a/b", revision="v1").name == "b"
     options = {"subfolder": "a/b", "revision": "v1"}
-    assert asked == [("own.er/na_me-1", name, options) for name in FILES]
+    assert requests == [("own.er/na_me-1", name, options) for name in FILES]
     refused(CheckpointError, "owner/name", subfolder="../x")
-    assert len(asked) == 2
+    assert len(requests) == 2

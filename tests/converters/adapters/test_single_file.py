@@ -205,8 +205,8 @@ def test_single_torch_file(place: tuple[Path, str]) -> None:
     assert jaxmix.load(text).sites == ("proj",)
     folders.save(folder / "peft")
     (folder / "peft" / "adapter_model.safetensors").unlink()
-    made = folders.keyed(folders.factors(folders.FORMS["lora"]))
-    content = {key: torch.from_numpy(x) for key, x in made.items()}
+    tensors = folders.keyed(folders.factors(folders.FORMS["lora"]))
+    content = {key: torch.from_numpy(x) for key, x in tensors.items()}
     torch.save(content, folder / "peft" / "adapter_model.bin")
     assert jaxmix.load(text, subfolder="peft").sites == (SITE,)
 

@@ -133,10 +133,10 @@ def test_mistyped_path_is_reported(
     folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reports the request to the hub, makes one request, and names similar paths."""
-    asked: list[bool] = []
+    requests: list[bool] = []
 
     def unreachable() -> bool:
-        asked.append(True)
+        requests.append(True)
         return False
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -148,7 +148,7 @@ def test_mistyped_path_is_reported(
         "the hub does not answer; using its local cache …\n"
         "error: "
     )
-    assert message.endswith("Did you mean my-adapter/final?\n") and len(asked) == 1
+    assert message.endswith("Did you mean my-adapter/final?\n") and len(requests) == 1
     assert constants.HF_HUB_OFFLINE is False
     assert main("inspect", "my-adaptre/final", "--json") == 1
     assert capsys.readouterr().err == "" and not logging.getLogger("jaxmix.hub").handlers

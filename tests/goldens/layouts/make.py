@@ -39,8 +39,8 @@ def by_torch(root: Path) -> None:
         base = state(kind)
         save_file(base, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config))
-        asked = AutoConfig.from_pretrained(folder, attn_implementation="eager")
-        model = AutoModelForCausalLM.from_config(asked).eval()
+        loaded_config = AutoConfig.from_pretrained(folder, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(loaded_config).eval()
         truth = {"tokens": tokens()}
         for name, tensors in (("base", base), ("composed", jaxmix.compose(base, adapters(kind)))):
             given = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}

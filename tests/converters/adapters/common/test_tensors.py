@@ -195,9 +195,9 @@ def test_unreadable_weights(tmp_path):
 def test_each_tensor_is_copied_once(tmp_path):
     """The file is mapped: there is no second copy next to the arrays."""
     shapes = {"lora_A.weight": (2, 2_000_000), "lora_B.weight": (3, 2)}
-    made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    folder = save(tmp_path, tensors=keyed(made))
-    del made
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    folder = save(tmp_path, tensors=keyed(tensors))
+    del tensors
     tracemalloc.start()
     try:
         adapter = jaxmix.load(folder)

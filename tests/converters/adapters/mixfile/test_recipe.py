@@ -181,10 +181,10 @@ def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -
         zip(["lora", "b", "x"], sources, strict=True)
     )
     # The client downloads single files: here they are hidden until it requests them.
-    asked = []
+    requests = []
 
     def download(hub_id: str, file: str, *, subfolder: str, revision: str | None) -> str:
-        asked.append((hub_id, subfolder, revision))
+        requests.append((hub_id, subfolder, revision))
         path, hidden = cache / subfolder / file, tmp_path / "hidden" / subfolder / file
         if hidden.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,8 +201,8 @@ def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -
     assert [part.source for part in loaded.parts] == [
         f"owner/name/in/{inner}@{COMMIT}" for inner in kept
     ]
-    assert {call[0] for call in asked} == {"owner/name"}
-    assert {call[2] for call in asked if call[1] != "in"} == {COMMIT}
+    assert {call[0] for call in requests} == {"owner/name"}
+    assert {call[2] for call in requests if call[1] != "in"} == {COMMIT}
 
 
 def test_links_within_the_hub_cache_are_followed(cache: Path) -> None:

@@ -51,19 +51,19 @@ def test_valid_folder_is_read(name, tmp_path):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_dtypes_are_kept_bit_for_bit(dtype, tmp_path):
     """Also bfloat16, which NumPy lacks, and float64 without JAX's x64."""
-    made = factors(FORMS["lora"], np.dtype(dtype))
-    adapter = jaxmix.load(save(tmp_path, "lora", keyed(made)))
+    tensors = factors(FORMS["lora"], np.dtype(dtype))
+    adapter = jaxmix.load(save(tmp_path, "lora", keyed(tensors)))
     update: Any = adapter.updates[SITE]
-    for got, saved in ((update.a, made["lora_A.weight"]), (update.b, made["lora_B.weight"])):
+    for got, saved in ((update.a, tensors["lora_A.weight"]), (update.b, tensors["lora_B.weight"])):
         assert got.dtype == np.dtype(dtype) and got.tobytes() == saved.tobytes()
 
 
 def broken(form_name, factor, change, tmp_path):
     """Returns the error for one changed factor, at load or at compose."""
     form = FORMS[form_name]
-    made = factors(form)
-    made[factor] = change(made[factor])
-    folder = save(tmp_path, form, keyed(made))
+    tensors = factors(form)
+    tensors[factor] = change(tensors[factor])
+    folder = save(tmp_path, form, keyed(tensors))
     with pytest.raises(JaxmixError) as caught:
         jaxmix.compose(params(form), [jaxmix.load(folder)])
     assert caught.type is ShapeError
@@ -100,9 +100,9 @@ def test_scalar_factor_is_refused(form, factor, tmp_path):
 @pytest.mark.parametrize(("form", "factor"), NEEDED)
 def test_missing_factor_is_refused(form, factor, tmp_path):
     """The error names the missing factor and the existing ones."""
-    made = factors(FORMS[form])
-    del made[factor]
-    text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
+    tensors = factors(FORMS[form])
+    del tensors[factor]
+    text = refused(CheckpointError, save(tmp_path, form, keyed(tensors)))
     assert str(tmp_path) in text and SITE in text
     assert "expected" in text or "missing" in text
     assert factor.removesuffix("_a").removesuffix("_b") in text
@@ -134,23 +134,23 @@ def test_rank_follows_the_first_matching_pattern(tmp_path):
 @pytest.mark.parametrize("form", ["lora", "loha", "lokr", "adalora", "oft", "shira"])
 def test_non_finite_factor_is_refused(form, dtype, value, tmp_path):
     """The error names the file, the keys, the number of such elements, and the remedy."""
-    made = factors(FORMS[form])
-    name = next(iter(made))
-    made[name] = made[name].astype(dtype)
-    made[name].reshape(-1)[-1] = value
-    text = refused(AdapterError, save(tmp_path, form, keyed(made)))
+    tensors = factors(FORMS[form])
+    name = next(iter(tensors))
+    tensors[name] = tensors[name].astype(dtype)
+    tensors[name].reshape(-1)[-1] = value
+    text = refused(AdapterError, save(tmp_path, form, keyed(tensors)))
     assert str(tmp_path / "adapter_model.safetensors") in text
-    assert f"{SITE}.{name}: 1 of {made[name].size}" in text
+    assert f"{SITE}.{name}: 1 of {tensors[name].size}" in text
     assert "Expected finite factors" in text and "Take an earlier checkpoint" in text
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "bool"])
 def test_quantized_factor_is_refused(dtype, tmp_path):
     """The error names the dtype and the expected ones."""
-    made = keyed(factors(FORMS["lora"]))
-    key = next(iter(made))
-    made[key] = made[key].astype(dtype)
-    text = refused(CheckpointError, save(tmp_path, tensors=made))
+    tensors = keyed(factors(FORMS["lora"]))
+    key = next(iter(tensors))
+    tensors[key] = tensors[key].astype(dtype)
+    text = refused(CheckpointError, save(tmp_path, tensors=tensors))
     assert f"{key}: {dict(int8='I8', uint8='U8').get(dtype, 'BOOL')}" in text
     assert "expected float64, float32, float16 or bfloat16" in text
     assert "Save the adapter unquantized" in text
@@ -159,31 +159,31 @@ def test_quantized_factor_is_refused(dtype, tmp_path):
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_integer_factor_is_refused(dtype, tmp_path):
     """Only SHiRA's positions may be integers."""
-    made = keyed(factors(FORMS["lora"]))
-    key = next(iter(made))
-    made[key] = made[key].astype(dtype)
+    tensors = keyed(factors(FORMS["lora"]))
+    key = next(iter(tensors))
+    tensors[key] = tensors[key].astype(dtype)
     assert f"{key}: {dtype}, expected floats" in refused(
-        CheckpointError, save(tmp_path, tensors=made)
+        CheckpointError, save(tmp_path, tensors=tensors)
     )
 
 
 @pytest.mark.parametrize("bad", [-1, 0.5, 2**31, 1e20])
 def test_invalid_positions_are_refused(bad, tmp_path):
     """PEFT on Windows writes positions as floats, which must be integers."""
-    made = factors(FORMS["shira"])
-    made["shira_indices"] = made["shira_indices"].astype(np.float64)
-    update: Any = jaxmix.load(save(tmp_path, "shira", keyed(made))).updates[SITE]
+    tensors = factors(FORMS["shira"])
+    tensors["shira_indices"] = tensors["shira_indices"].astype(np.float64)
+    update: Any = jaxmix.load(save(tmp_path, "shira", keyed(tensors))).updates[SITE]
     assert update.indices.dtype == np.int32
-    made["shira_indices"][1, 2] = bad
-    text = refused(CheckpointError, save(tmp_path, "shira", keyed(made)))
+    tensors["shira_indices"][1, 2] = bad
+    text = refused(CheckpointError, save(tmp_path, "shira", keyed(tensors)))
     assert f"{SITE}: shira_indices are not all non-negative integers. Save it again" in text
 
 
 def test_positions_beyond_the_weight_are_refused(tmp_path):
     """Positions outside of the weight are refused once the weight is known."""
-    made = factors(FORMS["shira"])
-    made["shira_indices"][1, 0] = 4
-    adapter = jaxmix.load(save(tmp_path, "shira", keyed(made)))
+    tensors = factors(FORMS["shira"])
+    tensors["shira_indices"][1, 0] = 4
+    adapter = jaxmix.load(save(tmp_path, "shira", keyed(tensors)))
     with pytest.raises(ShapeError, match=r"from 0 to 4, expected rows below 6 and columns below 4"):
         jaxmix.compose(params(FORMS["shira"]), [adapter])
 
@@ -196,32 +196,32 @@ def test_factor_without_its_flag_is_refused(form, factor, flag, tmp_path):
     """PEFT would drop it silently, or replace it by random numbers."""
     text = refused(CheckpointError, save(tmp_path, form, **one(flag, False)))
     assert f"{SITE}: {factor} is present, but {flag} is off in the config" in text
-    made = factors(FORMS[form])
-    del made[factor]
-    text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
+    tensors = factors(FORMS[form])
+    del tensors[factor]
+    text = refused(CheckpointError, save(tmp_path, form, keyed(tensors)))
     assert f"{SITE}: {factor} is missing, but {flag} is on in the config" in text
 
 
 def test_convolution_with_invalid_b_is_refused(tmp_path):
     """PEFT's B is a convolution with a kernel of one point."""
-    made = factors(FORMS["lora-conv"])
-    made["lora_B.weight"] = np.ones((6, 2, 2), np.float32)
-    text = refused(ShapeError, save(tmp_path, "lora-conv", keyed(made)))
+    tensors = factors(FORMS["lora-conv"])
+    tensors["lora_B.weight"] = np.ones((6, 2, 2), np.float32)
+    text = refused(ShapeError, save(tmp_path, "lora-conv", keyed(tensors)))
     assert "lora_B.weight has shape (6, 2, 2), expected (out, 2, 1, …)" in text
 
 
 def test_empty_factor_is_refused(tmp_path):
     """It has the right rank, but its shards were not gathered; no base is needed to see this."""
-    made = factors(FORMS["lora"]) | {"lora_A.weight": np.ones((2, 0), np.float32)}
-    text = refused(ShapeError, save(tmp_path, tensors=keyed(made)))
+    tensors = factors(FORMS["lora"]) | {"lora_A.weight": np.ones((2, 0), np.float32)}
+    text = refused(ShapeError, save(tmp_path, tensors=keyed(tensors)))
     assert "lora_A.weight has shape (2, 0), expected (2, ·)" in text
 
 
 def test_grouped_convolution_is_refused(tmp_path):
     """PEFT's LoRA of a grouped convolution is not a change of its weight."""
     shapes = {"lora_A.weight": (2, 2, 3), "lora_B.weight": (6, 1, 1)}
-    made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    text = refused(UnsupportedError, save(tmp_path, tensors=keyed(made)))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    text = refused(UnsupportedError, save(tmp_path, tensors=keyed(tensors)))
     assert f"{SITE}: lora_B has 1 of 2 ranks" in text
     assert "no weight of that convolution can do. Train it without that layer" in text
 
@@ -234,8 +234,8 @@ def test_shared_block_must_be_single(tmp_path):
 
 def test_two_rotations_of_a_site_are_refused(tmp_path):
     """A site is either an embedding or not."""
-    made = keyed({**factors(FORMS["oft"]), **factors(FORMS["oft-embedding"])})
-    text = refused(CheckpointError, save(tmp_path, "oft", made))
+    tensors = keyed({**factors(FORMS["oft"]), **factors(FORMS["oft-embedding"])})
+    text = refused(CheckpointError, save(tmp_path, "oft", tensors))
     assert "oft_R.weight (2, 1), oft_embedding_R.weight (2, 1): expected one of them" in text
 
 

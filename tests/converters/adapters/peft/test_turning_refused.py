@@ -28,7 +28,9 @@ def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp
 
 def test_frod_shapes_disagree(tmp_path):
     """The bases do not fit the site."""
-    made: dict[str, Any] = keyed({"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)})
+    tensors: dict[str, Any] = keyed(
+        {"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)}
+    )
     shared = {"base_model.frod_V.layer_proj": np.eye(4)}
     for kind, size, indices, message in (
         (S, 4, np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
@@ -44,7 +46,7 @@ def test_frod_shapes_disagree(tmp_path):
             "base_model.frod_s_indices.layer_proj": indices,
             "base_model.frod_s_size.layer_proj": np.array([size, size]),
         }
-        text = refused(kind, save(tmp_path, Form("FROD", {}, {}), made | shared | places))
+        text = refused(kind, save(tmp_path, Form("FROD", {}, {}), tensors | shared | places))
         assert message in text, text
 
 

@@ -131,8 +131,8 @@ def test_bad(fields, base, kind, message, tmp_path):
 
 
 def test_indices_that_peft_would_pass_over(tmp_path):
-    made = keyed({"unilora_indices_A": np.zeros((2, 4), np.int64)}, "layers.0.q")
-    text = refused(CheckpointError, _save(tmp_path, {**made, **_THETA}), base=_QK)
+    tensors = keyed({"unilora_indices_A": np.zeros((2, 4), np.int64)}, "layers.0.q")
+    text = refused(CheckpointError, _save(tmp_path, {**tensors, **_THETA}), base=_QK)
     assert "save_indices is false, but the file has indices, which PEFT then ignores" in text
 
 

@@ -36,9 +36,9 @@ def weights(style: str) -> dict[str, np.ndarray]:
         tensors |= {f"{NAME}.scale_weight": scale.reshape(1)}
         tensors["scaled_fp8"] = np.zeros(0, np.float32)
     if style == "newer":
-        told = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True})
+        marker = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True})
         tensors |= {f"{NAME}.weight_scale": scale, f"{NAME}.input_scale": half}
-        tensors[f"{NAME}.comfy_quant"] = np.frombuffer(told.encode(), np.uint8)
+        tensors[f"{NAME}.comfy_quant"] = np.frombuffer(marker.encode(), np.uint8)
     if style == "16 bits":
         tensors[f"{NAME}.weight"] = tensors[f"{NAME}.weight"].astype(ml_dtypes.bfloat16)
         tensors |= {f"{NAME}.scale_weight": scale}
