@@ -60,6 +60,12 @@ def test_cores_that_differ_are_refused(shape: tuple[int, ...]) -> None:
     )
 
 
+def test_single_core_needs_a_kernel() -> None:
+    with pytest.raises(ShapeError) as caught:
+        check_cores(tensors(t1=(2, 2)), ("t1", "t2"), 2)
+    assert str(caught.value) == "t1 (2, 2), expected (2, 2, *kernel) with one kernel"
+
+
 def test_required_tensors_are_returned_in_order() -> None:
     found = tensors(A=(1,), B=(2,), C=(3,))
     assert [tensor.shape for tensor in required(found, "C", "A")] == [(3,), (1,)]
