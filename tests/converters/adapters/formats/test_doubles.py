@@ -56,3 +56,10 @@ def test_modules_without_factors_are_compared_too() -> None:
 def test_module_is_a_double_of_its_rows(parts: list[dict], expected: bool) -> None:
     """Each part has the same down factor and alpha, and its rows of the up factor."""
     assert is_double(lora(UP), parts) is expected
+
+
+def test_rows_of_other_forms_are_not_compared() -> None:
+    """Equal tensors besides the LoRA's, such as DoRA's norms, do not make a module a double."""
+    scale = {"dora_scale": np.ones(4)}
+    parts = [{**lora(UP[:1]), **scale}, {**lora(UP[1:]), **scale}]
+    assert is_double({**lora(UP), **scale}, parts) is False
