@@ -53,10 +53,9 @@ class _Resize:
     @property
     def text(self) -> str:
         """Describes the mismatch."""
-        shape, tensor = (self.rows, *self.tensor.shape[1:]), self.tensor
-        return (
-            f"{self.site}: the adapter fits shape {shape}, {tensor.name} has shape {tensor.shape}"
-        )
+        name, shape = self.tensor.name, self.tensor.shape
+        fitted = (self.rows, *shape[1:])
+        return f"{self.site}: the adapter fits shape {fitted}, {name} has shape {shape}"
 
 
 def resized(
@@ -94,9 +93,7 @@ def resized(
             f"model after resizing, use {option('resize')} to give these tensors the adapters' "
             f"rows, and update {CONFIG_FILE}."
         )
-    changed = {
-        name: _resized(resize) for name, resize in resizes.items() if resize.extra is not None
-    }
+    changed = {n: _resized(resize) for n, resize in resizes.items() if resize.extra is not None}
     missing = [resize.text for resize in resizes.values() if resize.extra is None]
     vocabulary = {
         (resize.tensor.shape[0], resize.rows)
