@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: for which of transformers' architectures jaxmix equals PEFT.
+"""Writes docs/architectures.md: the architectures of transformers on which jaxmix equals PEFT.
 
 Run as ``python -m tests.architectures ROWS.json``. The rows are the verdicts of a script outside
 the repository, which creates a tiny random model of each architecture, and adapters by PEFT. A row
@@ -129,30 +129,34 @@ def page(rows: Sequence[Row], libraries: Mapping[str, str], day: str) -> str:
 
 
 def _line(name: str, rows: Sequence[Row]) -> str:
-    """The line of one architecture."""
+    """Returns the line of one architecture."""
     shown = [row for row in rows if row["verdict"] != "can't"]
     variants = dict.fromkeys(_variant(row) for row in shown)
     counted = [row for row in shown if not row.get("beyond")]
     cells: list[str] = [f"`{name}`", ", ".join(variants) or "–"]
     for path in (_COMPOSE, _MERGE):
-        own = [row for row in counted if row["path"] == path]
-        cells.append("ok" if own and all(r["verdict"] == "ok" for r in own) else _share(own))
+        path_rows = [row for row in counted if row["path"] == path]
+        cells.append(
+            "ok"
+            if path_rows and all(r["verdict"] == "ok" for r in path_rows)
+            else _share(path_rows)
+        )
     return f"| {' | '.join([*cells, '; '.join(_notes(rows))])} |".replace("|  |", "| |")
 
 
 def _variant(row: Row) -> str:
-    """The name on the page of a row's kind of adapter."""
+    """Returns the page's name for a row's kind of adapter."""
     name: str = row["variant"]
     return VARIANTS.get(name, name)
 
 
 def _share(rows: Sequence[Row]) -> str:
-    """How many checks are ok, such as "4 of 5"."""
+    """Returns the number of passed checks, such as "4 of 5"."""
     return f"{sum(row['verdict'] == 'ok' for row in rows)} of {len(rows)}" if rows else "–"
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """What else is to say of an architecture: each remark with the adapters that it is about."""
+    """Returns the notes on an architecture: each remark with the adapters that it concerns."""
     remarks: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         for remark in _remarks(row):
@@ -162,14 +166,14 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         f"{remark}: {', '.join(variants)}{f' ({reason})' if reason else ''}"
         for (remark, reason), variants in remarks.items()
     ]
-    own = [row for row in rows if row["path"] == _OWN]
-    if own and all(row["verdict"] == "ok" for row in own):
+    own_rows = [row for row in rows if row["path"] == _OWN]
+    if own_rows and all(row["verdict"] == "ok" for row in own_rows):
         notes.append("also as a model of `jaxmix.models`")
     return notes
 
 
 def _remarks(row: Row) -> Iterator[tuple[str, str]]:
-    """The remarks on a verdict, each with its reason."""
+    """Yields the remarks on a verdict, each with its reason."""
     is_good = row["verdict"] in ("ok", "refused") if row.get("beyond") else row["verdict"] == "ok"
     if row.get("beyond"):
         yield f"PEFT misreads, {row['verdict']} here", ""
@@ -184,13 +188,13 @@ def _remarks(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def _reason(detail: str) -> str:
-    """The first sentence of an error, without the folder of the run or characters of tables."""
+    """Returns the first sentence of an error, without the run's folder or characters of tables."""
     text = re.sub(r"/\S*/zoo-\w+/", "", " ".join(detail.split())).replace("|", "/")
     return re.split(r"(?<=\w)[.;] ", text)[0].rstrip(".")[:160]
 
 
 def _wrapped(text: str) -> str:
-    """Text in lines of at most 100 characters."""
+    """Wraps a text in lines of at most 100 characters."""
     lines = [""]
     for word in text.split():
         if len(lines[-1]) + len(word) > 99:

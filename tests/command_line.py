@@ -18,11 +18,11 @@ __all__ = ["PAGE", "help_texts", "main", "versions"]
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE = DOCS / "command_line.md", DOCS / "inspect.png"
-# What a terminal would change: its width, its colours, and what CI says of itself.
+# Settings of the environment that change the output: width and colors, and variables of CI.
 ENVIRONMENT = {"COLUMNS": "92", "LINES": "40", "NO_COLOR": "1", "TERM": "dumb", "LANG": "C.UTF-8"}
 FORCED = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_WIDTH", "TTY_COMPATIBLE")
 
-# Each is run in the folder that the first one makes; what it writes, the next ones read.
+# Each is run in the folder that the first one makes; later ones read files of earlier ones.
 RUNS = (
     ("jaxmix inspect try/lora try/loha:0.5", "Show the adapters' contents:"),
     (
@@ -95,14 +95,14 @@ _HELPS = "\n## Help\n\n"
 
 
 def versions() -> str:
-    """What laid out the help that is on the page."""
+    """Returns the versions that laid out the help on the page."""
     return f"typer {version('typer')}, rich {version('rich')}"
 
 
 def _environment() -> dict[str, str]:
-    """The environment in which all of it is run."""
-    kept = {key: value for key, value in os.environ.items() if key not in FORCED}
-    return {**kept, **ENVIRONMENT}
+    """Returns the environment of all runs."""
+    variables = {key: value for key, value in os.environ.items() if key not in FORCED}
+    return {**variables, **ENVIRONMENT}
 
 
 _HELP = """
@@ -120,16 +120,16 @@ print(json.dumps(found))
 
 
 def help_texts() -> dict[str, str]:
-    """The help of the program, under "", and of each command, as plain text."""
+    """Returns the help of the program, under "", and of each command, as plain text."""
     names = ["", *SUMMARIES]
     program = [sys.executable, "-c", _HELP, *names]
     env = _environment()
-    done = subprocess.run(program, env=env, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    result = subprocess.run(program, env=env, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
 
 
 def _tour(folder: Path) -> str:
-    """Each run with what it said."""
+    """Returns each run with its output."""
     _run("jaxmix demo --copy try", folder)
     parts = []
     for line, reason in RUNS:
@@ -142,17 +142,17 @@ def _tour(folder: Path) -> str:
 
 
 def _run(line: str, folder: Path) -> str:
-    """What a command line writes to stdout."""
+    """Returns what a command line writes to stdout."""
     args = line.split()
     program = [sys.executable, "-m", "jaxmix"] if args[0] == "jaxmix" else args[:1]
     env = _environment()
-    done = subprocess.run([*program, *args[1:]], cwd=folder, env=env, stdout=-1, text=True)
-    print(f"{done.returncode} {line}", file=sys.stderr)
-    return "".join(f"{row.rstrip()}\n" for row in done.stdout.splitlines())
+    result = subprocess.run([*program, *args[1:]], cwd=folder, env=env, stdout=-1, text=True)
+    print(f"{result.returncode} {line}", file=sys.stderr)
+    return "".join(f"{row.rstrip()}\n" for row in result.stdout.splitlines())
 
 
 def _save_small(picture: Path) -> None:
-    """The picture with 256 colours, those of the ends of its scales too: a third of the bytes."""
+    """Saves the picture with 256 colors, which take a third of the bytes."""
     from PIL import Image
 
     with Image.open(picture) as image:
@@ -161,7 +161,7 @@ def _save_small(picture: Path) -> None:
 
 
 def _helps() -> str:
-    """The help of each command, under titles."""
+    """Returns the help of each command, under titles."""
     helps = []
     for command, text in help_texts().items():
         title = f"jaxmix {command}".rstrip()
@@ -178,8 +178,8 @@ def main(*, only_help: bool = False) -> None:
         with tempfile.TemporaryDirectory() as folder:
             tour = _tour(Path(folder))
             _save_small(Path(folder) / "inspect.png")
-    made = f"<!-- Laid out by {versions()}. -->\n"
-    page = TEXT.format(made=made) + _TOUR + tour + _HELPS + _helps()
+    layout_note = f"<!-- Laid out by {versions()}. -->\n"
+    page = TEXT.format(made=layout_note) + _TOUR + tour + _HELPS + _helps()
     PAGE.write_text(page, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 @contextmanager
 def timed_events() -> Iterator[Counter[str]]:
-    """Counts, by name, the events whose duration JAX reports within the context."""
+    """Counts, by name, the events within the context whose duration JAX reports."""
     seen: Counter[str] = Counter()
     is_open = True
 

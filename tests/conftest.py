@@ -1,11 +1,11 @@
-"""What every test runs under: strict promotion, no lazy defaults, the same draws on CI.
+"""Settings of all tests: strict promotion, no lazy defaults, equal random draws on CI.
 
 JAX starts with eight host devices, so sharding is tested everywhere. Torch gets one thread, since
 two workers share the machine. Most programs here run once, so compiling takes longer than running
-them: LLVM does not optimise them, and XLA does not split them into parts to compile in parallel.
+them: LLVM does not optimize them, and XLA does not split them into parts to compile in parallel.
 Up to JAX 0.10, XLA's emitter of fusions takes two thirds of a compilation on CPU, so it is off;
 later versions stop at this unknown flag. Modules and JAX's caches live as long as the process, so
-Python looks for garbage among new objects only, and not often.
+the garbage collector runs rarely, and only over new objects.
 """
 
 import gc
@@ -38,10 +38,10 @@ gc.set_threshold(50_000, 20, 20)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Shapes and types of every call are checked in the rooms that compute. Not at the faces: these
-# refuse bad arguments in words of their own, which are tested. Import jaxmix only after this.
+# The types of every call are checked in the packages that compute. Public functions are not
+# checked: tests pass them bad arguments and check their errors. Import jaxmix only after this.
 CHECKED = ("operators", "affine", "apply.plan", "models.layers", "models.rope")
-install_import_hook([f"jaxmix.{room}" for room in CHECKED], f"{checking.__name__}.check")
+install_import_hook([f"jaxmix.{package}" for package in CHECKED], f"{checking.__name__}.check")
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)
@@ -58,16 +58,16 @@ if find_spec("torch") is not None:
 
 @pytest.fixture
 def no_compiling() -> Iterator[None]:
-    """The test runs uncompiled: for tests of many programs that each run once."""
+    """Runs a test uncompiled, for tests of many programs that each run once."""
     with uncompiled():
         yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders the files for `make test`, whose workers take them in turn."""
+    """Sorts the files for `make test`, whose workers take them in order."""
     start_first(items)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Exempts all that exists before the first test from the search for garbage."""
+    """Exempts all objects that exist before the first test from garbage collection."""
     gc.freeze()

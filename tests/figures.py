@@ -1,7 +1,7 @@
 """Draws the figures of docs/mathematics.md from the library's own maps: docs/figures/*.svg.
 
-``python -m tests.figures``, or ``make pages``. Colours differ in lightness too, so that they can be
-told apart with any colour vision and in print.
+``python -m tests.figures``, or ``make pages``. Colors differ in lightness too, so they can be
+distinguished in print and with any color vision.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ __all__ = ["FIGURES", "main"]
 FIGURES = ROOT / "docs" / "figures"
 OUT, IN = 12, 16
 BLUE, ORANGE, GREY, INK = "#0B5394", "#D55E00", "#8A8A8A", "#222222"
-# Fonts become paths and ids are fixed, so that the files are the same for every reader and run.
+# Fonts become paths and ids are fixed, so the files are the same on every machine and in every run.
 _SETTINGS = {
     "font.size": 11,
     "svg.hashsalt": "jaxmix",

@@ -1,7 +1,7 @@
 """Writes converters/merging/heads.json: transformers' classes with a head for a task.
 
-Run as ``python -m tests.heads`` with torch and transformers. Models are made on torch's meta
-device, so that none takes memory. A class whose config asks for more than its defaults is skipped.
+Run as ``python -m tests.heads`` with torch and transformers. Models are created on torch's meta
+device, which takes no memory. A class whose config needs more than its defaults is skipped.
 """
 
 import json
@@ -28,13 +28,13 @@ _OTHERS = ("MODEL", "MODEL_FOR_CAUSAL_LM", "MODEL_FOR_MASKED_LM", "MODEL_FOR_PRE
 
 
 def described(model_type: str, name: str, task: str) -> dict[str, Any] | None:
-    """The tensors of a class's checkpoint outside of its body's layers.
+    """Describes the tensors of a class's checkpoint outside of its body's layers.
 
     Returns:
         ``prefix``: that of the body; ``head``: the parameters beside it, each with its number of
         rows, "labels", or None for any; ``needs``: parameters of the body that those of another
-        head may lack; ``lacks``: those that they may have and this has not. None if the body does
-        not lie under one prefix.
+        head may lack; ``lacks``: those that they may have and this class lacks. None if the
+        body's parameters do not share one prefix.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -61,18 +61,18 @@ def described(model_type: str, name: str, task: str) -> dict[str, Any] | None:
         their_body = their_body or set(other_shapes)
         others |= their_body - body
         lacking |= body - their_body
-    found = {
+    description = {
         "task": TASKS[task],
         "prefix": prefix,
         "head": head,
         "needs": sorted(filter(_is_outside_layers, lacking)),
         "lacks": sorted(filter(_is_outside_layers, others)),
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in description.items() if value}
 
 
 def _shapes(cls: Any, config: Any) -> tuple[str, dict[str, tuple[int, ...]]]:
-    """The prefix of a class's body, and its parameters."""
+    """Returns the prefix of a class's body, and its parameters."""
     import torch
 
     with torch.device("meta"):
@@ -83,7 +83,7 @@ def _shapes(cls: Any, config: Any) -> tuple[str, dict[str, tuple[int, ...]]]:
 def _split(
     shapes: dict[str, tuple[int, ...]], prefix: str
 ) -> tuple[set[str], dict[str, tuple[int, ...]]]:
-    """The names under a prefix, without it; and the rest."""
+    """Splits names into those under a prefix, without it, and the others."""
     start = f"{prefix}."
     body = {name.removeprefix(start) for name in shapes if name.startswith(start)}
     return body, {name: shape for name, shape in shapes.items() if not name.startswith(start)}

@@ -1,4 +1,4 @@
-"""The files whose tests take the most CPU time: they start first, so that no worker ends alone."""
+"""The files whose tests take the most CPU time: they start first, so workers end together."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ LONGEST = (
 
 
 def start_first(items: list[pytest.Item]) -> None:
-    """Sorts tests in place: those of the longest files first, all others in their order."""
+    """Sorts tests in place: those of the longest files first, the others in their order."""
     tests = Path(__file__).parent
     places = {tests / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))

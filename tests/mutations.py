@@ -1,14 +1,14 @@
-"""Breaks the library in one place after another, and reports which breaks the tests catch.
+"""Changes one place of the library after another, and reports which changes the tests detect.
 
     python -m tests.mutations               with the tests of `make test`
     python -m tests.mutations --all         with those of `make test-all`
     python -m tests.mutations --near        with the tests that are likely to catch it; quicker
-    python -m tests.mutations bank tied     the mutations whose name holds one of these words
+    python -m tests.mutations bank tied     the mutations whose name contains one of these words
 
-Each mutation replaces a text that stands once in the library, in a copy of the tree. The likely
+Each mutation replaces a text that occurs once in the library, in a copy of the tree. The likely
 tests run first and stop at the first failure; the others run only if none of them fails. A
-mutation that no test catches is a gap: write the test. A text that is no longer there is an error:
-follow the code.
+mutation that no test catches is a gap: write the test. A text that no longer occurs is an error:
+adapt the mutation to the code.
 """
 
 import argparse
@@ -29,11 +29,11 @@ QUICK = ("-m", "not thorough")
 
 @dataclass(frozen=True)
 class Mutation:
-    """One break.
+    """One change that breaks the library.
 
     Args:
-        name: The room, and what is wrong then.
-        old: A text that stands once in the library.
+        name: The package, and the effect of the change.
+        old: A text that occurs once in the library.
         new: The text that replaces it.
         near: The tests that are likely to catch it: files or folders below tests/, and words for
             pytest.
@@ -192,7 +192,7 @@ MUTATIONS = (
     ),
     Mutation(
         "peft exporter: the rest of a scale is not in B",
-        "ratio = own / scale",
+        "ratio = current / scale",
         "ratio = 1.0",
         ("converters/adapters/common/test_equal_ranks.py",),
     ),
@@ -245,45 +245,45 @@ MUTATIONS = (
 
 
 def copied(tree: Path, to: Path) -> Path:
-    """A copy of a checkout, its links kept."""
+    """Copies a checkout, with its links."""
     ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "*.egg-info")
     shutil.copytree(tree, to, symlinks=True, ignore=ignored)
     return to
 
 
 def file_of(tree: Path, old: str) -> Path:
-    """The one file of the library that holds a text, once."""
+    """Returns the only file of the library that contains a text, exactly once."""
     files = [path for root in ROOTS for path in sorted((tree / root).rglob("*.py"))]
-    found = [path for path in files for _ in range(path.read_text(encoding="utf-8").count(old))]
-    if len(found) != 1:
-        raise SystemExit(f"{old!r} stands {len(found)} times in the library. Follow the code.")
-    return found[0]
+    paths = [path for path in files for _ in range(path.read_text(encoding="utf-8").count(old))]
+    if len(paths) != 1:
+        raise SystemExit(f"{old!r} occurs {len(paths)} times in the library. Adapt the mutation.")
+    return paths[0]
 
 
 def failure(tree: Path, args: tuple[str, ...]) -> str | None:
-    """The first test that fails, or None if all pass."""
+    """Returns the first test that fails; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *args]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
     lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    # 1 is a failure, 2 an error while tests are collected: anything else says nothing.
+    # 1 is a failure, 2 an error while tests are collected; other codes are no result.
     if done.returncode not in (1, 2) or not lines:
         raise SystemExit(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return lines[0]
 
 
 def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bool) -> str | None:
-    """The test that catches a mutation in this copy of the tree, or None."""
+    """Returns the test that catches a mutation in this copy of the tree; None if no test does."""
     path = file_of(tree, mutation.old)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
         tests = tree / "tests"
         near = [f"tests/{name}" if (tests / name).exists() else name for name in mutation.near]
-        found = failure(tree, (*which, *near))
-        return found if found or near_only else failure(tree, which)
+        failed = failure(tree, (*which, *near))
+        return failed if failed or near_only else failure(tree, which)
     finally:
         path.write_text(text, encoding="utf-8")
 
@@ -291,15 +291,15 @@ def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bo
 def table(
     tree: Path, patterns: list[str], which: tuple[str, ...], near_only: bool
 ) -> Iterator[tuple[str, str | None]]:
-    """Each mutation's name with the test that catches it."""
+    """Yields each mutation's name with the test that catches it."""
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(tree, Path(folder) / "jaxmix")
-        wanted = [
+        selected = [
             m for m in MUTATIONS if not patterns or any(pattern in m.name for pattern in patterns)
         ]
-        for mutation in wanted:
+        for mutation in selected:
             file_of(copy, mutation.old)
-        for mutation in wanted:
+        for mutation in selected:
             yield mutation.name, caught(copy, mutation, which, near_only)
 
 
@@ -312,13 +312,13 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the tests of `make test-all`")
     parser.add_argument("--near", action="store_true", help="the likely tests alone")
     parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout")
-    given = parser.parse_args()
+    options = parser.parse_args()
     lost = 0
     print("| broken | caught by |\n| --- | --- |", flush=True)
-    which = () if given.all else QUICK
-    for name, found in table(given.tree.resolve(), given.words, which, given.near):
-        lost += found is None
-        print(f"| {name} | {found or '**nothing**'} |", flush=True)
+    which = () if options.all else QUICK
+    for name, test in table(options.tree.resolve(), options.words, which, options.near):
+        lost += test is None
+        print(f"| {name} | {test or '**nothing**'} |", flush=True)
     sys.exit(lost > 0)
 
 

@@ -119,14 +119,14 @@ def mapping(module: Any) -> dict[str, Any]:
 
 
 def row_of(transform: Any, key: str) -> Any:
-    """Returns a transform as data: its kind, the patterns that it matches and what they become.
+    """Returns a transform as data: its kind, the patterns that it matches and their replacements.
 
     Args:
         transform: One of transformers'.
         key: The model type or class that has it.
 
     Returns:
-        The row; None if the transform runs code of its own.
+        The row; None if the transform runs custom code.
     """
     kind = _KINDS.get(type(transform).__name__)
     if kind is None:
@@ -138,7 +138,7 @@ def row_of(transform: Any, key: str) -> Any:
 
 
 def _operation(operation: Any, key: str) -> list[Any]:
-    """An operation as data: its name and its settings, such as the axis of a concatenation.
+    """Returns an operation as data: its name and its settings, such as a concatenation's axis.
 
     What transformers computes from the model is stated by fields of its config.
     """
@@ -159,7 +159,7 @@ def _operation(operation: Any, key: str) -> list[Any]:
 
 
 def _default(key: str, part: str | None, field: str) -> int | None:
-    """The default of a config's field, of a model type or class, or of a model inside it."""
+    """Returns the default of a config's field, of a model type or class, or of a nested model."""
     import transformers
 
     if key in transformers.CONFIG_MAPPING:
@@ -172,7 +172,7 @@ def _default(key: str, part: str | None, field: str) -> int | None:
 
 
 def _models() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each model type with its base class, that class's prefix, and the models inside it.
+    """Yields each model type with its base class, that class's prefix, and its nested models.
 
     Of a model type that has no base class, a class with a head.
     """
@@ -202,7 +202,7 @@ def _models() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _head_classes() -> dict[str, str]:
-    """A class of each model type that has no base model, such as encoder-decoders of two models."""
+    """Returns a class of each model type without a base model, such as encoder-decoder pairs."""
     from transformers.models.auto import modeling_auto
 
     tables = {
@@ -218,13 +218,13 @@ def _head_classes() -> dict[str, str]:
 
 
 def _inputs_first(model: Any) -> list[str]:
-    """The ends of the names of the modules whose experts are stored as (experts, in, out)."""
-    found = {
+    """Returns the ends of the names of modules with experts stored as (experts, in, out)."""
+    modules = {
         ".".join([name for name in path.split(".") if not name.isdigit()][-2:])
         for path, module in model.named_modules()
         if getattr(module, "is_transposed", False)
     }
-    return sorted(found)
+    return sorted(modules)
 
 
 def shorten(config: Any) -> None:
@@ -245,7 +245,7 @@ def shorten(config: Any) -> None:
 
 
 def _parts(model: Any, config: Any) -> list[list[str | None]]:
-    """The models inside a model: path, class, model type, and the field that holds their config."""
+    """Yields the nested models of a model: path, class, model type, and their config's field."""
     from transformers import PreTrainedModel
 
     fields = {

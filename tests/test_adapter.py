@@ -1,4 +1,4 @@
-"""Adapters: strengths, names, how they read, and what they are as pytrees."""
+"""Adapters: strengths, arguments, representation, and behavior as pytrees."""
 
 import re
 from dataclasses import replace
@@ -17,7 +17,7 @@ from .laws.draws import FAMILIES, KINDS, made, ones
 
 
 def lora(name: str = "style", sites: int = 1, strength: Any = 1.0) -> Adapter:
-    """A LoRA of rank 2 at some sites, (2, 3) each."""
+    """Returns a LoRA of rank 2 at some sites with weights (2, 3)."""
     updates = {
         f"model.layers.{i}.q": LoRA(a=ones((2, 3)), b=ones((2, 2)), scale=0.5) for i in range(sites)
     }
@@ -40,25 +40,25 @@ SCALARS = {
 
 
 @pytest.mark.parametrize("scalar", SCALARS.values(), ids=SCALARS)
-def test_a_scalar_on_either_side(scalar: Any) -> None:
-    """Whatever kind of number it is, it multiplies, and NumPy and JAX leave it to us."""
-    for made_of in (scalar * lora(), lora() * scalar):
-        assert isinstance(made_of, Adapter) and made_of.name == "style"
-        assert float(made_of.strength) == float(scalar)
+def test_scalars_multiply_from_either_side(scalar: Any) -> None:
+    """Scalars of Python, NumPy and JAX multiply an adapter or a mix from either side."""
+    for product in (scalar * lora(), lora() * scalar):
+        assert isinstance(product, Adapter) and product.name == "style"
+        assert float(product.strength) == float(scalar)
     twice = scalar * (scalar * lora())
     assert float(twice.strength) == float(scalar) ** 2
     mixed = scalar * mix(lora("a"), 2 * lora("b"))
     assert [float(part.strength) for part in mixed.parts] == [float(scalar), 2 * float(scalar)]
 
 
-def test_minus() -> None:
-    """``-a`` takes a away."""
+def test_negation_negates_the_strength() -> None:
+    """``-a`` has the negative strength; a negated mix negates each part."""
     assert (-lora()).strength == -1.0 and (-(0.5 * lora())).strength == -0.5
     assert [part.strength for part in (-mix(lora("a"), lora("b"))).parts] == [-1.0, -1.0]
 
 
-def test_a_number_stays_a_float_and_an_array_an_array() -> None:
-    """NumPy's scalars become floats, so that they trace like them; JAX's arrays stay."""
+def test_scalars_become_floats_and_jax_arrays_stay() -> None:
+    """NumPy's scalars become floats, so they trace like floats; JAX's arrays are kept."""
     assert type((np.float32(0.5) * lora()).strength) is float
     assert type((3 * lora()).strength) is float
     array = jnp.asarray(0.5)
@@ -66,11 +66,11 @@ def test_a_number_stays_a_float_and_an_array_an_array() -> None:
     assert lora(strength=array).strength is array
 
 
-def test_a_traced_strength() -> None:
-    """A tracer is a strength, of whole numbers too."""
+def test_strength_may_be_traced() -> None:
+    """A tracer is a valid strength, also of an integer."""
     for value in (0.25, 2):
-        got = jax.jit(lambda s: (s * (0.5 * lora())).strength)(value)
-        assert float(got) == 0.5 * value and jnp.issubdtype(got.dtype, jnp.floating)
+        product = jax.jit(lambda s: (s * (0.5 * lora())).strength)(value)
+        assert float(product) == 0.5 * value and jnp.issubdtype(product.dtype, jnp.floating)
 
 
 REFUSED = {
@@ -95,30 +95,30 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("strength", "text"), REFUSED.values(), ids=REFUSED)
-def test_no_scalar(strength: Any, text: str) -> None:
-    """What is no real scalar is refused wherever a strength goes in."""
-    for try_it in (
+def test_invalid_strengths_are_refused(strength: Any, text: str) -> None:
+    """Every function that takes a strength refuses values that are not finite real scalars."""
+    for call in (
         lambda: lora() * strength,
         lambda: lora(strength=strength),
         lambda: mix(lora("a")) * strength,
     ):
         with pytest.raises(AdapterError, match=text):
-            try_it()
+            call()
 
 
-def test_division_and_sums_are_not_there() -> None:
-    """What could be misread is no operation: only a product with a number is."""
+def test_division_and_sums_are_unsupported() -> None:
+    """Operations with an ambiguous meaning raise TypeError."""
     a: Any = lora()
-    for try_it in (lambda: a + a, lambda: a @ a, lambda: 1 / a, lambda: ones(2) @ a):
+    for call in (lambda: a + a, lambda: a @ a, lambda: 1 / a, lambda: ones(2) @ a):
         with pytest.raises(TypeError):
-            try_it()
+            call()
 
 
-# ---------------------------------------------------------------- what goes in
+# ---------------------------------------------------------------- arguments
 
 
-def test_what_is_no_update() -> None:
-    """All of it at once, by site."""
+def test_values_that_are_not_updates_are_listed() -> None:
+    """All invalid updates are listed by site in one error."""
     wrong: Any = {"q": ones((2, 3)), "k": LoRA(ones((1, 3)), ones((2, 1)), 1.0), 3: None}
     with pytest.raises(AdapterError, match="not updates of a family") as caught:
         Adapter(wrong)
@@ -126,50 +126,50 @@ def test_what_is_no_update() -> None:
     assert "k:" not in str(caught.value)
 
 
-def test_what_is_no_mapping() -> None:
-    """A list of updates has no sites."""
+def test_updates_must_be_a_mapping() -> None:
+    """A list of updates has no sites and is refused."""
     wrong: Any = [LoRA(ones((1, 3)), ones((2, 1)), 1.0)]
     with pytest.raises(AdapterError, match=r"updates are a list, expected \{site: update\}"):
         Adapter(wrong)
 
 
-def test_what_is_no_name() -> None:
-    """A name is a text."""
+def test_name_and_source_must_be_strings() -> None:
+    """A name or source that is not a string is refused."""
     wrong: Any = 3
-    for try_it in (lambda: Adapter({}, name=wrong), lambda: lora().renamed(wrong)):
+    for call in (lambda: Adapter({}, name=wrong), lambda: lora().renamed(wrong)):
         with pytest.raises(AdapterError, match=r"name is 3, expected a string"):
-            try_it()
+            call()
     with pytest.raises(AdapterError, match=r"source is 3, expected a string"):
         Adapter({}, source=wrong)
 
 
-def test_the_source_is_kept_and_counts_for_nothing() -> None:
-    """Through `*`, another name, and JAX; structures with others are equal."""
+def test_source_is_kept_and_ignored_in_comparisons() -> None:
+    """Products, renaming and JAX keep the source, which does not affect the tree structure."""
     sourced = replace(lora(), source="owner/name")
     left, right = jax.tree.structure(sourced), jax.tree.structure(lora())
     assert left == right and hash(left) == hash(right)
-    kept = jax.tree.map(lambda x: x, 0.5 * sourced.renamed("x"))
-    assert (kept.name, kept.source) == ("x", "owner/name")
+    adapter = jax.tree.map(lambda x: x, 0.5 * sourced.renamed("x"))
+    assert (adapter.name, adapter.source) == ("x", "owner/name")
 
 
 def test_errors_are_value_errors() -> None:
-    """So that code which does not know jaxmix catches them."""
+    """Code that does not know jaxmix can catch its errors as ValueError."""
     assert issubclass(AdapterError, JaxmixError) and issubclass(JaxmixError, ValueError)
 
 
-def test_it_does_not_share_its_dict() -> None:
-    """Later changes of the dict do not change the adapter."""
+def test_updates_are_copied() -> None:
+    """Later changes of the caller's dict do not change the adapter."""
     updates: dict[str, Any] = {"q": Replace(ones((2, 3)))}
     adapter = Adapter(updates)
     updates.clear()
     assert adapter.sites == ("q",)
 
 
-# ---------------------------------------------------------------- for people
+# ---------------------------------------------------------------- representation
 
 
 def test_repr() -> None:
-    """Name, kinds and sizes, sites, strength."""
+    """The representation has the name, the kinds with their sizes, the sites and the strength."""
     assert repr(lora()) == "style: LoRA rank 2 at 1 site, strength 1 (model.layers.0.q)"
     assert repr(0.6 * lora(sites=3)) == (
         "style: LoRA rank 2 at 3 sites, strength 0.6 (model.layers.0.q, …)"
@@ -180,7 +180,7 @@ def test_repr() -> None:
 
 
 def test_repr_of_many_kinds() -> None:
-    """The two most frequent are named."""
+    """The representation names the two most frequent kinds."""
     module = KINDS["wide"]
     updates = {f"{f}.{i}": made(f, module, i) for f in FAMILIES for i in range(2)}
     updates |= {f"{i}.bias": Replace(bias=ones(6)) for i in range(5)}
@@ -189,29 +189,29 @@ def test_repr_of_many_kinds() -> None:
 
 
 def test_repr_of_a_traced_strength() -> None:
-    """It says so, and does not fail."""
-    seen: list[str] = []
+    """A traced strength is shown as traced."""
+    representations: list[str] = []
 
     def show(strength: Any) -> Any:
-        seen.append(repr(strength * lora()) + repr(mix(lora("b"), strength * lora())))
+        representations.append(repr(strength * lora()) + repr(mix(lora("b"), strength * lora())))
         return strength
 
     jax.jit(show)(0.5)
-    assert seen[0].count("strength traced") == 2
+    assert representations[0].count("strength traced") == 2
 
 
 def test_repr_never_fails() -> None:
-    """JAX puts other things where arrays were; a debugger shows them."""
+    """The representation works for any objects that replace arrays in JAX or a debugger."""
     adapter = lora(sites=2)
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), adapter)
     assert "strength one of an array (2,)" in repr(stacked)
-    odds = (lambda x: None, lambda x: "x", lambda x: np.asarray(x).dtype, jax.typeof)
-    for odd in odds:
-        assert repr(jax.tree.map(odd, adapter)).startswith("style: LoRA")
+    replacements = (lambda x: None, lambda x: "x", lambda x: np.asarray(x).dtype, jax.typeof)
+    for replacement in replacements:
+        assert repr(jax.tree.map(replacement, adapter)).startswith("style: LoRA")
 
 
-def test_names() -> None:
-    """A new name, the rest the same objects."""
+def test_renaming_keeps_the_updates() -> None:
+    """A renamed adapter has the same update objects."""
     first = lora()
     second = first.renamed("other")
     assert (first.name, second.name) == ("style", "other")
@@ -220,7 +220,7 @@ def test_names() -> None:
 
 
 def test_frozen() -> None:
-    """No field can be set."""
+    """No field can be assigned."""
     adapter: Any = lora()
     with pytest.raises(AttributeError):
         adapter.strength = 2.0
@@ -232,7 +232,7 @@ def test_frozen() -> None:
 
 
 def test_tree_map_keeps_names_and_static_data() -> None:
-    """Names, sites and configs come through, numbers change."""
+    """`tree.map` changes numbers and keeps names, sites and configs."""
     module = KINDS["wide"]
     mixed = mix(*(Adapter({"q": made(f, module, 1)}, 0.5, f) for f in FAMILIES))
     doubled = jax.tree.map(lambda x: 2 * x, mixed)
@@ -244,7 +244,7 @@ def test_tree_map_keeps_names_and_static_data() -> None:
 
 
 def test_paths_of_leaves_are_readable() -> None:
-    """What optax and checkpoints name leaves by."""
+    """Leaves have readable paths, by which optax and checkpoints name them."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(lora())]
     assert paths == [
         ".updates['model.layers.0.q'].a",
@@ -254,15 +254,15 @@ def test_paths_of_leaves_are_readable() -> None:
     ]
 
 
-def test_a_name_is_no_structure() -> None:
-    """Adapters that differ in name only are one program for jit."""
+def test_names_do_not_affect_the_structure() -> None:
+    """Adapters that differ only in name share one compiled program."""
     assert jax.tree.structure(lora("a")) == jax.tree.structure(lora("b"))
     assert hash(jax.tree.structure(lora("a"))) == hash(jax.tree.structure(lora("b")))
     assert jax.tree.structure(lora("a")) != jax.tree.structure(lora("a", sites=2))
 
 
-def test_through_jit() -> None:
-    """An adapter goes in and comes out."""
+def test_adapter_passes_through_jit() -> None:
+    """A compiled function takes and returns an adapter."""
     out = jax.jit(lambda a: 0.5 * a)(lora())
     assert isinstance(out, Adapter) and float(out.strength) == 0.5
     assert re.match("style: LoRA rank 2 at 1 site, strength 0.5", repr(out))

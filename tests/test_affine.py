@@ -1,4 +1,4 @@
-"""Affine maps: the monoid's laws, folding, and what folding costs."""
+"""Affine maps: the laws of the monoid, folding, and the cost of folded maps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError
@@ -49,7 +49,7 @@ def _sparse(draw: Draw) -> Sparse:
     return Sparse(draw(4), places, *SHAPE)
 
 
-# What the families make: one map of every kind.
+# One map of every kind that the families make.
 KINDS: dict[str, Callable[[Draw], AffineMap]] = {
     "lora": lambda draw: shift(_rank(draw)),
     "loha": lambda draw: shift(Hadamard(_rank(draw), _rank(draw))),
@@ -72,19 +72,19 @@ KINDS: dict[str, Callable[[Draw], AffineMap]] = {
 }
 
 
-def made(kind: str, seed: int = 0) -> AffineMap:
-    """A map of a kind."""
+def map_of_kind(kind: str, seed: int = 0) -> AffineMap:
+    """Returns a map of a kind."""
     rng = np.random.default_rng([seed, *map(ord, kind)])
     return KINDS[kind](lambda *shape: jnp.asarray(rng.normal(size=shape)))
 
 
-def word_of(*kinds: str) -> list[AffineMap]:
-    """One map a kind, all different."""
-    return [made(kind, i) for i, kind in enumerate(kinds)]
+def chain_of_all_kinds(*kinds: str) -> list[AffineMap]:
+    """Returns one map per kind, all different."""
+    return [map_of_kind(kind, i) for i, kind in enumerate(kinds)]
 
 
 def naive(chain: Chain, w: np.ndarray) -> np.ndarray:
-    """The maps one after another, densely."""
+    """Applies the maps one after another, as dense matrices."""
     for map_ in chain:
         left, right, delta = (np.asarray(x.dense()) for x in (map_.left, map_.right, map_.shift))
         w = left @ w @ right.T + delta
@@ -92,32 +92,32 @@ def naive(chain: Chain, w: np.ndarray) -> np.ndarray:
 
 
 def run(steps: Chain, w: Any) -> jax.Array:
-    """The maps one after another, as they run."""
+    """Applies folded steps one after another."""
     return reduce(lambda x, step: step(x), steps, jnp.asarray(w))
 
 
 def cost(steps: Chain) -> int:
-    """What a word costs on a dense weight."""
+    """Returns the cost of a chain on a dense weight."""
     return sum(step.flops() for step in steps)
 
 
-def close(found: Any, expected: Any) -> None:
-    """Equal to float64 noise."""
-    assert found.shape == expected.shape
+def close(ours: Any, expected: Any) -> None:
+    """Asserts equality up to float64's rounding."""
+    assert ours.shape == expected.shape
     scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(np.asarray(found) / scale, expected / scale, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.asarray(ours) / scale, expected / scale, rtol=0, atol=1e-12)
 
 
 @pytest.fixture(autouse=True)
 def x64() -> Iterator[None]:
-    """Everything here is compared in float64."""
+    """Compares everything in float64."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Compiling is what these tests spend their time on: not optimised."""
+    """Compiles without optimization, since compiling takes most of the time."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -125,14 +125,14 @@ def quick() -> Iterator[None]:
 
 @pytest.fixture
 def w() -> np.ndarray:
-    """A weight (out, in)."""
+    """Returns a weight (out, in)."""
     return np.random.default_rng(1).normal(size=SHAPE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alone(kind: str, w: np.ndarray) -> None:
-    """A map, its transpose, the identity on either side."""
-    map_ = made(kind)
+def test_single_map(kind: str, w: np.ndarray) -> None:
+    """A map equals its matrices, also transposed and composed with the identity."""
+    map_ = map_of_kind(kind)
     assert map_.shape == SHAPE
     assert map_.T.shape == SHAPE[::-1]
     expected = naive([map_], w)
@@ -147,9 +147,9 @@ def test_alone(kind: str, w: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("left", KINDS)
-def test_pairs(left: str, w: np.ndarray) -> None:
-    """Composed and folded: every pair of kinds."""
-    chains = [word_of(left, right) for right in KINDS]
+def test_pairs_compose_and_fold(left: str, w: np.ndarray) -> None:
+    """Composing and folding every pair of kinds gives the maps applied in order."""
+    chains = [chain_of_all_kinds(left, right) for right in KINDS]
 
     @jax.jit
     def found(chains: list[list[AffineMap]]) -> list[tuple[jax.Array, ...]]:
@@ -167,9 +167,9 @@ def test_pairs(left: str, w: np.ndarray) -> None:
 @settings(max_examples=20)
 @given(st.lists(st.sampled_from(list(KINDS)), min_size=3, max_size=3))
 def test_compose_is_associative(kinds: list[str]) -> None:
-    """As maps, and as structures of the same cost."""
+    """Both nestings give the same map, with structures of the same cost."""
     with jax.enable_x64(True):
-        a, b, c = word_of(*kinds)
+        a, b, c = chain_of_all_kinds(*kinds)
         early, late = c.after(b.after(a)), c.after(b).after(a)
         w = np.random.default_rng(2).normal(size=SHAPE)
         close(early(jnp.asarray(w)), naive([a, b, c], w))
@@ -178,10 +178,10 @@ def test_compose_is_associative(kinds: list[str]) -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.sampled_from(list(KINDS)), max_size=6))
-def test_fold_is_the_word(kinds: list[str]) -> None:
-    """Of any length: the same map, no dearer, and all its low rank in the last step."""
+def test_fold_equals_the_chain(kinds: list[str]) -> None:
+    """A folded chain is the same map, costs no more, and has its low rank in the last step."""
     with jax.enable_x64(True):
-        chain = word_of(*kinds)
+        chain = chain_of_all_kinds(*kinds)
         w = np.random.default_rng(3).normal(size=SHAPE)
         steps = jax.jit(lambda chain: fold(chain))(chain)
         close(run(steps, w), naive(chain, w))
@@ -195,10 +195,10 @@ def test_fold_is_the_word(kinds: list[str]) -> None:
 
 @settings(max_examples=10)
 @given(st.lists(st.sampled_from(list(KINDS)), max_size=3), st.lists(st.sampled_from(list(KINDS))))
-def test_fold_of_folds(left: list[str], right: list[str]) -> None:
-    """A folded word folds on: what is folded in parts is the whole."""
+def test_folding_in_parts_equals_folding_at_once(left: list[str], right: list[str]) -> None:
+    """Folding already folded chains gives the whole chain's map."""
     with jax.enable_x64(True):
-        chain = word_of(*left, *right[:3])
+        chain = chain_of_all_kinds(*left, *right[:3])
         w = np.random.default_rng(4).normal(size=SHAPE)
         folded = fold([*fold(chain[: len(left)]), *fold(chain[len(left) :])])
         close(run(folded, w), naive(chain, w))
@@ -209,29 +209,30 @@ def _kinds(delta: Operator) -> set[type]:
     return {type(term) for term in (delta.terms if isinstance(delta, Sum) else (delta,))}
 
 
-def test_of_nothing() -> None:
+def test_empty_chain_folds_to_nothing() -> None:
+    """An empty chain has no steps."""
     assert fold([]) == ()
     assert fold([identity(SHAPE)] * 3) == ()
 
 
 def dots(steps: Chain) -> list[tuple[int, ...]]:
-    """The sizes of the matrix products that make dense matrices, from the traced program."""
+    """Returns the sizes of the matrix products in a traced program that make dense matrices."""
     jaxpr = jax.make_jaxpr(lambda steps, w: run(steps, w))(tuple(steps), jnp.ones(SHAPE))
-    found = []
+    sizes = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             inner = eqn.invars[0].aval.shape[contracted[0]]
-            found.append((*eqn.outvars[0].aval.shape, inner))
-    return sorted(found)
+            sizes.append((*eqn.outvars[0].aval.shape, inner))
+    return sorted(sizes)
 
 
 @pytest.mark.parametrize("order", sorted(set(permutations(["lora", "lora", "loha", "loha"]))))
-def test_kinds_apart_cost_what_kinds_together_cost(order: tuple[str, ...]) -> None:
-    """PEFT advises to add equal types consecutively; folding needs no such advice."""
-    together = fold(word_of("lora", "lora", "loha", "loha"))
-    steps = fold(word_of(*order))
-    assert cost(steps) == cost(together) < cost(word_of(*order))
+def test_cost_does_not_depend_on_the_order_of_kinds(order: tuple[str, ...]) -> None:
+    """PEFT advises adding equal types consecutively; folding makes this unnecessary."""
+    together = fold(chain_of_all_kinds("lora", "lora", "loha", "loha"))
+    steps = fold(chain_of_all_kinds(*order))
+    assert cost(steps) == cost(together) < cost(chain_of_all_kinds(*order))
     assert len(steps) == 1
     # One product of rank 2 + 2 for both LoRAs, and two of rank 2 for each LoHa.
     assert dots(steps) == dots(together) == [(*SHAPE, 2)] * 4 + [(*SHAPE, 4)]
@@ -240,12 +241,12 @@ def test_kinds_apart_cost_what_kinds_together_cost(order: tuple[str, ...]) -> No
 
 
 def test_low_rank_passes_a_rotation() -> None:
-    """LoRA, OFT, LoRA is one rotation and one low-rank term."""
-    chain = word_of("lora", "oft", "lora")
+    """LoRA, OFT, LoRA folds to one rotation and one low-rank term."""
+    chain = chain_of_all_kinds("lora", "oft", "lora")
     (step,) = fold(chain)
     assert isinstance(step.shift, LowRank) and step.shift.rank == 4
     assert isinstance(step.right, BlockDiagonal)
-    assert cost([step]) == cost(fold(word_of("oft", "lora", "lora"))) < cost(chain)
+    assert cost([step]) == cost(fold(chain_of_all_kinds("oft", "lora", "lora"))) < cost(chain)
 
 
 @pytest.mark.parametrize(
@@ -269,32 +270,33 @@ def test_low_rank_passes_a_rotation() -> None:
     ],
     ids=str,
 )
-def test_how_many_steps(kinds: tuple[str, ...], steps: int, w: np.ndarray) -> None:
-    folded = fold(word_of(*kinds))
+def test_number_of_steps(kinds: tuple[str, ...], steps: int, w: np.ndarray) -> None:
+    """Each chain folds to the expected number of steps."""
+    folded = fold(chain_of_all_kinds(*kinds))
     assert len(folded) == steps
-    close(run(folded, w), naive(word_of(*kinds), w))
+    close(run(folded, w), naive(chain_of_all_kinds(*kinds), w))
 
 
-def test_a_rotation_turns_once() -> None:
-    """Composition into one map gathers what it can't carry under one product."""
-    oft, added = made("oft"), made("loha").after(made("lokr"))
-    both = oft.after(made("lora").after(added))
+def test_rotation_is_applied_once() -> None:
+    """Composition collects terms that the rotation can't absorb under one product."""
+    oft, added = map_of_kind("oft"), map_of_kind("loha").after(map_of_kind("lokr"))
+    both = oft.after(map_of_kind("lora").after(added))
     assert isinstance(both.shift, Sum)
     assert [type(term) for term in both.shift.terms] == [LowRank, Product]
 
 
 def test_cost_of_a_map() -> None:
-    """Multiplications and additions, counted by hand."""
+    """Costs equal multiplications and additions counted by hand."""
     assert identity(SHAPE).flops() == 0
-    assert made("lora").flops() == 2 * 2 * OUT * IN + OUT * IN
-    assert made("shira").flops() == 4
-    assert made("oft").flops() == 2 * IN * 4 * OUT
-    assert made("dora").flops() == OUT * IN + made("lora").flops()
-    assert made("lora").T.flops() == made("lora").flops()
+    assert map_of_kind("lora").flops() == 2 * 2 * OUT * IN + OUT * IN
+    assert map_of_kind("shira").flops() == 4
+    assert map_of_kind("oft").flops() == 2 * IN * 4 * OUT
+    assert map_of_kind("dora").flops() == OUT * IN + map_of_kind("lora").flops()
+    assert map_of_kind("lora").T.flops() == map_of_kind("lora").flops()
 
 
 def test_transforms(w: np.ndarray) -> None:
-    """Jit, vmap, grad, and no second trace for other numbers."""
+    """jit, vmap and grad work, and other numbers cause no second trace."""
     traces = []
 
     @jax.jit
@@ -303,7 +305,7 @@ def test_transforms(w: np.ndarray) -> None:
         return run(fold(chain), w)
 
     kinds = ("lora", "oft", "loha", "dora")
-    chains = [[made(kind, seed) for kind in kinds] for seed in (1, 2)]
+    chains = [[map_of_kind(kind, seed) for kind in kinds] for seed in (1, 2)]
     for chain in chains:
         close(applied(chain, jnp.asarray(w)), naive(chain, w))
     assert len(traces) == 1
@@ -319,9 +321,9 @@ def test_transforms(w: np.ndarray) -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16], ids=str)
 def test_dtypes_are_kept(dtype: Any) -> None:
-    """Every kind, and all of them in a row, under strict promotion."""
+    """Every kind, and a chain of all kinds, keeps dtypes under strict promotion."""
     chain = [
-        jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, made(kind))
+        jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, map_of_kind(kind))
         for kind in KINDS
     ]
     w = jnp.ones(SHAPE, dtype)
@@ -330,6 +332,7 @@ def test_dtypes_are_kept(dtype: Any) -> None:
 
 
 def test_frozen() -> None:
+    """Maps and bases are immutable."""
     map_, base = identity(SHAPE), Base(None, SHAPE)
     for thing, name in ((map_, "left"), (base, "matrix")):
         with pytest.raises(FrozenInstanceError):
@@ -338,7 +341,8 @@ def test_frozen() -> None:
     assert jax.tree.leaves(base) == [] and hash(jax.tree.structure(base))
 
 
-def test_base_that_was_not_handed() -> None:
+def test_missing_base_raises() -> None:
+    """A map that reads an absent base raises an error."""
     bias = jnp.ones((6, 1))
     assert Base(None, SHAPE, bias).read("bias") is bias
     with pytest.raises(ValueError) as caught:
@@ -351,10 +355,15 @@ def test_base_that_was_not_handed() -> None:
         Base(jnp.ones(SHAPE), SHAPE).read("bias")
 
 
-def test_maps_of_other_shapes_are_refused() -> None:
+def test_mismatched_shapes_are_refused() -> None:
+    """Composing maps of different shapes raises an error."""
     map_ = identity((8, 6))
     with pytest.raises(ShapeError, match=r"expected equal inner sizes"):
         map_.after(AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
-    for chain in ([map_, made("lora")], [made("lora"), map_], [made("oft"), map_]):
+    for chain in (
+        [map_, map_of_kind("lora")],
+        [map_of_kind("lora"), map_],
+        [map_of_kind("oft"), map_],
+    ):
         with pytest.raises(ShapeError, match="expected equal"):
             fold(chain)

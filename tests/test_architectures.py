@@ -19,8 +19,8 @@ def line(*rows: dict[str, Any]) -> str:
     return next(line for line in text.splitlines() if line.startswith("| `tiny`"))
 
 
-def test_all_ok() -> None:
-    """An architecture for which all is ok has the names of its adapters, and short notes."""
+def test_architecture_without_problems() -> None:
+    """Its line names the adapters that were checked, and its notes are short."""
     rows = [row("all", "a"), row("all", "b"), row("saved", "a"), row("all", "c")]
     rows.append(row("saved", "b", notes=["untied", "never called: x"]))
     own = "also as a model of `jaxmix.models`"
@@ -28,7 +28,7 @@ def test_all_ok() -> None:
 
 
 def test_failures_state_their_reason_without_folders() -> None:
-    """What is refused is counted and stated once, without the folder of the run."""
+    """A refusal is counted and stated once, without the folder of the run."""
     rows = [row(variant, "b", "refused") for variant in ("order", "each")]
     found = line(row("all", "a"), row("all", "b"), *rows)
     notes = "refused: order, each expert (LayoutError: no leaf in b)"
@@ -36,7 +36,7 @@ def test_failures_state_their_reason_without_folders() -> None:
 
 
 def test_files_that_peft_misreads_do_not_count() -> None:
-    """Such files are named in the notes, and what PEFT can't make too."""
+    """The notes name such files, and what PEFT can't create."""
     rows = [row("old", "a", "refused", beyond=True), row("all", "a"), row("all", "b")]
     rows.append(row("experts", "-", "can't", detail="PEFT: it | fails"))
     notes = "PEFT misreads, refused here: disk names; PEFT can't: experts (PEFT: it / fails)"
@@ -47,8 +47,8 @@ def test_files_that_peft_misreads_do_not_count() -> None:
     assert summary.endswith("on 2026-01-02 with peft 1.2.")
 
 
-def test_committed_page_has_the_form() -> None:
-    """The committed page is what the script writes, except its rows and summary."""
+def test_committed_page_has_the_scripts_form() -> None:
+    """The committed page is the script's, except for its rows and summary."""
     text = PAGE.read_text(encoding="utf-8")
     empty = page([], {}, "")
     start, end = empty.index("\n\nFor each"), empty.index("| --- | --- | --- | --- | --- |\n")

@@ -1,4 +1,4 @@
-"""Bad params through the face: other sizes, dtypes, models; and nothing is ever changed."""
+"""Invalid params passed to public functions: sizes, dtypes, other models; nothing changes."""
 
 import copy
 
@@ -16,7 +16,7 @@ from .converters.adapters.peft.folders import FORMS, SITE, factors, keyed, param
 
 
 def lora(sites=(SITE,), name="style", shape=(6, 4)):
-    """A LoRA of ones."""
+    """Returns a LoRA of ones."""
     update = LoRA(jnp.ones((2, shape[1])), jnp.ones((shape[0], 2)), 1.0)
     return Adapter(dict.fromkeys(sites, update), name=name)
 
@@ -32,8 +32,8 @@ SIZES = [(name, axis) for name in FORMS for axis in (0, 1) if axis or "oft" not 
 
 
 @pytest.mark.parametrize(("name", "axis"), SIZES)
-def test_a_base_of_another_size(name, axis, tmp_path):
-    """For every family: the site, the factor, both shapes, and the question."""
+def test_base_of_another_size_is_refused(name, axis, tmp_path):
+    """For every family the error names site, factor and both shapes, and asks about the model."""
     form = FORMS[name]
     adapter = jaxmix.load(save(tmp_path, form))
     base = params(form)
@@ -52,8 +52,8 @@ def test_a_base_of_another_size(name, axis, tmp_path):
     assert str(flat) in message and "expected" in message
 
 
-def test_a_scalar_for_a_weight():
-    """It has no axes."""
+def test_scalar_weight_is_refused():
+    """A leaf without axes is refused as a weight."""
     with pytest.raises(
         LayoutError, match=rf"{SITE}.weight is a scalar, expected a tensor with axes"
     ):
@@ -73,8 +73,8 @@ def test_a_scalar_for_a_weight():
         ("weights.bin", "is a str"),
     ],
 )
-def test_a_leaf_that_is_not_of_floats(leaf, found):
-    """Quantized, boolean, complex, or no array at all: each such site."""
+def test_non_float_leaves_are_listed(leaf, found):
+    """Quantized, boolean and complex leaves, and non-arrays, are listed by site."""
     base = {f"{SITE}.weight": leaf, "b.weight": leaf, "c.weight": np.ones((6, 4), np.float32)}
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(base, [lora([SITE, "b", "c"])])
@@ -85,8 +85,8 @@ def test_a_leaf_that_is_not_of_floats(leaf, found):
     )
 
 
-def test_a_weight_in_parts():
-    """A quantized weight is a little tree in many libraries."""
+def test_weight_stored_as_a_subtree_is_refused():
+    """A quantized weight, which many libraries store as a small tree, is refused."""
     base = {SITE: {"weight": {"qvalue": np.ones((6, 4), np.int8), "scale": np.ones(6, np.float32)}}}
     base = {"layer": {"proj": base[SITE]}}
     with pytest.raises(
@@ -96,8 +96,8 @@ def test_a_weight_in_parts():
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (6, 0), (0, 0)])
-def test_a_weight_without_numbers(shape):
-    """It keeps its shape, or the update does not fit."""
+def test_empty_weight_keeps_its_shape(shape):
+    """An empty weight keeps its shape, or the update does not fit."""
     rows, columns = shape
     a, b, ones = jnp.ones((2, columns)), jnp.ones((rows, 2)), jnp.ones
     updates = [LoRA(a, b, 1.0), LoRA(a, b, 1.0, magnitude=ones(rows)), LoHa(b, a, b, a, 1.0)]
@@ -114,7 +114,7 @@ def test_a_weight_without_numbers(shape):
             jaxmix.compose(base, turn)
 
 
-def test_float64_without_x64():
+def test_float64_without_x64_is_refused():
     """JAX would round it silently."""
     with pytest.raises(
         LayoutError, match=r"float64, which needs jax.config.update\('jax_enable_x64'"
@@ -122,8 +122,8 @@ def test_float64_without_x64():
         jaxmix.compose({f"{SITE}.weight": np.ones((6, 4))}, [lora()])
 
 
-def test_an_adapter_for_another_model():
-    """All sites, each with the leaves whose names are the nearest."""
+def test_missing_sites_list_the_nearest_leaves():
+    """All missing sites are listed, each with the leaves of the most similar names."""
     base = {
         f"model.layers.{i}.self_attn.{m}_proj.weight": np.ones((6, 4), np.float32)
         for i in range(2)
@@ -152,8 +152,8 @@ def test_an_adapter_for_another_model():
 @pytest.mark.parametrize(
     "name", [".norm.weight", "..", "a..b", "." * 3000 + "w", "a." * 40_000 + "w"]
 )
-def test_names_of_dots(name):
-    """Leaves of a damaged file, or of a hostile one: they are left alone, and take no long time."""
+def test_names_made_of_dots_are_ignored(name):
+    """Names from a damaged or hostile file are ignored, and take no long time."""
     base = {f"{SITE}.weight": np.ones((6, 4), np.float32), name: np.ones((6, 4), np.float32)}
     out = jaxmix.compose(base, lora())
     assert out[name] is base[name] and float(out[f"{SITE}.weight"][0, 0]) == 3
@@ -161,14 +161,14 @@ def test_names_of_dots(name):
         jaxmix.compose(base, lora(["another"]))
 
 
-def test_params_with_nothing_in_them():
-    """Then there is no nearest leaf."""
+def test_empty_params_have_no_nearest_leaf():
+    """The error for empty params lists no leaves."""
     with pytest.raises(LayoutError, match="the nearest are none: the tree is empty"):
         jaxmix.compose({}, [lora()])
 
 
-def test_a_bias_that_the_base_does_not_have(tmp_path):
-    """What to add."""
+def test_missing_bias_says_what_to_add(tmp_path):
+    """The error names the leaf to add."""
     adapter = jaxmix.load(save(tmp_path, "lora-bias"))
     base = {f"{SITE}.weight": BASE[f"{SITE}.weight"]}
     with pytest.raises(
@@ -186,8 +186,8 @@ def test_a_bias_that_the_base_does_not_have(tmp_path):
     ids=["LoRA", "IA3"],
 )
 @pytest.mark.parametrize("shape", [(5,), (1,), (6, 4), (0,)])
-def test_a_bias_of_another_size(update, shape):
-    """The weight's outputs say how long it must be; nothing is broadcast."""
+def test_bias_of_another_size_is_refused(update, shape):
+    """A bias must have the weight's number of outputs; it is not broadcast."""
     adapter = Adapter({SITE: update})
     base = {**BASE, f"{SITE}.bias": np.ones(shape, np.float32)}
     size = int(np.prod(shape))
@@ -198,8 +198,8 @@ def test_a_bias_of_another_size(update, shape):
 
 @pytest.mark.parametrize("shape", [(5,), (7,), (1,), (0,), (), (7, 1)])
 @pytest.mark.parametrize("with_weight", [False, True])
-def test_a_replaced_bias_of_another_size(shape, with_weight):
-    """Wherever a mix goes; neither cut nor stretched, though NumPy would stretch some of these."""
+def test_replaced_bias_of_another_size_is_refused(shape, with_weight):
+    """Every function refuses it, and neither cuts nor broadcasts it."""
     weight = np.ones((6, 4), np.float32) if with_weight else None
     adapter = Adapter({SITE: Replace(weight, np.ones(shape, np.float32))})
     for use in (jaxmix.compose, jax.jit(jaxmix.compose), jaxmix.attach):
@@ -211,10 +211,10 @@ def test_a_replaced_bias_of_another_size(shape, with_weight):
         jaxmix.Bank({"x": adapter}, BASE)
 
 
-def test_a_saved_module_of_another_size(tmp_path):
-    """As of a head for another number of labels."""
-    made = keyed(factors(FORMS["lora"])) | {"score.weight": np.ones((3, 4), np.float32)}
-    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["score"]))
+def test_saved_module_of_another_size_is_refused(tmp_path):
+    """A saved head for another number of labels is refused."""
+    saved = keyed(factors(FORMS["lora"])) | {"score.weight": np.ones((3, 4), np.float32)}
+    adapter = jaxmix.load(save(tmp_path, tensors=saved, modules_to_save=["score"]))
     assert isinstance(adapter, Adapter)
     assert isinstance(adapter.updates["score"], Replace)
     base = BASE | {"score.weight": np.ones((2, 4), np.float32)}
@@ -228,8 +228,8 @@ def test_a_saved_module_of_another_size(tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_arguments_are_left_alone(name, tmp_path):
-    """The dict, its arrays and the adapter's are the same objects with the same bytes."""
+def test_arguments_are_unchanged(name, tmp_path):
+    """The dict, its arrays and the adapter's arrays are the same objects with the same bytes."""
     form = FORMS[name]
     adapter, second = (jaxmix.load(save(tmp_path / n, form)) for n in "ab")
     base = params(form) | {"other.weight": np.ones((2, 2), np.float32)}
@@ -248,8 +248,8 @@ def test_arguments_are_left_alone(name, tmp_path):
     assert (adapter.strength, second.strength) == (1.0, 1.0)
 
 
-def test_a_failure_changes_nothing_either(tmp_path):
-    """Not even with donate, where the first site is fine and the last is not."""
+def test_failure_changes_nothing(tmp_path):
+    """Nothing changes even with donate, if only the last site is invalid."""
     base = {f"{s}.weight": jnp.ones((6, 4)) for s in "ab"} | {"c.weight": jnp.ones((6, 5))}
     with pytest.raises(ShapeError, match=r"(?s)c: .*Was the adapter trained on another model"):
         jaxmix.compose(base, [lora("abc")], donate=True)
@@ -257,7 +257,7 @@ def test_a_failure_changes_nothing_either(tmp_path):
 
 
 def test_every_error_is_a_jaxmix_error_and_a_value_error(tmp_path):
-    """One name catches them all."""
+    """JaxmixError and ValueError each catch every error."""
     for kind in (AdapterError, CheckpointError, LayoutError, ShapeError):
         assert issubclass(kind, JaxmixError) and issubclass(kind, ValueError)
     with pytest.raises(ValueError, match="has no adapter_config"):

@@ -1,4 +1,4 @@
-"""Bad strengths, names and things that are no adapters, through the face."""
+"""Invalid strengths, names and adapters passed to public functions."""
 
 import re
 
@@ -49,8 +49,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("way", "name"), CASES)
-def test_a_strength_that_is_no_real_scalar(way, name, tmp_path):
-    """What it is, what is expected, what to write for several."""
+def test_invalid_strengths_are_refused(way, name, tmp_path):
+    """The error shows the value, what is expected, and how to pass several."""
     strength = NOT_STRENGTHS[name]
     with pytest.raises(JaxmixError) as caught:
         WAYS[way](strength, save(tmp_path))
@@ -75,15 +75,15 @@ def test_a_strength_that_is_no_real_scalar(way, name, tmp_path):
         ml_dtypes.bfloat16(0.5),
     ],
 )
-def test_a_strength_that_is_one(strength, tmp_path):
-    """Numbers of every library."""
+def test_valid_strengths_of_every_library(strength, tmp_path):
+    """Real scalars of every library are accepted."""
     for way in WAYS.values():
         (part,) = way(strength, save(tmp_path)).parts
         assert float(part.strength) == float(strength)
 
 
-def test_as_many_strengths_as_arguments():
-    """How many there are of each."""
+def test_number_of_strengths_must_match():
+    """The error states both numbers."""
     for count in (0, 1, 3):
         with pytest.raises(
             AdapterError, match=rf"mix got {count} strengths for 2 adapters, expected"
@@ -105,8 +105,8 @@ def test_as_many_strengths_as_arguments():
         lambda: jaxmix.mix(jaxmix.mix(lora(), lora(name="b")), jaxmix.mix(lora(name="c"), lora())),
     ],
 )
-def test_a_name_twice(make):
-    """Which, and two ways to give another."""
+def test_duplicate_names_are_refused(make):
+    """The error names the duplicate and two ways to rename an adapter."""
     with pytest.raises(AdapterError) as caught:
         make()
     assert str(caught.value) == (
@@ -116,8 +116,8 @@ def test_a_name_twice(make):
 
 
 @pytest.mark.parametrize("thing", ["folder", None, 3, [lora()], {"a": 1}, BASE])
-def test_no_adapter(thing):
-    """What it is, and how to get one."""
+def test_values_that_are_not_adapters_are_refused(thing):
+    """The error shows the value's type and how to load an adapter."""
     kind = type(thing).__name__
     for make, expected in (
         (lambda: jaxmix.mix(thing), rf"mix got {kind} .*, expected adapters and mixes"),

@@ -1,4 +1,4 @@
-"""docs/command_line.md is the program's own help."""
+"""docs/command_line.md matches the program's own help."""
 
 import re
 from typing import Any
@@ -10,25 +10,25 @@ from jaxmix.converters.cli.program import commands
 from .command_line import PAGE, PICTURE, RUNS, help_texts, versions
 
 TEXT = PAGE.read_text(encoding="utf-8")
-# Whatever the version of typer: an option's boxes, lines and columns count for nothing.
+# Boxes, lines and columns of options, which depend on typer's version, are ignored.
 LETTERS = re.compile(r"[^\w]+")
 
 
 def letters(text: str) -> str:
-    """Letters, digits and nothing else."""
+    """Returns the letters and digits of a text."""
     return LETTERS.sub("", text)
 
 
 def section(command: str) -> str:
-    """The help of a command on the page."""
+    """Returns the help of a command on the page."""
     title = f"jaxmix {command}".rstrip()
-    found = re.search(rf"```\n\$ {title} --help\n(.*?)\n```", TEXT, re.DOTALL)
-    assert found, f"no help of {title}; run make pages"
-    return found[1]
+    match = re.search(rf"```\n\$ {title} --help\n(.*?)\n```", TEXT, re.DOTALL)
+    assert match, f"no help of {title}; run make pages"
+    return match[1]
 
 
-def test_the_help_is_the_programs() -> None:
-    """To the letter, where it is laid out by the versions that wrote the page."""
+def test_page_has_the_help_of_the_program() -> None:
+    """The page's help is exact if the versions that laid it out are installed."""
     if f"Laid out by {versions()}." not in TEXT:
         pytest.skip(f"the page is not of {versions()}; the words are compared below")
     for command, text in help_texts().items():
@@ -36,7 +36,7 @@ def test_the_help_is_the_programs() -> None:
 
 
 def missing(page: str, command: Any) -> list[str]:
-    """What a command says of itself that is not on a page."""
+    """Returns the parts of a command's help that a page lacks."""
     page_letters = letters(page)
     parts = [*re.split(r"\n\s*\n|\n *- ", command.help)]
     for option in command.params:
@@ -48,14 +48,14 @@ COMMANDS = commands()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_word_is_there(name: str) -> None:
-    """Each paragraph, example, option and option's help, however they are laid out."""
+def test_page_has_every_help_text(name: str) -> None:
+    """The page has each paragraph, example and option of a command, in any layout."""
     command = COMMANDS[name]
     assert len(command.params) > 2 and not missing(section(name), command), "run make pages"
 
 
-def test_a_missing_word_is_seen() -> None:
-    """The check can fail."""
+def test_missing_word_is_detected() -> None:
+    """The check above can fail."""
     command, page = COMMANDS["merge"], section("merge")
     for cut in (
         "--untie",
@@ -66,8 +66,8 @@ def test_a_missing_word_is_seen() -> None:
         assert cut in page and missing(page.replace(cut, ""), command), cut
 
 
-def test_every_run_is_there() -> None:
-    """With its output, and without paths of the machine."""
+def test_page_has_every_run() -> None:
+    """The page has each run with its output, and no paths of the machine."""
     for line, _ in RUNS:
         assert re.search(rf"\n\$ {re.escape(line)}\n[^`$]", TEXT), line
     assert "/tmp" not in TEXT and "Traceback" not in TEXT

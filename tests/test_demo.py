@@ -1,4 +1,4 @@
-"""The demo on its own assets: PEFT's losses, what helps where, the picture, the exit code."""
+"""The demo on its own assets: PEFT's losses, what each adapter improves, picture and exit code."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ OWN = {name: about["trained_on"] for name, about in DEMO.recorded["adapters"].it
 
 
 def test_each_adapter_helps_in_its_own_domain() -> None:
-    """By PEFT's own figures; and the LoRA and the LoHa together in both of theirs."""
+    """PEFT's figures show it; LoRA and LoHa together help in both domains."""
     base = DEMO.peft(())
     for name, domain in OWN.items():
         assert DEMO.peft((name,))[domain] < base[domain] - 0.3
@@ -23,7 +23,7 @@ def test_each_adapter_helps_in_its_own_domain() -> None:
 
 
 def test_order_matters_with_oft() -> None:
-    """So that a swapped order would show in the table."""
+    """PEFT's figures depend on the order, so a swapped order would show."""
     for kind in ("lora", "loha"):
         forward, back = DEMO.peft((kind, "oft")), DEMO.peft(("oft", kind))
         assert min(abs(forward[domain] - back[domain]) for domain in forward) > 5e-3
@@ -35,13 +35,13 @@ ALL = pytest.param(measure.ORDERS, marks=pytest.mark.thorough, id="all")
 
 
 @pytest.mark.parametrize("orders", [pytest.param(FEW, id="few"), ALL])
-def test_main(
+def test_demo_runs(
     orders: tuple[tuple[str, ...], ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every loss equals PEFT's, every model is in the table, and there is a picture."""
+    """Every loss equals PEFT's, every model is in the table, and the picture is written."""
     assert set(orders) <= set(measure.ORDERS)
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(measure, "ORDERS", orders)
@@ -57,10 +57,10 @@ def test_main(
     assert [path.name for path in tmp_path.iterdir()] == ["table.png"]
 
 
-def test_a_loss_that_is_not_pefts_shows(
+def test_loss_that_differs_from_pefts_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With other figures recorded the exit code is 1."""
+    """With other recorded losses the exit code is 1."""
     orders = ((),)
     wrong = {domain: loss + 0.01 for domain, loss in DEMO.peft(()).items()}
     recorded = {**DEMO.recorded, "losses": [{"order": [], "peft_forward": wrong}]}
@@ -80,13 +80,13 @@ def test_a_loss_that_is_not_pefts_shows(
 
 
 def test_missing_assets(tmp_path: Path) -> None:
-    """An error that says which, and what to do."""
+    """The error names the missing assets and the remedy."""
     with pytest.raises(CheckpointError, match=r"recorded\.json can't be read: .*install jaxmix"):
         measure.read_demo(tmp_path)
 
 
 def test_assets_are_small() -> None:
-    """At most 8 MB, with a word on where the texts are from."""
+    """The assets take at most 8 MB, and the sources of the texts are stated."""
     files = [path for path in measure.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8e6
     assert "public domain" in (measure.ASSETS / "README.md").read_text()

@@ -45,7 +45,7 @@ def test_names_are_imported_on_first_use() -> None:
     assert sorted(typed) == sorted(jaxmix.__all__)
 
 
-def test_modules_are_attributes_without_an_import_of_their_own() -> None:
+def test_subpackages_are_attributes() -> None:
     """`import jaxmix` is enough for `jaxmix.training.RankSchedule`; an unknown name is an error."""
     assert jaxmix.training.RankSchedule
     with pytest.raises(AttributeError, match=r"^module 'jaxmix' has no attribute 'composed'$"):

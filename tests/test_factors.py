@@ -1,4 +1,4 @@
-"""What people put into an update: arrays of any byte order, lists, tensors; and what is none."""
+"""Arrays that users pass into updates: any byte order, lists, tensors; and invalid values."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ TRUTH = PARAMS["q.weight"] + B @ A
 
 
 def composed(update: Update) -> np.ndarray:
-    """The weight with an update."""
+    """Returns the weight with an update applied."""
     return np.asarray(jaxmix.compose(PARAMS, Adapter({"q": update}))["q.weight"])
 
 
@@ -40,21 +40,21 @@ SPELLED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", SPELLED)
-def test_spelled_otherwise(how: str) -> None:
-    """The same numbers."""
+def test_equivalent_arrays_give_the_same_result(how: str) -> None:
+    """Each way to pass the same numbers gives the same result."""
     np.testing.assert_allclose(
         composed(LoRA(**{"a": A, "b": B, "scale": 1.0, **SPELLED[how]})), TRUTH, rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("scale", [2**31, 2**40, -(2**63), 2**100])
-def test_integers_beyond_32_bits(scale: int) -> None:
-    """JAX takes none of them as an argument of a compiled function."""
+def test_scales_beyond_32_bits(scale: int) -> None:
+    """Integers that JAX does not accept as arguments of compiled functions work as scales."""
     np.testing.assert_allclose(composed(LoRA(A, B, scale)), float(scale) * (B @ A), rtol=1e-4)
 
 
-def test_integers_where_floats_are() -> None:
-    """Under strict promotion too."""
+def test_integers_in_place_of_floats() -> None:
+    """Integers work in place of floats under strict promotion."""
     whole = np.arange(8).reshape(2, 4)
     np.testing.assert_allclose(
         composed(LoRA(whole, B, 1)), PARAMS["q.weight"] + B @ whole, rtol=1e-5, atol=1e-5
@@ -62,22 +62,24 @@ def test_integers_where_floats_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_tensors_of_pytorch(dtype: str) -> None:
-    """Also of leaves that are trained; their results are copies."""
+def test_pytorch_tensors_are_copied(dtype: str) -> None:
+    """Tensors work, also trainable ones; the results are copies."""
     torch = pytest.importorskip("torch")
-    own = A.astype(getattr(ml_dtypes, dtype, dtype))
-    tensor = torch.tensor(own.astype(np.float64), dtype=getattr(torch, dtype), requires_grad=True)
+    tensors = A.astype(getattr(ml_dtypes, dtype, dtype))
+    tensor = torch.tensor(
+        tensors.astype(np.float64), dtype=getattr(torch, dtype), requires_grad=True
+    )
     made: Any = checked_factors({"q": LoRA(tensor, B, 1.0)})["q"]
-    assert made.a.dtype == own.dtype and made.a.tobytes() == own.tobytes()
+    assert made.a.dtype == tensors.dtype and made.a.tobytes() == tensors.tobytes()
     with torch.no_grad():
         tensor.zero_()
-    assert made.a.tobytes() == own.tobytes()
-    truth = PARAMS["q.weight"] + B @ own.astype(np.float32)
+    assert made.a.tobytes() == tensors.tobytes()
+    truth = PARAMS["q.weight"] + B @ tensors.astype(np.float32)
     np.testing.assert_allclose(composed(made), truth, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_right_is_not_touched() -> None:
-    """Returns the update itself; outlines and tracers too."""
+def test_valid_updates_are_returned_unchanged() -> None:
+    """A valid update is returned as the same object, also outlines and tracers."""
     lora = LoRA(A, jnp.asarray(B), 1.0, bias=None)
     outline = LoRA(jax.ShapeDtypeStruct((2, 4), np.float32), B, 1.0)  # pyright: ignore[reportArgumentType]
     updates = {
@@ -87,15 +89,15 @@ def test_what_is_right_is_not_touched() -> None:
         "d": LoKr((A,), (A, B), 1.0),
         "e": Normed(lora, B[:, 0]),
     }
-    made = checked_factors(updates)
-    assert all(made[site] is updates[site] for site in updates)
-    seen: list[Any] = []
-    jax.jit(lambda a: seen.append(checked_factors({"q": LoRA(a, B, 1.0)})["q"]) or a)(A)
-    assert isinstance(seen[0].a, Tracer)
+    checked = checked_factors(updates)
+    assert all(checked[site] is updates[site] for site in updates)
+    traced: list[Any] = []
+    jax.jit(lambda a: traced.append(checked_factors({"q": LoRA(a, B, 1.0)})["q"]) or a)(A)
+    assert isinstance(traced[0].a, Tracer)
 
 
-def test_within_others() -> None:
-    """Parts of parts, and tuples of factors."""
+def test_nested_factors_are_converted() -> None:
+    """Parts of nested updates and tuples of factors are converted too."""
     swapped = A.astype(">f4")
     updates = {
         "together": Together((LoRA(swapped, B, 1.0), Replace(bias=B[:, 0]))),
@@ -110,8 +112,8 @@ def test_within_others() -> None:
     assert isinstance(lokr.x, tuple)
 
 
-def test_a_static_number_of_numpy() -> None:
-    """No file holds one."""
+def test_static_numpy_numbers_become_python_numbers() -> None:
+    """A file can't store NumPy's numbers in static fields."""
     update: Any = checked_factors({"q": SHiRA(A[0], np.zeros((2, 4), np.int32), np.int64(3))})["q"]  # pyright: ignore[reportArgumentType]
     assert type(update.rank) is int
 
@@ -145,19 +147,20 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("update", "text"), WRONG.values(), ids=WRONG)
-def test_no_factor(update: Any, text: str) -> None:
-    """The error lists all of them, with their sites."""
+def test_invalid_factors_are_listed(update: Any, text: str) -> None:
+    """One error lists all invalid factors with their sites."""
     with pytest.raises(AdapterError) as caught:
         Adapter({"k": LORA, "q": update, "v": LoHa(B, A, B, A, None)})  # pyright: ignore[reportArgumentType]
-    found = str(caught.value)
-    assert found.startswith(f"factors that are not arrays of numbers:\n  q: {text}"), found
-    assert found.endswith(
+    message = str(caught.value)
+    assert message.startswith(f"factors that are not arrays of numbers:\n  q: {text}"), message
+    assert message.endswith(
         "\n  v: scale is None, expected a number\nExpected NumPy or JAX arrays of floats, and a "
         "finite number or an array without axes as scale."
     )
 
 
-def test_a_tensor_that_numpy_can_not_hold() -> None:
+def test_sparse_tensor_is_refused() -> None:
+    """A tensor that NumPy can't represent is refused."""
     torch = pytest.importorskip("torch")
     sparse = torch.eye(4)[:2].to_sparse()
     with pytest.raises(AdapterError, match="q: a is a PyTorch tensor that NumPy can't hold"):
@@ -165,8 +168,8 @@ def test_a_tensor_that_numpy_can_not_hold() -> None:
 
 
 @pytest.mark.parametrize("rank", [np.int64(2), np.uint8(2), np.asarray(2), jnp.int32(2)])
-def test_ranks_of_numpy(rank: Any) -> None:
-    """As integers, wherever a rank is given."""
+def test_numpy_integers_are_valid_ranks(rank: Any) -> None:
+    """Every function that takes a rank accepts NumPy's integers."""
     adapter, key = Adapter({"q": LORA}), jax.random.key(0)
     made = {
         "to_lora": jaxmix.to_lora(adapter, PARAMS, rank=rank),
@@ -181,8 +184,8 @@ def test_ranks_of_numpy(rank: Any) -> None:
 
 
 @pytest.mark.parametrize("rank", [2.0, True, "2", None])
-def test_ranks_that_are_none(rank: Any) -> None:
-    """Not for a new adapter; None is the kind's own."""
+def test_invalid_ranks_are_refused(rank: Any) -> None:
+    """Invalid ranks of a new adapter are refused; None means the kind's default."""
     if rank is None:
         rank = np.float64(2)
     with pytest.raises(jaxmix.errors.ShapeError) as caught:
@@ -190,7 +193,7 @@ def test_ranks_that_are_none(rank: Any) -> None:
     assert f"q: rank is {rank!r}, expected a positive integer" in str(caught.value)
 
 
-def test_a_masked_strength() -> None:
-    """NumPy would say 0 or NaN for it."""
+def test_masked_strength_is_refused() -> None:
+    """NumPy would convert it to 0 or NaN."""
     with pytest.raises(AdapterError, match="a strength is masked, expected a real number"):
         Adapter({}, np.ma.masked)

@@ -27,7 +27,8 @@ def project(params, x):
 @pytest.mark.parametrize("adapters", [[ADAPTER], []])
 @pytest.mark.parametrize("function", [compose, attach])
 @pytest.mark.parametrize("params", ["try/base", Path("try/base")])
-def test_a_path_for_params(function, params, adapters):
+def test_path_in_place_of_params_is_refused(function, params, adapters):
+    """The error says how to load params."""
     with pytest.raises(LayoutError) as caught:
         function(params, adapters)
     assert str(caught.value) == (
@@ -39,30 +40,35 @@ def test_a_path_for_params(function, params, adapters):
 
 
 @pytest.mark.parametrize("params", [None, print, 3])
-def test_params_that_are_no_tree(params):
+def test_params_that_are_not_a_tree_are_refused(params):
+    """Params without leaves of arrays are refused."""
     with pytest.raises(LayoutError, match=r"the params are .*expected a pytree.*Pass the"):
         compose(params, [ADAPTER])
 
 
-def test_a_bank_of_a_path():
+def test_bank_of_a_path_is_refused():
+    """A path in place of a bank's params is refused."""
     with pytest.raises(LayoutError, match="the params are the path 'try/base', expected a pytree"):
         Bank({"one": ADAPTER}, "try/base")
 
 
-def test_a_result_of_fit_names_its_mix():
+def test_result_of_fit_is_refused_with_advice():
+    """A `fit` result in place of an adapter is refused, and the error names its mix."""
+
     def loss(params, wanted):
         return jnp.sum((params["proj.weight"] - wanted) ** 2)
 
-    found = jaxmix.fit(ADAPTER, PARAMS, loss, [jnp.ones((2, 3))], how="dense", progress=False)
-    for adapters in (found, [found]):
+    result = jaxmix.fit(ADAPTER, PARAMS, loss, [jnp.ones((2, 3))], how="dense", progress=False)
+    for adapters in (result, [result]):
         with pytest.raises(AdapterError, match=r"Its mix is an adapter: pass result\.mix\."):
             compose(PARAMS, adapters)
     with pytest.raises(AdapterError, match=r"mix got Fit .*pass result\.mix"):
-        mix(found)
-    assert compose(PARAMS, [found.mix])["proj.weight"].shape == (2, 3)
+        mix(result)
+    assert compose(PARAMS, [result.mix])["proj.weight"].shape == (2, 3)
 
 
 def test_all_wrong_adapters_are_listed():
+    """One error lists all arguments that are not adapters."""
     with pytest.raises(AdapterError) as caught:
         compose(PARAMS, [ADAPTER, "lora", LORA, 3])
     message = str(caught.value)
@@ -72,6 +78,7 @@ def test_all_wrong_adapters_are_listed():
 
 
 def test_names_of_rows():
+    """An array of names works like a list; a single name and names under jit are refused."""
     bank = Bank({"one": ADAPTER, "two": 2 * ADAPTER}, PARAMS)
     run, x = bank(project), jnp.ones((3, 3))
     with pytest.raises(AdapterError, match=r"For a single row write \['one'\]"):
@@ -106,13 +113,16 @@ ATTACHED = r"has adapters attached, so it is no array\. Run the function .* jaxm
         lambda leaf: jax.jit(jnp.sum)(leaf),
     ],
 )
-def test_an_attached_leaf_used_as_an_array(use):
+def test_attached_leaf_is_not_an_array(use):
+    """Using an attached leaf as an array raises an error that names `factored`."""
     leaf = attach(PARAMS, ADAPTER)["proj.weight"]
     with pytest.raises(JaxmixError, match=ATTACHED):
         use(leaf)
 
 
-def test_an_attached_model_called_without_factored():
+def test_attached_model_needs_factored():
+    """Calling an attached model without `factored` raises an error."""
+
     class Model(nnx.Module):
         def __init__(self):
             self.proj = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -126,7 +136,8 @@ def test_an_attached_model_called_without_factored():
     assert factored(lambda model, x: model(x))(model, jnp.ones((1, 3))).shape == (1, 2)
 
 
-def test_an_attached_leaf_answers_hasattr():
+def test_attached_leaf_supports_hasattr():
+    """`hasattr` works on an attached leaf."""
     leaf = attach(PARAMS, ADAPTER)["proj.weight"]
     assert not hasattr(leaf, "T") and not hasattr(leaf, "__len__") and leaf.shape == (2, 3)
 
@@ -135,7 +146,8 @@ def test_an_attached_leaf_answers_hasattr():
     "shardings",
     [lambda name, outline: None, {"up.weight": None}, "x", jax.sharding.PartitionSpec()],
 )
-def test_shardings_that_are_none(shardings, tmp_path):
+def test_invalid_shardings_are_refused(shardings, tmp_path):
+    """Values that are not shardings are refused."""
     save_file({"up.weight": np.ones((4, 2))}, tmp_path / "model.safetensors")
     with pytest.raises(LayoutError) as caught:
         load_params(tmp_path, shardings, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""`mix` and `compose`: what they take, what they refuse, how a mix reads."""
+"""`mix` and `compose`: arguments, errors, and the representation of a mix."""
 
 import inspect
 import pydoc
@@ -20,20 +20,20 @@ PARAMS = {"q.weight": zeros((2, 3), np.float32), "q.bias": zeros(2, np.float32)}
 
 
 def lora(name: str = "a", strength: Any = 1.0) -> Adapter:
-    """Adds 0.5 everywhere."""
+    """Returns an adapter that adds 0.5 everywhere."""
     return Adapter({"q": LoRA(ones((1, 3)), ones((2, 1)), 0.5)}, strength, name)
 
 
 def value(params: Any) -> float:
-    """The one number in q."""
+    """Returns the number in all elements of q."""
     return float(params["q.weight"][0, 0])
 
 
 # ---------------------------------------------------------------- mixes
 
 
-def test_a_mix_of_mixes_is_flat() -> None:
-    """Its parts join one by one, in order, with their strengths."""
+def test_nested_mixes_are_flattened() -> None:
+    """The parts of nested mixes are joined in order, with their strengths."""
     a, b, c = lora("a"), lora("b", 2.0), lora("c")
     mixed = jaxmix.mix(a, 0.5 * jaxmix.mix(b, -c), strength=3)
     assert [(part.name, part.strength) for part in mixed.parts] == [
@@ -44,17 +44,17 @@ def test_a_mix_of_mixes_is_flat() -> None:
     assert isinstance(mixed, Mix) and jaxmix.mix(mixed).parts == mixed.parts
 
 
-def test_strength_for_each() -> None:
-    """A sequence or an array gives each argument its own; a mix takes one for all its parts."""
-    a, both = lora("a"), jaxmix.mix(lora("b"), lora("c", 0.5))
+def test_one_strength_per_argument() -> None:
+    """A sequence or array has one strength per argument; a mix's applies to all its parts."""
+    a, pair = lora("a"), jaxmix.mix(lora("b"), lora("c", 0.5))
     for strengths in ([2, 4], (2.0, 4.0), np.array([2.0, 4.0]), jnp.array([2.0, 4.0])):
-        parts = jaxmix.mix(a, both, strength=strengths).parts
+        parts = jaxmix.mix(a, pair, strength=strengths).parts
         assert [float(part.strength) for part in parts] == [2.0, 4.0, 2.0]
     assert jaxmix.mix(strength=[]).parts == ()
 
 
-def test_traced_strengths_for_each() -> None:
-    """A traced vector is one for each too."""
+def test_traced_strengths_per_argument() -> None:
+    """A traced vector has one strength per argument too."""
 
     def run(strengths: Any) -> Any:
         return jaxmix.mix(lora("a"), lora("b"), strength=strengths)(PARAMS)["q.weight"]
@@ -62,8 +62,8 @@ def test_traced_strengths_for_each() -> None:
     assert float(jax.jit(run)(jnp.array([1.0, 2.0]))[0, 0]) == 1.5
 
 
-def test_strength_one_leaves_strengths_alone() -> None:
-    """The default multiplies nothing, so that arrays stay the same objects."""
+def test_default_strength_keeps_the_arrays() -> None:
+    """The default multiplies nothing, so strengths stay the same objects."""
     strength = jnp.asarray(0.5)
     assert jaxmix.mix(lora(strength=strength)).parts[0].strength is strength
 
@@ -81,8 +81,8 @@ def test_strength_one_leaves_strengths_alone() -> None:
         ({"a": 1.0}, "a strength is {'a': 1.0}"),
     ],
 )
-def test_wrong_strengths(strength: Any, text: str) -> None:
-    """Too many, too few, no numbers."""
+def test_invalid_strengths_are_refused(strength: Any, text: str) -> None:
+    """Too many, too few, or non-numeric strengths are refused."""
     with pytest.raises(AdapterError, match=text):
         jaxmix.mix(lora("a"), lora("b"), strength=strength)
 
@@ -98,24 +98,24 @@ def test_wrong_strengths(strength: Any, text: str) -> None:
         (PARAMS, "dict .*….*xpected"),
     ],
 )
-def test_what_is_no_adapter(thing: Any, text: str) -> None:
-    """A message says what was got, cut short, and what to write."""
-    for try_it in (lambda: jaxmix.mix(lora(), thing), lambda: jaxmix.compose(PARAMS, [thing])):
+def test_values_that_are_not_adapters_are_refused(thing: Any, text: str) -> None:
+    """The error shows the value, shortened, and the correct call."""
+    for call in (lambda: jaxmix.mix(lora(), thing), lambda: jaxmix.compose(PARAMS, [thing])):
         with pytest.raises(AdapterError, match=f"(?s){text}") as caught:
-            try_it()
+            call()
         assert len(str(caught.value)) < 250
 
 
-def test_two_of_one_name() -> None:
-    """Refused, also deep in a mix, with what to do; under another name it goes."""
+def test_duplicate_names_are_refused() -> None:
+    """Duplicates are refused, also in nested mixes; renaming resolves them."""
     a, b = lora("a"), lora("b")
-    for try_it in (
+    for call in (
         lambda: jaxmix.mix(a, b, a),
         lambda: jaxmix.mix(jaxmix.mix(a, b), 0.5 * a),
         lambda: jaxmix.compose(PARAMS, [a, a]),
     ):
         with pytest.raises(AdapterError, match=r"have the name 'a'. .*renamed\('other'\)"):
-            try_it()
+            call()
     with pytest.raises(AdapterError, match="have the name 'a', 'b'"):
         jaxmix.mix(a, b, b, a)
     assert value(jaxmix.compose(PARAMS, [a, a.renamed("again")])) == 1.0
@@ -124,8 +124,8 @@ def test_two_of_one_name() -> None:
 # ---------------------------------------------------------------- compose
 
 
-def test_one_or_several() -> None:
-    """An adapter, a mix, a list, a tuple, a generator."""
+def test_compose_takes_one_or_several_adapters() -> None:
+    """`compose` takes an adapter, a mix, a list, a tuple or a generator."""
     a, b = lora("a"), lora("b")
     assert value(jaxmix.compose(PARAMS, a)) == 0.5
     for several in ([a, b], (a, b), (x for x in (a, b)), jaxmix.mix(a, b), [jaxmix.mix(a), b]):
@@ -134,21 +134,21 @@ def test_one_or_several() -> None:
 
 
 @pytest.mark.parametrize("nothing", [[], (), jaxmix.mix(), iter(())], ids="abcd")
-def test_nothing(nothing: Any) -> None:
-    """Without adapters it is params itself, whatever params is."""
+def test_compose_without_adapters_returns_params(nothing: Any) -> None:
+    """Without adapters the result is `params` itself, of any type."""
     for params in (PARAMS, {}, None, 3, object()):
         assert jaxmix.compose(params, nothing) is params
 
 
 @pytest.mark.parametrize("thing", [None, 0.5, "folder", {"a": lora()}, b"x"], ids=repr)
-def test_what_are_no_adapters(thing: Any) -> None:
-    """What can't be a list of adapters."""
+def test_arguments_that_are_not_adapters_are_refused(thing: Any) -> None:
+    """Values that can't be a list of adapters are refused."""
     with pytest.raises(AdapterError, match=r"compose got .* expected an adapter, a mix, or a list"):
         jaxmix.compose(PARAMS, thing)
 
 
 def test_arguments_are_not_changed() -> None:
-    """Neither the tree nor the arrays."""
+    """Neither the tree nor its arrays change."""
     params = {name: leaf.copy() for name, leaf in PARAMS.items()}
     adapter = Adapter({"q": Replace(ones((2, 3)), ones(2))})
     before = repr(adapter)
@@ -157,11 +157,11 @@ def test_arguments_are_not_changed() -> None:
     assert out is not params and repr(adapter) == before and value(out) == 1.0
 
 
-# ---------------------------------------------------------------- for people
+# ---------------------------------------------------------------- representation and help
 
 
 def test_repr() -> None:
-    """A line for each part, in the order in which they act."""
+    """The representation has one line per part, in order of application."""
     mixed = jaxmix.mix(lora("french"), 0.6 * lora("formal"))
     assert repr(mixed) == (
         "mix of 2 adapters, applied in this order:\n"
@@ -173,8 +173,8 @@ def test_repr() -> None:
 
 
 @pytest.mark.parametrize("name", ["mix", "compose", "Adapter", "Mix", "Layout", "Rule"])
-def test_help(name: str) -> None:
-    """`help()` has arguments, result, errors and an example, and no line is too long."""
+def test_help_is_complete(name: str) -> None:
+    """`help()` shows arguments, result, errors and an example, in short lines."""
     text = pydoc.plain(pydoc.render_doc(getattr(jaxmix, name)))
     for section in ("Args:", "Raises:", "Example:", "Source:"):
         assert section in text, section
@@ -183,8 +183,8 @@ def test_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, [None], [[1.0], [1.0, 2.0]], "1"])
-def test_what_is_no_strength(wrong: Any) -> None:
-    """Also where it is the mix's own, and where NumPy itself would refuse it."""
+def test_invalid_strengths_of_a_mix_are_refused(wrong: Any) -> None:
+    """Refused also for a mix's own strength, and where NumPy itself would fail."""
     with pytest.raises(AdapterError, match=r"a strength is .*expected a real number|strengths for"):
         jaxmix.mix(Adapter({}, name="a"), strength=wrong)
     if wrong != [None]:

@@ -1,4 +1,4 @@
-"""The notebooks run top to bottom, without the network, and keep the outputs of a real run."""
+"""The notebooks run from top to bottom without a network, and contain the outputs of a real run."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell, in a kernel of its own and another folder; an error in one fails here."""
+def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs in a new kernel and another folder."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     notebook = nbformat.read(path, as_version=4)
@@ -27,7 +27,7 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_outputs(path: Path) -> None:
-    """Outputs and pictures are there, without errors or paths of the machine."""
+    """Outputs and pictures are present, without errors or paths of the machine."""
     notebook = nbformat.read(path, as_version=4)
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
     assert outputs and not [out for out in outputs if out.output_type == "error"]

@@ -1,4 +1,4 @@
-"""Dataclasses as pytrees: structures of different classes differ, also in a cache."""
+"""Dataclasses as pytrees: structures of different classes differ, also as keys of a cache."""
 
 import re
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Right:
 
 
 def test_structures_of_different_classes_differ() -> None:
-    """Otherwise a cache of compiled programs takes one class for the other."""
+    """Otherwise a cache of compiled programs would confuse the classes."""
     assert jax.tree.structure(Left(1.0)) != jax.tree.structure(Right(1.0))
     assert jax.tree.structure(Left(1.0)) == jax.tree.structure(Left(2.0))
     assert jax.tree.structure(Left(1.0)) != jax.tree.structure(Left(1.0, size=3))
@@ -38,7 +38,7 @@ def test_structures_of_different_classes_differ() -> None:
 
 
 def test_children_have_the_names_of_their_fields() -> None:
-    """And a mapped tree is of the same class, with the same static fields."""
+    """A mapped tree has the same class and static fields."""
     paths, _ = jax.tree_util.tree_flatten_with_path(Left({"a": 1.0}, 2.0, size=5))
     assert [(jax.tree_util.keystr(path), leaf) for path, leaf in paths] == [
         (".x['a']", 1.0),
@@ -48,8 +48,8 @@ def test_children_have_the_names_of_their_fields() -> None:
     assert isinstance(doubled, Left) and (doubled.x, doubled.y, doubled.size) == (2.0, 4.0, 5)
 
 
-def test_every_class_of_ours_is_registered_so() -> None:
-    """No source registers a dataclass by JAX's own function."""
+def test_every_dataclass_is_registered_by_our_function() -> None:
+    """No source calls JAX's own registration function."""
     ours = [path for path in tracked() if path.suffix == ".py" and path.name != "pytrees.py"]
     theirs = re.compile(r"tree_util(\.| import )register_data" + "class")
     found = [str(path) for path in ours if theirs.search(path.read_text(encoding="utf-8"))]

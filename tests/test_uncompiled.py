@@ -1,4 +1,4 @@
-"""What runs by NumPy in uncompiled tests equals what XLA computes, and the rest stays XLA's."""
+"""NumPy in uncompiled tests equals XLA's results, and all other operations stay XLA's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -86,19 +86,20 @@ CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 
 def test_every_operation_has_a_case() -> None:
+    """Each replaced operation is tested."""
     assert set(CASES) == set(OPERATIONS)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_xla(name: str, dtype: Any) -> None:
-    """In values, dtypes and weak types."""
+def test_operation_equals_xla(name: str, dtype: Any) -> None:
+    """Values, dtypes and weak types equal XLA's."""
     arrays = (X.astype(dtype), Y.astype(dtype), FLAGS)
     with jax.enable_x64(True):
         compiled = jax.jit(CASES[name])(*arrays)
         with uncompiled():
-            found = CASES[name](*map(jnp.asarray, arrays))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(compiled), strict=True):
+            uncompiled_result = CASES[name](*map(jnp.asarray, arrays))
+    for a, b in zip(jax.tree.leaves(uncompiled_result), jax.tree.leaves(compiled), strict=True):
         assert (a.dtype, a.weak_type) == (b.dtype, b.weak_type)
         rounding = 50 * float(np.finfo(dtype).eps)
         np.testing.assert_allclose(
@@ -107,18 +108,18 @@ def test_equals_xla(name: str, dtype: Any) -> None:
 
 
 def test_nothing_is_compiled() -> None:
-    """Of a shape that no other test has; after the context, operations are XLA's again."""
+    """No program is compiled within the context; after it, operations are XLA's again."""
     x = jax.device_put(np.ones((5, 23), np.float32))
-    with timed_events() as seen, uncompiled():
+    with timed_events() as events, uncompiled():
         y = jnp.sum(jnp.concatenate([x, x + x], 1).T.reshape(46, 5) @ x, 1)
-    assert seen[COMPILED] == 0 and (np.asarray(y).shape == (46,))
-    with timed_events() as seen:
+    assert events[COMPILED] == 0 and (np.asarray(y).shape == (46,))
+    with timed_events() as events:
         lax.transpose(x, (1, 0))
-    assert seen[COMPILED] == 1
+    assert events[COMPILED] == 1
 
 
 def test_devices_keys_and_weak_types_are_kept() -> None:
-    """Arrays of chosen devices, keys and weak types are left to XLA."""
+    """XLA handles arrays of chosen devices, keys and weak types."""
     device = jax.devices()[1]
     with uncompiled():
         assert lax.neg(jax.device_put(np.ones(3, np.float32), device)).devices() == {device}

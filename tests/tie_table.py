@@ -35,8 +35,8 @@ def table() -> dict[str, Any]:
     ``lists`` and ``classes`` are those of `ties_of_classes`. ``unless``: by class, a field of its
     config, a value of that field, and the number of the list of ties that it has then. ``parts``:
     by class, the models inside it that have ties. ``untied``: model types whose tensors are not
-    tied by default. ``always``: those whose tensors are tied whatever the config states. ``text``:
-    those whose tensors are tied too if the config of the text model says so.
+    tied by default. ``always``: those whose tensors are tied regardless of the config. ``text``:
+    those whose tensors are also tied if the config of the text model states it.
     """
     import transformers
 
@@ -90,7 +90,7 @@ def ties_of_classes(names: Iterable[str]) -> tuple[list[Any], dict[str, Any], di
 
 
 def _created(cls: Any, **fields: Any) -> Any:
-    """A model on torch's meta device."""
+    """Returns a model on torch's meta device."""
     import torch
 
     config = cls.config_class(**fields)
@@ -116,17 +116,17 @@ def inner_models(name: str) -> list[list[str]]:
     except Exception:  # It needs more than defaults, or another library.
         return []
     fields = {id(model.config): "", **dict(_fields(model.config))}
-    found = []
+    models = []
     for path, part in model.named_modules():
         if path and isinstance(part, transformers.PreTrainedModel) and _ties(type(part)):
             # Some models copy their config for a part, which is the same on disk.
             field = fields.get(id(part.config), "")
-            found.append([path, type(part).__name__, part.config.model_type, field])
-    return found
+            models.append([path, type(part).__name__, part.config.model_type, field])
+    return models
 
 
 def _has_base_with_ties(cls: Any) -> bool:
-    """Whether the base class of a class's model type has ties of its own."""
+    """Whether the base class of a class's model type has ties."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -137,7 +137,7 @@ def _has_base_with_ties(cls: Any) -> bool:
 
 
 def _fields(config: Any, path: str = "") -> Iterator[tuple[int, str]]:
-    """The configs inside a config, each with its dotted path."""
+    """Yields the nested configs of a config, each with its dotted path."""
     for name in getattr(config, "sub_configs", None) or ():
         if (inner := getattr(config, name, None)) is not None:
             yield id(inner), f"{path}{name}"
@@ -157,7 +157,7 @@ def class_names() -> list[str]:
 
 
 def _ties(cls: Any) -> dict[str, str]:
-    """The ties between parameters of a class, ``{target: source}``."""
+    """Returns the ties between parameters of a class, ``{target: source}``."""
     try:
         return {} if getattr(cls, "config_class", None) is None else _ties_of(cls)
     except ImportError:  # It stands for a class that needs another library.
@@ -165,7 +165,7 @@ def _ties(cls: Any) -> dict[str, str]:
 
 
 def _ties_of(model: Any) -> dict[str, str]:
-    """The ties between parameters of a class or a model."""
+    """Returns the ties between parameters of a class or a model."""
     keys = getattr(model, "_tied_weights_keys", None)
     if not isinstance(keys, dict):
         return {}
@@ -202,17 +202,17 @@ def flags(model_type: str) -> list[str]:
             except Exception:  # The config needs more than its defaults, or refuses the flag.
                 return False
 
-    found = [] if state() else ["untied"]
+    values = [] if state() else ["untied"]
     if state(**{_FLAG: False}):
         return ["always"]
     if "text_config" in (getattr(cls, "sub_configs", None) or {}):
         inner = {"text_config": {_FLAG: True}}
-        found += (
+        values += (
             ["text"]
-            if state(**inner, **{_FLAG: False}) or ("untied" in found and state(**inner))
+            if state(**inner, **{_FLAG: False}) or ("untied" in values and state(**inner))
             else []
         )
-    return found
+    return values
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Writes tied_names.json: which names the files of transformers' models have, tied and not.
+"""Writes tied_names.json: the names in the files of transformers' models, tied and untied.
 
 Run as ``python -m tests.tied_names`` with torch and transformers. Models are tiny; names are real.
 """
@@ -105,7 +105,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def saved(model: str, tied: bool) -> dict[str, Any]:
-    """The names of a model's file.
+    """Returns the names in a model's file.
 
     Args:
         model: the class of transformers.
@@ -120,8 +120,8 @@ def saved(model: str, tied: bool) -> dict[str, Any]:
     from safetensors import safe_open
 
     prefix, config = MODELS[model]
-    made = getattr(transformers, f"{prefix}Config")(**config, tie_word_embeddings=tied)
-    net = getattr(transformers, model)(made)
+    loaded = getattr(transformers, f"{prefix}Config")(**config, tie_word_embeddings=tied)
+    net = getattr(transformers, model)(loaded)
     with tempfile.TemporaryDirectory() as folder:
         net.save_pretrained(folder)
         with safe_open(Path(folder, "model.safetensors"), "np") as file:
@@ -140,13 +140,13 @@ def saved(model: str, tied: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All of them."""
+    """Writes the names of all models."""
     out = {}
     for model in MODELS:
         for tied in (True, False):
-            found = saved(model, tied)
-            if tied or (not found["tied"] and found["head"] is not None):
-                out[f"{model}{'' if tied else ', not tied'}"] = found
+            names = saved(model, tied)
+            if tied or (not names["tied"] and names["head"] is not None):
+                out[f"{model}{'' if tied else ', not tied'}"] = names
     FILE.write_text(json.dumps(out, indent=1) + "\n")
 
 

@@ -21,7 +21,7 @@ from jax.extend.core import primitives
 
 __all__ = ["OPERATIONS", "uncompiled"]
 
-# Given the operands and the parameters, the result, or None where XLA's has to be taken.
+# Maps operands and parameters to the result; None where XLA must compute it.
 Operation = Callable[..., np.ndarray | None]
 REAL = tuple(map(np.dtype, ("float32", "float64")))
 WIDE = REAL[1:]
@@ -89,7 +89,7 @@ def _integer_pow(x: np.ndarray, *, y: int) -> np.ndarray | None:
 
 
 def _of(function: Any, *dtypes: np.dtype) -> Operation:
-    """A NumPy function of equal dtypes out of these."""
+    """Makes an operation of a NumPy function whose operands have equal dtypes, out of these."""
 
     def run(*operands: np.ndarray, **parameters: Any) -> np.ndarray | None:
         if any(x.dtype != operands[0].dtype or x.dtype not in dtypes for x in operands):
@@ -100,7 +100,7 @@ def _of(function: Any, *dtypes: np.dtype) -> Operation:
 
 
 def _reduced(function: Any, *dtypes: np.dtype) -> Operation:
-    """A NumPy reduction whose result has its operand's dtype."""
+    """Makes an operation of a NumPy reduction whose result has its operand's dtype."""
 
     def run(x: np.ndarray, *, axes: Any, **_: Any) -> np.ndarray | None:
         return function(x, axis=tuple(axes)) if x.dtype in dtypes else None
@@ -176,7 +176,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def _operand(x: Any, keeps_weak: bool) -> np.ndarray | None:
-    """An operand's values; None for keys, weak types, and arrays of chosen devices."""
+    """Returns an operand's values; None for keys, weak types, and arrays of chosen devices."""
     # Keys and NumPy's own arrays have no such attribute; JAX's constants are not on any device.
     is_weak = getattr(x, "weak_type", None)
     if is_weak is None or (is_weak and not keeps_weak) or getattr(x, "committed", False):
@@ -185,6 +185,8 @@ def _operand(x: Any, keeps_weak: bool) -> np.ndarray | None:
 
 
 def _by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs an operation by NumPy where it can, otherwise by XLA."""
+
     def run(*operands: Any, **parameters: Any) -> Any:
         values = [_operand(x, operation is _convert_element_type) for x in operands]
         if all(x is not None for x in values):
@@ -200,7 +202,7 @@ def _by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[..., An
 
 @contextmanager
 def uncompiled(*, apply: bool = True) -> Iterator[None]:
-    """Neither functions nor, where NumPy has them, operations are compiled within the context."""
+    """Within the context, compiles neither functions nor operations that NumPy has."""
     if not apply:
         yield
         return

@@ -111,20 +111,26 @@ def read_adapterhub(
     model = base_model(base) if base is not None and beside else None
     extra = read_sidecars(folder, beside, split_leaf=_split_leaf, sites=sites, base=model)
     for site, leaves in extra.items():
-        own: dict[str, Any] = dict(leaves)
-        replaced = Replace(own.get("weight"), own.get("bias"))
+        arrays: dict[str, Any] = dict(leaves)
+        replaced = Replace(arrays.get("weight"), arrays.get("bias"))
         updates[site] = Together((replaced, updates[site])) if site in updates else replaced
     return Adapter(updates, name=name) * strength
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The config if it is one of AdapterHub, an empty dict otherwise."""
+    """Returns AdapterHub's config; empty if the folder has no such config."""
     try:
         config: Any = parse_json_or_none(read_small(folder / CONFIG_FILE).decode())
     except (OSError, ValueError):
         return {}
-    is_own = isinstance(config, dict) and "config" in config and "peft_type" not in config
-    return config if is_own and ("model_name" in config or "model_type" in config) else {}
+    is_adapterhub_config = (
+        isinstance(config, dict) and "config" in config and "peft_type" not in config
+    )
+    return (
+        config
+        if is_adapterhub_config and ("model_name" in config or "model_type" in config)
+        else {}
+    )
 
 
 def _method_config(outer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -132,16 +138,26 @@ def _method_config(outer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if not outer:
         raise CheckpointError(
             f"{folder} has no {CONFIG_FILE} of AdapterHub, expected an object with config and "
-            "model_type. Give the folder that model.save_adapter wrote."
+            "model_type. Pass the folder that model.save_adapter wrote."
         )
-    found = outer.get("config")
-    method = found.get("architecture", "bottleneck") if isinstance(found, dict) else found
-    if not isinstance(found, dict) or method != "lora":
+    method_config = outer.get("config")
+    method = (
+        method_config.get("architecture", "bottleneck")
+        if isinstance(method_config, dict)
+        else method_config
+    )
+    if not isinstance(method_config, dict) or method != "lora":
         raise UnsupportedError(
             f"{folder} was saved by AdapterHub's adapters, and its method is {method!r}, expected "
-            "'lora', which is LoRA or IA3. No other method is a change of the weights."
+            "'lora', which is LoRA or IA3. No other method can be expressed as changed weights."
         )
-    config = {"composition_mode": "add", "attn_matrices": ["q", "v"], "r": 8, "alpha": 8, **found}
+    config = {
+        "composition_mode": "add",
+        "attn_matrices": ["q", "v"],
+        "r": 8,
+        "alpha": 8,
+        **method_config,
+    }
     problems = [
         f"{field} = {value!r}"
         for field, value in config.items()
@@ -170,12 +186,12 @@ def _sites(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, SiteTenso
     names: set[str] = set()
     unknown: list[str] = []
     for key, tensor in tensors.items():
-        found = _KEY.fullmatch(key)
-        if found is None or tensor.dtype not in FACTOR_DTYPES:
+        match = _KEY.fullmatch(key)
+        if match is None or tensor.dtype not in FACTOR_DTYPES:
             unknown.append(f"{key}: {tensor.dtype} {tensor.shape}")
         else:
-            names.add(found["name"])
-            sites.setdefault(found["site"], {})[found["factor"]] = tensor
+            names.add(match["name"])
+            sites.setdefault(match["site"], {})[match["factor"]] = tensor
     if unknown:
         raise CheckpointError(
             f"{file}: keys that a LoRA or IA3 of AdapterHub does not have:{listing(unknown)}\n"
@@ -183,8 +199,8 @@ def _sites(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, SiteTenso
         )
     if len(names) > 1:
         raise CheckpointError(
-            f"{file} contains several adapters: {', '.join(sorted(names))}. Save each in a folder "
-            "of its own with model.save_adapter."
+            f"{file} contains several adapters: {', '.join(sorted(names))}. Save each in its own "
+            "folder with model.save_adapter."
         )
     return sites
 

@@ -1,6 +1,6 @@
-"""Writes single files for ComfyUI, and in the names of the project that published a model.
+"""Writes single files for ComfyUI, and files with the names of a model's original project.
 
-They are read as those of diffusers: `read_diffusers`.
+`read_diffusers` reads both.
 """
 
 import os
@@ -37,27 +37,27 @@ def export_comfyui(
 ) -> Path:
     """Writes an adapter for ComfyUI: ``diffusion_model.<module>.lora_up.weight``.
 
-    Modules get the names of the original project, which ComfyUI has; updates of weights that are
-    one there are joined. Text encoders follow under ``text_encoder.``, ``text_encoder_2.`` and
-    ``text_encoders.t5xxl.transformer.``.
+    Modules get the names of the original project, which ComfyUI uses; updates of weights that this
+    project fuses are joined. Text encoders have the prefixes ``text_encoder.``,
+    ``text_encoder_2.`` and ``text_encoders.t5xxl.transformer.``.
 
     Args:
         adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, Diag-OFT, or dense differences.
             Its strength is multiplied into alpha.
         path: The file, ``….safetensors``.
         prefix: The prefix of sites that name no component, instead of ``diffusion_model``.
-        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers. By default the one
-            that has the adapter's modules. ``""`` keeps their names.
-        base: The model that the adapter was trained on, as in `jaxmix.load`: it tells the model,
-            and the sizes of weights that the adapter lacks.
+        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers; by default, the
+            model that has the adapter's modules. ``""`` keeps their names.
+        base: The model that the adapter was trained on, as in `jaxmix.load`: it determines the
+            model, and the sizes of weights that the adapter lacks.
         force: Whether to replace an existing file.
 
     Returns:
         The path.
 
     Raises:
-        UnsupportedError: If ComfyUI has no form for an update, or it can't be brought to the names;
-            `jaxmix.to_lora` makes a LoRA of any mix.
+        UnsupportedError: If ComfyUI has no form for an update, or an update can't be converted to
+            these names; `jaxmix.to_lora` makes a LoRA of any mix.
         LayoutError: If several models fit, or there is no model ``names``.
         AdapterError: If it is not an adapter, or two of its sites are one module.
         CheckpointError: If the path is taken, or can't be written.
@@ -90,23 +90,23 @@ def export_original(
     base: Any = None,
     force: bool = False,
 ) -> Path:
-    """Writes an adapter in the names of the project that published the model, without a prefix.
+    """Writes an adapter under the names of the model's original project, without a prefix.
 
     It is `export_comfyui` without ``diffusion_model.``: ``blocks.0.self_attn.q.lora_up.weight``.
 
     Args:
         adapter: As in `export_comfyui`.
-        path: As there.
+        path: As in `export_comfyui`.
         prefix: The prefix of sites that name no component; none by default.
-        names: As there.
-        base: As there.
-        force: As there.
+        names: As in `export_comfyui`.
+        base: As in `export_comfyui`.
+        force: As in `export_comfyui`.
 
     Returns:
         The path.
 
     Raises:
-        JaxmixError: As there.
+        JaxmixError: As in `export_comfyui`.
 
     Example:
         >>> import tempfile
@@ -155,7 +155,7 @@ _SCALES = {
 def _check(
     adapter: str, updates: dict[str, Update], sites: dict[str, str], model: ImageModel | None
 ) -> None:
-    """Refuses what ComfyUI ignores."""
+    """Refuses updates that ComfyUI ignores."""
     ignored = [
         f"{sites[name]}: a rescaled {update.family}, whose rescaling ComfyUI ignores"
         for name, update in updates.items()

@@ -62,9 +62,9 @@ def is_diffusers(path: Path) -> bool:
     """Returns whether a file is a complete adapter with known keys."""
     if not is_adapter_by_itself(path):
         return False
-    found = (split_key(modernize_key(key)) for key in file_keys(path))
+    splits = (split_key(modernize_key(key)) for key in file_keys(path))
     # Any checkpoint has keys that end in `weight`.
-    return any(split is not None and split[1] not in ("weight", "saved_weight") for split in found)
+    return any(split is not None and split[1] not in ("weight", "saved_weight") for split in splits)
 
 
 def read_diffusers(
@@ -121,24 +121,29 @@ def _add_scales(places: dict[PartModule, SiteTensors], config: dict[str, Any], w
         if "lora_down.weight" not in factors:
             continue
         prefix = f"{place.part}." if place.part else ""
-        own = {key.removeprefix(prefix): x for key, x in config.items() if key.startswith(prefix)}
+        settings = {
+            key.removeprefix(prefix): x for key, x in config.items() if key.startswith(prefix)
+        }
         full = f"{prefix}{place.module}"
-        if "lora_alpha" not in own or "r" not in own:
+        if "lora_alpha" not in settings or "r" not in settings:
             problems.append(f"{full}: {prefix}r or {prefix}lora_alpha is missing")
             continue
         unsupported += [
-            f"{prefix}{field}: {reason}" for field, reason in _UNSUPPORTED.items() if own.get(field)
+            f"{prefix}{field}: {reason}"
+            for field, reason in _UNSUPPORTED.items()
+            if settings.get(field)
         ]
-        if str(own.get("init_lora_weights", "")).startswith(("pissa", "olora", "corda", "lora_ga")):
-            unsupported.append(
-                f"{prefix}init_lora_weights = {own['init_lora_weights']!r}, which changes the base"
-            )
-        if problem := _contradiction(own, place.module, factors):
+        if str(settings.get("init_lora_weights", "")).startswith(
+            ("pissa", "olora", "corda", "lora_ga")
+        ):
+            init = settings["init_lora_weights"]
+            unsupported.append(f"{prefix}init_lora_weights = {init!r}, which changes the base")
+        if problem := _contradiction(settings, place.module, factors):
             problems.append(f"{full}: {problem}")
             continue
         rank = factors["lora_down.weight"].shape[0]
-        alpha = _by_module(own, "alpha_pattern", "lora_alpha", place.module)
-        root = own.get("use_rslora") is True
+        alpha = _by_module(settings, "alpha_pattern", "lora_alpha", place.module)
+        root = settings.get("use_rslora") is True
         factors["scale"] = np.asarray(alpha / (rank**0.5 if root else rank))
     if unsupported:
         lines = listing(dict.fromkeys(unsupported))
@@ -150,37 +155,37 @@ def _add_scales(places: dict[PartModule, SiteTensors], config: dict[str, Any], w
         )
 
 
-def _contradiction(own: dict[str, Any], module: str, factors: SiteTensors) -> str | None:
+def _contradiction(settings: dict[str, Any], module: str, factors: SiteTensors) -> str | None:
     """Describes how the metadata of a module contradicts its tensors."""
     if "alpha" in factors:
         return "alpha is both in the keys and in the metadata, which diffusers refuses too"
     rank, alpha = (
-        _by_module(own, *fields, module)
+        _by_module(settings, *fields, module)
         for fields in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
     )
-    found = factors["lora_down.weight"].shape[:1]
-    if found != (rank,) or not found[0]:
-        return f"lora_A has rank {found[0] if found else None}, the metadata {rank!r}"
+    shape = factors["lora_down.weight"].shape[:1]
+    if shape != (rank,) or not shape[0]:
+        return f"lora_A has rank {shape[0] if shape else None}, the metadata {rank!r}"
     if not NUMBER.holds(alpha):
         return f"lora_alpha is {alpha!r}, expected a number"
     for field, parameter in (("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_up.bias")):
-        if bool(own.get(field)) != (parameter in factors):
-            return f"{field} is {own.get(field)!r}, but {parameter} is " + (
+        if bool(settings.get(field)) != (parameter in factors):
+            return f"{field} is {settings.get(field)!r}, but {parameter} is " + (
                 "present" if parameter in factors else "missing"
             )
     return None
 
 
-def _by_module(own: dict[str, Any], patterns: str, default: str, module: str) -> Any:
-    """The value for a module: that of the first pattern that matches, otherwise the default."""
-    found = own.get(patterns)
-    for pattern, value in found.items() if isinstance(found, dict) else ():
+def _by_module(settings: dict[str, Any], patterns: str, default: str, module: str) -> Any:
+    """Returns a module's value: that of the first matching pattern, otherwise the default."""
+    values = settings.get(patterns)
+    for pattern, value in values.items() if isinstance(values, dict) else ():
         try:
             if matches_site(pattern, module):
                 return value
         except re.error:  # not a regular expression
             continue
-    return own[default]
+    return settings[default]
 
 
 def export_diffusers(
@@ -203,21 +208,22 @@ def export_diffusers(
     Args:
         adapter: An adapter of LoRA or DoRA. Its strength is multiplied into B.
         path: The file; diffusers looks for ``pytorch_lora_weights.safetensors`` in a folder.
-        prefix: The component of sites that name none: ``unet``, ``transformer``. By default that of
-            the model.
-        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers. By default the one
-            that has the adapter's modules. ``""`` keeps their names.
-        base: The model that the adapter was trained on, as in `jaxmix.load`, which tells the model.
+        prefix: The component of sites that name none: ``unet``, ``transformer``; by default, the
+            model's.
+        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers; by default, the
+            model that has the adapter's modules. ``""`` keeps their names.
+        base: The model that the adapter was trained on, as in `jaxmix.load`, by which the model is
+            found.
         patterns: Whether to keep the rank and alpha of each site of a LoRA, in the metadata: bit
-            for bit, but only diffusers 0.34 and later reads it.
+            for bit, but only diffusers 0.34 and later read it.
         force: Whether to replace an existing file.
 
     Returns:
         The path.
 
     Raises:
-        UnsupportedError: If an update is of another kind, can't be cut, or is one of a text encoder
-            whose adapters diffusers does not load; `jaxmix.to_lora` makes a LoRA of any mix.
+        UnsupportedError: If an update is of another kind, can't be cut, or belongs to a text
+            encoder whose adapters diffusers ignores; `jaxmix.to_lora` makes a LoRA of any mix.
         LayoutError: If several models fit, or there is no model ``names``.
         AdapterError: If it is not an adapter, or the prefix is another program's.
         CheckpointError: If the path is taken, or can't be written.
@@ -227,10 +233,10 @@ def export_diffusers(
         >>> from jaxmix.families import LoRA
         >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), scale=4.0)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     there = Path(folder, "x.safetensors")
-        ...     _ = export_diffusers(Adapter({"to_q": ones}), there, prefix="unet")
-        ...     again = read_diffusers(there, "again").updates["to_q"]
-        >>> again.scale, again.b.tolist()
+        ...     file = Path(folder, "x.safetensors")
+        ...     _ = export_diffusers(Adapter({"to_q": ones}), file, prefix="unet")
+        ...     update = read_diffusers(file, "style").updates["to_q"]
+        >>> update.scale, update.b.tolist()
         (1.0, [[4.0], [4.0]])
 
     Source: huggingface/diffusers, ``loaders/lora_base.py`` (``write_lora_layers``).
@@ -244,10 +250,10 @@ def export_diffusers(
     full = {key: ".".join(filter(None, key)) for key in named.updates}
     sites = {full[key]: site for key, site in named.sites.items()}
     updates = {full[key]: as_lora(update) for key, update in named.updates.items()}
-    if other := [f"{sites[n]}: {u.family}" for n, u in updates.items() if not isinstance(u, LoRA)]:
+    if others := [f"{sites[n]}: {u.family}" for n, u in updates.items() if not isinstance(u, LoRA)]:
         raise UnsupportedError(
             f"{adapter.name}: files for diffusers hold LoRA and DoRA only, and this adapter has:"
-            f"{listing(other)}\nWrite it for ComfyUI or kohya's scripts, which read more kinds. "
+            f"{listing(others)}\nWrite it for ComfyUI or kohya's scripts, which read more kinds. "
             "Or convert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )
     adapter = replace(adapter, updates=updates)
@@ -274,5 +280,5 @@ def export_diffusers(
     return save_tensors(path, tensors, {METADATA: text} if metadata else {}, force=force)
 
 
-# ComfyUI's prefixes of the model that makes the picture.
+# ComfyUI's prefixes of the denoiser.
 _NOT_DIFFUSERS = ("diffusion_model", "model.diffusion_model")

@@ -44,7 +44,7 @@ def download(
     name: str | None = None,
     ignore: Sequence[str] = (),
 ) -> Downloaded:
-    """Downloads an adapter: of the first format whose files exist, or a single file.
+    """Downloads an adapter of the first format whose files exist, or a single file.
 
     Args:
         hub_id: ``owner/name``.
@@ -87,7 +87,7 @@ def _download(
     paths += [path for path in optional if path]
     if any(path.parent != first.parent for path in paths):
         raise CheckpointError(
-            f"{repository.text} changed while its files were downloaded. Try again, or give a "
+            f"{repository.text} changed while its files were downloaded. Try again, or pass a "
             f"commit: {option('revision', '…')}."
         )
     extra = _fetch_extra_weights(repository, first.parent, format, ignore)
@@ -121,7 +121,7 @@ def _fetch_first(repository: HubRepository, formats: Sequence[Format]) -> tuple[
 
 def _fetch_single(repository: HubRepository, name: str) -> Path:
     """Fetches one file, the shards that it lists if it is an index, and the config next to it."""
-    path = repository.fetch(name, lambda file: ". Give the name of a file that it has.")
+    path = repository.fetch(name, lambda file: ". Pass the name of a file that it has.")
     repository.fetch_shards(path)
     repository.fetch_if_present("adapter_config.json")
     return path
@@ -130,7 +130,7 @@ def _fetch_single(repository: HubRepository, name: str) -> Path:
 def _fetch_extra_weights(
     repository: HubRepository, folder: Path, format: Format, ignore: Sequence[str]
 ) -> tuple[str, ...]:
-    """The names of further files of weights; fetches those that the format's reader takes."""
+    """Returns the names of further files of weights; fetches those that the reader takes."""
     if format.is_own_file is None:
         return ()
     extra = extra_weights(repository.names() or file_names(folder), format.is_own_file, ignore)

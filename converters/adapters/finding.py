@@ -63,7 +63,7 @@ def find(
         if name and not target.is_file():
             raise CheckpointError(
                 f"{target.parent} has no {name}; found "
-                f"{', '.join(file_names(target.parent)[:8])}. Give the name of a file in it."
+                f"{', '.join(file_names(target.parent)[:8])}. Pass the name of a file in it."
             )
         return _find_local(formats, forced, target, text, below, ignore)
     if not exists and is_hub_id(text):
@@ -95,7 +95,7 @@ def _find_local(
     """The adapter in a folder or file on this machine."""
     is_own_file: Callable[[str], bool] | None = None
     if path.is_dir() and (forced.is_single_file if forced else not _is_known(formats, path)):
-        # The folder has no format of its own, but one of its files may be an adapter.
+        # No format recognizes the folder, but one of its files may be an adapter.
         is_adapter = _adapter_file_test(formats, forced, path)
         if (single := choose_file(file_names(path), str(path), is_adapter)) is not None:
             path, is_own_file = path / single, is_copy_of(single)
@@ -138,7 +138,7 @@ def find_on_hub(
     format: str | None = None,
     ignore: Sequence[str] = (),
 ) -> LocatedAdapter:
-    """Downloads an adapter from a repository on the hub, whatever is on this machine.
+    """Downloads an adapter from a repository on the hub, without looking for a local folder.
 
     Args:
         formats: The table of formats.
@@ -162,27 +162,27 @@ def find_on_hub(
     candidates = (forced,) if forced else formats
     folder_in_name, name = split_filename(filename) if filename else (None, None)
     subfolder = "/".join(part for part in (subfolder, folder_in_name) if part) or None
-    # The name of a file that belongs to a format's folder stands for the folder.
+    # The name of a file that belongs to a format's folder selects the folder.
     if name and any(name in row.files for row in candidates):
         name = None
-    wanted = [row for row in candidates[::-1] if row.files]
-    if not wanted and not (forced and forced.is_single_file) and not name:
+    searched = [row for row in candidates[::-1] if row.files]
+    if not searched and not (forced and forced.is_single_file) and not name:
         raise UnsupportedError(
             f"{hub_id}: adapters of the format {format!r} are single files, which are not looked "
-            f"for on the hub. Download the file with `hf download {hub_id}`, and give its path."
+            f"for on the hub. Download the file with `hf download {hub_id}`, and pass its path."
         )
-    downloaded = download(hub_id, subfolder, revision, wanted, name=name, ignore=ignore)
+    downloaded = download(hub_id, subfolder, revision, searched, name=name, ignore=ignore)
     path = downloaded.path
     row = downloaded.format or forced or recognized_format(formats, path, f"{hub_id}: {path.name}")
     folder = f"{hub_id}/{subfolder}".rstrip("/") if subfolder else hub_id
     source = f"{folder}/{name}" if name else folder
     default_name = Path(name).stem if name else folder.rsplit("/", 1)[-1]
-    at = f"@{revision}" if revision else ""
-    return LocatedAdapter(path, row, default_name, source + at, downloaded.extra_weights)
+    suffix = f"@{revision}" if revision else ""
+    return LocatedAdapter(path, row, default_name, source + suffix, downloaded.extra_weights)
 
 
 def _public_source(text: str, below: str = "") -> str:
-    """A path without its private part: only the last name of one that is not relative."""
+    """Returns a path without its private part: only the last name unless it is relative."""
     path = Path(text)
     is_private = path.is_absolute() or text.startswith("~")
     public = path.expanduser().resolve().name if is_private else path.as_posix()
@@ -195,5 +195,5 @@ def _check_inside(subfolder: str) -> None:
     if not parts or Path(subfolder).is_absolute() or ".." in parts or "\\" in subfolder:
         raise CheckpointError(
             f"subfolder {subfolder!r} is not a path inside its folder, expected one such as "
-            "'checkpoint-100'. Give the folder itself as the first argument."
+            "'checkpoint-100'. Pass the folder itself as the first argument."
         )

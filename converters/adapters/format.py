@@ -34,13 +34,13 @@ class Format:
         read: ``read(path, name, strength, **options)`` returns the adapter in a folder or file.
         options: The keyword arguments of ``read``.
         files: The files to fetch from a repository on the hub; each adapter of the format has the
-            first one. Without any, the format is not looked for on the hub.
+            first one. If empty, the format is not looked for on the hub.
         optional_files: Further files, to fetch where a repository has them.
         missing_hint: Ends the message about one of ``files`` that a repository lacks.
         alternatives: For one of ``files``, the names to try in order where a repository lacks it.
-        is_own_file: Whether the reader reads a file of that name, or the file is a copy of one that
-            it reads. Other files of weights in the folder are extra weights. None if an adapter is
-            one file, whose neighbors are unrelated.
+        is_own_file: Whether the reader reads a file of that name, or the file is a copy of such a
+            file. Other files of weights in the folder are extra weights. None if an adapter is one
+            file, whose neighbors are unrelated.
         is_single_file: Whether an adapter is a single file, to be chosen among those of a folder or
             repository.
         takes_extra_weights: Whether the reader takes the names of extra weights, as ``beside=``.
@@ -100,8 +100,8 @@ class LocatedAdapter:
             options["beside"] = self.extra_weights
         elif self.extra_weights:
             raise unread_error(self.source, dict.fromkeys(self.extra_weights, ""))
-        given = name or ("" if self.format.names_parts else self.default_name)
-        adapter = self.format.read(self.path, given, strength, **options)
+        chosen_name = name or ("" if self.format.names_parts else self.default_name)
+        adapter = self.format.read(self.path, chosen_name, strength, **options)
         # The parts of a mix state their own sources.
         return adapter if self.format.names_parts else replace(adapter, source=self.source)
 
@@ -126,7 +126,7 @@ def is_folder_file(formats: Sequence[Format], name: str) -> bool:
         name: The file's name.
 
     Returns:
-        Whether it does.
+        True if so.
     """
     return any(row.is_own_file is not None and row.is_own_file(name) for row in formats)
 
@@ -144,21 +144,21 @@ def format_named(formats: Sequence[Format], name: str) -> Format:
     Raises:
         UnsupportedError: If there is no such format.
     """
-    found = next((row for row in formats if row.name == name), None)
-    if found is None:
+    format = next((row for row in formats if row.name == name), None)
+    if format is None:
         known = ", ".join(repr(row.name) for row in formats)
         raise UnsupportedError(f"format {name!r} is unknown, expected one of {known}.")
-    return found
+    return format
 
 
-def recognized_format(formats: Sequence[Format], path: Path, given: str) -> Format:
+def recognized_format(formats: Sequence[Format], path: Path, text: str) -> Format:
     """Returns the first format that recognizes a folder or file.
 
     Args:
         formats: The table of formats. A folder that none recognizes goes to the last one, whose
             reader reports what is missing.
         path: The folder or file.
-        given: The path as the user gave it, for messages.
+        text: The path as the user wrote it, for messages.
 
     Returns:
         The format.
@@ -166,16 +166,16 @@ def recognized_format(formats: Sequence[Format], path: Path, given: str) -> Form
     Raises:
         CheckpointError: If it is a file that no format recognizes.
     """
-    found = next((row for row in formats if row.recognizes(path)), None)
-    if found is not None:
-        return found
+    format = next((row for row in formats if row.recognizes(path)), None)
+    if format is not None:
+        return format
     if path.exists() and (mistaken := describe_non_adapter(path)):
-        raise CheckpointError(f"{given} {mistaken}")
+        raise CheckpointError(f"{text} {mistaken}")
     if not path.is_file():
         return formats[-1]
     if is_torch_file(path):
         torch_tensors(path)  # raises an error if the file itself is damaged
     raise CheckpointError(
-        f"{given} is a file, expected {' or '.join(row.description for row in formats[::-1])}. "
-        "Give the folder that contains it."
+        f"{text} is a file, expected {' or '.join(row.description for row in formats[::-1])}. "
+        "Pass the folder that contains it."
     )

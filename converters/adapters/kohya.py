@@ -110,7 +110,7 @@ def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[st
 
 
 def _unknown(key: str) -> str:
-    """Says why a key is not a parameter."""
+    """Describes why a key is not a parameter."""
     end = key.rpartition(".")[2]
     if end in _UNSUPPORTED_ENDS:
         return _UNSUPPORTED_ENDS[end]
@@ -137,28 +137,27 @@ def _any_prefix(key: str) -> str | None:
 
 def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[str, str]:
     """The base's module for each module of the file."""
-    wanted: dict[str, tuple[str, str]] = {}
+    flat_names: dict[str, tuple[str, str]] = {}
     for module in modules:
         prefix = _any_prefix(f"{module}.") or ""
         flat = module[len(prefix) + 1 :].replace(".", "_")
-        rest = without_wrappers(flat, is_underscored=True)
-        wanted[module] = role_of(prefix), rest
+        bare_name = without_wrappers(flat, is_underscored=True)
+        flat_names[module] = role_of(prefix), bare_name
     if base is not None:
-        return match_modules(wanted, base_model(base).modules, where, modules)
-    if (found := dotted_names(wanted)) is not None:
-        return found
+        return match_modules(flat_names, base_model(base).modules, where, modules)
+    if (dotted := dotted_names(flat_names)) is not None:
+        return dotted
     # A name without underscores had no dots.
-    ambiguous = [module for module, (_, rest) in wanted.items() if "_" in rest]
-    rests = [rest for _, rest in wanted.values()]
-    if ambiguous or len(set(rests)) < len(rests):
+    ambiguous = [module for module, (_, bare_name) in flat_names.items() if "_" in bare_name]
+    bare_names = [bare_name for _, bare_name in flat_names.values()]
+    if ambiguous or len(set(bare_names)) < len(bare_names):
         raise CheckpointError(
             f"{where}: its {len(modules)} names have underscores for dots "
-            f"({(ambiguous or rests)[0]} …), so the file alone does not determine the modules. "
-            f"Give the model that it was trained on: {option('base', ..., of='load(path')}, its "
-            f"Hugging "
-            "Face folder, its params, or a list of the names of its modules."
+            f"({(ambiguous or bare_names)[0]} …), so the file alone does not determine the modules."
+            f" Pass the model that it was trained on: {option('base', ..., of='load(path')}, its "
+            "Hugging Face folder, its params, or a list of the names of its modules."
         )
-    return {module: rest for module, (_, rest) in wanted.items()}
+    return {module: bare_name for module, (_, bare_name) in flat_names.items()}
 
 
 def export_kohya(
@@ -170,10 +169,11 @@ def export_kohya(
     base: Any = None,
     force: bool = False,
 ) -> Path:
-    """Writes an adapter in the names of kohya's scripts, LyCORIS and A1111.
+    """Writes an adapter under the names of kohya's scripts, LyCORIS and A1111.
 
-    Modules get the names that sd-scripts and musubi-tuner have: the original project's, those of
-    diffusers for Stable Diffusion 1.5 and Z-Image. Weights that are one there get one update.
+    Modules get the names that sd-scripts and musubi-tuner use: the original project's, and those of
+    diffusers for Stable Diffusion 1.5 and Z-Image. Updates of weights that are fused under these
+    names are joined.
 
     Args:
         adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, Diag-OFT, or dense differences.
@@ -181,18 +181,18 @@ def export_kohya(
         path: The file, ``….safetensors``.
         prefix: The prefix of sites that name no component: ``lora_te``, ``lycoris``. By default
             each component has its own (``lora_unet``, ``lora_te1``, …).
-        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers. By default the one
-            that has the adapter's modules. ``""`` keeps their names.
-        base: The model that the adapter was trained on, as in `jaxmix.load`: it tells the model,
-            and the sizes of weights that the adapter lacks.
+        names: The model: ``"sdxl"``, ``"flux"``, …, or its config in diffusers; by default, the
+            model that has the adapter's modules. ``""`` keeps their names.
+        base: The model that the adapter was trained on, as in `jaxmix.load`: it determines the
+            model, and the sizes of weights that the adapter lacks.
         force: Whether to replace an existing file.
 
     Returns:
         The path.
 
     Raises:
-        UnsupportedError: If the format has no form for an update, or it can't be brought to the
-            names; `jaxmix.to_lora` makes a LoRA of any mix.
+        UnsupportedError: If the format has no form for an update, or an update can't be converted
+            to these names; `jaxmix.to_lora` makes a LoRA of any mix.
         LayoutError: If several models fit, or there is no model ``names``.
         AdapterError: If it is not an adapter, or two of its sites would have the same name.
         CheckpointError: If the path is taken, or can't be written.
@@ -203,8 +203,8 @@ def export_kohya(
         >>> from jaxmix.families import LoRA
         >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), scale=1.0)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     there = export_kohya(Adapter({"mid.to_q": ones}), folder + "/x.safetensors")
-        ...     read_kohya(there, "again", base=["mid.to_q"]).sites
+        ...     file = export_kohya(Adapter({"mid.to_q": ones}), folder + "/x.safetensors")
+        ...     read_kohya(file, "style", base=["mid.to_q"]).sites
         ('mid.to_q',)
 
     Source: kohya-ss/sd-scripts, ``networks/lora.py`` (``save_weights``); kohya-ss/musubi-tuner.

@@ -42,7 +42,7 @@ def _missing_peft_file(file: str) -> str:
     """Ends the message about a file that a repository lacks."""
     if file == CONFIG_FILE:
         return (
-            ", so it is not a PEFT adapter. If the adapter is in a folder of the repository, give "
+            ", so it is not a PEFT adapter. If the adapter is in a folder of the repository, pass "
             f"{option('subfolder', '…')}."
         )
     recipe = pickle_recipe("adapter_model.bin", WEIGHTS_FILE)
@@ -222,7 +222,7 @@ def load(
     """
     ignored = ignored_names(ignore)
     base = base if variant is None else base_model(base, variant)
-    found = finding.find(
+    located = finding.find(
         FORMATS,
         path_or_hub_id,
         subfolder=subfolder,
@@ -231,17 +231,17 @@ def load(
         format=format,
         ignore=ignored,
     )
-    if ignored and "ignore" in found.format.options:
+    if ignored and "ignore" in located.format.options:
         options["ignore"] = ignored
     # In some formats a file never covers several models.
-    has_parts = "part" in found.format.options
+    has_parts = "part" in located.format.options
     part = options.get("part")
     component = _component(base, part, has_parts=has_parts)
     if component is not None and not has_parts:
         del options["part"]
-    if base is not None and "base" in found.format.options:
+    if base is not None and "base" in located.format.options:
         options["base"] = base if component is None else component
-    adapter = found.read(name, strength, **options)
+    adapter = located.read(name, strength, **options)
     return adapter if component is None else _in_component(adapter, str(part))
 
 
@@ -255,14 +255,14 @@ def _component(base: Any, part: Any, *, has_parts: bool) -> BaseModel | None:
     if component is None and (is_second(part) or not has_parts):
         if missing := missing_component([part], model.modules):
             raise CheckpointError(
-                f"{option('part', part)} names a component that is absent: {missing}. Give one of "
+                f"{option('part', part)} names a component that is absent: {missing}. Pass one of "
                 "these."
             )
     return component
 
 
 def _in_component(adapter: Adapter | Mix, component: str) -> Adapter | Mix:
-    """Puts the name of a component in front of all sites."""
+    """Prefixes all sites with the name of a component."""
     parts = (
         replace(part, updates={f"{component}.{site}": up for site, up in part.updates.items()})
         for part in adapter.parts

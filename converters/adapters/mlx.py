@@ -88,7 +88,7 @@ def read_mlx(
     sites = _sites(read_tensors(file), kind, file)
     if scale is not None and not NUMBER.holds(scale):
         raise UnsupportedError(f"scale is {scale!r}, expected a finite number, or None.")
-    given = _scale(config, path / CONFIG_FILE) if scale is None and kind != "full" else scale
+    scale_value = _scale(config, path / CONFIG_FILE) if scale is None and kind != "full" else scale
     model = None if base is None else base_model(base)
     updates: dict[str, Update] = {}
     failed: list[tuple[str, JaxmixError]] = []
@@ -97,7 +97,7 @@ def read_mlx(
             if kind == "full":
                 updates[site] = _replaced(factors)
             else:
-                updates[site] = _low_rank(site, factors, kind, float(given or 0), model)
+                updates[site] = _low_rank(site, factors, kind, float(scale_value or 0), model)
         except JaxmixError as error:
             failed.append((site, error))
     if failed:
@@ -126,20 +126,20 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _scale(config: Mapping[str, Any], path: Path) -> float:
-    """The scale, which mlx-lm does not divide by the rank."""
+    """Returns the scale, which mlx-lm does not divide by the rank."""
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict) or not NUMBER.holds(parameters.get("scale")):
         raise CheckpointError(
             f"{path}: lora_parameters is {parameters!r}, expected an object with a number as "
-            f"scale. "
-            f"Give the scale that it was trained with: {option('scale', ..., of='load(path')}."
+            f"scale. Pass the scale with which it was trained: "
+            f"{option('scale', ..., of='load(path')}."
         )
     alpha, rank = parameters.get("alpha"), parameters.get("rank")
     if alpha is not None and alpha != rank:
         raise UnsupportedError(
             f"{path}: lora_parameters has alpha = {alpha!r}, rank = {rank!r} and scale = "
             f"{parameters['scale']!r}. Old versions of mlx-lm multiplied the scale by alpha / "
-            "rank, later ones ignore alpha. Give the scale that was used: "
+            "rank, later ones ignore alpha. Pass the scale that was used: "
             f"{option('scale', ..., of='load(path')}."
         )
     return float(parameters["scale"])
@@ -194,7 +194,7 @@ def _is_embedding(site: str, shape: tuple[int, int], base: BaseModel | None) -> 
 
 
 def _replaced(factors: SiteTensors) -> Update:
-    """The update of a layer that was trained whole."""
+    """Returns the update of a fully trained layer."""
     weight, bias = factors.get("weight"), factors.get("bias")
     if weight is not None and (weight.ndim not in (1, 2) or not weight.size):
         raise UnsupportedError(

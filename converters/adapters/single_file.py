@@ -36,14 +36,16 @@ def choose_file(
             return name
     for suffixes in ((".safetensors",), TORCH_SUFFIXES):
         weights = extra_weights(names, is_whole_model)
-        found = [name for name in weights if name.lower().endswith(suffixes) and is_adapter(name)]
-        if len(found) > 1:
+        candidates = [
+            name for name in weights if name.lower().endswith(suffixes) and is_adapter(name)
+        ]
+        if len(candidates) > 1:
             raise CheckpointError(
-                f"{where} has several files that may be the adapter:{listing(found)}\n"
-                f"Say which one to read: {option('filename', found[0])}."
+                f"{where} has several files that may be the adapter:{listing(candidates)}\n"
+                f"Say which one to read: {option('filename', candidates[0])}."
             )
-        if found:
-            return found[0]
+        if candidates:
+            return candidates[0]
     return None
 
 
@@ -63,6 +65,6 @@ def split_filename(filename: str) -> tuple[str | None, str]:
     if not name or filename.startswith("/") or ".." in folder.split("/") or name in (".", ".."):
         raise CheckpointError(
             f"filename {filename!r} is not a file inside its folder, expected one such as "
-            "'pytorch_lora_weights.safetensors'. Give its path as the first argument."
+            "'pytorch_lora_weights.safetensors'. Pass its path as the first argument."
         )
     return folder or None, name

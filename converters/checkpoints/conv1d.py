@@ -39,12 +39,12 @@ def conv1d_pattern(checkpoint: Checkpoint) -> str | None:
     if not types or any("auto_map" in part for _, _, part in types):
         return None
     names = "|".join(sorted(CONV1D_NAMES))
-    found = {
+    patterns = {
         rf"(.*\.)?{re.escape(path)}\..*" if path else ".*"
         for path, name, _ in types
         if name in CONV1D_TYPES
     }
-    pattern = "|".join(rf"{path}\b({names})" for path in sorted(found))
+    pattern = "|".join(rf"{path}\b({names})" for path in sorted(patterns))
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     is_consistent = all(
         bool(re.fullmatch(pattern, name.removesuffix(".weight"))) == (axis == 1)

@@ -91,8 +91,8 @@ class Shard:
         name: The path in the folder.
         header: The header's length and the header, as at the start of the file.
         tensors: The source of each tensor's bytes.
-        prefix: What the tensors' names have in front of those in the header: the component of a
-            pipeline, as in ``"unet."``.
+        prefix: The prefix of the tensors' names that the names in the header lack: the component
+            of a pipeline, as in ``"unet."``.
     """
 
     name: str
@@ -119,14 +119,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of transformers or diffusers as it is read or is to be written.
+    """A folder of transformers or diffusers, as it was read or is to be written.
 
     Args:
         folder: The folder.
         shards: The safetensors files.
         index: The name of the index of the shards; None for a single file of weights.
         texts: New contents of side files that change, by name.
-        is_file: Whether it is a single file, and other files of the folder do not belong to it.
+        is_file: Whether it is a single file, to which no other file of the folder belongs.
         components: The checkpoint of each component with weights, if it is a pipeline of diffusers.
             The pipeline's own shards and tensors have the component in their names:
             ``unet/diffusion_pytorch_model.safetensors``, ``unet.conv_in.weight``.
@@ -201,9 +201,9 @@ def read_checkpoint(folder: str | os.PathLike[str], variant: str | None = None) 
     if not folder.is_dir():
         if folder.exists() and (description := describe_non_base(folder)):
             raise CheckpointError(f"{folder} {description}")
-        found = "is a file" if folder.exists() else "does not exist"
+        state = "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(
-            f"{folder} {found}, expected a Hugging Face folder with safetensors, or the id of a "
+            f"{folder} {state}, expected a Hugging Face folder with safetensors, or the id of a "
             f"repository on the hub, 'owner/name'.{suggest_paths(str(folder))}"
         )
     if is_pipeline(folder):
@@ -226,17 +226,19 @@ def _read_pipeline(folder: Path, variant: str | None) -> Checkpoint:
         raise CheckpointError(
             f"{folder}: no component has weights of the variant {variant!r}, found:{listing(lines)}"
         )
-    found = {
+    components = {
         name: read_checkpoint(path, variant if name in having else None)
         for name, path in weighty.items()
     }
-    if not found:
+    if not components:
         raise CheckpointError(
             f"{folder} is a pipeline of which no component has weights in safetensors; found the "
             f"components {', '.join(folders) or 'none'}. Save it with diffusers' save_pretrained."
         )
-    shards = (shard.in_component(name) for name, part in found.items() for shard in part.shards)
-    return Checkpoint(folder, tuple(shards), components=found)
+    shards = (
+        shard.in_component(name) for name, part in components.items() for shard in part.shards
+    )
+    return Checkpoint(folder, tuple(shards), components=components)
 
 
 def read_shard(folder: Path, file: Path, prefix: str = "") -> Shard:

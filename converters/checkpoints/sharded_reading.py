@@ -86,18 +86,18 @@ def load_params(
             f"{os.fspath(folder)} has no tensors with these names:{listing(unknown)}\nExpected "
             f"names such as {next(iter(stored), 'none: it has no tensors')}."
         )
-    wanted = stored if names is None else {name: stored[name] for name in names}
-    targets = _targets(wanted, dtype)
+    selected = stored if names is None else {name: stored[name] for name in names}
+    targets = _targets(selected, dtype)
     sharding_of = _sharding_function(shardings)
     outlines = {
-        name: jax.ShapeDtypeStruct(tensor.shape, targets[name]) for name, tensor in wanted.items()
+        name: jax.ShapeDtypeStruct(tensor.shape, targets[name]) for name, tensor in selected.items()
     }
     chosen = {name: sharding_of(name, outline) for name, outline in outlines.items()}
     _check_shardings(chosen)
     _check_division(outlines, chosen)
     return {
         name: _array(tensor, targets[name], chosen[name], counter)
-        for name, tensor in wanted.items()
+        for name, tensor in selected.items()
     }
 
 
@@ -140,21 +140,21 @@ def _array(
     """
     indices = sharding.addressable_devices_indices_map(stored.shape).values()
     # The keys are strings, since slices have no hash before Python 3.12.
-    wanted = {repr(index): ranges(index, stored.shape) for index in indices}
+    slices = {repr(index): ranges(index, stored.shape) for index in indices}
     block = [
         range(min(part.start for part in axis), max(part.stop for part in axis))
-        for axis in zip(*wanted.values(), strict=True)
+        for axis in zip(*slices.values(), strict=True)
     ]
-    is_block = _size(block) == sum(map(_size, wanted.values()))
-    read = {
+    is_block = _size(block) == sum(map(_size, slices.values()))
+    blocks = {
         key: (part, _read(stored, tuple(slice(k.start, k.stop) for k in part), counter))
-        for key, part in ({"": block} if is_block else wanted).items()
+        for key, part in ({"": block} if is_block else slices).items()
     }
 
     def cut(index: tuple[slice, ...] | None) -> np.ndarray:
-        part, data = read["" if is_block else repr(index)]
-        pairs = zip(wanted[repr(index)], part, strict=True)
-        inner = tuple(slice(k.start - own.start, k.stop - own.start) for k, own in pairs)
+        part, data = blocks["" if is_block else repr(index)]
+        pairs = zip(slices[repr(index)], part, strict=True)
+        inner = tuple(slice(k.start - outer.start, k.stop - outer.start) for k, outer in pairs)
         return data[inner].astype(dtype, copy=False)
 
     return jax.make_array_from_callback(stored.shape, sharding, cut, dtype=dtype)
@@ -165,11 +165,11 @@ def _size(part: list[range]) -> int:
     return math.prod(map(len, part))
 
 
-def _targets(wanted: Mapping[str, Stored], dtype: Any) -> dict[str, np.dtype]:
+def _targets(tensors: Mapping[str, Stored], dtype: Any) -> dict[str, np.dtype]:
     """Returns the dtype of each array."""
     dtypes: dict[str, np.dtype] = {}
     wrong = []
-    for name, stored in wanted.items():
+    for name, stored in tensors.items():
         if stored.dtype not in DTYPES:
             wrong.append(f"{name} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
             continue

@@ -69,8 +69,8 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     for name, reason in reasons.items():
         if reason is None and _ANY_INDEX.search(name):
             reasons[name] = _reason_of_index(checkpoint, name, reasons)
-    found = [name for name, reason in reasons.items() if reason is None]
-    return found, [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    copied = [name for name, reason in reasons.items() if reason is None]
+    return copied, [f"{name}: {reason}" for name, reason in reasons.items() if reason]
 
 
 def all_files(checkpoint: Checkpoint) -> list[str]:

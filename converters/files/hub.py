@@ -118,7 +118,10 @@ class HubRepository:
         return None
 
     def fetch_shards(self, path: Path, is_read: Callable[[str], bool] | None = None) -> bool:
-        """Downloads the files that an index names; False, without doing so, if one is not read."""
+        """Downloads the files that an index lists.
+
+        Returns False, without downloading them, if ``is_read`` rejects one of their names.
+        """
         if path.name.endswith(".index.json"):
             names = indexed_names(path)
             if is_read and not all(map(is_read, names)):
@@ -128,7 +131,7 @@ class HubRepository:
         return True
 
     def names(self, *, ask: bool = True) -> tuple[str, ...]:
-        """Returns the names of the folder's files; without an answer, of those in the cache."""
+        """Returns the names of the folder's files on the hub; of those in the cache if offline."""
         files = (self._listed() if ask else None) or list(self._cached())
         inner = f"{self.subfolder}/" if self.subfolder else ""
         relative = [file.removeprefix(inner) for file in files if file.startswith(inner)]

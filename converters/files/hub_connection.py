@@ -35,7 +35,7 @@ def is_reachable() -> bool:
 
 @contextmanager
 def hub_request(hub_id: str) -> Iterator[None]:
-    """Logs a request to the hub. If the hub does not answer, only the local cache is used within.
+    """Logs a request to the hub. If the hub does not answer, the body uses only the local cache.
 
     Args:
         hub_id: ``owner/name``.

@@ -23,8 +23,8 @@ def check_sizes(reader: Any, folder: Path) -> None:
     Raises:
         CheckpointError: If its metadata states shapes that its files can't hold.
     """
-    found = reader.metadata(folder)
-    item = getattr(found, "item_metadata", found)
+    metadata = reader.metadata(folder)
+    item = getattr(metadata, "item_metadata", metadata)
     leaves = jax.tree_util.tree_leaves_with_path(getattr(item, "tree", item))
     sizes = {jax.tree_util.keystr(path): _bytes(leaf) for path, leaf in leaves}
     on_disk = sum(occupied(file) for file in folder.rglob("*") if file.is_file())

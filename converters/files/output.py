@@ -60,8 +60,8 @@ def checked_output(
         force: Whether an existing checkpoint may be replaced.
         size: The number of bytes to write.
         marks: Files of which one must be in a folder that is replaced.
-        replaces: Whether a file, by its path in the folder, may be replaced; by default those of a
-            checkpoint. A folder with any other file is not replaced.
+        replaces: Whether a file, given its path in the folder, may be replaced; by default, the
+            files of a checkpoint. A folder with any other file is not replaced.
 
     Returns:
         The path with links resolved.
@@ -70,7 +70,7 @@ def checked_output(
         CheckpointError: If the path is taken or overlaps an input, or the disk has too little
             space.
     """
-    path = _resolved_apart(out, inputs, "folder")
+    path = _resolve_apart(out, inputs, "folder")
     if path.is_dir():
         if not force:
             raise CheckpointError(
@@ -115,7 +115,7 @@ def checked_file(
     Raises:
         CheckpointError: If the path is taken or is an input, or the disk has too little space.
     """
-    path = _resolved_apart(out, inputs, "file")
+    path = _resolve_apart(out, inputs, "file")
     if path.is_dir():
         raise CheckpointError(
             f"the output {out} is a folder, and the base is a file. Choose the path of a file."
@@ -135,7 +135,7 @@ def checked_file(
 
 
 def is_checkpoint_file(name: str) -> bool:
-    """Whether a file, by its path in the folder, is a usual part of checkpoints.
+    """Whether a file, given its path in the folder, is a usual part of checkpoints.
 
     Args:
         name: The path, with slashes.
@@ -155,7 +155,7 @@ def check_replaceable(path: Path, replaces: Callable[[str], bool]) -> None:
 
     Args:
         path: The folder.
-        replaces: Whether a file, by its path in the folder, may be replaced.
+        replaces: Whether a file, given its path in the folder, may be replaced.
 
     Raises:
         CheckpointError: If there are other files, which are listed, or unreadable folders.
@@ -189,7 +189,7 @@ def _contents(folder: Path) -> Iterator[str]:
             yield f"{inner.as_posix()}/"
 
 
-def _resolved_apart(
+def _resolve_apart(
     out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]], kind: str
 ) -> Path:
     """Returns the output's path with links resolved, if it does not overlap an input."""
@@ -215,13 +215,13 @@ def check_apart(
         CheckpointError: If output and input overlap.
     """
     path = output_path(out).resolve()
-    for given in inputs:
-        source = local_path(given).resolve()
+    for name in inputs:
+        source = local_path(name).resolve()
         if path == source or path.is_relative_to(source) or source.is_relative_to(path):
             relation = "is" if path == source else "is in"
             if path != source and source.is_relative_to(path):
                 relation = "contains"
-            raise CheckpointError(f"{subject} {out} {relation} the input {given}.{advice}")
+            raise CheckpointError(f"{subject} {out} {relation} the input {name}.{advice}")
 
 
 def _check_space(out: str | os.PathLike[str], path: Path, size: int) -> None:
@@ -242,15 +242,15 @@ def new_folder(
 
     Args:
         path: The final path, as `checked_output` returns it.
-        force: Whether to replace an existing folder. It is moved away at the end, and deleted after
-            the new folder is in path.
+        force: Whether to replace an existing folder. It is moved away at the end, and deleted once
+            the new folder is in place.
         replaces: The files that may be replaced, as in `checked_output`.
 
     Yields:
         A new folder next to the final path.
 
     Raises:
-        CheckpointError: If the system refuses to write, in the body too.
+        CheckpointError: If writing fails, also in the body.
     """
     temporary = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
     missing = [folder for folder in temporary.parents if not os.path.lexists(folder)]

@@ -18,7 +18,7 @@ from jaxmix.untrusted.files import ALWAYS, RATIO, check_on_disk, check_regular
 
 __all__ = ["TORCH_SUFFIXES", "has_torch", "is_torch_file", "pickle_recipe", "torch_tensors"]
 
-# The most that a zip of numbers may be compressed: trained numbers do not compress, zeros do.
+# The largest compression ratio of a zip of tensors: trained numbers do not compress, zeros do.
 _COMPRESSED = 20
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -65,17 +65,17 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
             f"{path} is a pickle, which jaxmix reads only if torch is installed (pip install "
             f"'jaxmix-peft[torch]'). {pickle_recipe(str(path), target)}"
         )
-    found = _loaded(path)
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]  # A trainer's checkpoint, which also holds its progress.
-    if not isinstance(found, Mapping):
+    contents = _loaded(path)
+    if isinstance(contents, Mapping) and isinstance(contents.get("state_dict"), Mapping):
+        contents = contents["state_dict"]  # A trainer's checkpoint, which also holds its progress.
+    if not isinstance(contents, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(found).__name__}, expected a dict of tensors by name. "
+            f"{path} holds a {type(contents).__name__}, expected a dict of tensors by name. "
             "Save the model's state_dict()."
         )
     import torch
 
-    others = {key: x for key, x in found.items() if not _is_tensor(torch, key, x)}
+    others = {key: x for key, x in contents.items() if not _is_tensor(torch, key, x)}
     if others:
         lines = (f"{key}: {type(x).__name__}" for key, x in others.items())
         raise CheckpointError(
@@ -83,16 +83,16 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
             "Expected a state dict. Save only the tensors, preferably as safetensors."
         )
     # An expanded tensor, with stride 0, has any size for one number in the file.
-    sizes = {key: x.numel() * x.element_size() for key, x in found.items()}
+    sizes = {key: x.numel() * x.element_size() for key, x in contents.items()}
     size = path.stat().st_size
     if sum(sizes.values()) > max(ALWAYS, RATIO * size):
         largest = sorted(sizes, key=lambda key: -sizes[key])[:5]
         raise CheckpointError(
             f"{path} has {size:,} bytes, but its tensors have {sum(sizes.values()):,} bytes; the "
-            f"largest are:{listing(f'{key} {tuple(found[key].shape)}' for key in largest)}\n"
+            f"largest are:{listing(f'{key} {tuple(contents[key].shape)}' for key in largest)}\n"
             "Were they expanded? Save them with .contiguous()."
         )
-    return {key: _array(torch, x) for key, x in found.items()}
+    return {key: _array(torch, x) for key, x in contents.items()}
 
 
 def _loaded(path: Path) -> Any:
@@ -101,7 +101,7 @@ def _loaded(path: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # For old files torch warns about its own old classes.
+            warnings.simplefilter("ignore")  # torch warns about its own classes in old files.
             check_regular(path)
             check_on_disk(path)
             _check_zip(path)

@@ -71,11 +71,11 @@ def _gguf(path: Path, instead: str) -> str | None:
         if path.is_file():
             with path.open("rb") as file:
                 is_gguf = path.suffix == ".gguf" or file.read(len(_GGUF)) == _GGUF
-            found = "is a GGUF file"
+            description = "is a GGUF file"
         else:
             names = [entry.suffix for entry in path.iterdir()]
             is_gguf = ".gguf" in names and ".safetensors" not in names
-            found = "holds GGUF files"
+            description = "holds GGUF files"
     except OSError:
         return None
-    return f"{found}, which jaxmix does not read. Use {instead}." if is_gguf else None
+    return f"{description}, which jaxmix does not read. Use {instead}." if is_gguf else None

@@ -1,7 +1,7 @@
 r"""bonsai: NNX models of Qwen 3 and Gemma 3.
 
-Qwen's kernels have a separate axis for heads, (D, N, H). Gemma's do not, and only its embedding
-has a name other than Hugging Face's.
+Qwen's kernels have a separate axis for heads, (D, N, H). Gemma's do not, and all its modules have
+Hugging Face's names except the embedding.
 Source: ``bonsai/models/*/params.py`` at 3628425 (March 2026).
 """
 

@@ -1,7 +1,7 @@
-"""Rules for the layers of Flax models of images and video, which are named as diffusers does.
+"""Rules for the layers of Flax models of images and video, whose names are those of diffusers.
 
 A layer is a linear layer or a convolution with a ``kernel``, or a norm with a ``scale``; both may
-have a ``bias``. Sites may have the name of their part of a pipeline in front.
+have a ``bias``. A site's name may start with the name of its component of a pipeline.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def layer(site: str, leaf: str, index: str | None = None) -> Iterator[Rule]:
 def parts_of(
     sites: Sequence[tuple[str, str]], leaf: str, index: str | None = None
 ) -> Iterator[Rule]:
-    """Yields the rules for linear layers that share a kernel, each with some of its outputs.
+    """Yields the rules for linear layers that share a kernel: each has some of its outputs.
 
     Args:
         sites: The expression of each site, and its part of the outputs, such as ``1/3``.
@@ -42,15 +42,17 @@ def parts_of(
 
 
 def of_component(rules: Sequence[Rule], *names: str) -> tuple[Rule, ...]:
-    """Returns rules for one part of a pipeline, such as ``unet``.
+    """Returns rules for one component of a pipeline, such as ``unet``.
 
     Args:
         rules: The rules for its sites and leaves.
-        names: The part's names, which may precede sites. The first may precede leaves.
+        names: The component's names, which may precede sites. The first may precede leaves.
 
     Returns:
-        Rules for names with and without the part, and leaves with and without ``params``.
+        Rules for names with and without the component, and leaves with and without ``params``.
     """
-    above = rf"(?:(?:{'|'.join(names)})\.)?"
-    named = [Rule(above + r.site, r.leaf, r.axes, r.index, r.part, r.sizes, r.scale) for r in rules]
+    prefix = rf"(?:(?:{'|'.join(names)})\.)?"
+    named = [
+        Rule(prefix + r.site, r.leaf, r.axes, r.index, r.part, r.sizes, r.scale) for r in rules
+    ]
     return with_prefixes(named, "", "params.", f"{names[0]}.", f"{names[0]}.params.")

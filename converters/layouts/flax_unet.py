@@ -1,4 +1,4 @@
-r"""The Flax UNets of Stable Diffusion: of maxdiffusion, and of diffusers until 0.35.
+r"""The Flax UNets of Stable Diffusion: in maxdiffusion, and in diffusers up to 0.35.
 
 A number in a name follows an underscore, not a dot: ``down_blocks_1.attentions_0.proj_in``. The
 text encoders of a pipeline have Hugging Face's names.
@@ -23,7 +23,7 @@ _OUTER = (
         4,
     ),
 )
-# Layers inside of these; groups count from 0.
+# The layers in these modules; groups count from 0.
 _INNER = (
     (r"(\w+)", "{0}"),
     (r"transformer_blocks\.(\d+)\.(\w+)", "transformer_blocks_{0}.{1}"),
@@ -43,7 +43,7 @@ def _rules() -> Iterator[Rule]:
             yield from layer(rf"{outer}\.{inner}", f"{above}.{below.format(*groups)}")
 
 
-# Of a pipeline's text encoders.
+# The layers of a pipeline's text encoders.
 _TEXT = (
     *layer(r"(text_encoder(?:_\d)?\..+)", r"\1"),
     Rule(r"(text_encoder(?:_\d)?\..+)", r"\1.embedding"),

@@ -1,9 +1,9 @@
 r"""KerasHub: backbones of Llama, Mistral, Qwen, Gemma and Stable Diffusion 3, by their Keras paths.
 
 ``{v.path: v.value for v in model.variables}`` is such a tree, or the same nested at the slashes.
-Stable Diffusion 3 has its authors' own tensors. Those of ``norm_out.linear``, and of the last
+The tensors of Stable Diffusion 3 are its authors'. Those of ``norm_out.linear``, and of the last
 block's ``norm1_context.linear``, have their halves swapped in diffusers. Their rules are for the
-original names, to which placement brings those of diffusers.
+original names, to which placement changes the names of diffusers.
 Source: ``keras_hub/src/utils/transformers/convert_*.py``, and in KerasHub's ``tools`` the script
 ``checkpoint_conversion/convert_stable_diffusion_3_checkpoints.py``; keras-hub 0.32.
 """
@@ -132,10 +132,10 @@ _SD3_FUSED = {
 
 def _sd3() -> Iterator[Rule]:
     """Yields the rules of Stable Diffusion 3, by the names of diffusers."""
-    above = r"(?:transformer\.)?"
-    block = rf"{above}transformer_blocks\.(\d+)\."
+    prefix = r"(?:transformer\.)?"
+    block = rf"{prefix}transformer_blocks\.(\d+)\."
     for site, leaf in _SD3_TOP.items():
-        yield from layer(f"{above}{site}", leaf)
+        yield from layer(f"{prefix}{site}", leaf)
     for site, leaf in _SD3_BLOCK.items():
         yield from layer(f"{block}{site}", rf"joint_block_\1.{leaf}")
     for sites, leaf in _SD3_FUSED.items():

@@ -1,7 +1,7 @@
 r"""Levanter: Equinox models of Haliax's named arrays, with layers stacked along the first axis.
 
 Queries are grouped by the heads that share a key: (L, K, G, H, D). A named array is a single leaf
-below its name. Layers that are not stacked have leaves of their own.
+below its name. Layers that are not stacked have separate leaves.
 Source: ``levanter/models/llama.py``, ``levanter/layers/attention.py``; marin-levanter 0.2.227.
 """
 

@@ -1,6 +1,6 @@
 r"""maxdiffusion's models of Wan, LTX-Video and LTX-2, with layers stacked or not, and of Z-Image.
 
-Sites have the names of diffusers; those of Wan, LTX and LTX-2 may have their authors' own.
+Sites have the names of diffusers; those of Wan, LTX and LTX-2 may also have their authors' names.
 Source: ``wan/wan_utils.py``, ``ltx2/ltx2_utils.py``, ``z_image/z_image_utils.py`` and
 ``ltx_video/utils/torch_compat.py`` in ``maxdiffusion/models``, and
 ``loaders/lora_conversion_utils.py``, at 7cfb880 (August 2026).
@@ -24,8 +24,8 @@ _WAN_BLOCK = {
     r"(?:attn2\.add_v_proj|cross_attn\.v_img)": "attn2.add_v_proj",
     r"(?:attn2\.norm_added_k|cross_attn\.norm_k_img)": "attn2.norm_added_k",
     **{
-        rf"(?:{attn}\.{site}|{own}\.{short})": f"{attn}.{leaf}"
-        for attn, own in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        rf"(?:{attn}\.{site}|{original}\.{short})": f"{attn}.{leaf}"
+        for attn, original in (("attn1", "self_attn"), ("attn2", "cross_attn"))
         for site, short, leaf in (
             ("to_q", "q", "query"),
             ("to_k", "k", "key"),
@@ -118,10 +118,10 @@ def _ltx2() -> Iterator[Rule]:
         caption = f"{audio}caption_projection"
         yield from layer(rf"{caption}\.(linear_\d)", rf"{caption}.\1")
         yield Rule(f"{audio}scale_shift_table", f"{audio}scale_shift_table")
-    for name, own in _LTX2_ADALN.items():
-        yield from layer(rf"(?:{name}|{own})\.linear", f"{name}.linear")
+    for name, original in _LTX2_ADALN.items():
+        yield from layer(rf"(?:{name}|{original})\.linear", f"{name}.linear")
         yield from layer(
-            rf"(?:{name}|{own})\.emb\.timestep_embedder\.(linear_\d)",
+            rf"(?:{name}|{original})\.emb\.timestep_embedder\.(linear_\d)",
             rf"{name}.emb.timestep_embedder.\1",
         )
     at = rf"transformer_{_BLOCK}"

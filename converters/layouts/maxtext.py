@@ -1,4 +1,4 @@
-r"""MaxText: layers stacked in one leaf, scanned along axis 1, or in a leaf each.
+r"""MaxText: layers stacked in one leaf and scanned along axis 1, or one leaf per layer.
 
 Its Llama interleaves the halves of each rotary head and divides queries by √head_dim; its Qwen does
 neither; its Mixtral and Gemma 2 only divide queries. The leaves have the same names, so adapters of
@@ -136,7 +136,7 @@ def maxtext_gemma3(name: str = "maxtext_gemma3", *, layers: int = 0) -> Layout:
     Args:
         name: The layout's name in messages.
         layers: The model's number of layers, needed if they are scanned and the number is not a
-            multiple of 6: the remaining layers then have leaves of their own.
+            multiple of 6: the remaining layers then have separate leaves.
 
     Returns:
         The layout, with rules for scanned and unscanned layers.
@@ -146,16 +146,16 @@ def maxtext_gemma3(name: str = "maxtext_gemma3", *, layers: int = 0) -> Layout:
         >>> place.leaf, place.index
         ('decoder.layers.layers_1.self_attention.out.kernel', ':, 2')
     """
-    left = range(layers - layers % 6, layers)
-    kinds: list[tuple[str, str, str | None]] = [(LAYER, r"decoder.layers_\1", None)]
-    scanned = rf"(?!(?:{'|'.join(map(str, left))})\.)\d+" if left else r"\d+"
-    kinds.append((LAYER.replace(r"\d+", scanned), r"decoder.layers.layers_{\1%6}", r":, {\1//6}"))
-    if left:
-        numbers = "|".join(map(str, left))
+    remaining = range(layers - layers % 6, layers)
+    stacks: list[tuple[str, str, str | None]] = [(LAYER, r"decoder.layers_\1", None)]
+    scanned = rf"(?!(?:{'|'.join(map(str, remaining))})\.)\d+" if remaining else r"\d+"
+    stacks.append((LAYER.replace(r"\d+", scanned), r"decoder.layers.layers_{\1%6}", r":, {\1//6}"))
+    if remaining:
+        numbers = "|".join(map(str, remaining))
         leaf = r"decoder.layers_remainder.layers_{\1%6}"
-        kinds.append((LAYER.replace(r"\d+", numbers), leaf, None))
+        stacks.append((LAYER.replace(r"\d+", numbers), leaf, None))
     rules: list[Rule] = []
-    for layer, stack, index in reversed(kinds):
+    for layer, stack, index in reversed(stacks):
         rules += _attention(f"{layer}self_attn", f"{stack}.self_attention", index, False, False)
         for module, leaf in _MLP.items():
             rules.append(

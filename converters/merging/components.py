@@ -81,14 +81,14 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
             full = f"{name}.{tensor}"
             recipes[full] = Recipe(tensors[full], tuple(shares))
     files, left_out = side_files(pipeline)
-    of_components = [f"{name}/{file}" for name, plan in plans.items() for file in plan.side_files]
+    inner_files = [f"{name}/{file}" for name, plan in plans.items() for file in plan.side_files]
     dropped = [f"{name}/{line}" for name, plan in plans.items() for line in plan.left_out]
     return MergePlan(
         checkpoint,
         mixed,
         tuple(layout for plan in plans.values() for layout in plan.layouts),
         recipes,
-        (*files, *of_components),
+        (*files, *inner_files),
         (*left_out, *dropped),
         tuple(f"{name}.{tensor}" for name, plan in plans.items() for tensor in plan.untied),
         {path: stamp for plan in plans.values() for path, stamp in plan.stamps.items()},
@@ -119,7 +119,7 @@ def split_mix(
             components; all are listed.
     """
     modules = _Components(pipeline, layout, names)
-    found: dict[str, list[Adapter]] = {}
+    adapters: dict[str, list[Adapter]] = {}
     problems: list[str] = []
     for part in mixed.parts:
         bare, wrong = [], []
@@ -138,12 +138,12 @@ def split_mix(
             wrong += [f"{site}: {reason}" for site in bare if not component]
         problems += [f"{part.name}: {line}" for line in wrong]
         for component in dict.fromkeys(component for component, _ in sites.values()):
-            own = {
+            updates = {
                 sites[site][1]: update
                 for site, update in part.updates.items()
                 if site in sites and sites[site][0] == component
             }
-            found.setdefault(component, []).append(replace(part, updates=own))
+            adapters.setdefault(component, []).append(replace(part, updates=updates))
     if problems:
         raise LayoutError(
             f"{pipeline.name}: sites that do not belong to exactly one component of the pipeline:"
@@ -151,7 +151,7 @@ def split_mix(
             f"{', '.join(pipeline.components)}. Name the one for which an adapter was trained: "
             f"{option('part', next(iter(pipeline.components)), of='jaxmix.load(…, base=…')}."
         )
-    return {component: Mix(tuple(parts)) for component, parts in found.items()}
+    return {component: Mix(tuple(parts)) for component, parts in adapters.items()}
 
 
 @dataclass(frozen=True)
@@ -173,26 +173,26 @@ class _Components:
         part, module = split_part(site)
         if not part:
             return None
-        found = [name for name in components_of(part) if name in self.pipeline.components]
-        return (found[0], module) if found else ("", module)
+        components = [name for name in components_of(part) if name in self.pipeline.components]
+        return (components[0], module) if components else ("", module)
 
     def containing(self, part: Adapter, sites: list[str]) -> tuple[str, str]:
         """Returns the component with modules of these names, or "" and the reason."""
         adapter = replace(part, updates={site: part.updates[site] for site in sites})
         counts = {
-            name: sum(1 for _ in self._known(adapter, component))
+            name: sum(1 for _ in self._sites_in(adapter, component))
             for name, component in self.pipeline.components.items()
         }
         most = max(counts.values())
-        found = [name for name, count in counts.items() if count == most]
+        matches = [name for name, count in counts.items() if count == most]
         if not most:
             return "", "no component has such a module"
-        if len(found) > 1:
-            return "", f"{' and '.join(found)} have such modules"
-        return found[0], ""
+        if len(matches) > 1:
+            return "", f"{' and '.join(matches)} have such modules"
+        return matches[0], ""
 
-    def _known(self, adapter: Adapter, component: Checkpoint) -> Iterator[str]:
-        """Yields the sites of an adapter that a component has, by its name map."""
+    def _sites_in(self, adapter: Adapter, component: Checkpoint) -> Iterator[str]:
+        """Yields the sites of an adapter that are modules of a component, by its name map."""
         table, _ = resolve_layout(self.layout)
         tensors = component.tensors
         spellings = Spellings(tensors)

@@ -18,13 +18,13 @@ def exchange_paths(left: Path, right: Path) -> bool:
 
     Args:
         left: An existing path.
-        right: Another one on the same disk.
+        right: Another existing path on the same disk.
 
     Returns:
         Whether they were exchanged; False where the system does not support it.
 
     Raises:
-        OSError: If the system supports it, and refuses.
+        OSError: If the system supports exchanges but this one fails.
     """
     try:
         libc = ctypes.CDLL(None, use_errno=True)

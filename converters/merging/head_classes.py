@@ -57,8 +57,8 @@ class HeadClass:
 
 def head_classes(model_type: Any) -> list[HeadClass]:
     """Returns the classes for a model type of config.json; empty if the type is unknown."""
-    found = _table().get(model_type, {}) if isinstance(model_type, str) else {}
-    return [HeadClass(name, **data) for name, data in found.items()]
+    classes = _table().get(model_type, {}) if isinstance(model_type, str) else {}
+    return [HeadClass(name, **data) for name, data in classes.items()]
 
 
 @cache

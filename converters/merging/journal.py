@@ -1,4 +1,4 @@
-"""The description of a merge, with which `resume` recognizes an interrupted run of the same."""
+"""The description of a merge, by which `resume` recognizes an interrupted run of the same merge."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ from jaxmix.untrusted.files import parse_json
 
 __all__ = ["adapter_hash", "describe_merge", "differences", "new_file", "read_json", "write_json"]
 
-# More bytes than any record has, which lists the tensors of one shard.
+# Larger than any record, which lists the tensors of one shard.
 _MAX_BYTES = 256 << 20
-_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
@@ -41,7 +41,7 @@ def describe_merge(
         layout: The layout in use; of a pipeline, that of each component.
 
     Returns:
-        Data that JSON can hold; the keys are named in error messages.
+        Data for JSON; error messages quote its keys.
     """
     headers = hashlib.sha256()
     for shard in checkpoint.shards:
@@ -80,7 +80,7 @@ def adapter_hash(part: Adapter) -> str:
 
 
 def _size_and_time(path: Path) -> list[int]:
-    """Returns a file's size and the time of its last write, which reveal another base."""
+    """Returns a file's size and the time of its last write, by which another base is detected."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -91,7 +91,7 @@ def new_file(path: Path) -> Any:
     Raises:
         FileExistsError: If the path exists.
     """
-    return os.fdopen(os.open(path, _NEW | _BINARY, 0o666), "wb", buffering=0)
+    return os.fdopen(os.open(path, _CREATE_FLAGS | _BINARY, 0o666), "wb", buffering=0)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -106,7 +106,7 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads a file of JSON; None if it is missing, invalid, a link or a pipe."""
     try:
-        with os.fdopen(os.open(path, _READ | _BINARY), "rb") as file:
+        with os.fdopen(os.open(path, _READ_FLAGS | _BINARY), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
                 return None

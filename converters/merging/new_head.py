@@ -26,9 +26,9 @@ from jaxmix.placement.ties import HEADS
 __all__ = ["NewHead", "with_new_head"]
 
 # Common names of heads, for models that are not in the table.
-_USUAL = ("score", "classifier", "qa_outputs", "classification_head")
+_USUAL_HEADS = ("score", "classifier", "qa_outputs", "classification_head")
 # The first part of the names of old heads, in checkpoints without a prefix.
-_OLD = frozenset({"cls", "cls_predictions", *(head.partition(".")[0] for head in HEADS)})
+_OLD_HEADS = frozenset({"cls", "cls_predictions", *(head.partition(".")[0] for head in HEADS)})
 # Prefixes of a language model's body that the class with the head may replace.
 _BODIES = {"model.", "transformer."}
 _LABELS, _QUESTIONS = "labels", "QUESTION_ANS"
@@ -56,9 +56,9 @@ def with_new_head(
     Args:
         checkpoint: The base.
         mixed: The adapters.
-        allowed: Whether to add a head; if not, adapters with a new head are an error. None to add
-            one if exactly one class has it, even if other tensors of that class are absent. Or the
-            class's name, where the head's leaves do not determine it.
+        allowed: Whether to add a head; if False, adapters with a new head are an error. None to
+            add it if exactly one class has it, even if other tensors of that class are absent. Or
+            the class's name, where the head's leaves do not determine it.
 
     Returns:
         The checkpoint, and the head that was added.
@@ -73,30 +73,32 @@ def with_new_head(
     leaves = _saved_leaves(checkpoint, mixed, classes, is_other=is_other)
     if not leaves:
         return checkpoint, NewHead()
-    found = _chosen(checkpoint, mixed, leaves, classes, allowed)
-    tensors, dropped = _renamed(checkpoint, mixed, found, leaves)
+    chosen = _choose_class(checkpoint, mixed, leaves, classes, allowed)
+    tensors, dropped = _renamed(checkpoint, mixed, chosen, leaves)
     available = {tensor.name for tensor in tensors.values()} | leaves.keys()
-    missing = [name for name in found.parameters if name not in available]
+    missing = [name for name in chosen.parameters if name not in available]
     if missing and allowed is not None:
         raise LayoutError(
-            f"a {found.name} has tensors that neither {checkpoint.name} nor an adapter has:"
+            f"a {chosen.name} has tensors that neither {checkpoint.name} nor an adapter has:"
             f"{listing(missing)}\nThey were initialized at random for training and not saved. "
             "Train the adapter with these modules in modules_to_save, or save the base that it was "
             "trained on with transformers, and merge into that."
         )
-    fields: dict[str, Any] = {"architectures": [found.name]}
+    fields: dict[str, Any] = {"architectures": [chosen.name]}
     labels = {
-        len(leaves[name]) for name, rows in found.head.items() if rows == _LABELS and name in leaves
+        len(leaves[name])
+        for name, rows in chosen.head.items()
+        if rows == _LABELS and name in leaves
     }
-    if labels and (found.task != _QUESTIONS or "id2label" in config):
+    if labels and (chosen.task != _QUESTIONS or "id2label" in config):
         fields |= label_fields(config, max(labels))
     out = _with_tensors(checkpoint, tensors, leaves)
     out = out if out.is_file else with_config(out, fields)
-    unused = f"{found.name} has no such tensor"
+    unused = f"{chosen.name} has no such tensor"
     reasons = {name: "replaced by the new head" if name in leaves else unused for name in dropped}
-    absent = "neither the base nor an adapter has it, so that transformers draws it at random"
+    absent = "neither the base nor an adapter has it, so transformers initializes it at random"
     reasons |= dict.fromkeys(missing, absent)
-    return out, NewHead(found.name, tuple(f"{name}: {reason}" for name, reason in reasons.items()))
+    return out, NewHead(chosen.name, tuple(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
 def _belongs_to(name: str, site: str) -> bool:
@@ -107,12 +109,14 @@ def _belongs_to(name: str, site: str) -> bool:
 def _is_other_task(config: Mapping[str, Any], mixed: Mix, classes: Sequence[HeadClass]) -> bool:
     """Whether the base's head has the same name as the adapters', but is for another task."""
     stated = set(_stated(mixed)).intersection(x for c in classes for x in (c.name, c.task))
-    own = [head for head in classes if head.name in _architectures(config)]
-    return bool(own and stated) and not any({head.name, head.task} & stated for head in own)
+    base_heads = [head for head in classes if head.name in _architectures(config)]
+    return bool(base_heads and stated) and not any(
+        {head.name, head.task} & stated for head in base_heads
+    )
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:
-    """The names of the base's classes."""
+    """Returns the names of the base's classes."""
     named = config.get("architectures")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
@@ -122,29 +126,31 @@ def _saved_leaves(
 ) -> dict[str, np.ndarray]:
     """Returns the leaves of heads that the base lacks, each from the first adapter that has it."""
     known = {name for head in classes for name in head.parameters}
-    tensors, found, wrong = checkpoint.tensors, {}, []
-    for site, word in chains_by_site(mixed.parts).items():
-        is_known = any(_belongs_to(name, site) for name in known) or site.split(".")[0] in _USUAL
+    tensors, leaves, wrong = checkpoint.tensors, {}, []
+    for site, chain in chains_by_site(mixed.parts).items():
+        is_known = (
+            any(_belongs_to(name, site) for name in known) or site.split(".")[0] in _USUAL_HEADS
+        )
         is_in_base = any(f"{site}.{kind}" in tensors for kind in ("weight", "bias"))
         if not is_known or (is_in_base and not is_other):
             continue
-        for _, update in word:
+        for _, update in chain:
             for part in parts_of(update):
                 if not isinstance(part, Replace):
                     continue
                 for kind in ("weight", "bias"):
                     leaf = getattr(part, kind)
                     name = f"{site}.{kind}"
-                    if leaf is not None and found.setdefault(name, leaf).shape != leaf.shape:
-                        wrong.append(f"{name}: {found[name].shape} and {leaf.shape}")
+                    if leaf is not None and leaves.setdefault(name, leaf).shape != leaf.shape:
+                        wrong.append(f"{name}: {leaves[name].shape} and {leaf.shape}")
     if wrong:
         raise ShapeError(
             f"adapters have heads of different sizes:{listing(wrong)}\nMerge only one of them."
         )
-    return {name: np.asarray(leaf) for name, leaf in found.items()}
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
-def _chosen(
+def _choose_class(
     checkpoint: Checkpoint,
     mixed: Mix,
     leaves: Mapping[str, np.ndarray],
@@ -154,8 +160,8 @@ def _chosen(
     """Returns the class that has the saved head.
 
     Raises:
-        LayoutError: If the option is off, no class fits, or several do. Unless the option is set,
-            also if the only class that fits is for another task than the adapters'.
+        LayoutError: If a new head is not allowed, or if no class or several classes fit; by
+            default, also if the only class that fits is for another task than the adapters'.
     """
     fitting = [head for head in classes if head.fits(leaves)]
     stated = set(_stated(mixed))
@@ -163,31 +169,31 @@ def _chosen(
     candidates = matching or fitting
     names = " or ".join(head.name for head in candidates)
     config = checkpoint.json(CONFIG_FILE)
-    own = ", ".join(_architectures(config)) or config.get("model_type") or "no class"
-    found = (
-        f"the adapters have a head that {checkpoint.name} lacks ({CONFIG_FILE} names {own}):"
+    base_class = ", ".join(_architectures(config)) or config.get("model_type") or "no class"
+    mismatch = (
+        f"the adapters have a head that {checkpoint.name} lacks ({CONFIG_FILE} names {base_class}):"
         f"{listing(f'{name} {leaf.shape}' for name, leaf in leaves.items())}\n"
     )
     if isinstance(allowed, str) and [head.name for head in candidates] != [allowed]:
         raise LayoutError(
-            f"{found}{allowed} has no such head, expected {names or 'another class'}."
+            f"{mismatch}{allowed} has no such head, expected {names or 'another class'}."
         )
     if not candidates:
         raise LayoutError(
-            f"{found}jaxmix knows no transformers class of this model with such a head. Save the "
-            "base with the class that the adapter was trained with, and merge into that."
+            f"{mismatch}jaxmix knows no transformers class of this model with such a head. Save "
+            "the base with the class that the adapter was trained with, and merge into that."
         )
     is_other_task = not matching and any(head.task in stated for head in classes)
     if allowed is False or (allowed is None and len(candidates) == 1 and is_other_task):
         raise LayoutError(
-            f"{found}It is the head of {names}. Use {option('new_head')} to write it as new "
+            f"{mismatch}It is the head of {names}. Use {option('new_head')} to write it as new "
             f"tensors, and the class and its labels to {CONFIG_FILE}. Or save such a base with "
             f"transformers, and merge into that: {candidates[0].name}"
             ".from_pretrained(base).save_pretrained(folder)."
         )
     if len(candidates) > 1:
         raise LayoutError(
-            f"{found}It may be the head of {names}. Choose one: new_head={candidates[0].name!r} "
+            f"{mismatch}It may be the head of {names}. Choose one: new_head={candidates[0].name!r} "
             f"(on the command line --head-class {candidates[0].name})."
         )
     return candidates[0]
@@ -202,18 +208,18 @@ def _stated(mixed: Mix) -> Iterator[str]:
 
 
 def _renamed(
-    checkpoint: Checkpoint, mixed: Mix, found: HeadClass, leaves: Mapping[str, np.ndarray]
+    checkpoint: Checkpoint, mixed: Mix, chosen: HeadClass, leaves: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Stored], list[str]]:
     """Returns ``{old name: renamed tensor}``, and the names of the base's tensors to drop."""
-    prefix = f"{found.prefix}."
-    old = _old_prefix(checkpoint, mixed, prefix)
+    prefix = f"{chosen.prefix}."
+    old_prefix = _old_prefix(checkpoint, mixed, prefix)
     kept, dropped = {}, []
     for name, tensor in checkpoint.tensors.items():
-        inner = name.removeprefix(old) if name.startswith(old) else None
-        is_old_head = inner is not None and not old and name.partition(".")[0] in _OLD
-        if name in found.head and name not in leaves:
+        inner = name.removeprefix(old_prefix) if name.startswith(old_prefix) else None
+        is_old_head = inner is not None and not old_prefix and name.partition(".")[0] in _OLD_HEADS
+        if name in chosen.head and name not in leaves:
             kept[name] = tensor
-        elif name in leaves or inner is None or is_old_head or inner in found.lacks:
+        elif name in leaves or inner is None or is_old_head or inner in chosen.lacks:
             dropped.append(name)
         else:
             kept[name] = replace(tensor, name=f"{prefix}{inner}")
@@ -236,7 +242,7 @@ def _old_prefix(checkpoint: Checkpoint, mixed: Mix, prefix: str) -> str:
             return hits[0]
     if prefix in firsts:
         return prefix
-    bodies = {first for first in firsts if first[:-1] not in _OLD}
+    bodies = {first for first in firsts if first[:-1] not in _OLD_HEADS}
     return bodies.pop() if len(bodies) == 1 and bodies <= _BODIES else ""
 
 

@@ -40,7 +40,14 @@ _FUTURES = 64
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """A run of bytes to copy unchanged."""
+    """A run of bytes to copy unchanged.
+
+    Args:
+        tensor: The tensor to which they belong.
+        begin: The first byte, counted from the tensor's first.
+        end: The byte after the last one.
+        at: The position of the first byte in the output file.
+    """
 
     tensor: Stored
     begin: int
@@ -50,7 +57,13 @@ class Copy:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run of rows to compute."""
+    """A run of rows to compute.
+
+    Args:
+        prepared: The tensor to which they belong.
+        rows: The rows, with start and stop.
+        at: The position of their first byte in the output file.
+    """
 
     prepared: Prepared
     rows: slice
@@ -207,9 +220,9 @@ class _WriteQueue:
             or len(self._pending) > _FUTURES
             or self._pending[0][0].done()
         ):
-            future, held, shard = self._pending.popleft()
+            future, count, shard = self._pending.popleft()
             self._counter.add(future.result(), shard)
-            self._size -= held
+            self._size -= count
 
 
 @contextmanager

@@ -41,15 +41,15 @@ def plan_recipes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str
         LayoutError: If a site matches no tensor, or a tensor that is not of floats.
         ShapeError: If factors do not fit their weights.
     """
-    tensors, chain_at = checkpoint.tensors, chains_by_site(mixed.parts)
-    leaves = list(_leaves(chain_at, layout, tensors))
+    tensors, chains = checkpoint.tensors, chains_by_site(mixed.parts)
+    leaves = list(_leaves(chains, layout, tensors))
     touched = {name: tensors[name] for name in leaves if name in tensors}
     if message := refusal(checkpoint, leaves):
         raise LayoutError(message)
-    found: list[Site] = []
+    sites: list[Site] = []
 
     def probe(params: Any) -> None:
-        found.extend(resolve(params, chain_at, layout).sites)
+        sites.extend(resolve(params, chains, layout).sites)
 
     shapes = {
         name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))
@@ -58,8 +58,8 @@ def plan_recipes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str
     with precision(touched.values()):
         jax.eval_shape(probe, shapes)
     shares: dict[str, list[Share]] = {}
-    joints = joints_of(found)
-    for site in found:
+    joints = joints_of(sites)
+    for site in sites:
         for name, share in _shares(site, tensors, joints.get(site.name)):
             shares.setdefault(name, []).append(share)
     return {
@@ -77,8 +77,8 @@ def _shares(
     fused = None
     if joint:
         places = [place for part in joint.sites for place in (part.weight, part.bias) if place]
-        read = {place.leaf: tensors[place.leaf] for place in places}
-        fused = FusedWeight(joint, site.name, read)
+        part_tensors = {place.leaf: tensors[place.leaf] for place in places}
+        fused = FusedWeight(joint, site.name, part_tensors)
     if bias and site.bias_form:
         reads = weight if site.reads_base and not joint else None
         base = tensors[reads.leaf] if reads else None

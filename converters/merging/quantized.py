@@ -44,18 +44,18 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     readout = find_packed(checkpoint)
     if readout.problems:
         raise LayoutError(
-            f"{_named(checkpoint)}: tensors that can't be dequantized:{listing(readout.problems)}\n"
-            f"{_advice(checkpoint)}"
+            f"{_description(checkpoint)}: tensors that can't be dequantized:"
+            f"{listing(readout.problems)}\n{_advice(checkpoint)}"
         )
     if not readout.packed:
         return checkpoint
-    found = {packed.main.name: packed for packed in readout.packed.values()}
+    packed_by_main = {packed.main.name: packed for packed in readout.packed.values()}
 
     def change(shard: Shard) -> Iterator[Stored]:
         kept = [
-            found.get(tensor.name, tensor)
+            packed_by_main.get(tensor.name, tensor)
             for tensor in shard.tensors
-            if tensor.name in found or tensor.name not in readout.parts
+            if tensor.name in packed_by_main or tensor.name not in readout.parts
         ]
         # Wide dtypes first, as safetensors sorts them, so each tensor is aligned.
         return iter(
@@ -72,15 +72,15 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
             if isinstance(metadata.get(key), int):
                 metadata[key] = total
 
-    new = with_tensors(checkpoint, change, update, without=_METADATA)
+    result = with_tensors(checkpoint, change, update, without=_METADATA)
     config = checkpoint.json(CONFIG_FILE)
     if not config:
-        return new
+        return result
     fields: dict[str, Any] = _in_bfloat16(config)
     for name, part in config.items():
         if isinstance(part, dict) and any(key in part for key in CONFIGS):
             fields[name] = part | _in_bfloat16(part)
-    return with_config(new, fields, without=CONFIGS)
+    return with_config(result, fields, without=CONFIGS)
 
 
 def stale_files(checkpoint: Checkpoint, files: Iterable[str]) -> list[str]:
@@ -101,7 +101,7 @@ def _in_bfloat16(config: dict[str, Any]) -> dict[str, str]:
 
 
 def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
-    """Describes why adapters can't be merged into tensors not of floats; None if all are floats.
+    """Describes why adapters can't be merged into non-float tensors; None if all are floats.
 
     Args:
         checkpoint: The base.
@@ -121,8 +121,8 @@ def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
         elif not tensor:
             module = leaf.removesuffix(".weight")
             names = [f"{module}.{part}" for part in PARTS] + [f"{leaf}_blocks"]
-            found = [tensors[name] for name in names if name in tensors and name not in known]
-            unreadable += [f"{part.name} in {part.file.name}: {part.dtype}" for part in found]
+            parts = [tensors[name] for name in names if name in tensors and name not in known]
+            unreadable += [f"{part.name} in {part.file.name}: {part.dtype}" for part in parts]
     if not readable and not unreadable:
         return None
     advice = _advice(checkpoint) if unreadable else _dequantize_advice()
@@ -130,12 +130,12 @@ def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
         others = listing(readout.problems)
         advice = f"Other packed tensors can't be dequantized:{others}\n{_advice(checkpoint)}"
     return (
-        f"{_named(checkpoint)}: adapters can't be merged into these tensors, expected dtypes "
+        f"{_description(checkpoint)}: adapters can't be merged into these tensors, expected dtypes "
         f"{', '.join(FLOATS)}:{listing([*readable, *unreadable])}\n{advice}"
     )
 
 
-def _named(checkpoint: Checkpoint) -> str:
+def _description(checkpoint: Checkpoint) -> str:
     """Returns the checkpoint's name and its quantization method."""
     method = quantization_method(checkpoint)
     return checkpoint.name + (f" (quantized by {method})" if method else "")
@@ -151,9 +151,9 @@ def _advice(checkpoint: Checkpoint) -> str:
     method = quantization_method(checkpoint)
     if method in READERS:
         return "Download or save the checkpoint again, or merge into the unquantized model."
-    found = f"not {method}" if method else "but config.json names no method"
+    reason = f"not {method}" if method else "but config.json names no method"
     return (
-        f"{option('dequantize')} reads {', '.join(READERS)}, {found}. Load the model in "
+        f"{option('dequantize')} reads {', '.join(READERS)}, {reason}. Load the model in "
         "transformers, call model.dequantize() and save it; or merge into the unquantized model, "
         "and quantize the result."
     )

@@ -24,7 +24,7 @@ from jaxmix.row_cuts import cut_rows, row_unit
 
 __all__ = ["ComputedRows", "FusedWeight", "Prepared", "Recipe", "Share", "UnwritableError"]
 
-# The numbers in a run of rows: 4 MB in float32, in which they are computed, to fit into caches.
+# The elements in a run of rows: 4 MB in float32, the dtype of the arithmetic, to fit into caches.
 BLOCK = 1 << 20
 
 
@@ -55,7 +55,7 @@ class Share:
         site: The site's name.
         chain: Strengths and updates in order of application.
         form: How the tensor holds the site's weight, or its bias.
-        base: The weight that the map of a bias reads, if it reads one.
+        base: The weight that the map of a bias reads; None if it reads none.
         base_form: How ``base`` holds that weight.
         fused: The fused weight to which the updates apply, if it has to be read as a whole.
     """
@@ -192,7 +192,7 @@ class Prepared:
                 self._check_finite(result, base)
             return ComputedRows(result, None)
         out, loss = rounding.round_to_dtype(exact, leaf, dtype)
-        if not np.isfinite(loss.squares).all():  # any number that is not finite is seen here
+        if not np.isfinite(loss.squares).all():  # true for any number that is not finite
             self._check_finite(np.asarray(exact), base)
         if loss.overflowed:
             raise UnwritableError(

@@ -27,12 +27,12 @@ from jaxmix.row_cuts import cut_rows, row_unit
 
 __all__ = ["Residual", "measure_residual"]
 
-# The numbers in a run of rows: 4 MB in float64, of which several are in memory at once.
+# The elements in a run of rows: 4 MB in float64; several runs are in memory at once.
 _BLOCK = 1 << 19
 # The allowed error of float32 arithmetic, in units of its precision and a row's largest number.
 _SLACK = 128
 # Reported for NaN and infinite numbers; finite, so JSON can hold it.
-_FAR = 1e30
+_FARTHEST = 1e30
 _EXPONENTS = {"float64": -1022, "float32": -126, "bfloat16": -126, "float16": -14}
 
 
@@ -66,35 +66,36 @@ def measure_residual(recipe: Recipe, out: Callable[[slice], np.ndarray]) -> Resi
         return Residual(worst, None)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for rows, exact, base in _exact(recipe):
-            far, *sums = _compare(jnp.asarray(out(rows)), exact, base, recipe.dtype)
-            worst = max(worst, min(_FAR, float(far)))
+            distance, *sums = _compare(jnp.asarray(out(rows)), exact, base, recipe.dtype)
+            worst = max(worst, min(_FARTHEST, float(distance)))
             along, square = along + float(sums[0]), square + float(sums[1])
     return Residual(worst, along / square if square else None)
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _compare(found: Any, exact: Any, base: Any, dtype: Any) -> tuple[Any, Any, Any]:
+def _compare(merged: Any, exact: Any, base: Any, dtype: Any) -> tuple[Any, Any, Any]:
     """Returns the largest distance over the allowed one, ``⟨out − base, d⟩`` and ``⟨d, d⟩``."""
     # A bias is one row; a convolution has one row for each output channel.
     rows = base.shape[0] if base.ndim > 1 else 1
-    found, exact, base = (x.astype(base.dtype).reshape(rows, -1) for x in (found, exact, base))
+    merged, exact, base = (x.astype(base.dtype).reshape(rows, -1) for x in (merged, exact, base))
     effect = exact - base
     info = ml_dtypes.finfo(dtype)
-    _, exponent = jnp.frexp(jnp.maximum(jnp.abs(found), jnp.abs(exact)))
+    _, exponent = jnp.frexp(jnp.maximum(jnp.abs(merged), jnp.abs(exact)))
     lowest = jnp.asarray(_EXPONENTS[str(dtype)], exponent.dtype)
     unit = jnp.ldexp(jnp.ones_like(exact), jnp.maximum(exponent - 1, lowest) - info.nmant)
     zero = jnp.zeros_like(exact)
     sizes = (jnp.where(jnp.isfinite(x), jnp.abs(x), zero) for x in (base, effect))
     scale = sum(jnp.max(x, axis=1, keepdims=True) for x in sizes)
     slack = _SLACK * float(np.finfo(plan.arithmetic(dtype)).eps) * scale
-    off = jnp.abs(found - exact)
+    off = jnp.abs(merged - exact)
     # Where base plus mix is not finite, the merged number must not be finite either.
-    both = jnp.isfinite(found) & jnp.isfinite(exact)
-    only_one = jnp.isfinite(found) ^ jnp.isfinite(exact)
-    far = jnp.where(both & (off > 0), off / (unit / 2 + slack), zero)
-    far = jnp.max(jnp.where(only_one, jnp.full_like(off, jnp.inf), far), initial=0.0)
-    change, effect = jnp.where(both, found - base, zero), jnp.where(both, effect, zero)
-    return far, jnp.vdot(change, effect), jnp.vdot(effect, effect)
+    both_finite = jnp.isfinite(merged) & jnp.isfinite(exact)
+    one_finite = jnp.isfinite(merged) ^ jnp.isfinite(exact)
+    distance = jnp.where(both_finite & (off > 0), off / (unit / 2 + slack), zero)
+    distance = jnp.max(jnp.where(one_finite, jnp.full_like(off, jnp.inf), distance), initial=0.0)
+    change = jnp.where(both_finite, merged - base, zero)
+    effect = jnp.where(both_finite, effect, zero)
+    return distance, jnp.vdot(change, effect), jnp.vdot(effect, effect)
 
 
 def _exact(recipe: Recipe) -> Iterator[tuple[slice, Any, Any]]:
@@ -103,11 +104,11 @@ def _exact(recipe: Recipe) -> Iterator[tuple[slice, Any, Any]]:
     tensor = recipe.tensor
     rows = tensor.shape[0] if tensor.shape else 1
     if not recipe.is_plain:
-        whole = slice(0, rows)
-        base = now = _wide(tensor, whole)
+        all_rows = slice(0, rows)
+        base = result = _wide(tensor, all_rows)
         for share in recipe.shares:
-            now = _through(share, now)
-        yield whole, now, base
+            result = _through(share, result)
+        yield all_rows, result, base
         return
     steps: list[AffineMap] = []
     for share in recipe.shares:
@@ -117,10 +118,10 @@ def _exact(recipe: Recipe) -> Iterator[tuple[slice, Any, Any]]:
     width = max(1, math.prod(tensor.shape[1:]))
     for part in blocks.row_runs(rows, max(1, _BLOCK // width), row_unit(steps)):
         base = _wide(tensor, part)
-        now = base.reshape(base.shape[0], -1)
+        result = base.reshape(base.shape[0], -1)
         for step in cut_rows(steps, part):
-            now = _apply(step, now)
-        yield part, now, base
+            result = _apply(step, result)
+        yield part, result, base
 
 
 def _through(share: Share, leaf: Any) -> Any:
@@ -136,21 +137,21 @@ def _through(share: Share, leaf: Any) -> Any:
 
 def _maps(share: Share, leaf: Any, shape: tuple[int, ...]) -> list[AffineMap]:
     """Returns a site's maps in float64, one for each update, in the tensor's orientation."""
-    form, own, weight = share.form, None, None
+    form, matrix, weight = share.form, None, None
     if _reads(share):
-        own = form.matrix(leaf)
+        matrix = form.matrix(leaf)
         if form.part == "bias" and share.base is not None and share.base_form is not None:
             rows = share.base.shape[0] if share.base.shape else 1
             weight = share.base_form.matrix(_wide(share.base, slice(0, rows)))
-    return _build_maps(share.chain, own, weight, form, form.shape(shape))
+    return _build_maps(share.chain, matrix, weight, form, form.shape(shape))
 
 
 @partial(jax.jit, static_argnames=("form", "shape"))
-def _build_maps(chain: Any, own: Any, weight: Any, form: Form, shape: Any) -> list[AffineMap]:
+def _build_maps(chain: Any, matrix: Any, weight: Any, form: Form, shape: Any) -> list[AffineMap]:
     """Builds the maps; ``weight`` is given for a bias whose maps read the weight."""
-    base = Base(own, shape) if form.part == "weight" else Base(weight, shape, own)
+    base = Base(matrix, shape) if form.part == "weight" else Base(weight, shape, matrix)
     if weight is not None:
-        base = Base(weight, weight.shape, own)
+        base = Base(weight, weight.shape, matrix)
     steps = maps(plan.cast(chain, np.float64), base, form.part)
     return [step.T if form.transposed else step for step in steps]
 

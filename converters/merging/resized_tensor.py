@@ -28,13 +28,13 @@ class ResizedTensor(Stored):
     def rows(self, part: slice, read: Callable[[Stored, slice], np.ndarray]) -> np.ndarray:
         """Returns a run of rows; ``read`` reads the rows that the base has."""
         kept = self.shape[0] - len(self.extra)
-        found = []
+        parts = []
         if self.stored is not None and part.start < kept:
-            found.append(read(self.stored, slice(part.start, min(part.stop, kept))))
-        if part.stop > kept or not found:
+            parts.append(read(self.stored, slice(part.start, min(part.stop, kept))))
+        if part.stop > kept or not parts:
             new = self.extra[max(0, part.start - kept) : max(0, part.stop - kept)]
-            found.append(new.astype(found[0].dtype) if found else new)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+            parts.append(new.astype(parts[0].dtype) if parts else new)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def resize_tensor(stored: Stored, rows: int, extra: np.ndarray) -> ResizedTensor:

@@ -34,7 +34,7 @@ _OTHER_MODELS = ("vision_config", "audio_config", "qformer_config")
 
 @dataclass(frozen=True)
 class _Resize:
-    """A tensor for which adapters have another number of rows.
+    """A tensor whose number of rows differs from the adapters'.
 
     Args:
         site: The site of the tensor.
@@ -53,8 +53,9 @@ class _Resize:
     @property
     def text(self) -> str:
         """Describes the mismatch."""
-        shape, own = (self.rows, *self.tensor.shape[1:]), self.tensor.shape
-        return f"{self.site}: the adapter fits shape {shape}, {self.tensor.name} has shape {own}"
+        name, shape = self.tensor.name, self.tensor.shape
+        fitted = (self.rows, *shape[1:])
+        return f"{self.site}: the adapter fits shape {fitted}, {name} has shape {shape}"
 
 
 def resized(
@@ -80,46 +81,44 @@ def resized(
         The checkpoint, and ``{tensor: (rows before, rows after)}``.
 
     Raises:
-        ShapeError: If this is not allowed, adapters disagree, or rows are missing.
+        ShapeError: If resizing is not allowed, adapters disagree, or rows are missing.
     """
-    wanted = {resize.tensor.name: resize for resize in _resizes(checkpoint, mixed, layout)}
-    if not wanted:
+    resizes = {resize.tensor.name: resize for resize in _resizes(checkpoint, mixed, layout)}
+    if not resizes:
         return checkpoint, {}
-    if not allowed and not (labels and not any(map(_is_vocabulary, _sites(wanted)))):
+    if not allowed and not (labels and not any(map(_is_vocabulary, _sites(resizes)))):
         raise ShapeError(
             f"{checkpoint.name} has another number of tokens or labels than the adapters:"
-            f"{listing(resize.text for resize in wanted.values())}\nIf they were trained on this "
+            f"{listing(resize.text for resize in resizes.values())}\nIf they were trained on this "
             f"model after resizing, use {option('resize')} to give these tensors the adapters' "
             f"rows, and update {CONFIG_FILE}."
         )
-    changed = {
-        name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None
-    }
-    missing = [resize.text for resize in wanted.values() if resize.extra is None]
+    changed = {n: _resized(resize) for n, resize in resizes.items() if resize.extra is not None}
+    missing = [resize.text for resize in resizes.values() if resize.extra is None]
     vocabulary = {
         (resize.tensor.shape[0], resize.rows)
-        for resize in wanted.values()
+        for resize in resizes.values()
         if _is_vocabulary(resize.site)
     }
     for before, after in vocabulary:
-        missing += _add_partners(checkpoint, before, after, changed, wanted, untied)
+        missing += _add_partners(checkpoint, before, after, changed, resizes, untied)
     if missing or len(vocabulary) > 1:
         raise ShapeError(
             f"{checkpoint.name} can't be resized, since no adapter has the missing rows:"
-            f"{listing(missing or sorted(resize.text for resize in wanted.values()))}\nSave the "
+            f"{listing(missing or sorted(resize.text for resize in resizes.values()))}\nSave the "
             "adapter with its embeddings (save_embedding_layers=True in PEFT's save_pretrained), "
             "or merge into the resized base that it was trained on, saved with transformers."
         )
     changes = {name: (checkpoint.tensors[name].shape, new.shape) for name, new in changed.items()}
     out = _with_tensors(checkpoint, changed)
-    fields = _fields(out, vocabulary, {resize.rows for resize in wanted.values()})
+    fields = _fields(out, vocabulary, {resize.rows for resize in resizes.values()})
     if fields and not out.is_file:
         out = with_config(out, fields)
     return out, {name: (_rows(old), _rows(new)) for name, (old, new) in changes.items()}
 
 
-def _sites(wanted: Mapping[str, _Resize]) -> list[str]:
-    return [resize.site for resize in wanted.values()]
+def _sites(resizes: Mapping[str, _Resize]) -> list[str]:
+    return [resize.site for resize in resizes.values()]
 
 
 def _rows(shape: tuple[int, ...]) -> int:
@@ -179,17 +178,17 @@ def _add_partners(
     before: int,
     after: int,
     changed: dict[str, ResizedTensor],
-    wanted: Mapping[str, _Resize],
+    resizes: Mapping[str, _Resize],
     untied: Collection[str],
 ) -> Iterator[str]:
-    """Adds other tensors with a row for each token to ``made``; yields those it can't resize.
+    """Adds other tensors with a row per token to ``changed``; yields those it can't resize.
 
     Removed rows are cut from all of them. New elements of a bias are zero, as in transformers; new
     rows of a tied head are the embedding's.
     """
     is_tied = checkpoint.json(CONFIG_FILE).get("tie_word_embeddings") is True
     for name, tensor in checkpoint.tensors.items():
-        if name in wanted or tensor.dtype not in FLOATS:
+        if name in resizes or tensor.dtype not in FLOATS:
             continue
         module, _, kind = name.rpartition(".")
         if name.endswith(_BIASES) and tensor.shape in ((before,), (1, before)):
@@ -203,7 +202,7 @@ def _add_partners(
                 new
                 for twin, new in changed.items()
                 if new.shape == shape
-                and (is_tied or (name in untied and twin in wanted and wanted[twin].is_base))
+                and (is_tied or (name in untied and twin in resizes and resizes[twin].is_base))
             ]
             if after < before:
                 changed[name] = resize_tensor(
@@ -216,7 +215,7 @@ def _add_partners(
 
 
 def _resizes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Resize]:
-    """Yields the tensors outside of layers for which adapters have another number of rows."""
+    """Yields the tensors outside of layers whose number of rows differs from the adapters'."""
     tensors, disagreeing = checkpoint.tensors, []
     for site, chain in chains_by_site(mixed.parts).items():
         if re.search(r"\.\d+\.", site):
@@ -245,9 +244,9 @@ def _leaf(site: str, part: Part, layout: Layout, tensors: Mapping[str, Stored]) 
         places = layout.places(site, part)
     except LayoutError:
         return None
-    found = [place for place in places if place.leaf in tensors]
-    is_plain = len(found) == 1 and found[0].index is None and found[0].axes is None
-    return tensors[found[0].leaf] if is_plain else None
+    existing = [place for place in places if place.leaf in tensors]
+    is_plain = len(existing) == 1 and existing[0].index is None and existing[0].axes is None
+    return tensors[existing[0].leaf] if is_plain else None
 
 
 def _sizes(updates: list[Update], kind: str, shape: tuple[int, ...]) -> set[int]:
@@ -255,7 +254,7 @@ def _sizes(updates: list[Update], kind: str, shape: tuple[int, ...]) -> set[int]
     fixed: set[int] = set()
     tokens = 0
     for update in updates:
-        saved = _whole(update, kind)
+        saved = _saved(update, kind)
         if saved is not None:
             if saved.shape[1:] == shape[1:]:
                 fixed.add(saved.shape[0])
@@ -275,8 +274,8 @@ def _fitting(update: Update, shape: tuple[int, ...]) -> set[int]:
     return {size for size in sizes if update.misfit((size, width)) is None}
 
 
-def _whole(update: Update, kind: str) -> Any:
-    """Returns the whole weight or bias of an update that replaces it; None for other updates."""
+def _saved(update: Update, kind: str) -> Any:
+    """Returns the weight or bias that an update saves completely; None for other updates."""
     return getattr(update, kind, None) if isinstance(update, Replace | Rebase) else None
 
 
@@ -288,7 +287,7 @@ def _extra(
     extra = np.zeros((count, *shape[1:]), np.float32)
     missing = np.ones(count, bool)
     for update in updates:
-        saved = _whole(update, kind)
+        saved = _saved(update, kind)
         if saved is not None and saved.shape == (rows, *shape[1:]):
             new = np.asarray(saved)[shape[0] :]
             extra = np.where(missing.reshape(-1, *[1] * (new.ndim - 1)), new, extra)

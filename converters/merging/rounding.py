@@ -16,10 +16,10 @@ __all__ = ["Loss", "Rounding", "is_rounded", "round_to_dtype", "summarize", "tot
 
 @dataclass(frozen=True)
 class Loss:
-    """Statistics over some of a tensor's numbers: of error, base weight and the mix's effect.
+    """Statistics over some elements of a tensor: of error, base weight and the mix's effect.
 
     Args:
-        count: The number of numbers.
+        count: The number of elements.
         squares: ``Σx²`` of error, weight and effect.
         most: ``max |x|`` of error, weight and effect.
         overflowed: The number of finite numbers that rounding made infinite.
@@ -106,9 +106,9 @@ def _round(exact: Array, base: Array, dtype: Any) -> tuple[Array, Array]:
 @jax.jit
 def _measure_finite(exact: Array, base: Array, out: Array) -> tuple[Array, tuple[Array, Array]]:
     """Returns the statistics without numbers that rounding made infinite, and these by row."""
-    back = out.astype(exact.dtype)
-    is_lost = jnp.isfinite(exact) & ~jnp.isfinite(back)
-    error = jnp.where(is_lost, jnp.zeros_like(exact), back - exact)
+    rounded = out.astype(exact.dtype)
+    is_lost = jnp.isfinite(exact) & ~jnp.isfinite(rounded)
+    error = jnp.where(is_lost, jnp.zeros_like(exact), rounded - exact)
     beyond = jnp.where(is_lost, jnp.abs(exact), jnp.zeros_like(exact))
     lost = jnp.sum(_rows(is_lost), axis=1), jnp.max(_rows(beyond), axis=1, initial=0)
     return _statistics(error, exact, base), lost

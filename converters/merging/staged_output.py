@@ -104,13 +104,13 @@ class StagedOutput:
         Raises:
             CheckpointError: If a record is missing or was changed.
         """
-        found = [self._read_record(number) for number in range(count)]
-        if None in found:
+        records = [self._read_record(number) for number in range(count)]
+        if None in records:
             raise CheckpointError(
-                f"{self.record_path(found.index(None))} is not what a merge wrote. Use "
+                f"{self.record_path(records.index(None))} is not what a merge wrote. Use "
                 f"{option('force')} without {option('resume')} to start over."
             )
-        return [record for record in found if record is not None]
+        return [record for record in records if record is not None]
 
     def _read_record(self, number: int) -> Mapping[str, Any] | None:
         """Returns the record of a shard; None if it is missing or invalid."""
@@ -124,13 +124,13 @@ class StagedOutput:
 
     def complete_shards(self, shards: tuple[Shard, ...]) -> dict[int, Mapping[str, Any]]:
         """Returns the records of the complete shards by number."""
-        found = {}
+        records = {}
         for number, shard in enumerate(shards):
             record, target = self._read_record(number), self.shard_path(shard)
             if record is not None and target.is_file() and not target.is_symlink():
                 if target.stat().st_size == shard.size == record.get("size"):
-                    found[number] = record
-        return found
+                    records[number] = record
+        return records
 
     def begin(
         self, journal: Mapping[str, Any], shards: tuple[Shard, ...], *, resume: bool, force: bool
@@ -138,7 +138,7 @@ class StagedOutput:
         """Prepares the folder for writing: keeps the shards to resume from, deletes the rest.
 
         Args:
-            journal: The description of the merge.
+            journal: The description of this merge.
             shards: The shards to write.
             resume: Whether to keep complete shards.
             force: Whether to start over.
@@ -153,21 +153,21 @@ class StagedOutput:
         before = self.journal
         if not isinstance(before, dict):  # damaged or edited: the earlier merge is unknown
             before = {}
-        unlike = differences(journal, before) if before else []
-        done = self.complete_shards(shards) if before and not unlike else {}
-        if resume and unlike:
+        changed = differences(journal, before) if before else []
+        done = self.complete_shards(shards) if before and not changed else {}
+        if resume and changed:
             raise CheckpointError(
                 f"{self.folder} belongs to another merge, which can't be resumed. Different: "
-                f"{', '.join(unlike)}. Merge with the same arguments as before, or use "
+                f"{', '.join(changed)}. Merge with the same arguments as before, or use "
                 f"{option('force')} without {option('resume')} to start over."
             )
-        if not resume and not force and (done or (unlike and any(self.folder.glob("whole/*")))):
-            found = (
+        if not resume and not force and (done or (changed and any(self.folder.glob("whole/*")))):
+            contents = (
                 f"{len(done)} of {len(shards)} shards of this merge" if done else "another merge"
             )
             resuming = f"Use {option('resume')} to continue, " if done else "Use "
             raise CheckpointError(
-                f"{self.folder} holds {found}, which was interrupted. {resuming}"
+                f"{self.folder} holds {contents}, which was interrupted. {resuming}"
                 f"{option('force')} to start over, or delete the folder."
             )
         if resume:

@@ -41,11 +41,13 @@ def staged_output(
         with ExitStack() as stack:
 
             def begin() -> None:
-                stack.enter_context(_begun(plan, output, base, out, resume=resume, force=force))
+                stack.enter_context(
+                    _locked_and_begun(plan, output, base, out, resume=resume, force=force)
+                )
 
             processes.run_on_first(begin)
             is_done = output.is_published
-            with _deleted_if_useless(output, shards):
+            with _delete_if_useless(output, shards):
                 yield output, None if is_done else output.complete_shards(shards)
             if is_done:
                 processes.run_on_first(output.delete)
@@ -59,7 +61,7 @@ def staged_output(
 
 
 @contextmanager
-def _begun(
+def _locked_and_begun(
     plan: MergePlan, output: StagedOutput, base: Any, out: Any, *, resume: bool, force: bool
 ) -> Iterator[None]:
     """Locks the output for this process, and begins or resumes it."""
@@ -113,7 +115,7 @@ def output_check(
 
 
 @contextmanager
-def _deleted_if_useless(output: StagedOutput, shards: tuple[Shard, ...]) -> Iterator[None]:
+def _delete_if_useless(output: StagedOutput, shards: tuple[Shard, ...]) -> Iterator[None]:
     """Deletes what was written after an error, unless a later run can resume from it."""
     try:
         yield

@@ -1,7 +1,7 @@
 """The tied tensors of a checkpoint, by the names that they have in its files.
 
-transformers' names are those in memory (`names.ties`). A tensor that is not in the files gets the
-name under which transformers will find it when it loads them.
+transformers' table has the names in memory (`names.ties`). A tensor that is not in the files gets
+the name under which transformers looks for it when it loads them.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ class StoredTie:
     Args:
         target: The name on disk of one of them; it need not be in the files.
         source: The name on disk of the other.
-        tie: What transformers' table and config.json say about it.
+        tie: The tie between their names in memory.
     """
 
     target: str
@@ -35,7 +35,7 @@ class StoredTie:
 
     @property
     def is_inner_bias(self) -> bool:
-        """Whether it ties the bias of a head to one of the module around it, which only holds it.
+        """Whether it ties the bias of a head to an unused bias of the module around the head.
 
         BERT's ``cls.predictions.bias`` is used nowhere but as ``cls.predictions.decoder.bias``.
         """
@@ -51,7 +51,7 @@ class StoredTies:
         ties: All of them.
         sites: The names on disk of modules whose tensors are not in the files, by their names in
             memory, with and without the base model's prefix.
-        new_class: The class of the model that has the ties, if config.json names another one.
+        new_class: The class of the model that has the ties, if config.json names another class.
     """
 
     ties: tuple[StoredTie, ...]
@@ -64,11 +64,11 @@ def find_ties(checkpoint: Checkpoint, sites: Collection[str]) -> StoredTies | No
 
     Args:
         checkpoint: The base.
-        sites: The sites of the adapters, by the names that the adapters have for them.
+        sites: The sites of the adapters, under the adapters' names.
 
     Returns:
-        The ties; None if the model is not in the table, so that only the names of tensors say
-        whether they are tied.
+        The ties; None if the model is not in the table, in which case only the names of tensors
+        show whether they are tied.
     """
     config: Mapping[str, Any] = {} if checkpoint.is_file else checkpoint.json(CONFIG_FILE)
     if not has_ties(config):
@@ -93,7 +93,7 @@ def find_ties(checkpoint: Checkpoint, sites: Collection[str]) -> StoredTies | No
 def _model_class(
     config: Mapping[str, Any], modules: Modules, sites: Collection[str]
 ) -> tuple[str | None, bool]:
-    """The class of the model in memory, and whether it is another than config.json names.
+    """Returns the class of the model in memory, and whether config.json names another class.
 
     The base of a model with a head is often saved without it. Adapters of such a model have the
     base model's prefix, or change the head itself.
@@ -120,30 +120,30 @@ def _model_class(
 
 
 def _is_complete(ties: Iterable[Tie], modules: Modules) -> bool:
-    """Whether every tie has a tensor in the files: the head has nothing else that is missing."""
+    """Whether every tie has a tensor in the files, so that nothing else of the head is missing."""
     return all(modules.pieces(tie.target) or modules.pieces(tie.source) for tie in ties)
 
 
 def _disk_names(ties: Iterable[Tie], modules: Modules) -> Iterator[tuple[str, str]]:
-    """The name on disk of each tied tensor in memory."""
+    """Yields the name in memory and the name on disk of each tied tensor."""
     ties = list(ties)
     memory = list(dict.fromkeys(name for tie in ties for name in (tie.source, tie.target)))
-    found = {name: leaf for name in memory if (leaf := _leaf(name, modules)) is not None}
-    yield from found.items()
+    leaves = {name: leaf for name in memory if (leaf := _leaf(name, modules)) is not None}
+    yield from leaves.items()
     for name in memory:
-        if name not in found:
+        if name not in leaves:
             partners = [
-                found[other]
+                leaves[other]
                 for tie in ties
                 if name in (tie.source, tie.target)
                 for other in (tie.source, tie.target)
-                if other in found
+                if other in leaves
             ]
-            yield name, _new_name(name, partners or list(found.values()), found, modules)
+            yield name, _new_name(name, partners or list(leaves.values()), leaves, modules)
 
 
 def _leaf(name: str, modules: Modules) -> str | None:
-    """The leaf that holds a tensor in memory, and nothing else."""
+    """Returns the leaf that holds exactly a tensor in memory; None if there is no such leaf."""
     holdings = modules.pieces(name)
     if len(holdings) != 1:
         return None
@@ -152,13 +152,13 @@ def _leaf(name: str, modules: Modules) -> str | None:
 
 
 def _new_name(
-    name: str, partners: Iterable[str], found: Mapping[str, str], modules: Modules
+    name: str, partners: Iterable[str], leaves: Mapping[str, str], modules: Modules
 ) -> str:
-    """A name on disk that transformers loads under a name in memory, in the style of the files."""
+    """Returns a name on disk that transformers loads as a name in memory, in the files' style."""
     prefix = modules.names.prefix
     is_bare = any(
         memory.startswith(f"{prefix}.") and not _loads_as(leaf, modules).startswith(f"{prefix}.")
-        for memory, leaf in found.items()
+        for memory, leaf in leaves.items()
     )
     wanted = name.removeprefix(f"{prefix}.") if prefix and is_bare else name
     parts = wanted.split(".")
@@ -173,13 +173,13 @@ def _new_name(
 
 
 def _loads_as(leaf: str, modules: Modules) -> str:
-    """The name in memory that a tensor gets."""
+    """Returns the name in memory under which transformers loads a tensor; "" if it splits it."""
     pieces = loaded_pieces([leaf], modules.names.transforms)[leaf]
     return pieces[0].name if len(pieces) == 1 else ""
 
 
 def _spellings(name: str, prefix: str) -> tuple[str, ...]:
-    """A name, also with the base model's prefix added or dropped."""
+    """Returns a name, also with the base model's prefix added and removed."""
     return (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if prefix else (name,)
 
 

@@ -151,13 +151,13 @@ def write_bytes(data: Any, into: Path, at: int) -> int:
     Returns:
         The number of bytes.
     """
-    left = memoryview(data).cast("B")
-    size = len(left)
+    remaining = memoryview(data).cast("B")
+    size = len(remaining)
     with into.open("r+b", buffering=0) as file:
         file.seek(at)
-        while left:
+        while remaining:
             # The system writes at most 2 GB at a time.
-            left = left[file.write(left[: 1 << 30]) :]
+            remaining = remaining[file.write(remaining[: 1 << 30]) :]
     return size
 
 

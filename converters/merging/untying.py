@@ -1,9 +1,9 @@
 """Unties tensors that are one in memory, where adapters change only some of them.
 
 PEFT's forward changes only the module that has the adapter. So the merged checkpoint needs each
-tensor, and a config that no longer ties them. One flag may tie several: BERT's weight and bias of
-the head; T5's and BART's embeddings of encoder and decoder, and their head. All tensors of a flag
-are written then.
+tensor, and a config that no longer ties them. One flag may tie several pairs: BERT's weight and
+bias of the head; T5's and BART's embeddings of encoder and decoder, and their head. Then all
+tensors that the flag ties are written.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -28,31 +28,31 @@ __all__ = ["untied"]
 def untied(
     checkpoint: Checkpoint, mixed: Mix, *, allowed: bool, sites: Collection[str] = ()
 ) -> tuple[Checkpoint, Mix, tuple[str, ...]]:
-    """Gives tied tensors of which the mix changes only some tensors of their own.
+    """Unties the tensors that are tied in the base and that the mix changes differently.
 
     Where the mix changes all equally, as after PEFT's ``ensure_weight_tying``, they stay tied.
 
     Args:
         checkpoint: The base.
-        mixed: The adapters, their sites by the names on disk where they are there.
+        mixed: The adapters, with sites named as on disk where their tensors are in the files.
         allowed: Whether to untie; if not, a mix that requires it is an error.
-        sites: The sites by the names that the adapters have for them.
+        sites: The sites under the adapters' names.
 
     Returns:
-        The checkpoint to merge into; the mix by the names on disk, without sites whose tensor is
+        The checkpoint to merge into; the mix with names on disk, without sites whose tensor is
         stored only under a tied partner's name; and the names of the tensors that are new or no
         longer tied, the head first.
 
     Raises:
         LayoutError: If the mix requires untying, and that is not allowed or not possible.
     """
-    found = find_ties(checkpoint, sites)
-    if found is None:
+    stored_ties = find_ties(checkpoint, sites)
+    if stored_ties is None:
         return untied_by_name(checkpoint, mixed, allowed=allowed)
     stored = checkpoint.tensors
-    mixed = _with_names(mixed, found)
+    mixed = _with_names(mixed, stored_ties)
     by_site = chains_by_site(mixed.parts)
-    ties = [tie for tie in found.ties if _is_active(tie, by_site, checkpoint)]
+    ties = [tie for tie in stored_ties.ties if _is_active(tie, by_site, checkpoint)]
     groups = [group for group in _components(ties) if any(name in stored for name in group)]
     different = [
         tie
@@ -75,24 +75,24 @@ def untied(
                 out = with_copy(out, part[0], of=origin)
     groups = _components(kept)
     mixed = _without_copies(mixed, groups, out.tensors)
-    others = {tie.tie.fields for tie in found.ties} - cut
+    others = {tie.tie.fields for tie in stored_ties.ties} - cut
     fields = untied_fields(checkpoint.json(CONFIG_FILE), cut, others)
-    if found.new_class:
-        fields["architectures"] = [found.new_class]
+    if stored_ties.new_class:
+        fields["architectures"] = [stored_ties.new_class]
     touched = [n for t in different for n in (t.target, t.source) if _chain(n, by_site)]
     first = [tie.target for tie in different if tie.target in (*names, *touched)]
     return with_config(out, fields), mixed, tuple(dict.fromkeys((*first, *names)))
 
 
 def _is_active(tie: StoredTie, by_site: Mapping[str, Chain], checkpoint: Checkpoint) -> bool:
-    """Whether transformers makes one parameter of two tensors, and adapters may change one only.
+    """Whether transformers ties two tensors, and adapters may change only one of them.
 
     It ties two tensors that are both in the files only if they are equal.
     """
     stored, flag = checkpoint.tensors, tie.tie
     if tie.target not in stored:
-        # A config that states nothing, of a file without a head, is one of a tied model; a head
-        # may be there under other names, such as those of packed weights.
+        # Without a head in the files, a config without the flag belongs to a tied model. The head
+        # may be stored under other names, such as those of packed weights.
         module = f"{tie.target.rpartition('.')[0]}."
         has_head = any(name.startswith(module) for name in stored)
         return flag.is_on or (flag.stated is None and not has_head)
@@ -102,22 +102,22 @@ def _is_active(tie: StoredTie, by_site: Mapping[str, Chain], checkpoint: Checkpo
         return False
     if _is_same(tie, by_site):
         return False
-    one, other = stored[tie.target], stored[tie.source]
-    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
-        a == b for a, b in zip(stored_chunks(one), stored_chunks(other), strict=True)
+    target, source = stored[tie.target], stored[tie.source]
+    return (target.dtype, target.shape) == (source.dtype, source.shape) and all(
+        a == b for a, b in zip(stored_chunks(target), stored_chunks(source), strict=True)
     )
 
 
 def _is_same(tie: StoredTie, by_site: Mapping[str, Chain]) -> bool:
-    """Whether adapters do the same to both tensors; of biases, whether they do nothing."""
-    one, other = _chain(tie.target, by_site), _chain(tie.source, by_site)
+    """Whether adapters change both tensors equally; for biases, whether they change neither."""
+    target, source = _chain(tie.target, by_site), _chain(tie.source, by_site)
     if tie.target.endswith(".bias"):
-        return not one and not other
-    return is_same_chain(one, other)
+        return not target and not source
+    return is_same_chain(target, source)
 
 
 def _chain(name: str, by_site: Mapping[str, Chain], *, tokens: bool = False) -> Chain:
-    """The updates that change one tensor; those that change all tied ones only with ``tokens``."""
+    """Returns the updates of a tensor; those of all tied tensors only with ``tokens``."""
     module, _, kind = name.rpartition(".")
     return tuple(
         (strength, update)
@@ -131,7 +131,7 @@ def _chain(name: str, by_site: Mapping[str, Chain], *, tokens: bool = False) -> 
 
 
 def _components(ties: Iterable[StoredTie], names: Iterable[str] = ()) -> list[list[str]]:
-    """The sets of tensors that ties connect, of the given ones if any; their sources first."""
+    """Returns the sets of tensors that ties connect, sources first; among ``names`` if given."""
     names, ties = list(names), list(ties)
     if names:
         ties = [tie for tie in ties if tie.target in names]
@@ -145,10 +145,10 @@ def _components(ties: Iterable[StoredTie], names: Iterable[str] = ()) -> list[li
     return [sorted(group, key=lambda name: (name in targets, name)) for group in merged]
 
 
-def _with_names(mixed: Mix, found: StoredTies) -> Mix:
+def _with_names(mixed: Mix, stored_ties: StoredTies) -> Mix:
     """Renames the sites of modules that have no tensor in the files."""
     parts = [
-        replace(part, updates={found.sites.get(s, s): up for s, up in part.updates.items()})
+        replace(part, updates={stored_ties.sites.get(s, s): up for s, up in part.updates.items()})
         for part in mixed.parts
     ]
     return replace(mixed, parts=tuple(parts))
@@ -185,7 +185,7 @@ def _check(
 
 
 def _described(tie: StoredTie, by_site: Mapping[str, Chain]) -> str:
-    """Says which of two tied tensors adapters change."""
+    """Describes which of two tied tensors adapters change."""
     changed = [name for name in (tie.target, tie.source) if _chain(name, by_site)]
     how = "differently" if len(changed) > 1 else "not the other"
     sites = " and ".join(name.rpartition(".")[0] for name in changed)

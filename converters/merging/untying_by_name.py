@@ -1,7 +1,7 @@
-"""Unties heads that share the embedding's tensor, for models that no table knows.
+"""Unties heads that share the embedding's tensor, for models that are in no table.
 
-Single files have no config, and models with code of their own may tie what they like. The names of
-their tensors then say whether an embedding is also the head (see `placement.ties`).
+Single files have no config, and models with custom code may tie any tensors. The names of their
+tensors then show whether an embedding is also the head (see `placement.ties`).
 """
 
 import re
@@ -133,13 +133,13 @@ def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
     tensors = list(checkpoint.tensors)
     modules = (name.removesuffix(".weight") for name in tensors if _is_outside_layers(name))
     ties = Ties.of(tensors)
-    both = [f"{module}.weight" for module in modules if ties.problem(module)]
-    is_shared = any(name.endswith("shared.weight") for name in both)
-    if len(both) == 1 and not is_shared and ties.problem(_HEAD.removesuffix(".weight")):
-        return both[0]
+    tied = [f"{module}.weight" for module in modules if ties.problem(module)]
+    is_shared = any(name.endswith("shared.weight") for name in tied)
+    if len(tied) == 1 and not is_shared and ties.problem(_HEAD.removesuffix(".weight")):
+        return tied[0]
     raise LayoutError(
         f"{option('untie')} supports decoders with a plain {_HEAD}, which {checkpoint.name} is "
-        f"not: found {', '.join(both) or 'no embedding'} for {', '.join(problems)}. Untie the "
+        f"not: found {', '.join(tied) or 'no embedding'} for {', '.join(problems)}. Untie the "
         "model with transformers instead: give the head a separate parameter, set "
         f"config.{_FLAG} = False and save the model."
     )

@@ -116,16 +116,16 @@ def verify_output(
             stored, wrong = _read_header(path, out.parent if is_file else out, shard)
             problems += wrong
             for tensor in shard.tensors:
-                found = stored.get(tensor.name)
-                verdicts.append(_judge(tensor, found, plan.recipes.get(tensor.name)))
+                written = stored.get(tensor.name)
+                verdicts.append(_judge(tensor, written, plan.recipes.get(tensor.name)))
                 report(tensor.size, shard.name)
     return _count_verdicts(verdicts, problems)
 
 
 def join_proofs(proofs: Sequence[Verified], names: Iterable[str]) -> Verified:
     """Joins the results of several processes; sorts the tensors in the order of these names."""
-    found = {verdict.tensor: verdict for proof in proofs for verdict in proof.tensors}
-    tensors = [found[name] for name in names]
+    verdicts = {verdict.tensor: verdict for proof in proofs for verdict in proof.tensors}
+    tensors = [verdicts[name] for name in names]
     return _count_verdicts(tensors, [problem for proof in proofs for problem in proof.problems])
 
 
@@ -145,14 +145,14 @@ def _read_header(path: Path, folder: Path, shard: Shard) -> tuple[dict[str, Stor
     except CheckpointError as error:
         return {}, [str(error)]
     drop_from_cache(path)
-    found = read_shard(folder, path, shard.prefix)
-    stored = {tensor.name: tensor for tensor in found.tensors}
-    if found.header == shard.header:
+    written = read_shard(folder, path, shard.prefix)
+    stored = {tensor.name: tensor for tensor in written.tensors}
+    if written.header == shard.header:
         return stored, []
     names = {tensor.name for tensor in shard.tensors}
     wrong = [f"{path.name}: {name} is unexpected" for name in stored if name not in names]
-    if found.metadata != shard.metadata:
-        wrong.append(f"{path.name}: metadata is {found.metadata}, expected {shard.metadata}")
+    if written.metadata != shard.metadata:
+        wrong.append(f"{path.name}: metadata is {written.metadata}, expected {shard.metadata}")
     if not wrong and names == stored.keys():
         wrong.append(f"{path.name}: the header differs, with the tensors at other offsets")
     return stored, wrong
@@ -178,67 +178,66 @@ def _wrong_files(plan: MergePlan, out: Path) -> Iterator[str]:
                 yield f"{name} is unexpected"
 
 
-def _judge(tensor: Stored, found: Stored | None, recipe: Recipe | None) -> Verdict:
+def _judge(tensor: Stored, written: Stored | None, recipe: Recipe | None) -> Verdict:
     """Returns the verdict on one tensor."""
-    if found is None:
+    if written is None:
         return Verdict(tensor.name, "failed", "it is missing")
-    if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
-        reason = f"it is {found.dtype} {found.shape}, expected {tensor.dtype} {tensor.shape}"
+    if (written.dtype, written.shape) != (tensor.dtype, tensor.shape):
+        reason = f"it is {written.dtype} {written.shape}, expected {tensor.dtype} {tensor.shape}"
         return Verdict(tensor.name, "failed", reason)
     if recipe is None:
-        differing = _count_unlike_bytes(tensor, found)
+        differing = _count_unlike_bytes(tensor, written)
         if differing:
             reason = f"{differing:,} bytes differ from the base's"
             return Verdict(tensor.name, "failed", reason, differing)
         return Verdict(tensor.name, "proven", "equal to the base, byte for byte")
     try:
-        differing = _count_unlike_replay(recipe, found)
+        differing = _count_unlike_replay(recipe, written)
     except UnwritableError as error:
         return Verdict(tensor.name, "failed", f"it can't be base plus mix: {error}")
-    left = measure_residual(recipe, lambda rows: read_rows(found, rows))
-    return _judge_changed(tensor, differing, left)
+    residual = measure_residual(recipe, lambda rows: read_rows(written, rows))
+    return _judge_changed(tensor, differing, residual)
 
 
-def _judge_changed(tensor: Stored, differing: int, left: Residual) -> Verdict:
+def _judge_changed(tensor: Stored, differing: int, residual: Residual) -> Verdict:
     """Returns the verdict on a tensor that the mix changes."""
-    numbers = {"differing": differing, "residual": left.worst, "kept": left.kept}
-    if differing or left.worst > 1:
+    numbers = {"differing": differing, "residual": residual.worst, "kept": residual.kept}
+    if differing or residual.worst > 1:
         reason = (
             f"{differing:,} numbers differ from a replay; the distance from base plus mix is up to "
-            f"{left.worst:.3g} times what rounding explains"
+            f"{residual.worst:.3g} times what rounding explains"
         )
-        if left.worst <= 1:
+        if residual.worst <= 1:
             reason = (
                 f"{differing:,} numbers differ from a replay, each within rounding of base plus "
                 "mix. Was it merged by another version or on another device?"
             )
         return Verdict(tensor.name, "failed", reason, **numbers)
-    if left.kept is not None and left.kept < _KEPT:
-        reason = (
-            f"rounding to {tensor.dtype} left {max(0.0, left.kept):.1%} of the mix's effect here"
-        )
+    if residual.kept is not None and residual.kept < _KEPT:
+        share = f"{max(0.0, residual.kept):.1%}"
+        reason = f"rounding to {tensor.dtype} left {share} of the mix's effect here"
         return Verdict(tensor.name, "inconclusive", reason, **numbers)
     reason = "base plus mix, by replay and by residual"
     return Verdict(tensor.name, "proven", reason, **numbers)
 
 
-def _count_unlike_bytes(tensor: Stored, found: Stored) -> int:
+def _count_unlike_bytes(tensor: Stored, written: Stored) -> int:
     """Counts the bytes of a copied tensor that differ from the base's."""
-    pairs = zip(stored_chunks(tensor), stored_chunks(found), strict=True)
+    pairs = zip(stored_chunks(tensor), stored_chunks(written), strict=True)
     return sum(
         _count_unlike(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in pairs
     )
 
 
-def _count_unlike_replay(recipe: Recipe, found: Stored) -> int:
+def _count_unlike_replay(recipe: Recipe, written: Stored) -> int:
     """Counts the numbers that differ from a replay."""
     count = 0
-    if not found.size:
+    if not written.size:
         return count
     prepared = recipe.prepare()
     for rows in prepared.runs:
         replayed = prepared.compute(prepared.read(rows), rows).array
-        stored = read_rows(found, rows)
+        stored = read_rows(written, rows)
         bits = f"V{replayed.dtype.itemsize}"  # compared as bits: NaN equals NaN, 0 differs from −0
         count += _count_unlike(replayed.reshape(-1).view(bits), stored.reshape(-1).view(bits))
     return count

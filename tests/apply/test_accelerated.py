@@ -1,4 +1,4 @@
-"""The forms for accelerators, run on the CPU: they give what the CPU's own form gives."""
+"""The programs for accelerators, run on the CPU, give the results of the CPU's program."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +83,9 @@ def compiled_for(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     [(TPU, "torch"), (TPU, "flax"), (GPU, "torch")],
     ids=["tpu-torch", "tpu-flax", "gpu-torch"],
 )
-def test_chains(backend: Backend, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_match_float64(
+    backend: Backend, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Float32 leaves agree with float64 to float32's noise, bfloat16 leaves to one rounding."""
     sites = {
         f"{name} {kind}".replace(",", "").replace(".", ""): (shape, word)
@@ -114,16 +116,16 @@ def test_chains(backend: Backend, layout: str, monkeypatch: pytest.MonkeyPatch) 
         run = jax.jit(lambda p, a: jaxmix.compose(p, a, layout=layout))
         single, half = run(params(np.float32), adapters), run(params(jnp.bfloat16), adapters)
     for found, bound in ((single, 2e-6), (half, 2.0**-8)):
-        for (path, got), wanted in zip(
+        for (path, got), expected in zip(
             jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(truth), strict=True
         ):
-            error = np.abs(np.asarray(got, np.float64) - wanted)
-            assert (error <= bound * (np.abs(wanted) + np.abs(wanted).mean())).all(), path
+            error = np.abs(np.asarray(got, np.float64) - expected)
+            assert (error <= bound * (np.abs(expected) + np.abs(expected).mean())).all(), path
 
 
 @pytest.mark.parametrize("backend", [TPU, GPU], ids=["tpu", "gpu"])
 def test_every_family(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All families give what they give on the CPU."""
+    """All families give the results of the CPU's program."""
     module = Module("linear", (8, 16), True)
     updates = {
         kind: jax.tree.map(
@@ -135,15 +137,15 @@ def test_every_family(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None
     }
     base = tree(dict.fromkeys(updates, module), 0, np.float32)
     with uncompiled():
-        wanted = jaxmix.compose(base, Adapter(updates, 0.7))
+        expected = jaxmix.compose(base, Adapter(updates, 0.7))
     with compiled_for(backend, monkeypatch):
         found = jax.jit(jaxmix.compose)(base, Adapter(updates, 0.7))
-    for name, leaf in wanted.items():
+    for name, leaf in expected.items():
         np.testing.assert_allclose(found[name], leaf, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_split_products_are_as_accurate_as_float32() -> None:
-    """The error of split factors is that of a float32 product; of one rounding it is not."""
+    """Split factors are as accurate as a float32 product; factors rounded once are not."""
     b, a = (RNG.normal(size=shape).astype(np.float32) for shape in ((64, 16), (16, 96)))
     exact = b.astype(np.float64) @ a.astype(np.float64)
     ready = jax.jit(TPU.prepared)(LowRank(jnp.asarray(b), jnp.asarray(a)))
@@ -157,8 +159,8 @@ def test_split_products_are_as_accurate_as_float32() -> None:
     np.testing.assert_array_equal(parts.reshape(3, 64, 16).sum(0), b)
 
 
-def test_gradients_flow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through slabs and views, gradients are those of the CPU's form."""
+def test_gradients_match_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through slabs and views, gradients equal those of the CPU's program."""
     shape = (256, 512)
     adapters = [
         Adapter({"a": made(kind, shape)}, 0.7, kind) for kind in ("lora", "loha", "lokr", "oft")
@@ -172,8 +174,8 @@ def test_gradients_flow(monkeypatch: pytest.MonkeyPatch) -> None:
         return sum(jnp.sum((leaf - target) ** 2) for leaf in out.values())
 
     slope = jax.grad(loss, allow_int=True)
-    wanted = slope(adapters)
+    expected = slope(adapters)
     with compiled_for(TPU, monkeypatch):
         found = jax.jit(slope)(adapters)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-2, atol=2e-2 * float(np.abs(y).max()))

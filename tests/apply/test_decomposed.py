@@ -30,23 +30,23 @@ def update_of(kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_together", [False, True])
-def test_the_map_is_the_same(kind: str, is_together: bool) -> None:
+def test_host_decomposition_gives_the_same_map(kind: str, is_together: bool) -> None:
     """NumPy's decomposition gives the map that the program's own gives."""
     w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16)), np.float32)
     update = Together((update_of(kind),)) if is_together else update_of(kind)
     on_host = update.decomposed(np.asarray(w))
     assert update.decomposes and not on_host.decomposes
-    wanted, found = (
+    expected, found = (
         one.weight_map(Base(w, w.shape), jnp.float32(0.7))(w) for one in (update, on_host)
     )
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_program_of_an_accelerator_has_no_decomposition(
+def test_accelerator_program_has_no_decomposition(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An eager `compose` hands the decomposition to the program, which then calls no LAPACK."""
+    """An eager `compose` passes the decomposition to the program, which calls no LAPACK."""
     seen: list[str] = []
     real = plan._fused
 
@@ -57,12 +57,12 @@ def test_the_program_of_an_accelerator_has_no_decomposition(
 
     w = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     adapter = Adapter({"a": update_of(kind)}, 0.7)
-    wanted = jaxmix.compose({"a.weight": w}, adapter)["a.weight"]
+    expected = jaxmix.compose({"a.weight": w}, adapter)["a.weight"]
     monkeypatch.setattr(plan, "_runs_by_pass", lambda leaf: False)
     monkeypatch.setattr(plan, "_fused", spied)
     jaxmix.compose({"a.weight": w}, adapter)
     monkeypatch.setattr(decomposing, "is_on_cpu", lambda leaf: False)
     found = jaxmix.compose({"a.weight": w}, adapter)["a.weight"]
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     before, after = seen
     assert "lapack" in before and "lapack" not in after

@@ -87,7 +87,7 @@ def in_turn(x: Any, stack: Any, pick: Any, is_transposed: bool, is_factor: bool)
 
 @pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.parametrize("name", [*STACKS, *SQUARE])
-def test_both_forms_multiply_each_row_by_its_own(name: str, is_transposed: bool) -> None:
+def test_each_row_is_multiplied_by_its_operator(name: str, is_transposed: bool) -> None:
     with jax.enable_x64(True):
         is_factor = name in SQUARE
         stack = (STACKS | SQUARE)[name]()

@@ -70,7 +70,7 @@ def close(left: Any, right: Any) -> None:
     np.testing.assert_allclose(left, right, atol=2e-5)
 
 
-def test_members_by_name_number_and_none(backend: str) -> None:
+def test_members_are_selected_by_name_number_or_none(backend: str) -> None:
     bank, who = Bank(MEMBERS, PARAMS), ["both", None, "lora", "turned", "loha", "both"]
     close(bank(run)(PARAMS, X, who), row_by_row(who))
     close(bank(run)(PARAMS, X, np.array([2, -1, 0, 3, 1, 2])), row_by_row(who))

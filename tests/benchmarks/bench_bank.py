@@ -4,9 +4,9 @@
 
 64 different mixes in a batch of 64, of four kinds: LoRA of rank 8, LoHa of rank 4, LoKr, OFT with
 blocks of 32; or 64 mixes of two of these. The stack is a Llama of 8 layers and 100M float32
-parameters, the demo's decoder one of 2.5M; adapters are at all seven linear layers, with random
-numbers of their own. Alternating in one run, minimum times; only ratios are meaningful on a shared
-machine.
+parameters, the demo's decoder one of 2.5M; adapters are at all seven linear layers, with different
+random numbers. Both alternate in one run and the minimum times count; only ratios are meaningful on
+a shared machine.
 """
 
 import argparse

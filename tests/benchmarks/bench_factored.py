@@ -70,14 +70,14 @@ def rows(name: str, layers: int, rounds: int) -> list[list[str]]:
     table = []
     for tokens in TOKENS:
         x = np.random.default_rng(0).standard_normal((tokens, HIDDEN), np.float32)
-        there = torch.from_numpy(x)
+        tensor = torch.from_numpy(x)
         with torch.no_grad():
             want = np.asarray(runs["base"](composed, x))
             works = {how: (lambda how=how: runs[how](leaves, x)) for how in list(runs)[1:]}
             works["base"] = lambda: runs["base"](base, x)
             inner = theirs.base_model.model
-            works["peft"] = lambda: forward(lambda s, x: inner.get_submodule(s)(x), there, layers)
-            works["torch"] = lambda: forward(lambda s, x: plain.get_submodule(s)(x), there, layers)
+            works["peft"] = lambda: forward(lambda s, x: inner.get_submodule(s)(x), tensor, layers)
+            works["torch"] = lambda: forward(lambda s, x: plain.get_submodule(s)(x), tensor, layers)
             errors = [np.abs(np.asarray(works[how]()) - want).max() for how in ("factored", "auto")]
             times: dict[str, list[float]] = {key: [] for key in works}
             for _ in range(rounds):

@@ -1,1 +1,1 @@
-"""Mixes as one LoRA, and adapters combined, against NumPy formulas."""
+"""Mixes as one LoRA, and combined adapters, compared with NumPy formulas."""

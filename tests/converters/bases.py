@@ -1,4 +1,4 @@
-"""Small checkpoints and PEFT folders, made by hand: no torch, and no square shapes."""
+"""Small checkpoints and PEFT folders, written by hand: without torch or square shapes."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ SIDE_FILES: dict[str, str] = {
 
 
 def weights(dtype: Any = np.float32, tied: bool = False) -> dict[str, np.ndarray]:
-    """The tensors of a decoder, with biases and a buffer of integers."""
+    """Returns the tensors of a decoder, with biases and a buffer of integers."""
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, WIDTH)}
     for i in range(LAYERS):
@@ -60,7 +60,7 @@ def save_base(
     extra: dict[str, np.ndarray] | None = None,
     config: dict[str, Any] | None = None,
 ) -> Path:
-    """A Hugging Face folder; in shards a weight and its bias lie in different files."""
+    """Writes a Hugging Face folder; in shards a weight and its bias are in different files."""
     tensors = {**weights(dtype, tied), **(extra or {})}
     for name, text in SIDE_FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def save_base(
 
 
 def save_adapter(folder: Path, config: dict[str, Any], factors: dict[str, np.ndarray]) -> Path:
-    """A PEFT folder."""
+    """Writes a PEFT folder."""
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = {f"base_model.model.{key}": array for key, array in factors.items()}
@@ -93,7 +93,7 @@ def save_adapter(folder: Path, config: dict[str, Any], factors: dict[str, np.nda
 
 
 def save_adapters(folder: Path) -> dict[str, Path]:
-    """A LoRA with biases, a LoHa, an OFT, and LoRAs of the embedding and of the head."""
+    """Writes a LoRA with biases, a LoHa, an OFT, and LoRAs of the embedding and of the head."""
     rng = np.random.default_rng(1)
 
     def draw(*shape: int) -> np.ndarray:
@@ -125,7 +125,7 @@ def save_adapters(folder: Path) -> dict[str, Path]:
 
 
 def load(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder, read by safetensors; bfloat16 as ml_dtypes'."""
+    """Returns all tensors of a folder, read by safetensors; bfloat16 as in ml_dtypes."""
     assert ml_dtypes
     found: dict[str, np.ndarray] = {}
     for file in sorted(folder.rglob("*.safetensors")):
@@ -134,18 +134,18 @@ def load(folder: Path) -> dict[str, np.ndarray]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
+    """Returns all files of a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(files)}
 
 
 def header(file: Path) -> bytes:
-    """The header of a safetensors file."""
+    """Returns the header of a safetensors file."""
     data = file.read_bytes()
     return data[: 8 + int.from_bytes(data[:8], "little")]
 
 
 def mixed(adapters: Adapters) -> jaxmix.Mix:
-    """Three kinds, with strengths; OFT in the middle, so that the order counts."""
+    """Returns three kinds with strengths; OFT is in the middle, so the order matters."""
     lora, loha, oft = (jaxmix.load(adapters[name]) for name in ("lora", "loha", "oft"))
     return jaxmix.mix(lora, 0.5 * oft, -0.7 * loha)

@@ -1,4 +1,4 @@
-"""What needs torch, peft and transformers is not collected without them."""
+"""Skips the collection of tests that need torch, peft and transformers without these packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,17 +13,17 @@ if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A small checkpoint in one file."""
+    """Returns a small checkpoint in one file."""
     return save_base(tmp_path / "base")
 
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    """The same in shards."""
+    """Returns the same checkpoint in shards."""
     return save_base(tmp_path / "sharded", shards=3)
 
 
 @pytest.fixture
 def adapters(tmp_path: Path) -> dict[str, Path]:
-    """PEFT folders of a LoRA with biases, a LoHa and an OFT."""
+    """Returns PEFT folders of a LoRA with biases, a LoHa and an OFT."""
     return save_adapters(tmp_path / "adapters")

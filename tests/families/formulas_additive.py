@@ -1,4 +1,4 @@
-"""PEFT's computations in naive, dense NumPy: the types that compute a Δ of their own kind.
+"""PEFT's computations in naive, dense NumPy: the types that add a Δ.
 
 As in `formulas`: written from ``peft/tuners/*/layer.py`` (peft 0.21.2), without jaxmix.
 """

@@ -59,9 +59,9 @@ def _oft_row(
     std: float = 0.7,
     **config: Any,
 ) -> Row:
-    whole = {"terms": None, "block": block, **config}
+    fields = {"terms": None, "block": block, **config}
     shapes = {name: (blocks, block * (block - 1) // 2)}
-    return Row(_oft, formulas.oft, weight, shapes, f"block {block}", whole, False, std)
+    return Row(_oft, formulas.oft, weight, shapes, f"block {block}", fields, False, std)
 
 
 def _shira_row(indices: list[list[int]]) -> Row:

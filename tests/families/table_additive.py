@@ -1,4 +1,4 @@
-"""Rows and samples of the families that compute a Δ of their own kind."""
+"""Rows and samples of the families that add a Δ."""
 
 from typing import Any
 

@@ -65,9 +65,9 @@ def _adalora_row(weight: tuple[int, ...] = (6, 9), rank: int = 3, **config: Any)
     fan = config.get("fan_in_fan_out")
     rows, cols = (weight[1], weight[0]) if fan else (weight[0], int(np.prod(weight[1:])))
     shapes = {"lora_A": (rank, cols), "lora_B": (rows, rank), "lora_E": (rank, 1)}
-    whole = {"alpha": 7, "init_r": 4, **config}
+    fields = {"alpha": 7, "init_r": 4, **config}
     formula = _adalora_fan if fan else formulas.adalora
-    return Row(_adalora, formula, weight, shapes, f"rank {rank}", whole)
+    return Row(_adalora, formula, weight, shapes, f"rank {rank}", fields)
 
 
 def _adalora_fan(f: Any, config: Config, leaves: Leaves, s: float) -> tuple[np.ndarray, np.ndarray]:

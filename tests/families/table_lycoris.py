@@ -65,11 +65,11 @@ def _diag_oft_row(
     if rescale:
         shapes["rescale"] = (weight[0],)
     size = f"{weight[0]} outputs" if blocks is None else f"block {blocks[1]}"
-    whole = {"written_by": written_by, **config}
+    fields = {"written_by": written_by, **config}
     side = "in" if written_by == "peft 0.15" else "out"
     says = {"fits_in": side == "out", "fits_out": side == "in" and not rescale}
     says = {**says, **({fits: True} if fits else {})}
-    return Row(_diag_oft, formulas.diag_oft, weight, shapes, size, whole, False, says=says)
+    return Row(_diag_oft, formulas.diag_oft, weight, shapes, size, fields, False, says=says)
 
 
 _LORA = {"lora_A": (3, 9), "lora_B": (6, 3)}

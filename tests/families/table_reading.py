@@ -89,8 +89,8 @@ def _psoft(f: Factors, config: Config) -> PSOFT:
 def _psoft_row(*more: str, weight: tuple[int, ...] = (6,), std: float = 0.7, **config: Any) -> Row:
     shapes = {"A": (4, 9), "B": (6, 4), "psoft_R.weight": weight}
     shapes |= {f"psoft_R.{name}": (4,) for name in more}
-    whole = {"scale": 1.5, "terms": None, **config}
-    return Row(_psoft, formulas.psoft, (6, 9), shapes, "rank 4", whole, std=std)
+    fields = {"scale": 1.5, "terms": None, **config}
+    return Row(_psoft, formulas.psoft, (6, 9), shapes, "rank 4", fields, std=std)
 
 
 def _deft(f: Factors, config: Config) -> DEFT:
@@ -100,9 +100,9 @@ def _deft(f: Factors, config: Config) -> DEFT:
 
 def _deft_row(size: str, *names: str, weight: tuple[int, ...] = (6, 9), **config: Any) -> Row:
     shapes = {"deft_P": (6, 3), **{name: (3, 9) for name in names}}
-    whole = {"scale": 1.5, "method": "relu", **config}
+    fields = {"scale": 1.5, "method": "relu", **config}
     says = {"reads_base": True, "reads_bias_alone": True, "fits_in": not names}
-    return Row(_deft, formulas.deft, weight, shapes, size, whole, False, says=says)
+    return Row(_deft, formulas.deft, weight, shapes, size, fields, False, says=says)
 
 
 def _peanut(f: Factors, config: Config) -> PEANuT:

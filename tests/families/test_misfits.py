@@ -1,4 +1,4 @@
-"""The messages for factors that do not fit."""
+"""Messages for factors that do not fit."""
 
 from typing import Any
 

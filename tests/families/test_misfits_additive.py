@@ -1,4 +1,4 @@
-"""The messages for factors that do not fit: families that compute a Δ of their own kind."""
+"""Messages for factors that do not fit: families that add a Δ."""
 
 from typing import Any
 

@@ -82,7 +82,7 @@ def test_misfit_messages(case: str) -> None:
 
 
 def test_valid_factors_fit() -> None:
-    """Blocks that PEFT up to 0.13 cuts, and all points of a kernel for each channel."""
+    """Blocks that PEFT cuts up to version 0.13, and all points of a kernel for each channel."""
     for update in (
         DiagOFT(z(1, 4, 4), factor=-0.5),
         DiagOFT(z(1, 2, 2)),

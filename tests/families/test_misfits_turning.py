@@ -1,4 +1,4 @@
-"""The messages for factors that do not fit: families that rotate a weight, or read it."""
+"""Messages for factors that do not fit: families that rotate or read a weight."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Mutated inputs without end, on the command line.
+"""Runs mutated inputs from the command line, without end.
 
     python -m tests.fuzz --inputs 100000 --seed 1 --jobs 2 --seconds 600
     python -m tests.fuzz --kinds peft-lora,mix --inputs 2000
@@ -18,7 +18,7 @@ from .seeds import add_seeds
 
 
 def main() -> int:
-    """Runs what the arguments say."""
+    """Runs the fuzzer by the command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description="Mutated inputs, judged."
     )
@@ -57,12 +57,12 @@ def main() -> int:
     if options.table:
         options.table.write_text(text)
     if options.keep:
-        add_seeds(one for one, _ in tally.faults)
+        add_seeds(mutation for mutation, _ in tally.faults)
     return 1 if tally.faults else 0
 
 
 class _Progress:
-    """Prints each fault once, and how far the run is."""
+    """Prints each fault once, and the progress of the run."""
 
     def __init__(self) -> None:
         self.shown = 0

@@ -1,4 +1,4 @@
-"""An input: files, what to do with them, and where they lie."""
+"""An input: files, and the adapters and base among them that are merged."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,9 +15,9 @@ class Adapter:
     Args:
         format: how the oracle reads it: ``"peft"``, ``"kohya"``, ``"diffusers"``, ``"mlx"`` or
             ``"mix"``.
-        path: its folder or file.
-        strength: at which strength it is merged.
-        options: what `jaxmix.load` is given; the value ``"BASE"`` stands for the base's path.
+        path: Its folder or file.
+        strength: The strength at which it is merged.
+        options: Arguments of `jaxmix.load`; the value ``"BASE"`` means the base's path.
     """
 
     format: str
@@ -31,11 +31,11 @@ class Case:
     """One input.
 
     Args:
-        files: the bytes of each file, by its path.
-        adapters: those to merge, in order of application.
-        base: the base's folder or file.
-        dequantize: whether its packed weights are written in bfloat16.
-        changes: what was changed, in words.
+        files: The bytes of each file, by its path.
+        adapters: The adapters to merge, in order of application.
+        base: The base's folder or file.
+        dequantize: Whether its packed weights are written in bfloat16.
+        changes: A description of the changes.
     """
 
     files: Mapping[str, bytes]
@@ -45,7 +45,7 @@ class Case:
     changes: tuple[str, ...] = ()
 
     def changed(self, path: str, data: bytes | None, change: str) -> "Case":
-        """The case with another file at a path, or with none."""
+        """Returns the case with another file at a path, or with none."""
         files = {**self.files, path: data} if data is not None else dict(self.files)
         if data is None:
             files.pop(path, None)
@@ -64,12 +64,12 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """A folder's contents: files with their bytes, and empty folders."""
-    found = {}
+    """Returns a folder's contents: files with their bytes, and empty folders."""
+    entries = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file():
-            found[name] = path.read_bytes()
+            entries[name] = path.read_bytes()
         elif not any(path.iterdir()):
-            found[name + "/"] = b""
-    return found
+            entries[name + "/"] = b""
+    return entries

@@ -1,4 +1,4 @@
-"""One input, given to jaxmix and judged."""
+"""Passes one input to jaxmix and judges the result."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from .case import Case, contents, write
-from .kinds import made
+from .kinds import valid_input
 from .mutations import mutated
 from .oracle import Answer, answer
 from .tensorfile import BadFileError, Tensor, split, unpack
@@ -30,18 +30,18 @@ _SHORTEST = 25
 
 
 class HungError(BaseException):
-    """An input took too long. No `Exception`, so that nothing on the way catches it."""
+    """An input took too long. Not an `Exception`, so no handler catches it."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of an input.
+    """The result of judging an input.
 
     Args:
-        name: one of `VERDICTS`.
-        why: what was wrong, or the error with which it was refused.
-        changes: what was changed in the input.
-        is_readable: whether the oracle has an answer.
+        name: One of `VERDICTS`.
+        why: The problem, or the error that was raised.
+        changes: A description of the input's changes.
+        is_readable: Whether the oracle has an answer.
     """
 
     name: Name
@@ -70,9 +70,9 @@ def judge(kind: str, number: int, folder: Path) -> Verdict:
     """Judges one input.
 
     Args:
-        kind: one of `KINDS`.
-        number: which of its mutations; 0 is the valid input itself.
-        folder: an empty folder, which the caller clears.
+        kind: One of `KINDS`.
+        number: The number of the mutation; 0 is the valid input itself.
+        folder: An empty folder, which the caller clears.
 
     Returns:
         The verdict.
@@ -83,33 +83,33 @@ def judge(kind: str, number: int, folder: Path) -> Verdict:
 
 
 def _judge(case: Case, kind: str, number: int, folder: Path) -> Verdict:
-    right: Answer | None = None
+    expected: Answer | None = None
     why = ""
     try:
-        right = answer(case)
+        expected = answer(case)
     except BadFileError as error:
         why = str(error)
     write(case.files, folder)
-    found: Any = None
+    output: Any = None
     try:
         with limited(SECONDS):
-            if number % 3 == 2 and right is not None and not case.dequantize:
-                found = _composed(case, folder, right)
-            if found is None:
-                found = _merged(case, folder, number % 12 == 1)
+            if number % 3 == 2 and expected is not None and not case.dequantize:
+                output = _composed(case, folder, expected)
+            if output is None:
+                output = _merged(case, folder, number % 12 == 1)
     except HungError:
         return Verdict("hung", f"no answer after {SECONDS} seconds")
     except Exception as error:
-        found = error
-    if lost := _lost(case, folder, isinstance(found, dict)):
+        output = error
+    if lost := _lost(case, folder, isinstance(output, dict)):
         return Verdict("lost", lost)
-    if isinstance(found, Exception):
-        return _of_error(found, right is not None)
-    if right is None:
+    if isinstance(output, Exception):
+        return _of_error(output, expected is not None)
+    if expected is None:
         return Verdict("wrong", f"read, but {why}", is_readable=False)
-    if problem := _problem(case, right, found):
+    if problem := _problem(case, expected, output):
         return Verdict("wrong", problem)
-    return Verdict("exact" if number == 0 or _is_original(kind, found) else "right")
+    return Verdict("exact" if number == 0 or _is_original(kind, output) else "right")
 
 
 def _of_error(error: Exception, is_readable: bool) -> Verdict:
@@ -129,18 +129,18 @@ def _of_error(error: Exception, is_readable: bool) -> Verdict:
 def _loaded(case: Case, folder: Path) -> list[Any]:
     import jaxmix
 
-    found = []
+    adapters = []
     for adapter in case.adapters:
         options = {
             key: folder / case.base if value == "BASE" else value
             for key, value in adapter.options.items()
         }
-        found.append(jaxmix.load(folder / adapter.path, strength=adapter.strength, **options))
-    return found
+        adapters.append(jaxmix.load(folder / adapter.path, strength=adapter.strength, **options))
+    return adapters
 
 
 def _merged(case: Case, folder: Path, verify: bool) -> dict[str, bytes]:
-    """The files of the merged checkpoint."""
+    """Returns the files of the merged checkpoint."""
     import jaxmix
 
     out = folder / ("out.safetensors" if case.base.endswith(".safetensors") else "out")
@@ -156,7 +156,7 @@ _DTYPES: Mapping[str, Any] = {
 
 
 def _composed(case: Case, folder: Path, right: Answer) -> dict[str, Tensor] | None:
-    """The tensors that `compose` makes, of arrays that the oracle read.
+    """Returns the tensors that `compose` makes of the arrays that the oracle read.
 
     None if numbers overflow. `compose` checks for that as little as any arithmetic does; a merge
     does.
@@ -170,18 +170,18 @@ def _composed(case: Case, folder: Path, right: Answer) -> dict[str, Tensor] | No
         )
         for name, (_, tensor) in base.tensors.items()
     }
-    found = jaxmix.compose(params, _loaded(case, folder))
+    composed = jaxmix.compose(params, _loaded(case, folder))
     for name in right.changed:
-        if not np.isfinite(np.asarray(found[name], np.float64)).all():
+        if not np.isfinite(np.asarray(composed[name], np.float64)).all():
             return None
     return {
         name: Tensor(base.tensors[name][1].dtype, np.shape(array), np.asarray(array).tobytes())
-        for name, array in found.items()
+        for name, array in composed.items()
     }
 
 
 def _lost(case: Case, folder: Path, is_merged: bool) -> str:
-    """Changes to the user's files, and leftovers next to them."""
+    """Describes changes to the user's files, and leftovers next to them."""
     now = contents(folder)
     changed = [name for name, data in case.files.items() if now.get(name) != data]
     if changed:
@@ -195,21 +195,21 @@ def _lost(case: Case, folder: Path, is_merged: bool) -> str:
     return f"left behind: {', '.join(left)}" if left else ""
 
 
-def _problem(case: Case, right: Answer, found: Mapping[str, Any]) -> str:
-    """What is wrong with an output; empty if it is right."""
+def _problem(case: Case, right: Answer, output: Mapping[str, Any]) -> str:
+    """Describes the problem with an output; empty if it is right."""
     base = right.base
-    if found and all(isinstance(value, Tensor) for value in found.values()):
-        tensors: dict[str, Tensor] = dict(found)
+    if output and all(isinstance(value, Tensor) for value in output.values()):
+        tensors: dict[str, Tensor] = dict(output)
     else:
         tensors = {}
         for shard in base.shards:
-            if shard not in found:
+            if shard not in output:
                 return f"{shard} is missing"
             try:
-                tensors |= unpack(found[shard])[0]
+                tensors |= unpack(output[shard])[0]
             except BadFileError as error:
                 return f"{shard}: {error}"
-        if problem := _files_problem(case, right, found):
+        if problem := _files_problem(case, right, output):
             return problem
     if tensors.keys() != base.tensors.keys():
         return f"other tensors: {sorted(tensors.keys() ^ base.tensors.keys())}"
@@ -227,50 +227,50 @@ def _problem(case: Case, right: Answer, found: Mapping[str, Any]) -> str:
     return ""
 
 
-def _files_problem(case: Case, right: Answer, found: Mapping[str, bytes]) -> str:
-    """What is wrong with an output's files, apart from their numbers."""
+def _files_problem(case: Case, right: Answer, output: Mapping[str, bytes]) -> str:
+    """Describes the problem with an output's files, except for their numbers."""
     if case.base in case.files:
-        return "" if split(found[""])[0] == split(case.files[case.base])[0] else "another header"
-    wanted = {
+        return "" if split(output[""])[0] == split(case.files[case.base])[0] else "another header"
+    expected = {
         name.removeprefix(f"{case.base}/"): data
         for name, data in case.files.items()
         if name.startswith(f"{case.base}/")
     }
-    if wanted.keys() != found.keys():
-        return f"other files: {sorted(wanted.keys() ^ found.keys())}"
-    for name, data in wanted.items():
+    if expected.keys() != output.keys():
+        return f"other files: {sorted(expected.keys() ^ output.keys())}"
+    for name, data in expected.items():
         if name in right.base.shards:
-            if not case.dequantize and split(found[name])[0] != split(data)[0]:
+            if not case.dequantize and split(output[name])[0] != split(data)[0]:
                 return f"{name}: another header"
         elif name == "config.json" and right.config is not None:
-            if json.loads(found[name]) != right.config:
-                return f"config.json says {found[name].decode()}"
-        elif found[name] != data:
+            if json.loads(output[name]) != right.config:
+                return f"config.json says {output[name].decode()}"
+        elif output[name] != data:
             return f"{name} is not the base's"
     return ""
 
 
 @cache
 def _originals(kind: str) -> dict[str, Tensor]:
-    """The tensors that the valid input of a kind gives, by jaxmix; empty if it gives none."""
+    """Returns the tensors that jaxmix gives for the valid input of a kind; empty if none."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        write(made(kind).files, Path(folder))
-        files = _merged(made(kind), Path(folder), False)
+        write(valid_input(kind).files, Path(folder))
+        files = _merged(valid_input(kind), Path(folder), False)
     return _tensors(files)
 
 
 def _tensors(files: Mapping[str, Any]) -> dict[str, Tensor]:
     if all(isinstance(value, Tensor) for value in files.values()):
         return dict(files)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, data in files.items():
         if name.endswith(".safetensors") or not name:
-            found |= unpack(data)[0]
-    return found
+            tensors |= unpack(data)[0]
+    return tensors
 
 
-def _is_original(kind: str, found: Mapping[str, Any]) -> bool:
-    """Whether an output has the very tensors of the valid input's."""
-    return _tensors(found) == _originals(kind)
+def _is_original(kind: str, output: Mapping[str, Any]) -> bool:
+    """Whether an output has the valid input's exact tensors."""
+    return _tensors(output) == _originals(kind)

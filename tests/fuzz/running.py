@@ -1,7 +1,7 @@
-"""Many inputs, one after the other or in several processes, watched from outside.
+"""Judges many inputs, in one process or several, which are watched from outside.
 
-A worker says which input it begins and what came of it. If it says nothing for too long, or dies,
-that input gets a verdict all the same, and another worker goes on behind it.
+A worker reports the input that it begins and its verdict. If it reports nothing for too long, or
+dies, that input still gets a verdict, and another worker continues after it.
 """
 
 import json
@@ -35,13 +35,13 @@ Input = tuple[str, int]
 
 @dataclass
 class Tally:
-    """Verdicts, counted.
+    """Counts of verdicts.
 
     Args:
-        counts: how often each verdict, by kind.
-        faults: the inputs with a fault, their verdicts and why.
-        readable: how many were refused though the oracle reads them, by kind.
-        seconds: how long it took.
+        counts: The number of each verdict, by kind.
+        faults: The inputs with a fault, their verdicts and reasons.
+        readable: The number of refused inputs that the oracle reads, by kind.
+        seconds: The duration.
     """
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -59,17 +59,17 @@ class Tally:
 
     @property
     def inputs(self) -> int:
-        """How many inputs there were."""
+        """The number of inputs."""
         return sum(sum(counts.values()) for counts in self.counts.values())
 
 
 def inputs(count: int, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Input]:
-    """Inputs, the kinds by turns.
+    """Yields inputs, alternating between the kinds.
 
     Args:
-        count: how many.
-        seed: where to begin; runs of ``count`` inputs at most a million seeds apart share none.
-        kinds: the kinds.
+        count: The number of inputs.
+        seed: The first input; runs of ``count`` inputs at most a million seeds apart share none.
+        kinds: The kinds.
 
     Yields:
         A kind and a number.
@@ -82,7 +82,7 @@ def judged_here(which: Iterable[Input]) -> Iterator[tuple[Input, Verdict]]:
     """Judges inputs in this process.
 
     Args:
-        which: the inputs.
+        which: The inputs.
 
     Yields:
         Each input with its verdict.
@@ -107,13 +107,13 @@ def run(
     seconds: float | None = None,
     progress: Callable[[Tally], None] | None = None,
 ) -> Tally:
-    """Judges inputs in processes of their own.
+    """Judges inputs in separate processes.
 
     Args:
-        which: the inputs.
-        jobs: how many processes.
-        seconds: after how long no new input is begun; None for no limit.
-        progress: called every few seconds.
+        which: The inputs.
+        jobs: The number of processes.
+        seconds: The time after which no new input begins; None for no limit.
+        progress: Called every few seconds.
 
     Returns:
         The verdicts.
@@ -127,9 +127,9 @@ def run(
                 return None
             return next(queue, None)
 
-    def add(one: Input, verdict: Verdict) -> None:
+    def add(entry: Input, verdict: Verdict) -> None:
         with lock:
-            tally.add(one, verdict)
+            tally.add(entry, verdict)
             tally.seconds = time.monotonic() - start
 
     threads = [threading.Thread(target=_watch, args=(next_input, add)) for _ in range(jobs)]
@@ -145,12 +145,12 @@ def run(
 
 
 def _watch(next_input: Callable[[], Input | None], add: Callable[[Input, Verdict], None]) -> None:
-    """Keeps one worker at work."""
+    """Keeps one worker busy."""
     worker: _Worker | None = None
-    while (one := next_input()) is not None:
+    while (entry := next_input()) is not None:
         worker = worker if worker and worker.is_alive else _Worker()
-        verdict = worker.judged(one)
-        add(one, verdict)
+        verdict = worker.judged(entry)
+        add(entry, verdict)
     if worker:
         worker.end()
 
@@ -185,11 +185,11 @@ class _Worker:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def judged(self, one: Input) -> Verdict:
-        """The verdict on one input."""
+    def judged(self, entry: Input) -> Verdict:
+        """Returns the verdict on one input."""
         assert self.process.stdin
         try:
-            self.process.stdin.write(json.dumps(one) + "\n")
+            self.process.stdin.write(json.dumps(entry) + "\n")
             self.process.stdin.flush()
             line = self.lines.get(timeout=_SILENCE)
         except Empty:
@@ -209,7 +209,7 @@ class _Worker:
 
 
 def work() -> None:
-    """What a worker does: inputs from standard input, verdicts to standard output."""
+    """Runs a worker: reads inputs from standard input, writes verdicts to standard output."""
     try:
         import resource
 
@@ -218,17 +218,18 @@ def work() -> None:
         pass
     out, sys.stdout = sys.stdout, sys.stderr
 
-    def asked() -> Iterator[Input]:
+    def requested_inputs() -> Iterator[Input]:
+        """Yields the inputs from standard input."""
         for line in sys.stdin:
             kind, number = json.loads(line)
             yield kind, number
 
-    for _, verdict in judged_here(asked()):
+    for _, verdict in judged_here(requested_inputs()):
         print(json.dumps(asdict(verdict)), file=out, flush=True)
 
 
 def table(tally: Tally) -> str:
-    """The verdicts by kind, in Markdown."""
+    """Returns the verdicts by kind, in Markdown."""
     head = f"| kind | inputs | {' | '.join(VERDICTS)} |"
     lines = [head, "| --- " * (len(VERDICTS) + 2) + "|"]
     total = Counter[str]()

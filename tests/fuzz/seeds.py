@@ -1,4 +1,4 @@
-"""The inputs that once showed a fault, kept in seeds.json and replayed by the tests."""
+"""The inputs that once revealed a fault, stored in seeds.json and replayed by the tests."""
 
 import json
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ _FILE = Path(__file__).with_name("seeds.json")
 
 
 def seeds() -> list[tuple[str, int]]:
-    """The inputs: kinds and numbers."""
-    found = json.loads(_FILE.read_text())
-    return [(kind, number) for kind, numbers in found.items() for number in numbers]
+    """Returns the inputs: kinds and numbers."""
+    by_kind = json.loads(_FILE.read_text())
+    return [(kind, number) for kind, numbers in by_kind.items() for number in numbers]
 
 
 def add_seeds(inputs: Iterable[tuple[str, int]]) -> None:
     """Adds inputs to the file."""
-    found = json.loads(_FILE.read_text()) if _FILE.exists() else {}
+    by_kind = json.loads(_FILE.read_text()) if _FILE.exists() else {}
     for kind, number in inputs:
-        found[kind] = sorted({*found.get(kind, ()), number})
-    lines = [f"  {json.dumps(kind)}: {json.dumps(found[kind])}" for kind in sorted(found)]
+        by_kind[kind] = sorted({*by_kind.get(kind, ()), number})
+    lines = [f"  {json.dumps(kind)}: {json.dumps(by_kind[kind])}" for kind in sorted(by_kind)]
     _FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")

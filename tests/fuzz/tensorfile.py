@@ -23,7 +23,7 @@ _MOST = 100_000_000
 
 
 class BadFileError(Exception):
-    """No right answer exists for an input: to refuse it is the only right thing."""
+    """An input has no right answer, so it must be refused."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Tensor:
     """A tensor as a file stores it.
 
     Args:
-        dtype: safetensors' name of it.
-        shape: the sizes of its axes.
-        data: its bytes, little-endian, in C order.
+        dtype: The dtype's name in safetensors.
+        shape: The sizes of its axes.
+        data: Its bytes, little-endian, in C order.
     """
 
     dtype: str
@@ -47,13 +47,13 @@ class Tensor:
 
     @property
     def numbers(self) -> np.ndarray:
-        """Its numbers in float64; integers as int64."""
+        """Returns its numbers in float64; integers as int64."""
         with np.errstate(invalid="ignore"):
             return _decoded(self.dtype, self.data).reshape(self.shape)
 
 
 def encoded(numbers: Any, dtype: str = "F32") -> Tensor:
-    """A tensor of numbers, rounded to nearest even."""
+    """Returns a tensor of numbers, rounded to nearest even."""
     array = np.asarray(numbers)
     with np.errstate(all="ignore"):
         if dtype == "BF16":
@@ -71,7 +71,7 @@ def encoded(numbers: Any, dtype: str = "F32") -> Tensor:
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """A file with these tensors, in this order."""
+    """Returns a file with these tensors, in this order."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     start = 0
     for name, tensor in tensors.items():
@@ -86,10 +86,10 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = Non
 
 
 def split(data: bytes) -> tuple[bytes, bytes]:
-    """A file's header, without its length, and what follows.
+    """Returns a file's header, without its length, and the remaining bytes.
 
     Raises:
-        BadFileError: if it ends too early.
+        BadFileError: If it ends too early.
     """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_MOST, len(data) - 8):
@@ -98,10 +98,10 @@ def split(data: bytes) -> tuple[bytes, bytes]:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file, checked as the format's description asks.
+    """Returns the tensors and metadata of a file, checked by the format's description.
 
     Raises:
-        BadFileError: if it is no valid file.
+        BadFileError: If it is no valid file.
 
     Source: https://github.com/huggingface/safetensors, Format.
     """
@@ -134,7 +134,7 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _entry(entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    """The dtype, shape and offsets of one tensor."""
+    """Returns the dtype, shape and offsets of one tensor."""
     if not isinstance(entry, dict):
         raise BadFileError("an entry of the header is no object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -154,12 +154,12 @@ def _refuse(text: str) -> Any:
 
 
 def _decoded(dtype: str, data: bytes) -> np.ndarray:
-    """Numbers from bytes; the formats of 8 bits by their definition."""
+    """Returns numbers from bytes; 8-bit formats by their definition."""
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
     if dtype in _PLAIN:
-        found = np.frombuffer(data, _PLAIN[dtype])
-        return found.astype(np.float64 if dtype[0] == "F" else np.int64)
+        values = np.frombuffer(data, _PLAIN[dtype])
+        return values.astype(np.float64 if dtype[0] == "F" else np.int64)
     bits = np.frombuffer(data, np.uint8).astype(np.int64)
     if dtype == "F8_E8M0":
         return np.where(bits == 255, np.nan, np.ldexp(1.0, bits - 127))
@@ -180,6 +180,6 @@ def _decoded(dtype: str, data: bytes) -> np.ndarray:
 
 
 def _nearest(numbers: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """The codes of the nearest finite values of a table; good enough to make files."""
+    """Returns the codes of the nearest finite values of a table, good enough to make files."""
     finite = np.where(np.isfinite(table), table, 1e300)
     return np.abs(numbers[:, None] - finite[None]).argmin(1).astype(np.uint8)

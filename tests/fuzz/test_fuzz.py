@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, the inputs that once showed a fault, and proof that it finds some."""
+"""A short run of the fuzzer, the inputs that once revealed faults, and tests of the fuzzer."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ NUMBERS = range(4)
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet() -> Any:
-    """NumPy's warnings about numbers out of range are what the inputs are about."""
+    """Silences NumPy's warnings about overflow, which the inputs cause on purpose."""
     with np.errstate(all="ignore"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "ignore")
         yield
@@ -36,8 +36,8 @@ def _quiet() -> Any:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_input_shows_a_fault(kind: str) -> None:
-    """The valid one is read exactly; each other exactly, rightly, or refused."""
+def test_inputs_reveal_no_fault(kind: str) -> None:
+    """The valid input is read exactly; mutated ones are read correctly or refused."""
     tally = Tally()
     for which, verdict in judged_here((kind, number) for number in NUMBERS):
         tally.add(which, verdict)
@@ -45,8 +45,8 @@ def test_no_input_shows_a_fault(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::FutureWarning")
-def test_inputs_that_once_showed_a_fault() -> None:
-    """All of seeds.json."""
+def test_seeds_reveal_no_fault() -> None:
+    """The inputs in seeds.json are judged right."""
     tally = Tally()
     for which, verdict in judged_here(seeds()):
         tally.add(which, verdict)
@@ -56,10 +56,8 @@ def test_inputs_that_once_showed_a_fault() -> None:
 # ------------------------------------------------------------------- that faults are found
 
 
-def test_a_valid_input_that_is_refused_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ranks and alphas of single modules are ignored, so that shapes do not fit."""
+def test_refused_valid_input_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If ranks and alphas of modules are ignored, shapes do not fit."""
     monkeypatch.setattr(Config, "by_site", lambda self, patterns, field, site: self.values[field])
     verdict = judge("peft-lora-patterns", 0, tmp_path)
     assert verdict.name == "refused" and verdict.is_readable
@@ -68,8 +66,8 @@ def test_a_valid_input_that_is_refused_counts(
     assert tally.faults and tally.readable["peft-lora-patterns"] == 1
 
 
-def test_a_number_that_is_ignored_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scale is one percent off."""
+def test_ignored_number_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale that is one percent off is found."""
     before = Config.by_site
 
     def by_site(self: Config, patterns: str, field: str, site: str) -> Any:
@@ -81,10 +79,10 @@ def test_a_number_that_is_ignored_is_wrong(tmp_path: Path, monkeypatch: pytest.M
     assert verdict.name == "wrong" and "numbers, such as" in verdict.why
 
 
-def test_a_file_without_a_right_answer_must_be_refused(
+def test_reading_an_invalid_file_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oracle finds none, and jaxmix reads it."""
+    """The oracle finds no answer, and jaxmix reads the file."""
 
     def none(case: Any) -> Any:
         raise BadFileError("no right answer")
@@ -130,63 +128,63 @@ def _says_nothing(*_: Any, **__: Any) -> Any:
 def test_each_fault_is_found(
     load_: Any, name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By loading that does wrong."""
+    """Each way in which loading can go wrong gets its verdict."""
     monkeypatch.setattr(jaxmix, "load", load_)
     monkeypatch.setattr(judging, "SECONDS", 0.2)
     verdict = judge("peft-lora", 0, tmp_path)
     assert verdict.name == name in FAULTS and reason in verdict.why
 
 
-def test_a_worker_that_dies_or_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its input gets a verdict, and another worker goes on."""
+def test_dead_or_silent_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its input gets a verdict, and another worker continues."""
     from . import running
 
-    made: list[Any] = []
+    workers: list[Any] = []
 
     class Worker:
         is_alive = False
 
         def __init__(self) -> None:
-            made.append(self)
+            workers.append(self)
 
         def judged(self, one: Any) -> Verdict:
             return Verdict("crashed", "the process ended with -9")
 
         def end(self) -> None:
-            made.append(None)
+            workers.append(None)
 
     monkeypatch.setattr(running, "_Worker", Worker)
     tally = run(inputs(3, 0, ["mix"]))
-    assert tally.counts["mix"] == {"crashed": 3} and len(made) == 4 and len(tally.faults) == 3
+    assert tally.counts["mix"] == {"crashed": 3} and len(workers) == 4 and len(tally.faults) == 3
     assert table(tally).splitlines()[2] == "| mix | 3 | 0 | 0 | 0 | 0 | 3 | 0 | 0 |"
 
 
 # ----------------------------------------------------------------------------- its own parts
 
 
-def test_an_input_is_the_same_each_time() -> None:
-    """Its name says all."""
-    one, other = (mutated("peft-lora", 5) for _ in range(2))
-    assert one == other and one.changes and not mutated("peft-lora", 0).changes
+def test_inputs_are_deterministic() -> None:
+    """A kind and a number determine the input."""
+    first, second = (mutated("peft-lora", 5) for _ in range(2))
+    assert first == second and first.changes and not mutated("peft-lora", 0).changes
     assert [*inputs(3, 2, ["a", "b"])] == [("a", 2000000), ("b", 2000000), ("a", 2000001)]
 
 
-def test_the_oracles_reader_and_safetensors(tmp_path: Path) -> None:
-    """They read the same, and each reads what the other writes."""
-    made = {
+def test_oracles_reader_matches_safetensors(tmp_path: Path) -> None:
+    """Both read the same tensors, and each reads the other's files."""
+    arrays = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.array([1.5, -2.25, 3e-3, np.inf], ml_dtypes.bfloat16),
         "c": np.array(3, np.int64),
         "d": np.zeros((0, 3), np.float16),
     }
-    found, metadata = unpack(save(made, {"x": "y"}))
-    assert metadata == {"x": "y"} and found.keys() == made.keys()
-    for name, array in made.items():
-        assert found[name].shape == array.shape and found[name].data == array.tobytes()
-        assert np.array_equal(found[name].numbers, array.astype(np.float64))
-    (tmp_path / "x").write_bytes(pack(found))
-    with safe_open(tmp_path / "x", framework="numpy") as back:
-        assert all(np.array_equal(back.get_tensor(name), array) for name, array in made.items())
+    tensors, metadata = unpack(save(arrays, {"x": "y"}))
+    assert metadata == {"x": "y"} and tensors.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert tensors[name].shape == array.shape and tensors[name].data == array.tobytes()
+        assert np.array_equal(tensors[name].numbers, array.astype(np.float64))
+    (tmp_path / "x").write_bytes(pack(tensors))
+    with safe_open(tmp_path / "x", framework="numpy") as file:
+        assert all(np.array_equal(file.get_tensor(name), array) for name, array in arrays.items())
 
 
 @pytest.mark.parametrize(
@@ -197,15 +195,15 @@ def test_the_oracles_reader_and_safetensors(tmp_path: Path) -> None:
         ("F8_E8M0", ml_dtypes.float8_e8m0fnu),
     ],
 )
-def test_numbers_of_eight_bits(dtype: str, kind: Any) -> None:
-    """All 256."""
+def test_all_8_bit_numbers_are_decoded(dtype: str, kind: Any) -> None:
+    """All 256 codes equal ml_dtypes' numbers."""
     numbers = Tensor(dtype, (256,), bytes(range(256))).numbers
     expected = np.arange(256, dtype=np.uint8).view(kind).astype(np.float64)
     assert np.array_equal(numbers, expected, equal_nan=True)
 
 
 def test_rounding_to_bfloat16() -> None:
-    """As ml_dtypes rounds, ties and all."""
+    """Numbers are rounded as in ml_dtypes, also ties."""
     numbers = np.concatenate(
         [np.random.default_rng(0).normal(size=500), [1 + 2**-8, 1 + 3 * 2**-8, 3e38, -0.0, 1e-40]]
     ).astype(np.float32)
@@ -224,13 +222,13 @@ def test_rounding_to_bfloat16() -> None:
     ],
 )
 def test_damaged_files_have_no_answer(data: bytes) -> None:
-    """Cut, longer, or with a header that does not fit."""
+    """Files that are cut, too long, or have a mismatched header are refused."""
     with pytest.raises(BadFileError):
         unpack(data)
 
 
-def test_seeds_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sorted, each once."""
+def test_added_seeds_are_sorted_and_unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds are sorted, and each is stored once."""
     from . import seeds as module
 
     monkeypatch.setattr(module, "_FILE", tmp_path / "seeds.json")

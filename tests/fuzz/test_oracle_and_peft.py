@@ -1,4 +1,4 @@
-"""The oracle against PEFT itself: each module's weight, by PEFT's unmerged forward in float64."""
+"""The oracle matches PEFT: each module's weight in PEFT's unmerged forward in float64."""
 
 import warnings
 from pathlib import Path
@@ -27,7 +27,7 @@ NUMBERS = range(40)
 
 
 def _model(case: Case) -> Any:
-    """Linear layers under the base's names, with its numbers in float64."""
+    """Returns linear layers under the base's names, with its numbers in float64."""
     base = answer(case).base
     root = torch.nn.Module()
     for site in (*bases.MODULES, "score"):
@@ -49,7 +49,7 @@ def _model(case: Case) -> Any:
 
 
 def _weights(case: Case, folder: Path) -> dict[str, np.ndarray] | None:
-    """The weight of each layer of PEFT's model: what it makes of the identity, without the bias.
+    """Returns each layer's weight in PEFT's model: its outputs for the identity, without bias.
 
     None if the file has keys that PEFT does not take.
     """
@@ -63,21 +63,21 @@ def _weights(case: Case, folder: Path) -> dict[str, np.ndarray] | None:
         if peft.set_peft_model_state_dict(model, tensors).unexpected_keys:
             return None
     model = model.double().eval()
-    found = {}
+    weights = {}
     for site in (*bases.MODULES, "score"):
         layer = model.get_submodule(f"base_model.model.{site}")
         size = answer(case).base.modules[site][1]
         with torch.no_grad():
             eye = torch.eye(size, dtype=torch.float64)
             zero = layer(torch.zeros(1, size, dtype=torch.float64))
-            found[f"{site}.weight"] = (layer(eye) - zero).numpy().T
-    return found
+            weights[f"{site}.weight"] = (layer(eye) - zero).numpy().T
+    return weights
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_oracle_and_peft_agree(kind: str, tmp_path: Path) -> None:
-    """On the valid adapter, and on those of its mutations that both can read."""
+def test_oracle_matches_peft(kind: str, tmp_path: Path) -> None:
+    """They agree on the valid adapter and on all mutations that both read."""
     compared = 0
     for number in NUMBERS:
         case = mutated(kind, number)

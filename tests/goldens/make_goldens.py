@@ -32,19 +32,19 @@ WRITTEN_BY = {name: version(name) for name in ("peft", "torch", "transformers")}
 def _stacks(root: Path) -> int:
     model, x = harness.build(SMALL), harness.inputs(SMALL, batch=2)
     stacks.save_all(model, root, SMALL)
-    wanted = [
+    expected = [
         *(stack for n in (1, 2, 3) for stack in stacks.stacks(stacks.KINDS, n)),
         *stacks.stacks(stacks.ADDITIVE_AND_OFT, 4),
     ]
-    wanted = [stack for stack in wanted if _loads(stack)]
+    expected = [stack for stack in expected if _loads(stack)]
     outputs = []
-    for stack in wanted:
+    for stack in expected:
         folders = [root / name for name in stacks.folders_of(stack)]
         outputs.append(harness.forward(harness.mixed_model(model, folders), x))
     data = {
         "written_by.json": WRITTEN_BY,
         "net.json": nets.to_json(SMALL),
-        "stacks.json": [stacks.folders_of(stack) for stack in wanted],
+        "stacks.json": [stacks.folders_of(stack) for stack in expected],
     }
     tensors = {
         "base.safetensors": harness.state(model),

@@ -145,7 +145,7 @@ def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
 
 
 def test_arrows() -> None:
-    """A room imports only what the table says."""
+    """A room imports only the rooms that the table allows."""
     wrong = [line for m in modules() for line in wrong_arrows(m.text, m.name, m.is_package)]
     assert wrong == []
 
@@ -267,7 +267,7 @@ def _family_files() -> list[Module]:
     return [m for m in modules() if m.path.parent == folder and m.path.stem not in FAMILIES_ABOVE]
 
 
-def test_a_family_knows_no_other_family() -> None:
+def test_families_do_not_import_each_other() -> None:
     """A new family is one new file and a line in the table."""
     shared = tuple(f"jaxmix.families.{name}." for name in SHARED_BY_FAMILIES)
     wrong = [
@@ -311,7 +311,7 @@ def undeclared(text: str, name: str, is_package: bool) -> list[str]:
 
 
 def test_only_declared_dependencies() -> None:
-    """What is imported is a dependency in pyproject.toml; extras only inside functions."""
+    """Imported packages are dependencies in pyproject.toml; functions may import extras."""
     files = [m for m in modules() if str(m) not in MAKERS]
     assert [line for m in files for line in undeclared(m.text, m.name, m.is_package)] == []
 
@@ -331,7 +331,7 @@ def forbidden(text: str, name: str, is_package: bool) -> list[str]:
     return wrong + [n for n in private if any(part.startswith("_") for part in n.split(".")[1:])]
 
 
-def test_nothing_forbidden() -> None:
+def test_forbidden_modules_are_not_imported() -> None:
     """Public JAX only, and nothing is unpickled."""
     imported = {str(m): forbidden(m.text, m.name, m.is_package) for m in modules()}
     assert {file: names for file, names in imported.items() if names} == {}

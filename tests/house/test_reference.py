@@ -61,7 +61,7 @@ def resolved(name: str) -> Any:
 
 
 def identity(name: str) -> Any:
-    """Returns what tells an object from others: constants may be equal, so they keep their name."""
+    """Returns a key of an object: its id, or a constant's name, as constants may be equal."""
     found = resolved(name)
     return id(found) if callable(found) else name
 
@@ -94,7 +94,7 @@ def test_reference_has_each_name_once() -> None:
 
 
 def test_overview_has_every_function_and_class() -> None:
-    """The overview lists what the pages have; the families have their own tables."""
+    """The overview lists the objects of all pages, except families, which have their own tables."""
     overview = (DOCS / "api" / "index.rst").read_text(encoding="utf-8")
     names = [name for name in documented() if not name.startswith("jaxmix.families.")]
     names = [name for name in names if isroutine(resolved(name)) or isclass(resolved(name))]
@@ -141,5 +141,5 @@ def first_column(page: str, heading: str) -> set[str]:
     ],
 )
 def test_tables_have_every_row(page: str, heading: str, expected: set[str]) -> None:
-    """The tables of formats, layouts and image models list what the library has."""
+    """The tables of formats, layouts and image models list the library's."""
     assert first_column(page, heading) == expected

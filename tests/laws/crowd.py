@@ -1,4 +1,4 @@
-"""Updates of every family, each at its own site, so that one program runs all of them."""
+"""Updates of every family, each at a separate site, so one program runs all of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,17 @@ from .chains import ALL, STACKED
 from .draws import Module, tree
 from .truth import fold_tree
 
-__all__ = ["LINEAR", "MODULES", "UPDATES", "base", "floats", "folds", "is_float", "off", "whole"]
+__all__ = [
+    "LINEAR",
+    "MODULES",
+    "UPDATES",
+    "base",
+    "floats",
+    "folds",
+    "is_float",
+    "leaves_off",
+    "merged",
+]
 
 # Sizes divisible by eight devices.
 _FLAT, _STACK = Module("linear", (8, 16), True), Module("conv", (8, 4, 6), True)
@@ -41,8 +51,8 @@ def folds(params: Mapping[str, Any], updates: Mapping[str, Update], s: float) ->
     return fold_tree({n: params[n] for n in sorted(own)}, [Adapter(dict(updates), s)])
 
 
-def off(got: Mapping[str, Any], truth: Mapping[str, Any], bound: float) -> dict[str, float]:
-    """The leaves whose error relative to their largest number exceeds a bound."""
+def leaves_off(got: Mapping[str, Any], truth: Mapping[str, Any], bound: float) -> dict[str, float]:
+    """Returns the leaves whose error relative to their largest number exceeds a bound."""
     errors = {
         name: float(np.abs(np.asarray(got[name], np.float64) - leaf).max() / np.abs(leaf).max())
         for name, leaf in truth.items()
@@ -60,8 +70,8 @@ def floats(tree: Any) -> list[Any]:
     return [np.asarray(x, float) if is_float(x) else None for x in jax.tree.leaves(tree)]
 
 
-def whole(tree: Any, floats: list[Any]) -> Any:
-    """The inverse of `floats`."""
+def merged(tree: Any, floats: list[Any]) -> Any:
+    """Returns the tree of `floats`' result and the other leaves."""
     leaves, treedef = jax.tree.flatten(tree)
     pairs = zip(leaves, floats, strict=True)
     return jax.tree.unflatten(treedef, [old if new is None else new for old, new in pairs])

@@ -18,7 +18,7 @@ from jaxmix import Adapter
 from jaxmix.families import DEFT, HRA, FRoD
 
 from ..compiling import timed_events
-from .crowd import LINEAR, UPDATES, base, floats, folds, is_float, off, whole
+from .crowd import LINEAR, UPDATES, base, floats, folds, is_float, leaves_off, merged
 
 # The families whose map is not linear in the strength.
 ROTATIONS = {"OFT", "BOFT", "DiagOFT", "RoAd"}
@@ -47,7 +47,7 @@ def compiled() -> Callable[[float], dict[str, np.ndarray]]:
 @pytest.mark.parametrize("strength", [1.0, 0.7, -0.6])
 def test_traced_arrays(strength: float) -> None:
     """Positions too, whose values are unknown under tracing."""
-    assert off(compiled()(strength), folds(base(UPDATES), UPDATES, strength), 1e-12) == {}
+    assert leaves_off(compiled()(strength), folds(base(UPDATES), UPDATES, strength), 1e-12) == {}
 
 
 def test_zero_strength_is_the_base() -> None:
@@ -61,7 +61,7 @@ def test_strength_interpolates_linearly() -> None:
     start, end = compiled()(0.0), compiled()(1.0)
     for s in (0.3, -1.5):
         line = {name: leaf + s * (end[name] - leaf) for name, leaf in start.items()}
-        curved = off(compiled()(s), line, 1e-12)
+        curved = leaves_off(compiled()(s), line, 1e-12)
         # Two linear maps in sequence need not be linear in a common strength.
         assert {name.split(".")[0][:-1] for name in curved} - {"Together"} == ROTATIONS
 
@@ -85,7 +85,9 @@ def test_vmap_over_stacked_adapters() -> None:
     run = jax.vmap(lambda updates: jaxmix.compose(params, Adapter(updates, 0.7)))
     out = jax.tree.map(np.asarray, jax.jit(run)(stack))
     for i, adapters in enumerate((TWO, scaled)):
-        assert off({n: x[i] for n, x in out.items()}, folds(params, adapters, 0.7), 5e-6) == {}
+        assert (
+            leaves_off({n: x[i] for n, x in out.items()}, folds(params, adapters, 0.7), 5e-6) == {}
+        )
 
 
 # ---------------------------------------------------------------- gradients
@@ -99,7 +101,7 @@ def trained() -> Callable[[list[Any], dict[str, float]], Any]:
     aims = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
 
     def loss(numbers: list[Any], strengths: dict[str, Any]) -> Any:
-        updates = whole(TWO, numbers)
+        updates = merged(TWO, numbers)
         parts = [Adapter({site: updates[site]}, strengths[site], site) for site in TWO]
         out = jaxmix.compose(params, parts)
         values = {
@@ -133,7 +135,7 @@ def test_gradients(strength: float) -> None:
     _, slopes, by_strength = trained()(floats(TWO), strengths)
     pairs = zip(slopes, ways, strict=True)
     products = [0.0 if way is None else float((x * way).sum()) for x, way in pairs]
-    numbers = whole(TWO, products)
+    numbers = merged(TWO, products)
     high, low = (trained()(along(ways, step), strengths)[0] for step in (h, -h))
     more, less = (
         trained()(floats(TWO), {site: strength + step for site in TWO})[0] for step in (h, -h)
@@ -143,12 +145,12 @@ def test_gradients(strength: float) -> None:
         # Integers have no gradient and were left unchanged.
         leaves = zip(jax.tree.leaves(numbers[site]), jax.tree.leaves(update), strict=True)
         ours = sum(float(x) for x, leaf in leaves if is_float(leaf))
-        for name, found, wanted in (
+        for name, found, expected in (
             (site, ours, (high[site] - low[site]) / (2 * h)),
             (f"{site}'s strength", by_strength[site], (more[site] - less[site]) / (2 * h)),
         ):
-            if not abs(found - wanted) < 1e-6 * max(1.0, abs(wanted)):
-                wrong[name] = (float(found), float(wanted))
+            if not abs(found - expected) < 1e-6 * max(1.0, abs(expected)):
+                wrong[name] = (float(found), float(expected))
     assert wrong == {}
 
 
@@ -179,7 +181,7 @@ def test_gradients_with_zero_factors(which: int | None, strength: float) -> None
         updates[site] = still(update) if needs_it else jax.tree.unflatten(treedef, zeros)
     strengths = {site: strength for site in TWO}
     values, slopes, by_strength = trained()(floats(updates), strengths)
-    by_site = whole(updates, slopes)
+    by_site = merged(updates, slopes)
     assert [site for site in TWO if not np.isfinite(values[site])] == []
     assert [site for site in TWO if not np.isfinite(by_strength[site])] == []
     assert [
@@ -199,12 +201,12 @@ def test_passes_are_traced_once_and_donate_buffers() -> None:
         lambda x: 1.1 * x if isinstance(x, np.ndarray) and is_float(x) else x, TWO
     )
     first = jaxmix.compose(params, Adapter(TWO, 0.7))
-    assert off(first, folds(params, TWO, 0.7), 5e-6) == {}
+    assert leaves_off(first, folds(params, TWO, 0.7), 5e-6) == {}
     with timed_events() as seen:
         jaxmix.compose(params, Adapter(scaled, 0.5))
     assert [event for event in seen if "trace" in event or "backend_compile" in event] == []
     again = jaxmix.compose(params, Adapter(TWO, 0.7), donate=True)
-    assert off(again, {n: np.asarray(x) for n, x in first.items()}, 1e-6) == {}
+    assert leaves_off(again, {n: np.asarray(x) for n, x in first.items()}, 1e-6) == {}
     assert all(params[f"{site}.weight"].is_deleted() for site in TWO)
 
 
@@ -219,7 +221,7 @@ def test_sharded(kind: AxisType) -> None:
         out = jaxmix.compose(params, Adapter(TWO, 0.7))
     else:
         out = jax.jit(jaxmix.compose)(params, Adapter(TWO, 0.7))
-    assert off(out, folds(plain, TWO, 0.7), 5e-6) == {}
+    assert leaves_off(out, folds(plain, TWO, 0.7), 5e-6) == {}
     assert {n: jax.typeof(x) for n, x in out.items()} == {
         n: jax.typeof(x) for n, x in params.items()
     }
@@ -245,7 +247,7 @@ def test_nnx_model() -> None:
     out = nnx.merge(graph, jax.jit(jaxmix.compose)(state, Adapter(LINEAR, 0.7)))
     ours = {f"{site}.weight": getattr(out, site).kernel[...].T for site in LINEAR}
     ours |= {f"{site}.bias": getattr(out, site).bias[...] for site in LINEAR}
-    assert off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}
+    assert leaves_off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}
 
 
 def test_conv1d_of_gpt2() -> None:
@@ -256,4 +258,4 @@ def test_conv1d_of_gpt2() -> None:
     updates = {site: update.with_transposed_weight() for site, update in LINEAR.items()}
     out = jax.jit(jaxmix.compose)(turned, Adapter(updates, 0.7))
     ours = {n: x.T if x.ndim == 2 else x for n, x in out.items()}
-    assert off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}
+    assert leaves_off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}

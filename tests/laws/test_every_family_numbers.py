@@ -34,7 +34,7 @@ def test_16_bit_weights_are_rounded_once() -> None:
     truth = folds(params, UPDATES, 0.7)
     assert {n: x.dtype for n, x in out.items()} == {n: x.dtype for n, x in params.items()}
     assert [
-        n for n, wanted in truth.items() if not rounded_once(np.asarray(out[n]), wanted, NOISE)
+        n for n, expected in truth.items() if not rounded_once(np.asarray(out[n]), expected, NOISE)
     ] == []
 
 
@@ -56,7 +56,7 @@ def test_16_bit_factors_are_widened(step: int) -> None:
     )
     truth = folds(params, wide, 0.7)
     assert [
-        n for n, wanted in truth.items() if not rounded_once(np.asarray(out[n]), wanted, NOISE)
+        n for n, expected in truth.items() if not rounded_once(np.asarray(out[n]), expected, NOISE)
     ] == []
 
 
@@ -91,12 +91,12 @@ def test_positions_of_every_width(dtype: Any) -> None:
         out = jaxmix.compose(params, [Adapter(turned, 0.7, "a"), Adapter(beside, 0.5, "b")])
     truth = folds(params, INDEXED, 0.7)
     truth = folds(truth, beside, 0.5)  # additive updates do not depend on earlier ones
-    for name, wanted in truth.items():
-        np.testing.assert_allclose(out[name], wanted, rtol=1e-12, atol=1e-12, err_msg=name)
+    for name, expected in truth.items():
+        np.testing.assert_allclose(out[name], expected, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_positions_beyond_a_narrow_width() -> None:
-    """Columns within a row are counted in 32 bits, whatever the dtype of the rows."""
+    """Columns within a row are counted in 32 bits, for any dtype of the rows."""
     params = {"a.weight": np.zeros((4, 300), np.float32)}
     rows, values = np.array([2], np.uint8), np.ones((1, 300), np.float32)
     tokens = jaxmix.families.Tokens(values, rows)

@@ -69,11 +69,11 @@ def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
         mix(mix(mix(a, b), c), d),
         mix(mix(), a, mix(b), mix(mix(c, d))),
     ]
-    wanted = fold_tree(params, [a, b, c, d])
+    expected = fold_tree(params, [a, b, c, d])
     for way in (*ways, [a, mix(b, c), d]):
-        assert error(composed(params, way), wanted) < 1e-11
+        assert error(composed(params, way), expected) < 1e-11
     with jax.enable_x64(True), uncompiled():
-        assert error(ways[2](params), wanted) < 1e-11
+        assert error(ways[2](params), expected) < 1e-11
 
 
 @few()

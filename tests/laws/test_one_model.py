@@ -54,8 +54,8 @@ def test_saved_and_loaded(data: st.DataObject, drawn: Any) -> None:
     modules, params = drawn
     mixed = jaxmix.mix(*data.draw(adapters(modules)))
     with TemporaryDirectory() as folder:
-        found = jaxmix.load(jaxmix.save(mixed, f"{folder}/mixed"))
-    out, expected = eagerly(params, list(found.parts)), eagerly(params, list(mixed.parts))
+        loaded = jaxmix.load(jaxmix.save(mixed, f"{folder}/mixed"))
+    out, expected = eagerly(params, list(loaded.parts)), eagerly(params, list(mixed.parts))
     assert error(out, fold_tree(params, list(mixed.parts))) < 1e-11
     assert all(np.array_equal(out[name], expected[name]) for name in params)
 

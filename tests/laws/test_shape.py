@@ -63,9 +63,9 @@ def test_16_bit_weights_are_rounded_once(dtype: Any) -> None:
     mixed = [Adapter({"a": made(k, module, 4 + i)}, 0.9, f"{i}") for i, k in enumerate(kinds)]
     truth = fold_tree({n: np.asarray(x, np.float64) for n, x in params.items()}, mixed)
     for out in (jaxmix.compose(params, mixed), jax.jit(jaxmix.compose)(params, mixed)):
-        for name, wanted in truth.items():
+        for name, expected in truth.items():
             new = np.asarray(out[name])
-            assert new.dtype == np.dtype(dtype) and rounded_once(new, wanted, 2e-6)
+            assert new.dtype == np.dtype(dtype) and rounded_once(new, expected, 2e-6)
 
 
 def test_double_rounding_is_detected() -> None:

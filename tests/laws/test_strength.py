@@ -78,9 +78,9 @@ def test_gradients_of_strengths(start: float) -> None:
     start_values = np.full(len(kinds), start)
     with jax.enable_x64(True):
         ours = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(start_values)))
-    wanted = slopes(truth, start_values)
-    np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-6)
-    assert np.abs(wanted).max() > 1e-3
+    expected = slopes(truth, start_values)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+    assert np.abs(expected).max() > 1e-3
 
 
 def test_gradients_of_the_base() -> None:

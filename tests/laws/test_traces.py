@@ -1,4 +1,4 @@
-"""Law 5, traces: what is traced and compiled, and how often; and which buffers are donated."""
+"""Law 5, traces: how often functions are traced and compiled, and which buffers are donated."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,7 +39,7 @@ def model(layers: int, module: Module) -> dict[str, Any]:
 
 
 def adapter(kind: str, module: Module, layers: int = 2, seed: int = 4, name: str = "a") -> Adapter:
-    """One kind at all layers; its structure depends on the seed, not on its name."""
+    """Returns one kind at all layers; its structure depends on the seed, not on its name."""
     update = made(kind, module, seed)
     return Adapter({f"layers.{i}.q": update for i in range(layers)}, name=name)
 

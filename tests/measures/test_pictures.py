@@ -1,4 +1,4 @@
-"""What all pictures share: their grids, and files that are written completely or not at all."""
+"""The grids of all pictures, and their files, which are written completely or not at all."""
 
 import sys
 from pathlib import Path
@@ -23,8 +23,8 @@ def test_grid_orders_layers_by_number() -> None:
     np.testing.assert_array_equal(numbers, [[nan, 2, 1], [nan, 3, nan], [4, nan, nan]])
 
 
-def test_kinds_of_layers_have_columns_of_their_own() -> None:
-    """Named as people name the blocks of image models, in the order in which they run."""
+def test_each_kind_of_layer_has_a_column() -> None:
+    """Columns have the common names of image models' blocks, in the order in which they run."""
     flux = {
         "single_transformer_blocks.0.attn.to_q": 1.0,
         "transformer_blocks.0.attn.to_q": 2.0,
@@ -81,7 +81,7 @@ def test_missing_matplotlib_says_how_to_install_it(
     )
 
 
-def test_the_users_backend_is_kept(tmp_path: Path) -> None:
+def test_users_backend_is_kept(tmp_path: Path) -> None:
     """A notebook that draws our picture still shows its own; no figure stays open."""
     matplotlib = pytest.importorskip("matplotlib")
     pyplot = pytest.importorskip("matplotlib.pyplot")
@@ -119,6 +119,6 @@ def test_names_with_dollar_signs_are_drawn(tmp_path: Path) -> None:
     ]
     mixed = jaxmix.mix(*parts)
     assert draw_strengths(mixed, tmp_path / "strengths.png").stat().st_size
-    found = measure(mixed, params)
-    drawn = draw_measures(found, tmp_path / "measures.svg").read_text()
+    measures = measure(mixed, params)
+    drawn = draw_measures(measures, tmp_path / "measures.svg").read_text()
     assert "<!-- $x^{$ -->" in drawn and "<!-- tab\\there\\x00 -->" in drawn

@@ -105,7 +105,7 @@ def test_untied_model_has_its_own_head() -> None:
 
 
 def test_activations_have_the_dtype_of_the_embedding() -> None:
-    """Activations have the embedding's dtype, whatever the dtypes of other leaves."""
+    """Activations have the embedding's dtype, for any dtypes of other leaves."""
     config, tokens = tiny.config(), tiny.tokens()
     tensors = tiny.tensors(config)
     exact = np.asarray(tiny.run(from_torch(config, tensors), tokens))

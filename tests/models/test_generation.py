@@ -101,7 +101,7 @@ def test_left_padding_has_no_effect(kind: str) -> None:
     assert np.any(found[1] != whole[1])
 
 
-def test_one_program_per_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_structure_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights, keys, temperatures and ends do not retrace the prompt or the step."""
     traces = []
     forward = Backbone.__call__

@@ -1,4 +1,4 @@
-"""Stacks: each entry is the operator that was stacked, whatever the other entries are."""
+"""Stacks: each entry equals the operator that was stacked, for any other entries."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,8 +45,8 @@ def check(make: Callable[[Sequence[Operator]], Operator], operators: Sequence[Op
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_terms(kind: str) -> None:
-    """Of every structure, alone, with others, in sums, and absent."""
+def test_terms_are_stacked(kind: str) -> None:
+    """Every structure, alone, with others, in sums, and absent."""
     with jax.enable_x64(True):
         shape = SQUARE if kind in SQUARE_KINDS else WIDE
         left, right = made(kind, shape)[0], made("low_rank", shape)[0]
@@ -55,8 +55,8 @@ def test_terms(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(SQUARE_KINDS))
-def test_factors(kind: str) -> None:
-    """Of every square structure; an absent factor is the identity."""
+def test_factors_are_stacked(kind: str) -> None:
+    """Every square structure; an absent factor is the identity."""
     with jax.enable_x64(True):
         operator = made(kind, SQUARE)[0]
         turned = Diagonal(jnp.arange(1.0, 13.0))
@@ -68,7 +68,7 @@ def test_factors(kind: str) -> None:
 
 
 def test_two_terms_of_one_structure() -> None:
-    """They do not merge, and each entry may have one, two or none of them."""
+    """The terms do not merge, and each entry may have none, one or both."""
     first, second = (Kronecker(s * jnp.ones((2, 3)), jnp.ones((4, 4))) for s in (1.0, 3.0))
     check(stack_terms, [Sum((first, second)), Zero(8, 12), second, Sum((second, second))])
 

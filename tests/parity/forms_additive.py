@@ -20,7 +20,7 @@ _SINGLE = 1e-6
 
 
 def _spread(std: float) -> Any:
-    """Draws factors with this deviation, so that types with a small scale of their own count."""
+    """Draws factors with this deviation, so types with a small scale have an effect."""
 
     def draw(name: str, now: torch.Tensor, rng: np.random.Generator) -> np.ndarray:
         return std * rng.normal(size=now.shape)

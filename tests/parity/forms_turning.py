@@ -34,7 +34,7 @@ def _ia3() -> list[Form]:
 
 
 def _boft() -> list[Form]:
-    """On a convolution PEFT rotates the innermost weight, whatever wraps it."""
+    """On a convolution PEFT rotates the innermost weight, below all wrappers."""
     form = functools.partial(Form, make=peft.BOFTConfig)
     by_number = {"boft_block_num": 2, "boft_block_size": 0}
     return [
@@ -48,7 +48,7 @@ def _boft() -> list[Form]:
 
 
 def _hra() -> list[Form]:
-    """PEFT's forward multiplies the innermost weight, whatever wraps it."""
+    """PEFT's forward multiplies the innermost weight, below all wrappers."""
     form = functools.partial(Form, make=peft.HRAConfig, nests=False)
     return [
         form("hra-linear", "linear", options={"r": 4}),
@@ -76,7 +76,7 @@ def _road() -> list[Form]:
 
 
 def _miss() -> list[Form]:
-    """PEFT's forward of *bat* starts from the innermost weight, whatever wraps it."""
+    """PEFT's forward of *bat* starts from the innermost weight, below all wrappers."""
     form = functools.partial(Form, make=peft.MissConfig)
     bat = {"init_weights": "bat"}
     return [
@@ -91,7 +91,7 @@ def _miss() -> list[Form]:
 
 
 def _hira() -> list[Form]:
-    """PEFT uses one rank for all layers, whatever rank_pattern says."""
+    """PEFT uses one rank for all layers and ignores rank_pattern."""
     form = functools.partial(Form, make=peft.HiraConfig)
     nets = ("linear", "no_bias", "conv1d", "conv2d", "conv2d_point")
     return [

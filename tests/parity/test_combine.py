@@ -69,11 +69,11 @@ def theirs(model: Any, folders: list[Path], weights: list[float], **how: Any) ->
     with exact():
         adapted: Any = None
         for name, folder in zip(names, folders, strict=True):
-            own = peft.PeftConfig.from_pretrained(str(folder))
+            config = peft.PeftConfig.from_pretrained(str(folder))
             if adapted is None:
-                adapted = peft.get_peft_model(copy.deepcopy(model), own, name)
+                adapted = peft.get_peft_model(copy.deepcopy(model), config, name)
             else:
-                adapted.add_adapter(name, own)
+                adapted.add_adapter(name, config)
             tensors = load_file(folder / "adapter_model.safetensors")
             peft.set_peft_model_state_dict(adapted, tensors, adapter_name=name)
         adapted.add_weighted_adapter(names, weights, "merged", **how)

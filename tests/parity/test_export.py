@@ -41,7 +41,7 @@ SINGLE = [case for case in CASES if len(case.adapters) == 1]
 
 
 def exported(folder: Path, out: Path, model: Any, base: bool = False) -> Path:
-    """Loads a PEFT folder, exports it, and checks that jaxmix loads the export alike."""
+    """Loads a PEFT folder, exports it, and checks that the export loads as the same adapter."""
     params = state(model)
     given = params if base else None
     with jax.enable_x64(True), uncompiled():

@@ -89,8 +89,12 @@ def test_causal_model_without_patterns(tmp_path: Path) -> None:
     for name, written in (("again", adapter), ("lora", lora)):
         out = jaxmix.export_peft(written, tmp_path / name)
         opened = peft.AutoPeftModelForCausalLM.from_pretrained(str(out), dtype=torch.float64)
-        own = opened.peft_config["default"]
-        assert (own.rank_pattern, own.alpha_pattern, own.task_type) == ({}, {}, "CAUSAL_LM")
+        saved_config = opened.peft_config["default"]
+        assert (saved_config.rank_pattern, saved_config.alpha_pattern, saved_config.task_type) == (
+            {},
+            {},
+            "CAUSAL_LM",
+        )
         close(logits(opened), truth)
 
 

@@ -1,6 +1,6 @@
 """UniLoRA files without indices, which depend on the base's modules in PEFT's order.
 
-PEFT also draws the indices anew when it loads the file; its forward is the reference.
+PEFT also draws the indices again when it loads the file; its forward is the reference.
 """
 
 import copy

@@ -89,8 +89,8 @@ class _Watch:
 
     def __init__(self) -> None:
         self.types: dict[str, _Seen] = defaultdict(_Seen)
-        asked = {"base": "_base", "torch": "torch"}
-        for event, name in asked.items():
+        keywords = {"base": "_base", "torch": "torch"}
+        for event, name in keywords.items():
             setattr(File, name, self._watched(getattr(File, name), event))
 
     def _watched(self, method: Any, event: str) -> Any:

@@ -1,4 +1,4 @@
-"""Sites find leaves whose names differ only by what wrappers add, and no other leaves."""
+"""Sites find leaves whose names differ only in wrappers, and no other leaves."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_names_without_wrappers_decide(name: str, expected: tuple[str, ...]) -> 
     ],
     ids=["own names", "wrapped", "both", "two candidates", "none"],
 )
-def test_places_under_the_leaves_own_names(
+def test_places_have_the_leaves_names(
     leaves: list[str], weights: list[str], biases: list[str]
 ) -> None:
     found = respelled(LAYOUT, "h.q", leaves, Spellings(leaves))

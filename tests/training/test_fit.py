@@ -34,8 +34,8 @@ def found(wanted: Any, per: Any, mixed: Any = MIXED, steps: int = 60) -> Any:
 def test_fit_finds_strengths_by_adapter() -> None:
     """`fit` finds the strengths that made the params, and leaves the adapters unchanged."""
     truth = {"lora": 0.4, "oft": 1.3, "loha": -0.2}
-    wanted = jaxmix.mix(MIXED.parts[0] * 0.4, MIXED.parts[1] * 1.3, MIXED.parts[2] * -0.2)
-    result = found(wanted, "adapter", steps=80)
+    expected = jaxmix.mix(MIXED.parts[0] * 0.4, MIXED.parts[1] * 1.3, MIXED.parts[2] * -0.2)
+    result = found(expected, "adapter", steps=80)
     assert result.strengths == pytest.approx(truth, abs=0.03)
     assert len(result.losses) == 80 and result.losses[-1] < 0.01 * result.losses[0]
     assert result.mix.parts[0].updates["one"] is MIXED.parts[0].updates["one"]
@@ -53,15 +53,15 @@ def test_fit_finds_strengths_by_site() -> None:
     """`per="site"` finds strengths that no mix of whole adapters can have."""
     sites = by_site(jaxmix.mix(lora(), oft()))
     truth = {"lora@one": 0.3, "lora@two": 1.4, "oft@one": 0.8}
-    wanted = jaxmix.mix(*sites.parts, strength=list(truth.values()))
-    result = found(wanted, "site", jaxmix.mix(lora(), oft()), steps=80)
+    expected = jaxmix.mix(*sites.parts, strength=list(truth.values()))
+    result = found(expected, "site", jaxmix.mix(lora(), oft()), steps=80)
     assert list(result.strengths) == list(truth)
     assert result.strengths == pytest.approx(truth, abs=0.03)
-    by_adapter = found(wanted, "adapter", jaxmix.mix(lora(), oft()), steps=80)
+    by_adapter = found(expected, "adapter", jaxmix.mix(lora(), oft()), steps=80)
     assert result.losses[-1] < 0.05 * by_adapter.losses[-1]
 
 
-def test_by_site_is_the_same_mix() -> None:
+def test_by_site_equals_the_mix() -> None:
     """`by_site` keeps the adapters' order and strengths."""
     mixed = jaxmix.mix(0.7 * oft(), lora(), 0.4 * loha())
     ours, theirs = (jaxmix.compose(PARAMS, item) for item in (by_site(mixed), mixed))
@@ -93,10 +93,10 @@ def test_progress_bar_is_optional(
 ) -> None:
     """The progress bar is shown unless `progress=False`."""
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    wanted = [jaxmix.compose(PARAMS, lora())]
-    fit(lora(), PARAMS, off, wanted, how="dense")
+    expected = [jaxmix.compose(PARAMS, lora())]
+    fit(lora(), PARAMS, off, expected, how="dense")
     assert "strengths" in capsys.readouterr().out
-    fit(lora(), PARAMS, off, wanted, how="dense", progress=False)
+    fit(lora(), PARAMS, off, expected, how="dense", progress=False)
     assert capsys.readouterr().out == ""
 
 
@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize(("call", "text"), REFUSED.values(), ids=REFUSED)
 def test_fit_errors(call: Callable[[], Any], text: str) -> None:
-    """The error states what was found, what was expected and what to do."""
+    """The error states the wrong value, the expected one and the remedy."""
     with pytest.raises(AdapterError) as caught:
         call()
     assert str(caught.value) == text

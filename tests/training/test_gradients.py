@@ -74,9 +74,9 @@ def test_every_family_unmerged() -> None:
     wrong: dict[str, tuple[float, float]] = {}
     for site in SITES:
         found = along(slopes[site], directions[site])
-        wanted = (float(more[site]) - float(less[site])) / (2 * STEP)
-        if not abs(found - wanted) < TOLERANCE * max(1.0, abs(wanted)):
-            wrong[site] = (found, wanted)
+        expected = (float(more[site]) - float(less[site])) / (2 * STEP)
+        if not abs(found - expected) < TOLERANCE * max(1.0, abs(expected)):
+            wrong[site] = (found, expected)
     assert wrong == {}
 
 
@@ -124,10 +124,10 @@ def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
                 k: w if k == kind else jax.tree.map(np.zeros_like, w) for k, w in directions.items()
             }
             more, less = (float(run(moved(values, partial, s), rebuild)[0]) for s in (STEP, -STEP))
-            wanted = (more - less) / (2 * STEP)
-            assert along(slopes, partial) == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE), (
-                kind
-            )
+            expected = (more - less) / (2 * STEP)
+            assert along(slopes, partial) == pytest.approx(
+                expected, rel=TOLERANCE, abs=TOLERANCE
+            ), kind
         for how, only in (("dense", None), ("factored", kinds[1:2])):
             values, rebuild, run = slopes_of(kinds, how, only)
             again = run(values, rebuild)[1]

@@ -103,7 +103,7 @@ def written(slopes: Any, folder: Path) -> dict[str, np.ndarray]:
 
 
 def prefixed(adapter: jaxmix.Adapter, name: str) -> jaxmix.Adapter:
-    """Returns the adapter at the sites of its own copy of the network."""
+    """Returns the adapter with a prefix at each site, for a separate copy of the network."""
     return jaxmix.Adapter({f"{name}/{s}": u for s, u in adapter.updates.items()}, name=name)
 
 
@@ -194,9 +194,9 @@ def test_gradients_match_peft_with_its_constants(
         if form.name in NOT_THE_SAME:
             with exact(), jax.enable_x64(True):
                 made(form, tmp_path / form.name)
-                values, whole = trainable(jaxmix.load(tmp_path / form.name))
-                slope = jax.jit(jax.grad(net_loss))(values, whole, state(build(NET)))
-                ours = written(whole(slope), tmp_path / f"{form.name} slopes")
+                values, rebuild = trainable(jaxmix.load(tmp_path / form.name))
+                slope = jax.jit(jax.grad(net_loss))(values, rebuild, state(build(NET)))
+                ours = written(rebuild(slope), tmp_path / f"{form.name} slopes")
             found = errors(both[form.name][0], ours)
             assert max(found.values()) < 1e-10, found
 
@@ -228,8 +228,8 @@ def test_mix_gradients_match_peft(
         mixed = jaxmix.mix(*map(jaxmix.load, folders))
 
         for only in (None, (names[-1],)):
-            values, whole = trainable(mixed, only=only)
-            slopes = whole(jax.jit(jax.grad(net_loss))(values, whole, params)).parts
+            values, rebuild = trainable(mixed, only=only)
+            slopes = rebuild(jax.jit(jax.grad(net_loss))(values, rebuild, params)).parts
             for i in range(len(names)):
                 if only and names[i] not in only:
                     continue

@@ -165,7 +165,7 @@ def test_adamss_needs_concrete_params() -> None:
 
 @pytest.mark.parametrize("package", ["torch", "sklearn.cluster"])
 def test_adamss_names_missing_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to install."""
+    """The error names the package to install."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UnsupportedError, match=re.escape("pip install 'jaxmix-peft[torch]'")):
         init("adamss", {"lin.weight": normal(45, 6, 4)}, _KEY, target_modules=["lin"])

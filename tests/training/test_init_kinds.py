@@ -37,7 +37,7 @@ def test_every_kind_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("row", _MADE, ids=str)
-def test_start(row: Row) -> None:
+def test_kind_starts_at_the_base(row: Row) -> None:
     adapter = _eager(str(row))
     assert set(adapter.sites) == set(row.at) and adapter.name == row.kind
     for leaf in jax.tree.leaves(adapter.updates):
@@ -54,7 +54,7 @@ def _off(found: Any, base: Any) -> float:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row not in _FOUND], ids=str)
-def test_traced(row: Row) -> None:
+def test_kind_can_be_traced(row: Row) -> None:
     """Traced params and keys give the same shapes and structure."""
     traced = jax.eval_shape(lambda params, key: _made(row, params, key), PARAMS, _KEY)
     eager = _eager(str(row))

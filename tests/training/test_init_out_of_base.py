@@ -38,8 +38,8 @@ def test_factors_and_remaining_base_match_peft(how: str, kind: str, site: str) -
     row = Row(kind, {**options, "fan_in_fan_out": True} if site == "gpt" else options, (site,))
     layer = getattr(model_of(row).base_model.model, site)
     a, b = (layer.lora_A.default.weight.detach(), layer.lora_B.default.weight.detach())
-    made = init(kind, PARAMS, _KEY, target_modules=[site], **options)
-    rebase, lora = parts_of(made.updates[site])
+    adapter = init(kind, PARAMS, _KEY, target_modules=[site], **options)
+    rebase, lora = parts_of(adapter.updates[site])
     left = layer.base_layer.weight.detach().numpy()
     np.testing.assert_allclose(rebase.weight, left.T if site == "gpt" else left, atol=1e-4)
     np.testing.assert_allclose(lora.b @ lora.a, (b @ a).numpy(), atol=1e-4)
@@ -61,8 +61,8 @@ def test_osf_matches_peft(rank: Any, site: str) -> None:
     model = model_of(Row("osf", {"effective_rank": rank}, (site,)))
     layer = model.base_model.model.get_submodule(site)
     parts = layer.osf_svd_params.default
-    made = init("osf", PARAMS, _KEY, target_modules=[site], effective_rank=rank)
-    rebase, low = parts_of(made.updates[site])
+    adapter = init("osf", PARAMS, _KEY, target_modules=[site], effective_rank=rank)
+    rebase, low = parts_of(adapter.updates[site])
     weight = PARAMS[f"{site}.weight"]
     now = parts.U_low * parts.S_low[None] @ parts.V_low
     np.testing.assert_allclose(low.e, parts.S_low.detach().numpy(), atol=1e-5)
@@ -77,11 +77,11 @@ def test_osf_matches_peft(rank: Any, site: str) -> None:
         theirs = weight + layer.get_delta_weight("default").numpy()
 
     def loss(values: Any) -> Any:
-        params = jaxmix.compose({f"{site}.weight": weight}, whole(values))
+        params = jaxmix.compose({f"{site}.weight": weight}, rebuild(values))
         return jnp.sum((x @ params[f"{site}.weight"].T) * aim)
 
-    values, whole = trainable(made)
-    slopes = whole(jax.grad(loss)(values)).updates[site]
+    values, rebuild = trainable(adapter)
+    slopes = rebuild(jax.grad(loss)(values)).updates[site]
     left, _, right = jnp.linalg.svd(rebase.weight, full_matrices=False)
     high = min(weight.shape) - len(low.e)
     u, v, slope = left[:, :high], right[:high], parts_of(slopes)[1]

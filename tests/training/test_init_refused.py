@@ -188,13 +188,13 @@ def test_invalid_option_for_experts_is_refused(
 def test_experts_start_at_the_base() -> None:
     """In both orientations each expert gets its own factors."""
     for is_transposed, sizes in ((False, (4, 5)), (True, (5, 4))):
-        made = init(
+        adapter = init(
             *("lora", PARAMS, jax.random.key(0)),
             target_parameters=["experts"],
             rank=2,
             is_transposed=is_transposed,
         )
-        update: Any = made.updates["experts"]
+        update: Any = adapter.updates["experts"]
         out, size = sizes
         assert update.b.shape == (3, out, 2) and update.a.shape == (3, 2, size)
         assert not update.b.any() and len({float(x) for x in update.a[:, 0, 0]}) == 3

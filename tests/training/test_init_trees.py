@@ -158,14 +158,14 @@ def test_every_layer_of_a_stack_is_trained(kind: str) -> None:
     """The merged module starts with its own forward and has a gradient at each site."""
     model = net()
     tokens = jnp.arange(4)[None]
-    made = jaxmix.init(kind, model, _KEY, target_modules="all-linear")
-    np.testing.assert_allclose(jaxmix.compose(model, made)(tokens), model(tokens), atol=1e-5)
-    values, whole = jaxmix.trainable(made if kind == "oft" else moved(made))
+    adapter = jaxmix.init(kind, model, _KEY, target_modules="all-linear")
+    np.testing.assert_allclose(jaxmix.compose(model, adapter)(tokens), model(tokens), atol=1e-5)
+    values, rebuild = jaxmix.trainable(adapter if kind == "oft" else moved(adapter))
 
     def loss(values: Any) -> jax.Array:
-        return jnp.sum(jaxmix.compose(model, whole(values))(tokens)[..., 0] ** 2)
+        return jnp.sum(jaxmix.compose(model, rebuild(values))(tokens)[..., 0] ** 2)
 
-    slopes = whole(jax.jit(jax.grad(loss))(values))
+    slopes = rebuild(jax.jit(jax.grad(loss))(values))
     for site, update in slopes.updates.items():
         assert any(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(update)), site
 
@@ -188,11 +188,11 @@ def test_factored_stacks_match_the_merged_model() -> None:
         return jnp.sum(jax.lax.scan(layer, x, params["layers"])[0] ** 2)
 
     adapter = moved(jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)) * 0.1
-    values, whole = jaxmix.trainable(adapter)
+    values, rebuild = jaxmix.trainable(adapter)
     apart = jax.jit(
-        jax.value_and_grad(lambda v: jaxmix.factored(forward)(jaxmix.attach(params, whole(v))))
+        jax.value_and_grad(lambda v: jaxmix.factored(forward)(jaxmix.attach(params, rebuild(v))))
     )(values)
-    merged = jax.jit(jax.value_and_grad(lambda v: forward(jaxmix.compose(params, whole(v)))))(
+    merged = jax.jit(jax.value_and_grad(lambda v: forward(jaxmix.compose(params, rebuild(v)))))(
         values
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), apart, merged)
@@ -267,10 +267,10 @@ class Linen(nn.Module):
 def test_linen_scan_and_cells() -> None:
     """In a pure dict, biases and norms identify the layers, and names a cell's gates."""
     params = jax.eval_shape(Linen().init, _KEY, jnp.arange(4))
-    made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
+    adapter = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
     attn = "MultiHeadDotProductAttention_0"
     names = [f"{attn}.{x}" for x in ("query", "key", "value", "out")] + ["Dense_0", "Dense_1"]
-    assert set(made.sites) == {f"layers.{i}.{name}" for i in range(L) for name in names}
+    assert set(adapter.sites) == {f"layers.{i}.{name}" for i in range(L) for name in names}
 
 
 class Others(nnx.Module):
@@ -289,11 +289,11 @@ class Others(nnx.Module):
 def test_only_linear_layers_are_targeted() -> None:
     """Cells, convolutions and LoRA's own factors are not targeted; a layer that LoRA wraps is."""
     model = Others(nnx.Rngs(0))
-    made = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=1)
-    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in dict[str, Any](made.updates).items()}
+    adapter = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=1)
+    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in dict[str, Any](adapter.updates).items()}
     assert sizes == {"inside": (F, D), "around": (N * H, D), "einsum": (N * H, D)}
-    out = jaxmix.compose(model, moved(made))
-    update: Any = moved(made).updates["einsum"]
+    out = jaxmix.compose(model, moved(adapter))
+    update: Any = moved(adapter).updates["einsum"]
     delta = out.einsum.kernel[...] - model.einsum.kernel[...]
     want = (update.scale * update.b @ update.a).T.reshape(D, N, H)
     np.testing.assert_allclose(delta, want, atol=1e-5)
@@ -336,10 +336,10 @@ def test_linear_layers_by_name_and_shape(
 ) -> None:
     """In trees without classes, exactly the linear layers are targeted."""
     params = {name: jnp.ones(shape) for name, shape in shapes.items()}
-    made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
-    assert sorted(made.sites) == sorted(linear)
+    adapter = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
+    assert sorted(adapter.sites) == sorted(linear)
     with uncompiled():
-        jaxmix.compose(params, made)
+        jaxmix.compose(params, adapter)
 
 
 def test_ambiguous_leaves_are_listed() -> None:
@@ -362,8 +362,8 @@ def test_ambiguous_leaves_are_listed() -> None:
     assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **left).sites == ("q",)
     rule = jaxmix.Rule("proj", "proj.kernel", "d n h -> (n h) d")
     own = jaxmix.Layout("own", (rule,))
-    made = jaxmix.init("lora", params, _KEY, target_modules=["proj"], layout=own)
-    assert made.sites == ("proj",)
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["proj"], layout=own)
+    assert adapter.sites == ("proj",)
     conv = jaxmix.init("lora", params, _KEY, target_modules=["q"], layout="flax")
     assert conv.sites == ("q",)
 
@@ -372,6 +372,8 @@ def test_stacked_norm_is_refused_by_name() -> None:
     """A stacked norm is recognised as a norm, not as a matrix (layers, width)."""
     with pytest.raises(UnsupportedError, match=r"layers\.0\.norm: norm of shape \(10,\)"):
         jaxmix.init("lora", net(), _KEY, target_modules=["layers.norm"])
-    made = jaxmix.init("lora", net(), _KEY, target_modules=["up"], modules_to_save=["layers.norm"])
-    replaced: Any = made.updates["layers.1.norm"]
+    adapter = jaxmix.init(
+        "lora", net(), _KEY, target_modules=["up"], modules_to_save=["layers.norm"]
+    )
+    replaced: Any = adapter.updates["layers.1.norm"]
     assert replaced.weight.shape == (D,)

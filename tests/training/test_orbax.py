@@ -88,8 +88,8 @@ def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
 
     outlines = jax.tree.map(outline, jax.eval_shape(lambda: state))
     again = restore(tmp_path / "step3", outlines)
-    for leaf, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(outlines), strict=True):
-        assert leaf.sharding == wanted.sharding and leaf.shape == wanted.shape
+    for leaf, expected in zip(jax.tree.leaves(again), jax.tree.leaves(outlines), strict=True):
+        assert leaf.sharding == expected.sharding and leaf.shape == expected.shape
     assert again["step"] == 3
     assert not again["values"]["lora"]["updates"]["one"]["b"].sharding.is_fully_replicated
     straight = train(start(mixed)[0], rebuild, 6)

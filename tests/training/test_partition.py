@@ -49,7 +49,7 @@ def test_values_are_named_and_the_rest_is_kept() -> None:
         np.testing.assert_array_equal(old, new)
 
 
-def test_an_adapter_alone_comes_back_as_one() -> None:
+def test_single_adapter_is_returned_as_an_adapter() -> None:
     """One adapter is rebuilt as an adapter, not as a mix."""
     values, rebuild = trainable(0.5 * lora())
     again = rebuild(values)
@@ -76,15 +76,15 @@ def test_strengths_are_trained_on_request() -> None:
 
 def test_values_keep_the_dtype() -> None:
     """Values have the adapter's dtype, float64 only with x64."""
-    for dtype, wanted in ((jnp.bfloat16, jnp.bfloat16), (np.float64, np.float32)):
+    for dtype, expected in ((jnp.bfloat16, jnp.bfloat16), (np.float64, np.float32)):
         half = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), lora())
-        assert {x.dtype for x in jax.tree.leaves(trainable(half)[0])} == {np.dtype(wanted)}
+        assert {x.dtype for x in jax.tree.leaves(trainable(half)[0])} == {np.dtype(expected)}
 
 
 # ---------------------------------------------------------------- shared arrays
 
 
-def test_a_shared_array_is_one_value() -> None:
+def test_shared_array_is_one_value() -> None:
     """A shared array is one value, at its first site; its gradient is the sum over sites."""
     adapter = bank()
     values, rebuild = trainable(adapter)
@@ -254,7 +254,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def test_trainable_and_labels_errors(
     call: Callable[[], Any], kind: type[Exception], text: str
 ) -> None:
-    """The error states what was found, what was expected and what to do."""
+    """The error states the wrong value, the expected one and the remedy."""
     with pytest.raises(kind) as caught:
         call()
     assert str(caught.value) == text

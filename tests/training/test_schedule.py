@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize(("call", "text"), REFUSED.values(), ids=REFUSED)
 def test_schedule_errors(call: Callable[[], Any], text: str) -> None:
-    """The error states what was found, what was expected and what to do."""
+    """The error states the wrong value, the expected one and the remedy."""
     with pytest.raises(AdapterError) as caught:
         call()
     assert str(caught.value) == text

@@ -46,13 +46,13 @@ def test_names_expressions_and_all_linear() -> None:
 
 
 def test_patterns_and_saved_modules() -> None:
-    made = init(
+    adapter = init(
         "lora", PARAMS, _KEY, target_modules=["lin", "wide"], rank=4,
         rank_pattern={"wide": 2}, alpha_pattern={"lin": 16}, modules_to_save=["norm"],
     )  # fmt: skip
-    lin, wide = made.updates["lin"], made.updates["more.wide"]
+    lin, wide = adapter.updates["lin"], adapter.updates["more.wide"]
     assert (len(lin.a), lin.scale, len(wide.a), wide.scale) == (4, 4.0, 2, 4.0)
-    np.testing.assert_array_equal(made.updates["norm"].weight, PARAMS["norm.weight"])
+    np.testing.assert_array_equal(adapter.updates["norm"].weight, PARAMS["norm.weight"])
 
 
 def test_key_of_a_site_is_its_own() -> None:

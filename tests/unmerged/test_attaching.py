@@ -79,7 +79,7 @@ def test_copies_without_a_leaf_round_trip() -> None:
     assert same(got, both)
 
 
-def test_a_tied_model_is_untied() -> None:
+def test_tied_model_is_untied() -> None:
     config = read_config(
         dict(model_type="llama", vocab_size=11, hidden_size=8, intermediate_size=12)
         | dict(num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=True)

@@ -112,7 +112,7 @@ def held(leaves: Any) -> Any:
 def test_norms_are_computed_when_adapters_are_attached(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And read at each call, whatever the strength."""
+    """Norms are computed once, and read at each call for any strength."""
     x = normal(3, IN)
     leaves = jaxmix.attach(PARAMS, mixed("lora", kind))
     before, after = held(leaves)[0]

@@ -127,7 +127,7 @@ def test_names_by_argument() -> None:
             run(jaxmix.factored(lambda x: jnp.sort(jax.tree.leaves(x)[0]), "factored"))
 
 
-def test_a_bank_warns_about_dense_rows_unless_the_caller_chose() -> None:
+def test_bank_warns_about_dense_rows_unless_requested() -> None:
     """Once per call of `bank(fn)`; how="factored" refuses and how="dense" is silent."""
     bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
 
@@ -160,7 +160,7 @@ def test_a_bank_warns_about_dense_rows_unless_the_caller_chose() -> None:
         bank(run, "fast")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_bank_computes_products_dense_on_request() -> None:
+def test_bank_computes_dense_products_on_request() -> None:
     bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
 
     def run(params: Any, x: Any) -> Any:

@@ -46,7 +46,7 @@ class BaseModel:
         order: The names of all leaves in the order of the caller's dict, as PyTorch's
             ``state_dict`` has them in the model's own order. Empty where that order is lost: a
             folder's files and jax's trees are sorted.
-        in_memory: The modules by the names that they have in memory, if these differ.
+        in_memory: The modules by their names in memory, if these differ.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
@@ -89,13 +89,13 @@ class BaseModel:
         Raises:
             CheckpointError: If there is no such module, or it has no bias.
         """
-        found = self.read_bias(self._full_name(module))
-        if found is None:
+        bias = self.read_bias(self._full_name(module))
+        if bias is None:
             raise CheckpointError(
                 f"the adapter needs the bias of {module}, but it has none in {self.description}. "
                 f"{_OTHER_MODEL}"
             )
-        return found
+        return bias
 
     def is_conv1d(self, module: str) -> bool | None:
         """Whether a module's weight is stored as (in, out); None if unknown."""
@@ -111,8 +111,8 @@ class BaseModel:
             return [module]
         if module.removesuffix(".weight") in self.shapes:
             return [module.removesuffix(".weight")]
-        if len(others := self._spellings.of(module)) == 1:
-            return list(others)
+        if len(respelled := self._spellings.of(module)) == 1:
+            return list(respelled)
         if self.in_memory and (stored := self.in_memory.in_memory(module)):
             return [name for name in stored if name in self.shapes]
         return [
@@ -133,16 +133,16 @@ class BaseModel:
         if len(names) == 1:
             return names[0]
         if names:
-            found = f"several modules of {self.description} may be it: {', '.join(names[:3])}"
+            problem = f"several modules of {self.description} match: {', '.join(names[:3])}"
         else:
             near = get_close_matches(module, self.shapes, n=3, cutoff=0.4) or [*self.shapes][:3]
             also = tuple(self.in_memory.tried(module)) if self.in_memory else ()
             tried = f" (nor {', '.join(also)})" if also else ""
-            found = (
+            problem = (
                 f"{self.description} has no such module{tried}; the nearest are {', '.join(near)}"
             )
         raise CheckpointError(
-            f"the adapter needs the weight of {module}, but {found}. {_OTHER_MODEL}"
+            f"the adapter needs the weight of {module}, but {problem}. {_OTHER_MODEL}"
         )
 
 
@@ -169,7 +169,7 @@ def base_model(base: Any, variant: str | None = None) -> BaseModel:
         >>> base_model(["proj"]).modules
         ('proj',)
 
-    Source: docs/design.md, words: site, params.
+    Source: docs/design.md, Terms: site, params.
     """
     if isinstance(base, str | os.PathLike):
         from jaxmix.converters.adapters.common.base_folder import folder_model  # it imports this
@@ -208,12 +208,12 @@ def orientations(
 
 
 def _of_names(names: Iterable[str]) -> BaseModel:
-    """A model of which only the names are known."""
+    """Returns a model of which only the names are known."""
     description = "a list of module names"
 
     def read(name: str) -> np.ndarray:
         raise CheckpointError(
-            f"the adapter needs the weight of {name}, but base is {description}. Give the "
+            f"the adapter needs the weight of {name}, but base is {description}. Pass the "
             "params, or the base's folder."
         )
 
@@ -224,35 +224,35 @@ def _of_names(names: Iterable[str]) -> BaseModel:
 _ENDS = (".weight", ".kernel", ".embedding", ".scale")
 
 
-def _no_base(given: Any) -> CheckpointError:
-    """The error for a value that is not a model."""
+def _no_base(value: Any) -> CheckpointError:
+    """Returns the error for a value that is not a model."""
     return CheckpointError(
-        f"base is a {type(given).__name__} without weights that have PyTorch's names, expected "
+        f"base is a {type(value).__name__} without weights that have PyTorch's names, expected "
         "params, a Hugging Face folder, or a list of module names."
     )
 
 
 def _of_params(params: Any) -> BaseModel:
-    """A params tree."""
+    """Returns the model in a params tree."""
     try:
         tree = Tree.of(params)
     except LayoutError as error:
         raise _no_base(params) from error
-    found = {}
+    place_of = {}
     for leaf in tree.where:
         end = next((end for end in _ENDS if leaf.endswith(end)), "")
         module = leaf.removesuffix(end).removeprefix("params.")
         places = [place for place in NAMES.places(module, "weight") if place.leaf == leaf]
         if places and not leaf.endswith(".bias") and hasattr(tree.leaf(places[0]), "shape"):
-            found[module] = places[0]
-    if not found:
+            place_of[module] = places[0]
+    if not place_of:
         raise _no_base(params)
-    shapes = {name: place.shape(tree.leaf(place).shape) for name, place in found.items()}
+    shapes = {name: place.shape(tree.leaf(place).shape) for name, place in place_of.items()}
 
     def read(name: str) -> np.ndarray:
-        leaf = tree.leaf(found[name])
+        leaf = tree.leaf(place_of[name])
         with jax.enable_x64(True):  # keeps float64
-            return np.asarray(found[name].get(_array(leaf)))
+            return np.asarray(place_of[name].get(_array(leaf)))
 
     def read_bias(name: str) -> np.ndarray | None:
         places = [place for place in NAMES.places(name, "bias") if place.leaf in tree.where]
@@ -264,7 +264,7 @@ def _of_params(params: Any) -> BaseModel:
     # jax sorts a dict, but a flat one still has its own order.
     is_flat = isinstance(params, Mapping) and set(params) == set(tree.where)
     order = tuple(params) if is_flat else ()
-    at = {name: NAMES.places(name, "bias") for name in found}
+    at = {name: NAMES.places(name, "bias") for name in place_of}
     biases = {
         f"{name}.bias": tuple(tree.leaf(place).shape)
         for name, places in at.items()

@@ -18,7 +18,7 @@ def join_models(models: Mapping[str, BaseModel], description: str) -> BaseModel:
         description: The pipeline, for messages.
 
     Returns:
-        A model whose modules have the component in front of their names.
+        A model whose modules have the component as prefix.
     """
     shapes = {
         f"{component}.{name}": shape

@@ -1,8 +1,8 @@
 """Gives LoRAs one rank and one scale, for readers that know only ``r`` and ``lora_alpha``.
 
-PEFT's ``rank_pattern`` and ``alpha_pattern`` give single sites a rank and an alpha of their own.
+PEFT's ``rank_pattern`` and ``alpha_pattern`` give individual sites a different rank and alpha.
 llama.cpp and others read neither: at every site they divide ``lora_alpha`` by ``r`` or by the
-tensor's own rank. With one rank and one scale at all sites, every reader computes the same scale.
+tensor's rank. With one rank and one scale at all sites, every reader computes the same scale.
 """
 
 from collections import Counter
@@ -54,7 +54,7 @@ def with_equal_ranks(updates: Mapping[str, Update], scale: float | None = None) 
         return dict(updates)
     rank = max(1, *(update.a.shape[-2] for update in loras.values()))
     if scale is None:
-        counts = Counter(own for x in loras.values() if (own := as_float(x.scale)))
+        counts = Counter(value for x in loras.values() if (value := as_float(x.scale)))
         scale = counts.most_common(1)[0][0] if counts else 1.0
     padded = {site: with_scale(_padded(update, rank), scale) for site, update in loras.items()}
     if lost := [
@@ -84,9 +84,9 @@ def with_scale(update: Any, scale: float) -> Any:
         >>> with_scale(LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0), 1.0).b.tolist()
         [[2.0], [2.0]]
     """
-    if (own := as_float(update.scale)) == scale:
+    if (current := as_float(update.scale)) == scale:
         return update
-    ratio = own / scale
+    ratio = current / scale
     # The factors of an embedding are swapped: its A is PEFT's B.
     name = "a" if getattr(update, "embedding", False) else "b"
     changed = {name: _times(getattr(update, name), ratio)}
@@ -95,11 +95,11 @@ def with_scale(update: Any, scale: float) -> Any:
     return replace(update, scale=scale, **changed)
 
 
-def _times(array: Any, by: float) -> np.ndarray:
-    """The product, rounded once to the array's own dtype."""
-    own = np.asarray(array)
+def _times(array: Any, factor: float) -> np.ndarray:
+    """Returns the product, rounded once to the array's dtype."""
+    values = np.asarray(array)
     with np.errstate(over="ignore"):  # reported by site
-        return (own.astype(np.float64) * by).astype(own.dtype)
+        return (values.astype(np.float64) * factor).astype(values.dtype)
 
 
 def _padded(update: Any, rank: int) -> Any:

@@ -44,9 +44,9 @@ def ignored_names(ignore: object) -> tuple[str, ...]:
     Raises:
         UnsupportedError: If it is anything else.
     """
-    given = (ignore,) if isinstance(ignore, str) else ignore
-    if isinstance(given, Sequence) and all(isinstance(name, str) and name for name in given):
-        return tuple(given)
+    names = (ignore,) if isinstance(ignore, str) else ignore
+    if isinstance(names, Sequence) and all(isinstance(name, str) and name for name in names):
+        return tuple(names)
     raise UnsupportedError(
         f"ignore is {ignore!r}, expected the name of a file next to the adapter, a glob such as "
         "'*.bin', or a list of them."
@@ -71,7 +71,8 @@ def extra_weights(
 
     Args:
         names: The names of all files in the folder.
-        is_own_file: Whether the reader reads a file of that name, or the file is a copy of one.
+        is_own_file: Whether the reader reads a file of that name, or the file is a copy of such a
+            file.
         ignore: Names and globs of files to leave out.
 
     Returns:
@@ -92,13 +93,13 @@ def extra_weights(
 
 
 def is_whole_model(name: str) -> bool:
-    """Returns whether a file has the name of a whole model's weights, as ``model.safetensors``.
+    """Returns whether a file has the name of a whole model's weights: ``model.safetensors``.
 
     Args:
         name: The file's name.
 
     Returns:
-        Whether it is.
+        True if so.
     """
     return _MODEL.fullmatch(name) is not None
 

@@ -26,7 +26,7 @@ def check_ranks(factors: SiteTensors, axes: dict[str, tuple[int, int]], rank: in
 
     Args:
         factors: The tensors of a site.
-        axes: For each factor its number of axes, and which of them is the rank.
+        axes: For each factor its number of axes, and the axis of the rank.
         rank: The rank.
 
     Raises:

@@ -57,7 +57,7 @@ def read_sidecars(
     # If no name agrees, the base has another library's names, which prove nothing.
     has_same_names = any(_tail(site) in modules for site in sites)
     modules |= {_tail(head) for head in HEADS}  # a base with a tied head may have no leaf for it
-    found: dict[str, dict[str, np.ndarray]] = {}
+    collected: dict[str, dict[str, np.ndarray]] = {}
     problems: dict[str, str] = {}
     for name in names:
         if not name.endswith(".safetensors") or is_whole_model(name):
@@ -77,17 +77,17 @@ def read_sidecars(
                 wrong.append(f"{key} belongs to a head that TRL adds, which the base does not have")
             elif base is not None and has_same_names and _tail(site) not in modules:
                 wrong.append(f"{base.description} has no module {site}")
-            elif any(_differs(array, others, site, leaf) for others in (*own_leaves, found)):
+            elif any(_differs(array, others, site, leaf) for others in (*own_leaves, collected)):
                 wrong.append(f"{key} is also in another file, with different numbers")
             else:
                 leaves.setdefault(site, {})[leaf] = array
         if wrong:
             problems[name] = "; ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
-        for site, own in leaves.items():
-            found.setdefault(site, {}).update(own)
+        for site, arrays in leaves.items():
+            collected.setdefault(site, {}).update(arrays)
     if problems:
         raise unread_error(str(folder), problems)
-    return found
+    return collected
 
 
 def _differs(array: np.ndarray, others: Leaves, site: str, leaf: str) -> bool:

@@ -25,9 +25,9 @@ def common_value(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         >>> common_value({"a.q": 8, "a.k": 8, "b.q": 4})
         (8, {'^b\\.q': 4})
     """
-    most, _ = Counter(values.values()).most_common(1)[0]
+    common, _ = Counter(values.values()).most_common(1)[0]
     # PEFT allows any prefix before a pattern, except before a ^.
-    return most, {f"^{re.escape(site)}": v for site, v in values.items() if v != most}
+    return common, {f"^{re.escape(site)}": v for site, v in values.items() if v != common}
 
 
 def as_float(value: Any) -> float:
@@ -50,8 +50,8 @@ def ranks_and_alphas(
     """
     alphas = {site: _alpha(as_float(scales[site]), rank) for site, rank in ranks.items()}
     rank, rank_pattern = common_value(ranks)
-    most, alpha_pattern = common_value(alphas)
-    fields = {"r": rank, alpha: most}
+    common_alpha, alpha_pattern = common_value(alphas)
+    fields = {"r": rank, alpha: common_alpha}
     return {**fields, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
 
 

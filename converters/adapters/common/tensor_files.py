@@ -65,7 +65,7 @@ def file_tensors(path: Path) -> dict[str, Any]:
         AdapterError: If a number in it is not finite.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file, expected a .safetensors. Give its path.")
+        raise CheckpointError(f"{path} is not a file, expected a .safetensors. Pass its path.")
     return strip_wrappers(read_tensors(path), str(path))
 
 
@@ -103,7 +103,7 @@ def is_adapter_by_itself(path: Path) -> bool:
 
 
 def has_peft_keys(path: Path) -> bool:
-    """Returns whether a file of tensors is of PEFT, by its name or its keys."""
+    """Returns whether a file of tensors is PEFT's, by its name or its keys."""
     is_named = path.name.startswith("adapter_model")
     return is_named or any(key.startswith("base_model.") for key in file_keys(path))
 

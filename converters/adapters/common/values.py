@@ -69,7 +69,9 @@ def _are_patterns(value: Any, holds: Callable[[Any], bool]) -> bool:
 
 def _are_masks(value: Any) -> bool:
     lists = value.values() if isinstance(value, dict) else [None]
-    return all(isinstance(x, list) and all(isinstance(kept, bool) for kept in x) for x in lists)
+    return all(
+        isinstance(x, list) and all(isinstance(is_kept, bool) for is_kept in x) for x in lists
+    )
 
 
 def _are_names(value: Any) -> bool:

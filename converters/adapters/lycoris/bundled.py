@@ -1,4 +1,4 @@
-"""Tensors that trainers write into an adapter's file, and that are not updates of a weight."""
+"""Tensors in an adapter's file that are not updates of a weight."""
 
 import warnings
 from collections.abc import Mapping

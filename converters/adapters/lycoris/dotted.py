@@ -82,8 +82,8 @@ def tensors_by_module(
         place = plain[module]
         if not is_selected(place.part, part, parts):
             continue
-        known = places.setdefault(place, {}).get(parameter)
-        if known is not None and not np.array_equal(known, tensor):
+        earlier = places.setdefault(place, {}).get(parameter)
+        if earlier is not None and not np.array_equal(earlier, tensor):
             unknown.append(f"{key}: a duplicate of {parameter}")
         places[place][parameter] = tensor
     if unknown:
@@ -93,9 +93,9 @@ def tensors_by_module(
             "lokr_w1, hada_w1_a, alpha."
         )
     if not places:
-        found = sorted({split_part(key).part or "''" for key in tensors})
+        names = sorted({split_part(key).part or "''" for key in tensors})
         raise CheckpointError(
-            f"{where} has no keys for part={part!r}, expected one of {', '.join(found)}."
+            f"{where} has no keys for part={part!r}, expected one of {', '.join(names)}."
         )
     if any(module.startswith(_PEFT) for module in modules):
         _check_alpha(places, where)
@@ -112,7 +112,7 @@ def _check_alpha(places: Mapping[PartModule, SiteTensors], where: str) -> None:
     if any(_LOW_RANK & factors.keys() and "alpha" not in factors for factors in places.values()):
         raise UnsupportedError(
             f"{where} is a file of PEFT (base_model.model.…), whose alpha is in its config and "
-            "not in the file. Give the folder that contains it and its adapter_config.json."
+            "not in the file. Pass the folder that contains it and its adapter_config.json."
         )
 
 
@@ -212,19 +212,19 @@ def _modules_named(place: PartModule, modules: Collection[str], spellings: Spell
         return [full] if full in modules else list(spellings.of(full))
     for module in respell_module(place.part, place.module):
         full = f"{place.part}.{module}" if place.part else module
-        own = tuple(dict.fromkeys((full, module)))
+        plain = tuple(dict.fromkeys((full, module)))
         aliases = [f"{name}.{module}" for name in components_of(place.part)]
-        for names in (own, aliases):
-            if found := [name for name in names if name in modules]:
-                return found
-        for names in (own, aliases):
-            if found := [match for name in names for match in spellings.of(name)]:
-                return found
+        for names in (plain, aliases):
+            if matches := [name for name in names if name in modules]:
+                return matches
+        for names in (plain, aliases):
+            if matches := [match for name in names for match in spellings.of(name)]:
+                return matches
         # Some files have underscores for some of the dots.
-        for names in (own, aliases):
+        for names in (plain, aliases):
             flat = {name.replace(".", "_").strip("_") for name in names}
-            if "_" in module and (found := [m for m in modules if m.replace(".", "_") in flat]):
-                return found
+            if "_" in module and (matches := [m for m in modules if m.replace(".", "_") in flat]):
+                return matches
     return []
 
 

@@ -1,4 +1,4 @@
-"""Modules that a file has twice, under two names."""
+"""Detects modules that a file contains twice, under two names."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _UP, _DOWN = "lora_up.weight", "lora_down.weight"
 
 
 def is_double(tensors: SiteTensors, others: Sequence[SiteTensors]) -> bool:
-    """Whether a module's tensors are those of another one, or of those into which it is split.
+    """Whether a module's tensors equal those of another module, or of its parts.
 
     Args:
         tensors: The tensors of the module.
@@ -28,9 +28,9 @@ def is_double(tensors: SiteTensors, others: Sequence[SiteTensors]) -> bool:
         return _are_equal(_with_alpha(tensors), _with_alpha(others[0]))
     if not all({_UP, _DOWN} <= set(each) <= {_UP, _DOWN, "alpha"} for each in (tensors, *others)):
         return False
-    whole = np.concatenate([each[_UP] for each in others])
+    joined_up = np.concatenate([each[_UP] for each in others])
     return all(
-        _are_equal(_with_alpha(tensors), _with_alpha({**each, _UP: whole})) for each in others
+        _are_equal(_with_alpha(tensors), _with_alpha({**each, _UP: joined_up})) for each in others
     )
 
 

@@ -78,14 +78,14 @@ def split_key(key: str) -> tuple[str, str] | None:
         >>> split_key("diffusion_model.blocks.3.diff_m")
         ('diffusion_model.blocks.3.modulation', 'diff')
     """
-    if found := _WITH_NAME.fullmatch(key):
-        key = found["before"] + found["after"]
+    if match := _WITH_NAME.fullmatch(key):
+        key = match["before"] + match["after"]
     # A difference of the tensor `modulation` of Wan's blocks and head.
     if key.endswith(".diff_m"):
         return f"{key.removesuffix('diff_m')}modulation", "diff"
     # Flux's control LoRAs contain the trained weights of these norms.
-    if found := _NORM.fullmatch(key):
-        return found["module"] or found["other"], "saved_weight"
+    if match := _NORM.fullmatch(key):
+        return match["module"] or match["other"], "saved_weight"
     for end in _ENDS:
         if key.endswith(f".{end}"):
             module = key.removesuffix(f".{end}")

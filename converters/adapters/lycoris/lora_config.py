@@ -23,8 +23,8 @@ def as_lora(update: Update) -> Update:
             return replace(lora, magnitude=update.magnitude)
         case Together(parts=(LoRA(bias=None) as lora, Delta(weight=None) as bias)):
             delta = np.asarray(bias.bias)
-            own: Any = delta / np.asarray(lora.scale, delta.dtype)
-            return replace(lora, bias=own)
+            scaled: Any = delta / np.asarray(lora.scale, delta.dtype)
+            return replace(lora, bias=scaled)
         case _:
             return update
 

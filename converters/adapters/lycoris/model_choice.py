@@ -25,7 +25,7 @@ def chosen_model(
     Args:
         program: The program for which names are needed.
         adapter: The adapter's name, for messages.
-        modules: Its modules in the model that makes the picture, without a component.
+        modules: Its modules in the denoiser, without a component.
         roles: The roles of its components.
         names: The model's name or config; None to find it.
         shapes: The shapes of the base's modules; empty without one.
@@ -34,14 +34,14 @@ def chosen_model(
         The model; None if no table has the modules.
 
     Raises:
-        LayoutError: If several fit whose names differ, or there is no such model.
+        LayoutError: If several models fit and their names differ, or there is no such model.
     """
     models = image_models(names)
     if "te2" in roles and any(model.name == "sdxl" for model in models):
         models = [model for model in models if model.name not in ("sd15", "sdxl_refiner")]
     fitting = fitting_models(models, modules)
     if shapes and len(fitting) > 1:
-        # The base's own names decide; its leaves without an update are of no account otherwise.
+        # The base's own names decide, including those of modules without an update.
         fitting = fitting_models(fitting, tuple(shapes)) or fitting
     if not fitting:
         return models[0] if names is not None and len(models) == 1 else None
@@ -49,18 +49,18 @@ def chosen_model(
         str(_answer(program, model, modules, "te1" in roles)): model for model in reversed(fitting)
     }
     if len(answers) > 1:
-        found = sorted(answers.values(), key=lambda model: model.name)
+        candidates = sorted(answers.values(), key=lambda model: model.name)
         raise LayoutError(
             f"{adapter}: its modules ({modules[0]} …) may be those of "
-            f"{' or '.join(model.name for model in found)}, which have different names in files "
-            f"of {program.name}. Say which model it is: {option('names', found[0].name)}, or "
-            f"give its base: {option('base', ...)}."
+            f"{' or '.join(model.name for model in candidates)}, which have different names in "
+            f"files of {program.name}. Say which model it is: "
+            f"{option('names', candidates[0].name)}, or pass its base: {option('base', ...)}."
         )
     return fitting[0]
 
 
 def _answer(program: Program, model: ImageModel, modules: tuple[str, ...], has_text: bool) -> Any:
-    """What a file depends on: the names of modules, of components, and the text encoders."""
+    """Returns what determines a file: the names of modules and components, and text encoders."""
     text = (model.text_encoders, model.name == "flux") if has_text else ()
     if not program.has_original_names(model):
         pieces = [model.templates.pieces(f"{module}.weight") for module in modules]
@@ -69,8 +69,8 @@ def _answer(program: Program, model: ImageModel, modules: tuple[str, ...], has_t
         return text, model.table.prefix, pieces
     names = []
     for module in modules:
-        found = [item for item in model.templates.stored(module) if not _without(model, item[0])]
-        names.append(module if model.templates.has_source(module) or not found else found[0][0])
+        stored = [item for item in model.templates.stored(module) if not _without(model, item[0])]
+        names.append(module if model.templates.has_source(module) or not stored else stored[0][0])
     return text, names
 
 

@@ -52,15 +52,15 @@ def match_modules(
     for module in modules:
         plain.setdefault(module.replace(".", "_"), []).append(module)
         bare_names.setdefault(bare(module).replace(".", "_"), []).append(module)
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     problems: list[str] = []
     lost: dict[str, tuple[str, str]] = {}
-    for name, (role, rest) in wanted.items():
+    for name, (role, bare_name) in wanted.items():
         fitting: list[str] = []
         # Some trainers add an underscore at the end.
         spellings = dict.fromkeys(
             spelling
-            for each in (rest, rest.strip("_"))
+            for each in (bare_name, bare_name.strip("_"))
             for spelling in respell_module(role, each, "_")
         )
         for spelling in spellings:
@@ -69,18 +69,18 @@ def match_modules(
             for table in (plain, bare_names):
                 fitting = fitting or [module for key in keys for module in table.get(key, ())]
         if len(fitting) == 1:
-            found[name] = fitting[0]
+            matches[name] = fitting[0]
         elif fitting:
             problems.append(f"{name}: may be {' or '.join(fitting)}")
         else:
-            lost[name] = role, rest.strip("_")
+            lost[name] = role, bare_name.strip("_")
     owners: dict[str, str] = {}
-    for name, module in tuple(found.items()):
+    for name, module in tuple(matches.items()):
         if (other := owners.setdefault(module, name)) == name:
             continue
         is_same_model = wanted[name][0] == wanted[other][0]
         if is_same_model and tensors and is_double(tensors[name], [tensors[other]]):
-            del found[name]
+            del matches[name]
         else:
             problems.append(f"{name}: is {module}, and so is {other}")
     wanted_names = {name: spellings_of(role, rest, "_") for name, (role, rest) in lost.items()}
@@ -88,7 +88,7 @@ def match_modules(
         module = in_component(lost.pop(name)[0], other, modules)
         doubles = [owners[m] for m in ((module,) if module in owners else parts) if m in owners]
         if len(doubles) < len(parts):
-            owners[module], found[name] = name, module
+            owners[module], matches[name] = name, module
         elif tensors is None or not is_double(tensors[name], [tensors[d] for d in doubles]):
             problems.append(f"{name}: is {module}, and so is {' and '.join(doubles)}")
     for name, (role, _) in lost.items():
@@ -96,36 +96,36 @@ def match_modules(
         problems.append(f"{name}: {reason}")
     if problems:
         raise CheckpointError(
-            f"{where}: names in which dots became underscores, and that the base does not "
-            f"settle:{listing(problems)}\nExpected for each exactly one of the base's "
+            f"{where}: names with underscores for dots that the base does not resolve:"
+            f"{listing(problems)}\nExpected each to match exactly one of the base's "
             f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Was the adapter trained "
             "on another model, or does the file use other names for its modules? If the file "
             f"covers several models, select one with {option('part', '…')}, the prefix of its "
             "names."
         )
-    return found
+    return matches
 
 
 def best_other_names(
     wanted: Mapping[T, Sequence[str]], modules: Collection[str]
 ) -> dict[T, tuple[str, tuple[str, ...]]]:
-    """Finds names of an image or video model's other scheme, by the table that has most of them.
+    """Finds names in an image or video model's other scheme, by the table that has most of them.
 
     Args:
-        wanted: The spellings of each name, by anything; underscores may stand for dots.
+        wanted: The spellings of each name, by any key; underscores may stand for dots.
         modules: The base's module names.
 
     Returns:
-        ``{key in wanted: (name with dots, the base's modules)}`` of those that are found; the
-        modules are empty if the name is only a part of one.
+        ``{key in wanted: (name with dots, the base's modules)}`` for the names that are found; the
+        modules are empty if a name is only a part of a module.
     """
     best: dict[T, tuple[str, tuple[str, ...]]] = {}
     for names in other_names(modules) if wanted else ():
         flat = {other.replace(".", "_"): other for other in names}
-        found: dict[T, tuple[str, tuple[str, ...]]] = {}
+        matches: dict[T, tuple[str, tuple[str, ...]]] = {}
         for key, spellings in wanted.items():
             fitting = (n for name in spellings if (n := name.replace(".", "_")) in flat)
             if (name := next(fitting, None)) is not None:
-                found[key] = flat[name], names[flat[name]]
-        best = max(best, found, key=len)
+                matches[key] = flat[name], names[flat[name]]
+        best = max(best, matches, key=len)
     return best

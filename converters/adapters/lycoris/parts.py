@@ -1,8 +1,8 @@
 """The parts of a pipeline: the models that one file may cover, by each program's prefixes.
 
-A part has a *role*: the model that makes the picture (``unet``, also where it is a transformer),
-or one of the text encoders (``te1``, ``te2``, ``te3``). Each program has its own prefixes for
-these, and each pipeline its own names.
+A part has a *role*: the denoiser (``unet``, also where it is a transformer), or one of the text
+encoders (``te1``, ``te2``, ``te3``). Each program has its own prefixes for these, and each pipeline
+its own names.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -80,7 +80,7 @@ _OPEN_CLIP: dict[str, str] = {
     "conditioner.embedders.1.model": "te2",
     "conditioner.embedders.0.model": "te2",
 }
-# Components that a file names only if it says so: of two transformers, diffusers uses the first.
+# Components that only their own names select: of two transformers, diffusers uses the first.
 _SECOND = {"transformer_2": "unet", "unet_2": "unet"}
 _ROLES = {
     **PREFIXES,
@@ -96,7 +96,7 @@ def role_of(part: str) -> str:
 
     Args:
         part: The prefix of a file's keys, or the name of a pipeline's component. Names without a
-            prefix belong to the model that makes the picture.
+            prefix belong to the denoiser.
 
     Returns:
         The role, or the part itself if it has none.
@@ -118,8 +118,8 @@ def split_component(site: str) -> tuple[str, str]:
         >>> split_component("text_encoder_2.encoder.q"), split_component("blocks.0.ffn.0")
         (('text_encoder_2', 'encoder.q'), ('', 'blocks.0.ffn.0'))
     """
-    found = (name for name in _known_components() if site.startswith(f"{name}."))
-    component = max(found, key=len, default="")
+    components = (name for name in _known_components() if site.startswith(f"{name}."))
+    component = max(components, key=len, default="")
     return component, site.removeprefix(f"{component}.") if component else site
 
 
@@ -148,7 +148,7 @@ def is_selected(part: str, wanted: object, parts: Collection[str]) -> bool:
 
 
 def is_second(part: str) -> bool:
-    """Whether a part is the second model of its role: a file is read for it only by its name."""
+    """Whether a part is the second model of its role, which only its own name selects."""
     return part in _SECOND
 
 
@@ -204,15 +204,15 @@ def _known_components() -> set[str]:
 
 
 def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, ...]:
-    """Returns a module's name, and the other names that it has in some versions of its model.
+    """Returns a module's name, and its other names in some versions of its model.
 
-    CLIP's text encoder has ``text_model.`` in front of all names, but not when transformers 5 saves
-    a ``CLIPTextModel``.
+    All names in CLIP's text encoder start with ``text_model.``, except when transformers 5 saves a
+    ``CLIPTextModel``.
 
     Args:
         part: The prefix of a file's keys, or a role.
         module: The module's name.
-        separator: What is between the parts of the name.
+        separator: The separator between the parts of the name.
 
     Example:
         >>> respell_module("te1", "text_model.encoder.layers.0.mlp.fc1")[1]
@@ -255,7 +255,7 @@ def spellings_of(part: str, module: str, separator: str = ".") -> tuple[str, ...
 
 
 def missing_component(wanted: Sequence[str], modules: Iterable[str]) -> str:
-    """Describes that a base of several models lacks one.
+    """Describes the absence of a model from a base of several models.
 
     Args:
         wanted: The names that the model may have, as `components_of` returns them.
@@ -264,8 +264,8 @@ def missing_component(wanted: Sequence[str], modules: Iterable[str]) -> str:
     Returns:
         A message; "" if the base is a single model, or has that one.
     """
-    found = {name.partition(".")[0] for name in modules} & _known_components()
+    components = {name.partition(".")[0] for name in modules} & _known_components()
     # The first word of a single model's own names may be `transformer`, as in GPT-2.
-    if len(found) < 2 or found.intersection(wanted):
+    if len(components) < 2 or components.intersection(wanted):
         return ""
-    return f"the base has no {wanted[0]}, only {', '.join(sorted(found))}"
+    return f"the base has no {wanted[0]}, only {', '.join(sorted(components))}"

@@ -1,4 +1,4 @@
-"""Programs that read adapters, and what each writes before the names of a component."""
+"""Programs that read adapters, and the prefixes that each gives to a pipeline's components."""
 
 import re
 from collections.abc import Mapping
@@ -24,10 +24,9 @@ class Program:
 
     Args:
         name: Its name in messages.
-        is_original: Whether it has the original project's names of modules, not diffusers'.
-        picture: What it writes before the names of the model that makes the picture; None if that
-            is the name of the component in diffusers.
-        text: The same for the text encoders, by role.
+        is_original: Whether it uses the original project's names of modules, not diffusers'.
+        picture: The prefix of the denoiser's modules; None for the component's name in diffusers.
+        text: The prefixes of the text encoders' modules, by role.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Program:
     text: Mapping[str, str]
 
     def has_original_names(self, model: ImageModel) -> bool:
-        """Returns whether it has the original names of a model's modules.
+        """Returns whether it uses the original names of a model's modules.
 
         Args:
             model: The model.

@@ -1,8 +1,8 @@
 """Names of an adapter's modules in the files of each program that reads them.
 
-Programs differ in three ways: in the scheme of a model's modules, the original project's or
-diffusers' (``converters/names/images``); in what they write before the name of a component; and in
-dots or underscores.
+Programs differ in three ways: in the names of a model's modules, which are the original project's
+or diffusers' (``converters/names/images``); in the prefixes of components; and in dots or
+underscores.
 """
 
 import re
@@ -40,7 +40,7 @@ __all__ = ["NamedFor", "named_for"]
 
 _PICTURE = "unet"
 _TEXT = ("te1", "te2", "te3")
-# Modules of CLIP's and T5's text encoders, whose names tell the component if nothing else does.
+# Modules of CLIP's and T5's text encoders, whose names determine the component if no prefix does.
 _CLIP = re.compile(
     r"(text_model\.)?(encoder\.layers|embeddings|final_layer_norm)\.|text_projection"
 )
@@ -53,8 +53,8 @@ class NamedFor:
 
     Args:
         updates: ``{(prefix, module): update}``; the module's name has dots.
-        sites: The adapter's sites that each became.
-        model: The model that makes the picture; None if no table has its names.
+        sites: ``{(prefix, module): site}``, the adapter's site of each update.
+        model: The denoiser; None if no table has its names.
     """
 
     updates: dict[tuple[str, str], Update]
@@ -74,15 +74,15 @@ def named_for(
 
     Args:
         program: The program.
-        adapter: The adapter, with sites by any program's names, with or without a component.
+        adapter: The adapter, with sites under any program's names, with or without a component.
         prefix: The prefix of the sites that name no component.
         names: The model's name or config; ``""`` to keep the names of modules; None to find it.
-        base: The adapter's base, as in `jaxmix.load`, which tells the model and sizes.
+        base: The adapter's base, as in `jaxmix.load`, which determines the model and sizes.
 
     Raises:
         AdapterError: If it is not an adapter, has no sites, or is for two models of one role.
         LayoutError: If several models fit whose names differ.
-        UnsupportedError: If an update can't be brought to the names, or the program reads no
+        UnsupportedError: If an update can't be converted to the names, or the program reads no
             adapter of a text encoder; all are listed.
     """
     if not isinstance(adapter, Adapter):
@@ -98,12 +98,12 @@ def named_for(
         model = chosen_model(program, adapter.name, tuple(picture), parts, names, shapes)
     updates: dict[tuple[str, str], Update] = {}
     sites: dict[tuple[str, str], str] = {}
-    for role, own in parts.items():
-        made = {module: update for module, (_, update) in own.items()}
+    for role, by_module in parts.items():
+        renamed = {module: update for module, (_, update) in by_module.items()}
         if role == _PICTURE and model is not None:
-            made = _renamed(program, adapter.name, made, model, shapes)
-        for module, update in made.items():
-            site = own[module][0] if module in own else module
+            renamed = _renamed(program, adapter.name, renamed, model, shapes)
+        for module, update in renamed.items():
+            site = by_module[module][0] if module in by_module else module
             key = _key(program, role, module, site, prefix, model, parts)
             sites[key], updates[key] = site, update
     _check_text(program, adapter.name, parts, model)
@@ -135,9 +135,9 @@ def _by_role(adapter: Adapter, prefix: str | None) -> _Parts:
         other, _ = parts.setdefault(role, {}).setdefault(module, (site, update))
         if other != site:
             twice.append(f"{other} and {site}")
-    for found in components.values():
-        if any(map(is_second, found)) and len(found) > 1:
-            names = " and ".join(sorted(found))
+    for role_components in components.values():
+        if any(map(is_second, role_components)) and len(role_components) > 1:
+            names = " and ".join(sorted(role_components))
             raise AdapterError(
                 f"{adapter.name}: has sites of {names}, and a file covers one of them. Write a "
                 "file for each, with the sites of one component: "
@@ -157,15 +157,15 @@ def _without_open_clip(updates: Mapping[str, Update]) -> dict[str, Update]:
 
 
 def _shapes(base: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of the modules of the base's model that makes the picture."""
+    """Returns the shapes of the modules of the base's denoiser."""
     if base is None:
         return {}
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in base_model(base).shapes.items():
         component, module = split_component(name)
         if role_of(component) == _PICTURE and not is_second(component):
-            found[module] = shape or ()
-    return found
+            shapes[module] = shape or ()
+    return shapes
 
 
 # HunyuanVideo's embedders, which ComfyUI renames.
@@ -179,7 +179,7 @@ def _renamed(
     model: ImageModel,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Update]:
-    """The updates of the model that makes the picture, by the names of a program."""
+    """Returns the denoiser's updates under the names of a program."""
     unknown = [module for module in updates if not model.has(module)]
     is_original = program.has_original_names(model)
     if unknown and (is_original or any(map(model.is_original, updates))):
@@ -195,23 +195,24 @@ def _renamed(
         in_comfyui = program is COMFYUI
         without = _IN_COMFYUI if in_comfyui else r"(time_in|guidance_in|embedder)\.(in|out)_layer"
     # Names that the program does not have go to diffusers' names first.
-    other = {m: update for m, update in updates.items() if re.search(without, m)}
-    rest = {m: update for m, update in updates.items() if m not in other}
-    updates = rest | with_memory_names(other, model.table, shapes)
-    made = with_original_names(updates, model.table, shapes, without=without)
-    _warn_of_dense(adapter, updates, made)
-    return made
+    without_name = {m: update for m, update in updates.items() if re.search(without, m)}
+    with_name = {m: update for m, update in updates.items() if m not in without_name}
+    updates = with_name | with_memory_names(without_name, model.table, shapes)
+    renamed = with_original_names(updates, model.table, shapes, without=without)
+    _warn_of_dense(adapter, updates, renamed)
+    return renamed
 
 
-def _warn_of_dense(adapter: str, updates: Mapping[str, Update], made: Mapping[str, Update]) -> None:
-    """Warns of updates for which no family but a dense difference is left, which takes space."""
+def _warn_of_dense(
+    adapter: str, updates: Mapping[str, Update], renamed: Mapping[str, Update]
+) -> None:
+    """Warns of updates that only a dense difference expresses, which makes a large file."""
     known = {module for module, update in updates.items() if isinstance(update, Delta)}
-    dense = [module for module, update in made.items() if isinstance(update, Delta)]
+    dense = [module for module, update in renamed.items() if isinstance(update, Delta)]
     if dense and not known:
         warnings.warn(
-            f"{adapter}: updates of weights that are one there, and that only a dense difference "
-            f"expresses:{listing(dense)}\nThe file is exact and large; a LoRA is smaller: "
-            "jaxmix.to_lora(adapter, params).",
+            f"{adapter}: joined updates that only a dense difference expresses:{listing(dense)}\n"
+            "The file is exact and large; a LoRA is smaller: jaxmix.to_lora(adapter, params).",
             stacklevel=5,
         )
 
@@ -230,13 +231,13 @@ def _key(
     if role in _TEXT:
         if model is not None and model.name == "flux" and role == "te2":
             role = "te3"  # its second text encoder is T5
-        given = prefix is not None and not component
-        own = program.text[role]
+        is_given = prefix is not None and not component
+        text_prefix = program.text[role]
         if program is KOHYA and role == "te1" and _has_one_text_encoder(model, parts):
-            own = "lora_te"
+            text_prefix = "lora_te"
         if program.text is COMFYUI_TEXT and not CLIP_MODULES.fullmatch(module):
-            own = OTHER_CLIP.get(role, own)
-        return (prefix or "" if given else own), module
+            text_prefix = OTHER_CLIP.get(role, text_prefix)
+        return (prefix or "" if is_given else text_prefix), module
     if role != _PICTURE:  # such as a ControlNet
         return component, module
     if prefix is not None:

@@ -72,10 +72,10 @@ def build(factors: SiteTensors) -> Update:
 
     Source: LyCORIS, ``lycoris/modules``.
     """
-    found = [name for name, own in FAMILIES.items() if any(key in factors for key in own)]
-    if len(found) > 1:
+    families = [name for name, keys in FAMILIES.items() if any(key in factors for key in keys)]
+    if len(families) > 1:
         raise CheckpointError(
-            f"{describe_shapes(factors)}: factors of {' and '.join(found)} at the same module"
+            f"{describe_shapes(factors)}: factors of {' and '.join(families)} at the same module"
         )
     if wrong := [name for name, x in factors.items() if x.dtype not in FACTOR_DTYPES and x.ndim]:
         raise CheckpointError(
@@ -83,11 +83,11 @@ def build(factors: SiteTensors) -> Update:
         )
     used = dict(factors)
     norm, bias = used.pop("dora_scale", None), used.pop("diff_b", None)
-    if not found and bias is None:
+    if not families and bias is None:
         raise CheckpointError(f"{describe_shapes(factors)} without the factors that they belong to")
     parts: list[Update] = []
-    if found:
-        family = found[0]
+    if families:
+        family = families[0]
         belonging = (*FAMILIES[family], *OPTIONAL.get(family, ()))
         if unused := [name for name in used if name not in belonging]:
             problem = f"{', '.join(unused)} has no meaning with {family}"

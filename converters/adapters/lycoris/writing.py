@@ -31,7 +31,7 @@ def module_tensors(adapter: Adapter, sites: Mapping[str, str] = {}) -> dict[str,
 
     Args:
         adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, Diag-OFT, and dense differences.
-        sites: The sites' names in messages, where they have others by now.
+        sites: ``{site: original name}`` of renamed sites, for messages.
 
     Returns:
         ``{site: {parameter: array}}``, as `lycoris.updates.build` takes them.
@@ -45,12 +45,12 @@ def module_tensors(adapter: Adapter, sites: Mapping[str, str] = {}) -> dict[str,
         >>> float(tensors["alpha"]), tensors["lora_down.weight"].shape
         (1.0, (1, 3))
     """
-    strength, found = float(adapter.strength), {}
+    strength, modules = float(adapter.strength), {}
     failed: list[tuple[str, JaxmixError]] = []
     for site, update in adapter.updates.items():
         try:
             module = _tensors(update, strength)
-            found[site] = {name: np.asarray(x, order="C") for name, x in module.items()}
+            modules[site] = {name: np.asarray(x, order="C") for name, x in module.items()}
         except JaxmixError as error:
             failed.append((site, error))
     if failed:
@@ -59,7 +59,7 @@ def module_tensors(adapter: Adapter, sites: Mapping[str, str] = {}) -> dict[str,
             f"{listing(f'{sites.get(site, site)}: {error}' for site, error in failed)}\n"
             "Convert them to a LoRA: jaxmix.to_lora(adapter, params)."
         )
-    return found
+    return modules
 
 
 def save_tensors(
@@ -90,7 +90,7 @@ def save_tensors(
         )
     if place.exists() and not force:
         raise CheckpointError(
-            f"{place} exists. Give another name, or replace it: {option('force')}."
+            f"{place} exists. Choose another name, or replace it: {option('force')}."
         )
     unfinished = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     try:
@@ -114,9 +114,9 @@ def with_plain_bias(factors: SiteTensors) -> SiteTensors:
     """
     if "lora_up.bias" not in factors:
         return factors
-    rest = {key: x for key, x in factors.items() if key != "lora_up.bias"}
+    others = {key: x for key, x in factors.items() if key != "lora_up.bias"}
     scale = float(factors["alpha"]) / factors["lora_down.weight"].shape[0]
-    return {**rest, "diff_b": _scaled(factors["lora_up.bias"], scale)}
+    return {**others, "diff_b": _scaled(factors["lora_up.bias"], scale)}
 
 
 def _tensors(update: Update, strength: float) -> SiteTensors:

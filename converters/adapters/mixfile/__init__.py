@@ -22,9 +22,9 @@
 
 A part either has its updates, whose arrays are in mix.safetensors, or is read from its source: a
 path below the folder of mix.json, or a hub id (``./owner/name`` is a path), with ``subfolder``,
-``filename``, ``format``, ``ignore`` and ``options`` as for `jaxmix.load`. A file with only such
-parts is a recipe. Names, strengths and the order of parts may be edited; the updates of a part are
-protected by its hash.
+``filename``, ``format``, ``ignore`` and ``options`` as for `jaxmix.load`. A file whose parts are
+all read from sources is a recipe. Names, strengths and the order of parts may be edited; the
+updates of a part are protected by its hash.
 """
 
 from jaxmix.converters.adapters.mixfile.hashing import fingerprint

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # Returns the data for an array, given the array and the path of its field. Raises a ValueError if
-# something is wrong with the array.
+# the array is invalid.
 EncodeArray = Callable[[Any, str], Any]
 
 
@@ -46,7 +46,7 @@ def encode_updates(adapter: Adapter, leaf: Callable[[str], EncodeArray]) -> dict
         ``{site: {"family": …, field: …}}``.
 
     Raises:
-        AdapterError: If something in an update can't be written; all such updates are listed.
+        AdapterError: If updates can't be written; all are listed.
     """
     wrong: list[str] = []
     data: dict[str, Any] = {}
@@ -106,21 +106,21 @@ def decode_strength(
     used.add(data["tensor"])
     array = tensors.get(data["tensor"])
     if array is None or misfit(array, Float[np.ndarray, ""]):
-        found = "missing" if array is None else f"{array.shape} of {array.dtype}"
+        problem = "missing" if array is None else f"{array.shape} of {array.dtype}"
         raise CheckpointError(
-            f"{where}: the tensor {data['tensor']!r} is {found}, expected a strength () of floats. "
-            "Save the mix again, or put a number in its place."
+            f"{where}: the tensor {data['tensor']!r} is {problem}, expected a strength () of "
+            "floats. Save the mix again, or put a number in its place."
         )
     with jax.enable_x64(True):  # keeps float64
         return jnp.asarray(array)
 
 
 class _CodingError(Exception):
-    """What is wrong with one value; the caller adds the site."""
+    """The problem with one value; the caller adds the site."""
 
 
 def _encode(value: Any, leaf: EncodeArray, path: str) -> Any:
-    """A value of an update's field, or an update, as data."""
+    """Converts a value of an update's field, or an update, to data."""
     if isinstance(value, Update):
         return _encode_update(value, leaf, path)
     if isinstance(value, Tracer):
@@ -168,8 +168,8 @@ def _encode_update(update: Update, leaf: EncodeArray, path: str) -> dict[str, An
 
 def _defaults(family: type[Update]) -> dict[str, Any]:
     """The fields that may be left out, with their defaults."""
-    found = fields(family)  # pyright: ignore[reportArgumentType]
-    return {item.name: item.default for item in found if item.default is not MISSING}
+    items = fields(family)  # pyright: ignore[reportArgumentType]
+    return {item.name: item.default for item in items if item.default is not MISSING}
 
 
 def _is_same(value: Any, default: Any) -> bool:

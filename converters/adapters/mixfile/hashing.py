@@ -27,7 +27,7 @@ def fingerprint(adapter: Adapter | Mix, digests: dict[int, str] | None = None) -
         64 hexadecimal digits.
 
     Raises:
-        AdapterError: If something in it can't be written, and so not hashed.
+        AdapterError: If an update can't be written, and so not hashed.
 
     Example:
         >>> fingerprint(Adapter({})) == fingerprint(0.5 * Adapter({}, name="b"))

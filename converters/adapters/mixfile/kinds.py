@@ -30,7 +30,7 @@ def field_types(family: type[Update]) -> dict[str, Any]:
 
 
 def misfit(value: Any, kind: Any) -> str | None:
-    """Describes what was found and expected if a value does not have a type.
+    """Describes a value and the expected type if the value does not have this type.
 
     Args:
         value: A field's value; arrays are NumPy's or JAX's.
@@ -44,7 +44,9 @@ def misfit(value: Any, kind: Any) -> str | None:
         >>> misfit(np.ones(3), field_types(Update.__subclasses__()[0])["kernel"])
         'an array (3,) of float64, expected a tuple of integers'
     """
-    return None if _fits(value, kind) else f"{_found(value)}, expected {_expected(kind)}"
+    return (
+        None if _fits(value, kind) else f"{_describe_value(value)}, expected {_describe_type(kind)}"
+    )
 
 
 def _is_array(value: Any) -> bool:
@@ -90,7 +92,7 @@ def _fits_array(array: Any, kind: Any) -> bool:
     return len(array.shape) >= count if free else len(array.shape) == count
 
 
-def _found(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     """Describes a value for a message."""
     if _is_array(value):
         return f"an array {tuple(value.shape)} of {value.dtype}"
@@ -100,17 +102,17 @@ def _found(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _expected(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     """Describes a type for a message."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_expected, args))
+        return " or ".join(map(_describe_type, args))
     if origin is Literal:
         return " or ".join(map(repr, args))
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
-            return f"a tuple of {_NAMES.get(args[0], (_expected(args[0]),))[-1]}"
-        return f"a tuple ({', '.join(map(_expected, args))})"
+            return f"a tuple of {_NAMES.get(args[0], (_describe_type(args[0]),))[-1]}"
+        return f"a tuple ({', '.join(map(_describe_type, args))})"
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         dtype = kind.__name__.split("[")[0]  # Float, Int
         return f"an array ({', '.join(kind.dim_str.split())}) of {dtype}"

@@ -32,7 +32,7 @@ def is_mix(path: Path) -> bool:
         path: A folder with mix.json, or a JSON file that is not PEFT's config.
 
     Returns:
-        Whether it is.
+        True if so.
     """
     if path.is_file():
         is_other = path.name == "adapter_config.json" or path.name.endswith(".index.json")
@@ -42,7 +42,7 @@ def is_mix(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Recipes:
-    """What all the recipes that one `read_mix` reads have in common.
+    """The settings and the cache that nested recipes share.
 
     Args:
         finders: Finds the parts of a recipe.
@@ -75,8 +75,8 @@ def read_mix(
 
     Args:
         path: The folder, or the JSON file; a mix's tensors are stored next to it.
-        name: What to call the adapter; for a mix, the prefix of its parts' names, as in
-            ``name/part``. "" keeps the names in the file.
+        name: The adapter's name; for a mix, the prefix of its parts' names, as in ``name/part``.
+            "" keeps the names in the file.
         strength: A real scalar that multiplies every part's strength.
         finders: Finds the parts of a recipe.
         base: The model that a recipe's adapters were trained on, for the readers that take it.
@@ -116,9 +116,9 @@ def _read(path: Path, recipes: _Recipes) -> Adapter | Mix:
             part: Adapter | Mix = _stored_part(record, tensors, used, where)
         else:
             part = _source_part(record, file, where, recipes)
-        found = fingerprint(part, digests) if "sha256" in record else None
-        if found != record.get("sha256"):
-            changed.append(f"part {i}, {record.get('name') or record['source']}: {found}")
+        digest = fingerprint(part, digests) if "sha256" in record else None
+        if digest != record.get("sha256"):
+            changed.append(f"part {i}, {record.get('name') or record['source']}: {digest}")
         # A recipe's strength is not part of the hash.
         parts.append(part if is_stored else _times(part, float(record.get("strength", 1.0))))
         _check_count(file, parts)
@@ -181,7 +181,7 @@ def _tensors(file: Path, parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 def _stored_part(
     record: Mapping[str, Any], tensors: Mapping[str, np.ndarray], used: set[str], where: str
 ) -> Adapter:
-    """A part whose updates are in the file."""
+    """Decodes a part whose updates are in the file."""
     strength = decode_strength(record["strength"], tensors, used, where)
     updates = decode_updates(record["updates"], tensors, used, where)
     metadata = record.get("metadata", {})
@@ -191,23 +191,23 @@ def _stored_part(
 def _source_part(
     record: Mapping[str, Any], file: Path, where: str, recipes: _Recipes
 ) -> Adapter | Mix:
-    """A part that is read from its source, at the strength that it has there."""
+    """Reads a part from its source, at its strength there."""
     where = f"{where}, {record['source']}"
     options = dict(record.get("options", {}))
     ignore = (*recipes.ignore, *((record["ignore"],) if record.get("ignore") else ()))
     known = recipes.known
     try:
-        found = find_source(record, file, where, ignore, recipes.finders)
-        key = (found.path, found.format.name, found.source, found.extra_weights, ignore)
+        source = find_source(record, file, where, ignore, recipes.finders)
+        key = (source.path, source.format.name, source.source, source.extra_weights, ignore)
         key = (*key, tuple(sorted(options.items())))
         if key not in known:
-            if found.format.names_parts and not options:
+            if source.format.names_parts and not options:
                 above = (*recipes.above, file.resolve())
-                known[key] = _read(found.path, replace(recipes, ignore=ignore, above=above))
+                known[key] = _read(source.path, replace(recipes, ignore=ignore, above=above))
             else:
-                if recipes.base is not None and "base" in found.format.options:
+                if recipes.base is not None and "base" in source.format.options:
                     options["base"] = recipes.base
-                known[key] = found.read(None, 1.0, **options)
+                known[key] = source.read(None, 1.0, **options)
         return _named(known[key], record.get("name", ""))
     except JaxmixError as error:
         if isinstance(error, CheckpointError) and str(error).startswith(where):
@@ -221,7 +221,7 @@ def _times(part: Adapter | Mix, strength: Any) -> Adapter | Mix:
 
 
 def _joined(kind: str, parts: list[Adapter | Mix], file: Path) -> Adapter | Mix:
-    """The adapter or mix that the parts make."""
+    """Returns the adapter or mix made of the parts."""
     if kind == "adapter":
         if len(parts) != 1 or not isinstance(parts[0], Adapter):
             count = sum(len(part.parts) for part in parts)

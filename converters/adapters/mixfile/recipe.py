@@ -34,8 +34,8 @@ def save_recipe(
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     there = save_recipe([("owner/name", 0.5)], folder + "/recipe.json")
-        ...     print(json.loads(there.read_text())["parts"])
+        ...     file = save_recipe([("owner/name", 0.5)], folder + "/recipe.json")
+        ...     print(json.loads(file.read_text())["parts"])
         [{'source': 'owner/name', 'strength': 0.5}]
     """
     place = output_path(path)
@@ -45,11 +45,11 @@ def save_recipe(
         )
     if place.exists() and not force:
         raise CheckpointError(
-            f"{place} exists. Give another name, or replace it: {option('force')}."
+            f"{place} exists. Choose another name, or replace it: {option('force')}."
         )
     if place.exists() and not is_ours(place):
         raise CheckpointError(
-            f"{place} is not replaced, since it is not a recipe. Give another name, or move it."
+            f"{place} is not replaced, since it is not a recipe. Choose another name, or move it."
         )
     parts: list[dict[str, Any]] = []
     outside: list[str] = []

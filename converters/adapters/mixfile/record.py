@@ -68,7 +68,7 @@ def is_ours(path: Path) -> bool:
         path: The file.
 
     Returns:
-        Whether it does; False if it can't be read.
+        True if so; False if it can't be read.
     """
     try:
         return _parse(path).get("format") == FORMAT
@@ -83,20 +83,19 @@ def parse(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        The object, with ``kind`` and ``parts``, each part of them with fields of the right kinds.
-        What the updates of a part are is not looked at.
+        The object, with ``kind`` and ``parts``, whose fields have valid types. The updates of a
+        part are not checked.
 
     Raises:
-        CheckpointError: If it is damaged, or no mix of jaxmix, or has fields that mean nothing or
-            are of the wrong kind; all such listed together.
-        UnsupportedError: If it is of a newer version.
+        CheckpointError: If it is damaged or not a mix of jaxmix, or has unknown fields or fields of
+            the wrong type; all are listed.
+        UnsupportedError: If its version is newer.
     """
     head = _parse(path)
     if head.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a mix of jaxmix: its format is {short_repr(head.get('format'))}, "
-            f"expected "
-            f"{FORMAT!r}. Give a folder that jaxmix.save wrote, or a recipe."
+            f"expected {FORMAT!r}. Pass a folder that jaxmix.save wrote, or a recipe."
         )
     version = head.get("version")
     if type(version) is not int or version < 1:
@@ -121,15 +120,15 @@ def parse(path: Path) -> dict[str, Any]:
         wrong.append(f"parts is {short_repr(parts)}, expected a list")
     if wrong:
         raise CheckpointError(
-            f"{path}: not a valid mix:{listing(wrong)}\nExpected the file that jaxmix.save "
-            f"writes, or a "
-            'recipe: {"format": "jaxmix", "version": 1, "parts": [{"source": "…", "strength": 1}]}.'
+            f"{path}: not a valid mix:{listing(wrong)}\nExpected the file that jaxmix.save writes, "
+            'or a recipe: {"format": "jaxmix", "version": 1, "parts": '
+            '[{"source": "…", "strength": 1}]}.'
         )
     return head
 
 
 def _wrong(part: Any) -> list[str]:
-    """Describes what is wrong with a part's fields."""
+    """Describes the invalid fields of a part."""
     if not isinstance(part, dict):
         return [f"it is {short_repr(part)}, expected an object"]
     is_stored = "updates" in part
@@ -148,7 +147,7 @@ def _wrong(part: Any) -> list[str]:
     if not isinstance(options, dict) or not all(map(_is_option, options, options.values())):
         wrong.append(
             f"options is {short_repr(options)}, expected an object of numbers, strings, true and "
-            "false; give a base to jaxmix.load(…, base=…)"
+            "false; pass a base to jaxmix.load(…, base=…)"
         )
     sha256 = part.get("sha256", "0" * 64)
     if not (isinstance(sha256, str) and _HASH.fullmatch(sha256)):
@@ -188,8 +187,7 @@ def _parse(path: Path) -> dict[str, Any]:
     except ValueError as error:  # not text, not JSON, or too large
         raise CheckpointError(
             f"{path} is not JSON: {error}. Expected the file that jaxmix.save writes; copy, "
-            f"download "
-            "or save it again."
+            "download or save it again."
         ) from error
     if isinstance(data, dict):
         return data

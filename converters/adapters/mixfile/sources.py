@@ -45,8 +45,8 @@ def find_source(
         _check_links(path, file.parent, subfolder, where)
         if "revision" in record:
             raise CheckpointError("it is a folder on this machine, which has no revision")
-        found = finders.find(path, subfolder=subfolder, **options)
-        return replace(found, source=source + suffix)
+        located = finders.find(path, subfolder=subfolder, **options)
+        return replace(located, source=source + suffix)
     if is_hub_id(source) and not source.startswith("./"):
         revision = record.get("revision")
         return finders.find_on_hub(source, subfolder=subfolder, revision=revision, **options)

@@ -24,7 +24,7 @@ from jaxmix.mixing import Mix, mix
 __all__ = ["is_saved", "save"]
 
 # Returns the data in mix.json for a key and an array.
-_Put = Callable[[str, Any], dict[str, str]]
+_Store = Callable[[str, Any], dict[str, str]]
 
 
 def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -45,8 +45,8 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
         The folder, links resolved.
 
     Raises:
-        AdapterError: If it is not an adapter, two parts have one name, or something in it can't be
-            written: A traced or non-finite number, an update of no family of jaxmix.
+        AdapterError: If it is not an adapter, two parts have the same name, or an update can't be
+            written: a traced or non-finite number, or an update that is of no family of jaxmix.
         CheckpointError: If the folder has other content, or can't be written.
 
     Example:
@@ -69,17 +69,17 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
     arrays: dict[str, Any] = {}
     keys: dict[int, str] = {}
 
-    def put(key: str, array: Any) -> dict[str, str]:
+    def store(key: str, array: Any) -> dict[str, str]:
         """Stores an array and returns its data; a shared array keeps its first key."""
         if id(array) not in keys:
             if count := count_infinite(array):
-                raise ValueError(f"has {count} of {array.size} numbers NaN or infinite")
+                raise ValueError(f"has {count} of {array.size} numbers that are NaN or infinite")
             keys[id(array)] = key
             arrays[key] = array
         return {"tensor": keys[id(array)]}
 
     digests: dict[int, str] = {}
-    records = [_part(i, part, put, digests) for i, part in enumerate(parts)]
+    records = [_part(i, part, store, digests) for i, part in enumerate(parts)]
     kind = "adapter" if isinstance(mixed, Adapter) else "mix"
     head = {"format": FORMAT, "version": VERSION, "kind": kind, "parts": records}
     document = _encoded(text(head))
@@ -88,23 +88,23 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
     if (place / MIX_FILE).exists() and not is_ours(place / MIX_FILE):
         raise CheckpointError(
             f"the output {place} is not replaced, since jaxmix.save did not write its {MIX_FILE}. "
-            "Give another folder, or move it."
+            "Choose another folder, or move it."
         )
-    with new_folder(place, force=force, replaces=is_saved) as new:
-        write(new / TENSORS_FILE, arrays)
-        (new / MIX_FILE).write_bytes(document)
+    with new_folder(place, force=force, replaces=is_saved) as partial:
+        write(partial / TENSORS_FILE, arrays)
+        (partial / MIX_FILE).write_bytes(document)
     return place
 
 
-def _part(i: int, part: Adapter, put: _Put, digests: dict[int, str]) -> dict[str, Any]:
+def _part(i: int, part: Adapter, store: _Store, digests: dict[int, str]) -> dict[str, Any]:
     """The data of a part in mix.json."""
 
     def leaf(site: str) -> EncodeArray:
-        return lambda array, path: put(f"{i}/{site}/{path}", array)
+        return lambda array, path: store(f"{i}/{site}/{path}", array)
 
     return {
         "name": part.name,
-        "strength": encode_strength(part.strength, lambda array, path: put(f"{i}/{path}", array)),
+        "strength": encode_strength(part.strength, lambda array, path: store(f"{i}/{path}", array)),
         "source": part.source,
         **({"metadata": dict(part.metadata)} if part.metadata else {}),
         "sha256": fingerprint(part, digests),
@@ -117,10 +117,10 @@ def _encoded(data: str) -> bytes:
     try:
         return data.encode()
     except UnicodeEncodeError as error:
-        found = error.object[error.start : error.end]
+        characters = error.object[error.start : error.end]
         raise AdapterError(
-            f"a name, source or site contains {found!r}, which can't be written to a file. Rename "
-            f"it."
+            f"a name, source or site contains {characters!r}, which can't be written to a file. "
+            "Rename it."
         ) from error
 
 
@@ -131,6 +131,6 @@ def is_saved(name: str) -> bool:
         name: The file's path in the folder.
 
     Returns:
-        Whether it is.
+        True if so.
     """
     return name in (MIX_FILE, TENSORS_FILE)

@@ -103,11 +103,17 @@ def read_peft(
     return Adapter(with_copies_marked(updates), name=name, metadata=metadata) * strength
 
 
-def _prepend(updates: dict[str, Update], site: str, new: Update) -> None:
+def _prepend(updates: dict[str, Update], site: str, update: Update) -> None:
     """Adds an update that is applied before the existing ones."""
-    old = updates.get(site)
-    rest = old.parts if isinstance(old, Together) else () if old is None else (old,)
-    updates[site] = Together((new, *rest)) if rest else new
+    existing = updates.get(site)
+    rest = (
+        existing.parts
+        if isinstance(existing, Together)
+        else ()
+        if existing is None
+        else (existing,)
+    )
+    updates[site] = Together((update, *rest)) if rest else update
 
 
 def _build(file: File, factors: Mapping[str, SiteTensors], path: Path) -> dict[str, Update]:

@@ -35,11 +35,11 @@ def about(values: Mapping[str, Any]) -> dict[str, Any]:
         >>> about({"task_type": "CAUSAL_LM", "revision": None, "r": 8})
         {'task_type': 'CAUSAL_LM'}
     """
-    found = {key: values[key] for key in _STRINGS if _is_name(values.get(key))}
+    fields = {key: values[key] for key in _STRINGS if _is_name(values.get(key))}
     mapping = values.get("auto_mapping")
     if isinstance(mapping, dict) and all(_is_name(mapping.get(key)) for key in _CLASS):
-        found["auto_mapping"] = {key: mapping[key] for key in _CLASS}
-    return found
+        fields["auto_mapping"] = {key: mapping[key] for key in _CLASS}
+    return fields
 
 
 def about_fields(
@@ -60,13 +60,13 @@ def about_fields(
     Raises:
         UnsupportedError: If such a task is given explicitly.
     """
-    found = about(adapter.metadata)
-    if base is not None and base != found.get("base_model_name_or_path"):
-        found = {key: value for key, value in found.items() if key != "revision"}
-        found["base_model_name_or_path"] = base
+    fields = about(adapter.metadata)
+    if base is not None and base != fields.get("base_model_name_or_path"):
+        fields = {key: value for key, value in fields.items() if key != "revision"}
+        fields["base_model_name_or_path"] = base
     if task is not None:
-        found["task_type"] = task
-    heads = TASKS.get(found.get("task_type", ""), ())
+        fields["task_type"] = task
+    heads = TASKS.get(fields.get("task_type", ""), ())
     if ignored := [site for site in sites if site.rpartition(".")[2] in heads]:
         if task is not None:
             raise UnsupportedError(
@@ -74,10 +74,10 @@ def about_fields(
                 f"factors, which this adapter has at:{listing(ignored)}\nLeave task_type out, and "
                 "load it with PeftModel.from_pretrained(model, folder)."
             )
-        del found["task_type"]
-    if found.get("task_type"):
-        found.pop("auto_mapping", None)
-    return {key: found.get(key) for key in (*_STRINGS, "auto_mapping")}
+        del fields["task_type"]
+    if fields.get("task_type"):
+        fields.pop("auto_mapping", None)
+    return {key: fields.get(key) for key in (*_STRINGS, "auto_mapping")}
 
 
 def checked_task(task: Any) -> str | None:

@@ -68,7 +68,7 @@ def _parse(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; found {folder_text(path.parent)}. "
-            f"Give the folder that PEFT's save_pretrained wrote.{_nested(path)}"
+            f"Pass the folder that PEFT's save_pretrained wrote.{_nested(path)}"
         ) from error
     except OSError as error:
         raise CheckpointError(
@@ -92,11 +92,11 @@ def _parse(path: Path) -> dict[str, Any]:
 def _nested(path: Path) -> str:
     """Suggests subfolders with a config: PEFT saves named adapters one folder down."""
     try:
-        inner = sorted(found.parent.name for found in path.parent.glob(f"*/{path.name}"))
+        inner = sorted(config.parent.name for config in path.parent.glob(f"*/{path.name}"))
     except OSError:
         return ""
     return (
-        f" There is one in {', '.join(inner[:5])}: give {option('subfolder', inner[0])}."
+        f" There is one in {', '.join(inner[:5])}: pass {option('subfolder', inner[0])}."
         if inner
         else ""
     )

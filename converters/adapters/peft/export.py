@@ -81,9 +81,9 @@ def export_peft(
             ``alpha_pattern``: smaller where ranks differ, and bit for bit, but only PEFT reads it.
         errors: The error at each site, as `to_lora` reports it; stored as JSON in the metadata of
             the adapter's file under ``errors``.
-        names: The model's type, such as ``"mixtral"``, or its config: sites are written by the
-            names that modules have in memory, which PEFT needs. LoRAs of weights that are one
-            there, such as the experts', are joined; a LoRA of a fused weight that is several is
+        names: The model's type, such as ``"mixtral"``, or its config: sites are written under the
+            names that modules have in memory, which PEFT needs. LoRAs of weights that are fused in
+            memory, such as the experts', are joined; a LoRA of a weight that is split in memory is
             split. By default sites keep their names.
         force: Whether to replace an existing adapter.
         base_model: The older name of ``base_model_name_or_path``.
@@ -94,8 +94,8 @@ def export_peft(
     Raises:
         UnsupportedError: If PEFT has no type for an update, no config for all of them, no strength
             for their kind, or another order of those at one site; `jaxmix.to_lora` makes a LoRA of
-            any of these. If PEFT ignores sites of the adapter in the task that is asked for, or a
-            scale does not fit into B. If ``names`` joins or splits what is not a plain LoRA.
+            any of these. If PEFT ignores sites of the adapter for the given task, or a scale does
+            not fit into B. If ``names`` joins or splits an update that is not a plain LoRA.
         LayoutError: If there is no name map ``names``.
         AdapterError: If it is not an adapter, there is no such task, or errors are given for a mix.
         CheckpointError: If the path is taken, or can't be written.
@@ -129,20 +129,20 @@ def export_peft(
     folders = [_folder(part, base_model_name_or_path, task, patterns) for part in parts]
     marks = (CONFIG_FILE, SCRIPT_FILE)
     place = checked_output(folder, (), force=force, marks=marks, replaces=_is_exported)
-    with new_folder(place, force=force, replaces=_is_exported) as new:
+    with new_folder(place, force=force, replaces=_is_exported) as partial:
         if isinstance(adapter, Adapter):
-            _save(new, *folders[0], {"errors": json.dumps(dict(errors))} if errors else {})
+            _save(partial, *folders[0], {"errors": json.dumps(dict(errors))} if errors else {})
         else:
-            names = [f"{i:02d}-{_folder_name(part.name)}" for i, part in enumerate(parts, 1)]
-            for name, (config, tensors) in zip(names, folders, strict=True):
-                (new / name).mkdir()
-                _save(new / name, config, tensors)
-            (new / SCRIPT_FILE).write_text(script(names), encoding="utf-8")
+            inner = [f"{i:02d}-{_folder_name(part.name)}" for i, part in enumerate(parts, 1)]
+            for name, (config, tensors) in zip(inner, folders, strict=True):
+                (partial / name).mkdir()
+                _save(partial / name, config, tensors)
+            (partial / SCRIPT_FILE).write_text(script(inner), encoding="utf-8")
     return place
 
 
 def _is_exported(name: str) -> bool:
-    """Whether a path in the folder is one of a file that `export_peft` or PEFT writes."""
+    """Whether a path in the folder is that of a file that `export_peft` or PEFT writes."""
     return _EXPORTED.fullmatch(name) is not None
 
 
@@ -168,20 +168,20 @@ def _folder(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the tensors of one adapter."""
     parts = parts_in(adapter)
-    types = {site: _type(update) for site, update in parts.own.items()}
+    types = {site: _type(update) for site, update in parts.adapted.items()}
     names = {name for name in types.values() if name}
     if missing := [
-        f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in PEFT_TYPES
+        f"{s}: {parts.adapted[s].family}" for s, name in types.items() if name not in PEFT_TYPES
     ]:
         raise UnsupportedError(
             f"{adapter.name}: PEFT has no type for:{listing(missing)}\nConvert it to a LoRA: "
             "jaxmix.to_lora(adapter, params)."
         )
     if len(names) != 1:
-        found = [f"{name}: {sum(t == name for t in types.values())} sites" for name in names]
+        counts = [f"{name}: {sum(t == name for t in types.values())} sites" for name in names]
         raise UnsupportedError(
             f"{adapter.name}: a PEFT folder contains an adapter of one type, and this adapter has "
-            f"{'none' if not names else 'several'}:{listing(found)}\nConvert it to a LoRA: "
+            f"{'none' if not names else 'several'}:{listing(counts)}\nConvert it to a LoRA: "
             "jaxmix.to_lora(adapter, params), or export its parts as separate adapters."
         )
     (name,) = names
@@ -189,14 +189,14 @@ def _folder(
     if write is None:
         raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
     equalize = PEFT_TYPES[name].with_equal_ranks
-    content = write(parts.own if patterns or equalize is None else equalize(parts.own))
+    content = write(parts.adapted if patterns or equalize is None else equalize(parts.adapted))
     config = {
-        **about_fields(adapter, parts.own, base, task),
+        **about_fields(adapter, parts.adapted, base, task),
         "inference_mode": True,
         "modules_to_save": None,
         "peft_type": name,
         "peft_version": _VERSION,
-        "target_modules": list(parts.own),
+        "target_modules": list(parts.adapted),
         **content.fields,
     }
     tensors = _tensors(parts, content, name, config)
@@ -219,7 +219,9 @@ def _tensors(
     saved: list[str] = []
     for site, update in parts.saved.items():
         if update.weight is None:
-            biases[f"{site}.base_layer.bias" if site in parts.own else f"{site}.bias"] = update.bias
+            biases[f"{site}.base_layer.bias" if site in parts.adapted else f"{site}.bias"] = (
+                update.bias
+            )
             continue
         saved.append(site)
         for leaf in ("weight", "bias"):
@@ -234,7 +236,7 @@ def _tensors(
             f"PEFT's {name} has no trained biases, and this adapter has:{listing(biases)}"
         )
     for site, update in parts.rebased.items():
-        inner = ".base_layer" if site in parts.own else ""
+        inner = ".base_layer" if site in parts.adapted else ""
         tensors[f"{prefix}{site}{inner}.weight"] = update.weight
     if parts.tokens and "trainable_token_indices" not in PEFT_TYPES[name].fields.supported:
         raise UnsupportedError(

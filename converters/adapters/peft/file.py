@@ -52,14 +52,14 @@ class File:
         sites: The sites with factors, in the file's order.
         shared: Tensors of the whole model, by the type's names.
         base: The model that it was trained on, if given.
-        kept: A cache that the reader of one site fills for the next ones.
+        cache: Values that the reader of one site stores for the next sites.
     """
 
     config: Config
     sites: tuple[str, ...] = ()
     shared: Mapping[str, Any] = field(default_factory=dict)
     base: BaseModel | None = None
-    kept: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     def weight(self, site: str) -> np.ndarray:
         """The base's weight at a site, in PyTorch's axes.
@@ -101,15 +101,15 @@ class File:
             CheckpointError: If no base was given, it has no such site, or ``fan_in_fan_out`` is on
                 and the base does not determine the orientation.
         """
-        found = self._base(site).is_conv1d(site)
-        if found is None and self.config.flag("fan_in_fan_out"):
+        answer = self._base(site).is_conv1d(site)
+        if answer is None and self.config.flag("fan_in_fan_out"):
             raise CheckpointError(
                 f"whether the weight at {site} is stored as (out, in) or (in, out) is stated "
                 f"neither in a {self.config.family} adapter's file nor in "
-                f"{self._base(site).description}. Give a base with its biases, or its folder with "
+                f"{self._base(site).description}. Pass a base with its biases, or its folder with "
                 "config.json"
             )
-        return bool(found)
+        return bool(answer)
 
     def sizes(self, site: str) -> tuple[int, int]:
         """Outputs and inputs of the base's linear layer at a site.
@@ -148,7 +148,7 @@ class File:
         if self.base is None:
             raise CheckpointError(
                 f"a {self.config.family} adapter can't be read without the base's weight at "
-                f"{site}. Give the base: {option('base', ..., of='jaxmix.load(…')}, its Hugging "
+                f"{site}. Pass the base: {option('base', ..., of='jaxmix.load(…')}, its Hugging "
                 f"Face "
                 "folder or its params. An adapter that jaxmix.save writes does not need it again."
             )

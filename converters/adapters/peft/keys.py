@@ -35,7 +35,7 @@ _TOKENS = ".token_adapter.trainable_tokens_delta"
 # PEFT's wrapper of modules_to_save, in keys that `plain_keys` keeps and PEFT does not read.
 _WRAPPED = re.compile(r"\.original_module(?=\.)")
 # The same wrapper in a file that does not go through `plain_keys`.
-_WHOLE = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.)")
+_SAVED_MODULE = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.)")
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Sites:
     Args:
         factors: ``{site: {parameter: array}}``, the parameters of the type. By the path in the key
             where LoRA's wrappers are in it (`jaxmix.converters.adapters.peft.wrapped`).
-        saved: ``{site: {"weight" or "bias": array}}``, leaves of modules that were trained whole.
+        saved: ``{site: {"weight" or "bias": array}}``, leaves of fully trained modules.
         base: ``{site: {"weight": array}}``, copies of the base's weights.
         tokens: ``{site: {"trainable_tokens_delta": array}}``, rows of embeddings.
         shared: ``{parameter: array}``, the tensors stored once for the whole model.
@@ -59,7 +59,7 @@ class Sites:
 
 
 class _Problem(NamedTuple):
-    """What is wrong with a key, and whether it is valid but unsupported."""
+    """The problem with a key, and whether it is valid but unsupported."""
 
     text: str
     is_unsupported: bool = False
@@ -103,8 +103,8 @@ def sort_keys(
             continue
         place = _place(plain, array, config)
         if isinstance(place, _Problem):
-            if kind.shared and (found := _parameter(kind.shared).fullmatch(plain.path)):
-                copies[key] = found[2], array
+            if kind.shared and (match := _parameter(kind.shared).fullmatch(plain.path)):
+                copies[key] = match[2], array
             else:
                 problems.append((key, place))
         elif place in keys:
@@ -143,20 +143,20 @@ def split_leaf(path: str) -> tuple[str, str] | None:
         The site and ``"weight"`` or ``"bias"``; None if the key is an adapter's parameter, or names
         neither.
     """
-    module, _, leaf = _WHOLE.sub("", path).rpartition(".")
+    module, _, leaf = _SAVED_MODULE.sub("", path).rpartition(".")
     if leaf not in ("weight", "bias") or module.rpartition(".")[2].startswith(_MARKS):
         return None
     return (site, leaf) if (site := stripped(module)) else None
 
 
 def _place(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Problem:
-    """The group, site and parameter of a key, or what is wrong with it."""
+    """Returns the group, site and parameter of a key, or the problem with it."""
     path = plain.path
     if path.endswith("lora_magnitude_vector.weight"):
         path = path.removesuffix(".weight")
     kind = PEFT_TYPES[config.family]
-    if found := _parameter(kind.parameters).fullmatch(path):
-        site, name = found.groups()
+    if match := _parameter(kind.parameters).fullmatch(path):
+        site, name = match.groups()
         if array.dtype not in FACTOR_DTYPES and name not in kind.integers:
             return _Problem(f"{array.dtype}, expected floats")
         return _at_site(site, "factors", name, config)

@@ -32,11 +32,11 @@ def ordered(parts: Sequence[Adapter]) -> list[Adapter]:
     odd = [p.name for p in parts if not all(map(_is_mixed, p.updates.values()))]
     order = _with_runs_reversed(parts)
     try:
-        given = [part.name for part in peft_stack(order).parts]
+        names = [part.name for part in peft_stack(order).parts]
     except JaxmixError:
-        given = []
+        names = []
     late = [p.name for p in order[1:] if any(isinstance(u, SHiRA) for u in p.updates.values())]
-    if odd or late or given != [part.name for part in parts]:
+    if odd or late or names != [part.name for part in parts]:
         reason = "its order"
         if odd or late:
             reason = f"the type of {', '.join(map(repr, odd or late))} with others"

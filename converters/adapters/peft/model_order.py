@@ -1,4 +1,4 @@
-"""Checks whether names may be in the order of a PyTorch model's modules.
+"""Checks whether names can be in the order of a PyTorch model's modules.
 
 PyTorch registers modules in the order in which a model's code creates them, and its ``state_dict``
 has that order. A safetensors file and a dict that went through jax are sorted instead. No check can
@@ -42,7 +42,7 @@ def order_problem(leaves: Sequence[str], modules: Sequence[str]) -> str:
         return ""
     if scattered := _scattered(leaves):
         return f"whose leaves of {scattered} are not adjacent"
-    seen: set[tuple[str, ...]] = set()
+    checked: set[tuple[str, ...]] = set()
     for before, after in pairwise(modules):
         shared, first, second = _split_common(before, after)
         if first.isdecimal() and second.isdecimal():
@@ -50,9 +50,9 @@ def order_problem(leaves: Sequence[str], modules: Sequence[str]) -> str:
                 return f"in which {before} is before {after}"
             continue  # items of a list, which are in order
         block = _block(shared)
-        if block not in seen and _is_sorted(leaves, block):
+        if block not in checked and _is_sorted(leaves, block):
             return f"whose names in {'.'.join(block) or 'the whole model'} are sorted"
-        seen.add(block)
+        checked.add(block)
     return ""
 
 
@@ -64,14 +64,14 @@ def _around(leaf: str) -> list[str]:
 
 def _scattered(leaves: Iterable[str]) -> str | None:
     """A module whose leaves are not adjacent; PyTorch lists each module completely."""
-    done: set[str] = set()
+    complete: set[str] = set()
     inside: list[str] = []
     for leaf in leaves:
-        now = _around(leaf)
-        done.update(set(inside) - set(now))
-        if scattered := next((module for module in now if module in done), None):
+        around = _around(leaf)
+        complete.update(set(inside) - set(around))
+        if scattered := next((module for module in around if module in complete), None):
             return scattered
-        inside = now
+        inside = around
     return None
 
 

@@ -21,13 +21,13 @@ class Parts:
     """An adapter's updates by site.
 
     Args:
-        own: Updates of the adapter's own type.
-        saved: Modules and biases that were trained whole.
+        adapted: Updates of the adapter's type.
+        saved: Fully trained modules and biases.
         rebased: Copies of the base's weights.
         tokens: Rows of embeddings.
     """
 
-    own: dict[str, Update] = field(default_factory=dict)
+    adapted: dict[str, Update] = field(default_factory=dict)
     saved: dict[str, Replace] = field(default_factory=dict)
     rebased: dict[str, Rebase] = field(default_factory=dict)
     tokens: dict[str, Tokens] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def parts_in(adapter: Adapter) -> Parts:
                 weak.append(f"{site}: {part.family}")
                 continue
             at = next((i for i, kind in enumerate(_FIRST) if isinstance(part, kind)), len(_FIRST))
-            group: Any = (out.rebased, out.saved, out.tokens, out.own)[at]
+            group: Any = (out.rebased, out.saved, out.tokens, out.adapted)[at]
             if site in group or (is_mixed and isinstance(part, Replace) and part.has_weight):
                 twice.append(f"{site}: {update.size()}")
             elif at < last:
@@ -73,8 +73,8 @@ def parts_in(adapter: Adapter) -> Parts:
         )
     if twice:
         raise UnsupportedError(
-            f"{adapter.name}: PEFT has one update per site of an adapter, and this one has more:"
-            f"{listing(twice)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
+            f"{adapter.name}: PEFT has one update per site of an adapter, and this adapter has "
+            f"more:{listing(twice)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )
     if late:
         raise UnsupportedError(
@@ -82,11 +82,11 @@ def parts_in(adapter: Adapter) -> Parts:
             f"order, before an adapter's own update, and these are in another order:"
             f"{listing(late)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )
-    # If there is nothing else, these are types of their own.
-    if not out.own and out.tokens:
-        return replace(out, own=dict(out.tokens), tokens={})
-    if not out.own and out.saved:
-        return replace(out, own=dict(out.saved), saved={})
+    # On their own, these have separate types in PEFT: TRAINABLE_TOKENS and LN_TUNING.
+    if not out.adapted and out.tokens:
+        return replace(out, adapted=dict(out.tokens), tokens={})
+    if not out.adapted and out.saved:
+        return replace(out, adapted=dict(out.saved), saved={})
     return out
 
 

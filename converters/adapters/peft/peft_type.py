@@ -1,4 +1,4 @@
-"""What jaxmix knows of one type of PEFT: its config's fields, its tensors, reading, writing."""
+"""Describes one type of PEFT: its config's fields, its tensors, its reader and its writer."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,9 +24,9 @@ __all__ = [
 
 
 class Refusal(NamedTuple):
-    """Why a field is refused unless it is off, and what to do.
+    """The reason why a field is refused unless it is off, and the remedy.
 
-    A field is off if it is null or false; if PEFT itself tests for an empty value, that is off too.
+    A field is off if it is null or false, and also if it is empty where PEFT itself tests for that.
     """
 
     reason: str
@@ -73,8 +73,8 @@ class PeftType:
             if PEFT can't express them. None if the updates are written as another type (BONE as
             MISS, OSF as LORA).
         shared: The tensors that are stored once for the whole model.
-        find_problems: Describes what is wrong with a config as a whole.
-        integers: Those of its parameters that are integers.
+        find_problems: Describes problems of a config that no single field shows.
+        integers: The parameters that are integers.
         derive_tensors: Returns the tensors of sites that the file does not name, from the file and
             its base.
         with_equal_ranks: Returns the updates of all sites with one rank and one scale, for readers

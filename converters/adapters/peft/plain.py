@@ -1,8 +1,8 @@
 """Converts keys that training loops save to those that ``save_pretrained`` writes.
 
-A state dict of a model in training has more in its keys than PEFT's files: the names of wrappers
-(`placement.names`), the adapter's name (``lora_A.default.weight``), and the parts of PEFT's own
-wrappers around modules that are trained whole (``modules_to_save.default.weight``) and around
+The keys of a training model's state dict contain more than those of PEFT's files: the names of
+wrappers (`placement.names`), the adapter's name (``lora_A.default.weight``), and the parts of
+PEFT's own wrappers around fully trained modules (``modules_to_save.default.weight``) and around
 embeddings with trained tokens (``token_adapter.base_layer.weight``).
 """
 
@@ -36,7 +36,7 @@ class PlainKey(NamedTuple):
 
     Args:
         path: ``<module>.<parameter>``.
-        is_saved: Whether the key itself states that its module was trained whole.
+        is_saved: Whether the key itself states that its module is fully trained.
     """
 
     path: str
@@ -52,8 +52,8 @@ def plain_keys(
         keys: The file's keys.
         config: The adapter's config.
         path: The file, for messages.
-        modules: The names of the base's modules, if known. A key with one of them in it keeps
-            what would otherwise be a wrapper's name.
+        modules: The names of the base's modules, if known. In a key that contains one of them,
+            parts that look like a wrapper's name are kept.
 
     Returns:
         ``{key: plain key}``. Copies that PEFT itself does not read are left out.
@@ -67,14 +67,14 @@ def plain_keys(
     for key, short in unwrapped(keys, is_peft=True).items():
         literal = without_wrappers(key).removeprefix(_PREFIX)
         paths[key] = literal if short != literal and _is_below(known, literal) else short
-        if found := _split_name(paths[key], config.family):
-            paths[key], name = found
+        if split := _split_name(paths[key], config.family):
+            paths[key], name = split
             names.setdefault(name, key)
     if len(names) > 1:
         lines = (f"{name!r}, as in {key}" for name, key in names.items())
         raise CheckpointError(
-            f"{path} contains several adapters, expected one:{listing(lines)}\nSave each in a "
-            "folder of its own with save_pretrained, or remove the keys of the others."
+            f"{path} contains several adapters, expected one:{listing(lines)}\nSave each in its "
+            "own folder with save_pretrained, or remove the keys of the others."
         )
     return dict(_read_keys(paths, names))
 
@@ -99,16 +99,16 @@ def _plain_value(field: str, value: Any) -> Any:
         names = {key: _plain_name(key) for key in value}
         # Names that would become equal are kept: no module has them.
         unique = {name for name, count in Counter(names.values()).items() if count == 1}
-        return {names[key] if names[key] in unique else key: own for key, own in value.items()}
+        return {names[key] if names[key] in unique else key: item for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain_name(own) if isinstance(own, str) else own for own in value]
+        return [_plain_name(item) if isinstance(item, str) else item for item in value]
     return value
 
 
 def _plain_name(text: str) -> str:
     """Removes wrappers from a name or regular expression; AdaLoRA's masks have the whole key."""
-    if found := re.fullmatch(r"(.+\.lora_E)(?:\.[^.]+)?", text):
-        return next(iter(unwrapped([found[1]], is_peft=True).values()))
+    if match := re.fullmatch(r"(.+\.lora_E)(?:\.[^.]+)?", text):
+        return next(iter(unwrapped([match[1]], is_peft=True).values()))
     return without_wrappers(text)
 
 
@@ -125,9 +125,9 @@ def _split_name(path: str, family: str) -> tuple[str, str] | None:
     if re.fullmatch(rf"(?:.+\.)?{any_of(names).pattern}", path):
         return None
     for pattern in _with_name(names):
-        found = pattern.fullmatch(path)
-        if found and found["name"] not in _NO_NAMES:
-            return found["before"] + (found["after"] or ""), found["name"]
+        match = pattern.fullmatch(path)
+        if match and match["name"] not in _NO_NAMES:
+            return match["before"] + (match["after"] or ""), match["name"]
     return None
 
 
@@ -156,21 +156,21 @@ def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
 def _read_keys(paths: Mapping[str, str], names: Collection[str]) -> Iterator[tuple[str, PlainKey]]:
     """Yields the keys that PEFT reads, without the names of its wrappers around whole modules."""
     all_paths = set(paths.values())
-    saved_modules = {found["module"] for path in all_paths if (found := _SAVED.fullmatch(path))}
+    saved_modules = {match["module"] for path in all_paths if (match := _SAVED.fullmatch(path))}
     for key, path in paths.items():
-        if found := _SAVED.fullmatch(path):
-            plain = f"{found['module']}.{_without_name(found, names, all_paths)}"
+        if match := _SAVED.fullmatch(path):
+            plain = f"{match['module']}.{_without_name(match, names, all_paths)}"
             # With new tokens PEFT writes an embedding under both keys and reads the plain one.
             if plain not in all_paths:
                 yield key, PlainKey(plain, is_saved=True)
-        elif found := _ORIGINAL.fullmatch(path):
+        elif match := _ORIGINAL.fullmatch(path):
             if (
-                found["module"] not in saved_modules
-                and f"{found['module']}.{found['rest']}" not in all_paths
+                match["module"] not in saved_modules
+                and f"{match['module']}.{match['rest']}" not in all_paths
             ):
                 yield key, PlainKey(path)
-        elif found := _TOKENS.fullmatch(path):
-            module, part = found["module"], found["part"]
+        elif match := _TOKENS.fullmatch(path):
+            module, part = match["module"], match["part"]
             if part == "trainable_tokens_delta":
                 yield key, PlainKey(f"{module}.token_adapter.{part}")
             elif part != "trainable_tokens_original":
@@ -179,14 +179,14 @@ def _read_keys(paths: Mapping[str, str], names: Collection[str]) -> Iterator[tup
             yield key, PlainKey(path)
 
 
-def _without_name(found: re.Match[str], names: Collection[str], all_paths: Collection[str]) -> str:
+def _without_name(match: re.Match[str], names: Collection[str], all_paths: Collection[str]) -> str:
     """The part after ``modules_to_save``, without the adapter's name.
 
     During training the name comes first. Another tool may have removed it: then the first word is
     not the name in the keys of the factors, and the original module has the same parts.
     """
-    first, _, rest = found["rest"].partition(".")
+    first, _, rest = match["rest"].partition(".")
     if not rest or first in names or first == "default":
         return rest or first
-    is_part = bool(names) or f"{found['module']}.original_module.{found['rest']}" in all_paths
-    return found["rest"] if is_part else rest
+    is_part = bool(names) or f"{match['module']}.original_module.{match['rest']}" in all_paths
+    return match["rest"] if is_part else rest

@@ -11,8 +11,8 @@ _PROMPT = (
     "a mix of weights. Keep it in PEFT"
 )
 _ROUTED = (
-    "it routes by input, token or task, which no fixed weight computes. Load the single adapters "
-    "and mix them with strengths"
+    "it routes by input, token or task, which no fixed weight computes. Load the individual "
+    "adapters and mix them with strengths"
 )
 _PARALLEL = "it runs a second network in parallel with the base. Keep it in PEFT"
 

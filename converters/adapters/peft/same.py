@@ -1,4 +1,4 @@
-"""Values that PEFT's config has once for all sites of an adapter."""
+"""Values that PEFT's config stores once for all sites of an adapter."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -64,7 +64,7 @@ def refuse_unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], probl
     Args:
         updates: ``{site: update}``.
         fits: Whether PEFT has the form of an update.
-        problem: What is wrong with the others, and what to do.
+        problem: The problem with the others, and the remedy.
 
     Raises:
         UnsupportedError: If some do not fit; their sites are listed.

@@ -58,7 +58,7 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
         if not isinstance(adapter, Adapter):
             raise AdapterError(
                 f"peft_stack got {adapter!r}, expected single adapters: PEFT loads no mixes. "
-                "Give their parts, in order."
+                "Pass their parts, in order."
             )
     plain = mix(*adapters)  # checks the names too
     orders = _site_orders(adapters)
@@ -76,8 +76,8 @@ def _site_orders(adapters: Sequence[Adapter]) -> dict[str, Order]:
         for site in adapter.updates:
             touching.setdefault(site, []).append(i)
     return {
-        site: _order([adapters[i].updates[site] for i in own], own)
-        for site, own in touching.items()
+        site: _order([adapters[i].updates[site] for i in indices], indices)
+        for site, indices in touching.items()
     }
 
 
@@ -129,13 +129,13 @@ def _adds_bias(update: Update) -> bool:
 def _common_order(orders: Iterable[Order], count: int) -> Order | None:
     """An order of all adapters that agrees with every site's, the nearest to 0, 1, 2, …."""
     before: dict[int, set[int]] = {i: set() for i in range(count)}
-    for own in orders:
-        for first, second in pairwise(own):
+    for site_order in orders:
+        for first, second in pairwise(site_order):
             before[second].add(first)
     order: list[int] = []
     while len(order) < count:
-        done = set(order)
-        ready = [i for i in range(count) if i not in done and before[i] <= done]
+        placed = set(order)
+        ready = [i for i in range(count) if i not in placed and before[i] <= placed]
         if not ready:
             return None
         order.append(ready[0])
@@ -145,14 +145,14 @@ def _common_order(orders: Iterable[Order], count: int) -> Order | None:
 def _split(adapters: Sequence[Adapter], orders: Mapping[str, Order]) -> list[Adapter]:
     """Splits the adapters by groups of sites with a common order, one group after another."""
     groups: list[tuple[list[str], Order]] = []
-    for site, own_order in orders.items():
+    for site, site_order in orders.items():
         for k, (sites, _) in enumerate(groups):
-            order = _common_order([*(orders[s] for s in sites), own_order], len(adapters))
+            order = _common_order([*(orders[s] for s in sites), site_order], len(adapters))
             if order is not None:
                 groups[k] = ([*sites, site], order)
                 break
         else:
-            groups.append(([site], own_order))
+            groups.append(([site], site_order))
     pieces: list[tuple[int, dict[str, Update]]] = []
     for sites, order in groups:
         own = ((i, {s: u for s, u in adapters[i].updates.items() if s in sites}) for i in order)

@@ -1,6 +1,6 @@
 """Determines the modules that a config adapts, by PEFT's own rules.
 
-This is for files that do not name the modules, and to find keys that PEFT would ignore.
+Needed for files that do not name the modules, and to find keys that PEFT would ignore.
 """
 
 import re
@@ -75,7 +75,7 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
             "adapter: save it again, or write them to the file."
         )
     try:
-        found = [module for module in modules if rules.takes(module)]
+        selected = [module for module in modules if rules.takes(module)]
     except re.error as error:
         raise CheckpointError(
             f"{config.path}: target_modules, layers_pattern or modules_to_save is not a valid "
@@ -84,7 +84,7 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
         ) from error
     named = targets if isinstance(targets, list) else []
     missing = [name for name in named if not any(is_named(module, [name]) for module in modules)]
-    if missing or not found:
+    if missing or not selected:
         problem = f"the base has no modules for:{listing(missing)}" if missing else (
             f"the base has no modules for target_modules {targets!r}, "
             f"layers_to_transform {values.get('layers_to_transform')!r}"
@@ -93,7 +93,7 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
             f"{config.path}: {problem}\nWas the adapter trained on another model, or does the base "
             "lack some of its leaves? If it was trained on this one, remove them from the config."
         )
-    return found
+    return selected
 
 
 def check_targets(config: Config, paths: Iterable[str]) -> None:
@@ -141,9 +141,9 @@ def _problem(values: Mapping[str, Any], module: str) -> str | None:
     layers = values.get("layers_to_transform")
     excluded = {field: values.get(field) for field in ("exclude_modules", "modules_to_save")}
     rules = Rules(targets, **excluded)
-    for field, own in excluded.items():
-        if Rules(None, **{field: own}).excludes(module):
-            return f"excluded by {field} = {short_json(own)}"
+    for field, names in excluded.items():
+        if Rules(None, **{field: names}).excludes(module):
+            return f"excluded by {field} = {short_json(names)}"
     if not _are_named(targets):
         return None
     # The names have no wrappers, but the model may have been wrapped when the adapter was created.

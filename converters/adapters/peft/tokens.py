@@ -45,7 +45,7 @@ def _indices(field: Any, site: str) -> list[int] | None:
     """The indices of a module, which PEFT matches by the end of its name."""
     if isinstance(field, list):
         return field
-    if site in field:  # before names that are the end of this one
+    if site in field:  # takes precedence over names that end this one
         return field[site]
     return next((rows for name, rows in field.items() if site.endswith(name)), None)
 
@@ -76,7 +76,7 @@ def with_tied_heads_saved(saved: dict[str, Any], base: dict[str, Any]) -> None:
     PEFT's ``ensure_weight_tying`` names one of the two in ``modules_to_save`` and saves both.
 
     Args:
-        saved: ``{site: leaves}`` of modules that were trained whole; extended.
+        saved: ``{site: leaves}`` of fully trained modules; extended.
         base: ``{site: leaves}`` of copies of the base; heads equal to a saved weight are removed.
     """
     weights = [leaves["weight"] for leaves in saved.values() if "weight" in leaves]

@@ -1,7 +1,8 @@
-"""Which file, or files, of a folder hold a PEFT adapter's tensors.
+"""Finds the files of a folder that hold a PEFT adapter's tensors.
 
-``adapter_model.safetensors`` goes before its shards, and both before ``adapter_model.bin``, as in
-PEFT and transformers; what comes later in this order is then a copy, and is not read.
+``adapter_model.safetensors`` takes precedence over its shards, and both over
+``adapter_model.bin``, as in PEFT and transformers. Files of lower precedence are copies, and are
+not read.
 """
 
 import re
@@ -27,7 +28,7 @@ __all__ = [
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
-# The second is what transformers' save_pretrained calls the index of an adapter's shards.
+# The second is transformers' name of the index of an adapter's shards.
 INDEX_FILES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")
 _SHARD = re.compile(r"adapter_model-(\d+)-of-(\d+)\.safetensors")
 
@@ -51,7 +52,7 @@ def is_weights_path(path: Path) -> bool:
         path: The path.
 
     Returns:
-        Whether it is.
+        True if so.
     """
     if not path.is_file():
         return False
@@ -77,8 +78,8 @@ def read_weights(path: Path, integers: tuple[str, ...] = ()) -> tuple[Path, dict
     if path.is_file():
         index = path.name in INDEX_FILES
         return path, _read_index(path, integers) if index else read_tensors(path, integers)
-    if (whole := path / WEIGHTS_FILE).exists():
-        return whole, read_tensors(whole, integers)
+    if (file := path / WEIGHTS_FILE).exists():
+        return file, read_tensors(file, integers)
     for name in INDEX_FILES:
         if (index := path / name).is_file() and (name == INDEX_FILES[0] or _is_of_adapter(index)):
             return index, _read_index(index, integers)
@@ -105,9 +106,9 @@ def _joined(shards: Iterable[Path], integers: tuple[str, ...]) -> dict[str, np.n
     tensors: dict[str, np.ndarray] = {}
     duplicates: list[str] = []
     for shard in shards:
-        found = read_tensors(shard, integers)
-        duplicates += [f"{key}: again in {shard.name}" for key in found if key in tensors]
-        tensors |= found
+        shard_tensors = read_tensors(shard, integers)
+        duplicates += [f"{key}: again in {shard.name}" for key in shard_tensors if key in tensors]
+        tensors |= shard_tensors
     if duplicates:
         raise CheckpointError(
             f"tensors that are in several shards:{listing(duplicates)}\n"
@@ -137,9 +138,9 @@ def _complete(folder: Path, shards: list[Path]) -> list[Path]:
 
 def _number_and_count(shard: Path) -> tuple[int, int]:
     """A shard's number, and the number of shards."""
-    found = _SHARD.fullmatch(shard.name)
-    assert found is not None
-    return int(found[1]), int(found[2])
+    match = _SHARD.fullmatch(shard.name)
+    assert match is not None
+    return int(match[1]), int(match[2])
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -155,7 +156,7 @@ def _missing(folder: Path) -> str:
     if not pickles:
         return (
             f"{folder} has no {WEIGHTS_FILE}; found {folder_text(folder)}. "
-            "Give the folder that PEFT's save_pretrained wrote."
+            "Pass the folder that PEFT's save_pretrained wrote."
         )
     recipe = pickle_recipe(str(folder / pickles[0]), str(folder / WEIGHTS_FILE))
     return f"{folder} has {', '.join(pickles)} but no {WEIGHTS_FILE}. {recipe}"

@@ -2,8 +2,8 @@
 
 A wrapper stores the wrapped module under that name, so ``<module>.base_layer.<parameter>`` are the
 factors of an inner wrapper, or the base's own leaf. ``base_layer`` at the end of a path is removed.
-It has a meaning in two of LoRA's wrappers: torch's MultiheadAttention, whose output projection is
-inside the wrapped module, and several parameters of one module, with one wrapper around another.
+In two cases of LoRA it carries information: in torch's MultiheadAttention, whose output projection
+is inside the wrapped module, and where nested wrappers adapt several parameters of one module.
 """
 
 import re
@@ -49,15 +49,15 @@ def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict
     attentions = {path.removesuffix(_OUT_PROJ) for path in factors if path.endswith(_OUT_PROJ)}
     out: dict[str, dict[str, Any]] = {}
     modules: dict[str, list[str]] = defaultdict(list)
-    for path, own in factors.items():
+    for path, arrays in factors.items():
         if path in attentions:
-            out[f"{path}.in_proj_weight"] = own
+            out[f"{path}.in_proj_weight"] = arrays
         elif path.endswith(_OUT_PROJ):
-            out[path.replace(_OUT_PROJ, ".out_proj")] = _doubled(own)
+            out[path.replace(_OUT_PROJ, ".out_proj")] = _doubled(arrays)
         elif parameters(file.config, stripped(path)):
             modules[stripped(path)].append(path)
         else:
-            out[stripped(path)] = own
+            out[stripped(path)] = arrays
     for module, paths in modules.items():
         if names := _names(file, module, [factors[path] for path in paths]):
             for path, name in _assigned(file, module, names, factors, paths).items():
@@ -87,8 +87,8 @@ def pattern_site(file: File, site: str) -> str:
 def _doubled(factors: dict[str, Any]) -> dict[str, Any]:
     """Doubles the LoRA of an attention's output projection, which PEFT adds twice.
 
-    PEFT merges the attention and then the projection inside it, both in its forward and in its
-    merge, so such adapters are trained with twice the product.
+    PEFT merges first the attention and then the projection inside it, in its forward too, so such
+    adapters are trained with twice the product.
     """
     return {name: 2 * f if name == "lora_B.weight" else f for name, f in factors.items()}
 
@@ -165,7 +165,7 @@ def _assigned(
     """
     if len(names) == len(paths) == 1:
         return {paths[0]: names[0]}
-    found: dict[tuple[str, ...], set[bool]] = {}
+    assignments: dict[tuple[str, ...], set[bool]] = {}
     for in_first in (False, True):
         for chosen in permutations(names, len(paths)):
             fits = (
@@ -173,26 +173,28 @@ def _assigned(
                 for name, path in zip(chosen, paths, strict=True)
             )
             if all(fits):
-                found.setdefault(chosen, set()).add(in_first)
-    if len(found) > 1 and (in_first := has_inputs_first(file, module)) is not None:
-        found = {chosen: {in_first} for chosen, both in found.items() if in_first in both}
-    if len(found) > 1 and (order := _registered(file, module, names)):
+                assignments.setdefault(chosen, set()).add(in_first)
+    if len(assignments) > 1 and (in_first := has_inputs_first(file, module)) is not None:
+        assignments = {
+            chosen: {in_first} for chosen, orders in assignments.items() if in_first in orders
+        }
+    if len(assignments) > 1 and (order := _registered(file, module, names)):
         inner_first = sorted(paths, key=len, reverse=True)
         by_order = dict(zip(inner_first, order, strict=False))
         chosen = tuple(by_order.get(path, "") for path in paths)
-        found = {chosen: found[chosen]} if chosen in found else {}
-    if len(found) != 1:
+        assignments = {chosen: assignments[chosen]} if chosen in assignments else {}
+    if len(assignments) != 1:
         shapes = [file.shape(_leaf(module, name)) for name in names]
         raise CheckpointError(
             f"{file.config.path.parent}: the factors at {module} fit "
-            f"{'several' if found else 'none'} of its parameters {', '.join(names)} with shapes "
-            f"{shapes}, and the file does not assign them. Give the base as a flat dict in the "
-            "model's own order, jaxmix.load(…, base={name: array for name, array in "
+            f"{'several' if assignments else 'none'} of its parameters {', '.join(names)} with "
+            f"shapes {shapes}, and the file does not assign them. Pass the base as a flat dict in "
+            "the model's own order, jaxmix.load(…, base={name: array for name, array in "
             "model.state_dict().items()}), or train them as separate adapters."
         )
-    ((chosen, orientations),) = found.items()
+    ((chosen, orientations),) = assignments.items()
     if len(orientations) == 1:
-        file.kept[module, "in_first"] = orientations == {True}
+        file.cache[module, "in_first"] = orientations == {True}
     return dict(zip(paths, chosen, strict=True))
 
 
@@ -225,5 +227,5 @@ def _registered(file: File, module: str, names: list[str]) -> list[str]:
     """
     ends = {name: f"{module}.{name}" for name in names}
     order = file.base.order if file.base is not None else ()
-    found = [name for leaf in order for name, end in ends.items() if leaf.endswith(end)]
-    return found if len(found) == len(names) and found != sorted(found) else []
+    registered = [name for leaf in order for name, end in ends.items() if leaf.endswith(end)]
+    return registered if len(registered) == len(names) and registered != sorted(registered) else []

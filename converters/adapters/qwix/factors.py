@@ -50,8 +50,8 @@ def updates_of(pair: Pair, scale: float, axis: int | None) -> list[tuple[str, Up
     stacked = 0 if pair.origin in ("einsum", "openpi") else _layers_axis(a, b, axis)
     layers = [(np.take(a, i, stacked), np.take(b, i, stacked)) for i in range(a.shape[stacked])]
     return [
-        (".".join((*parts[:at], str(i), *parts[at:])), lora(last, own_a, own_b, scale))
-        for i, (own_a, own_b) in enumerate(layers)
+        (".".join((*parts[:at], str(i), *parts[at:])), lora(last, layer_a, layer_b, scale))
+        for i, (layer_a, layer_b) in enumerate(layers)
     ]
 
 

@@ -76,7 +76,7 @@ def restore(path: Path) -> Restored:
     except Exception as error:  # the types differ between versions
         reason = str(error).rstrip(".")
         raise CheckpointError(
-            f"{path} is not a readable Orbax checkpoint: {reason}. Give the folder of a step, "
+            f"{path} is not a readable Orbax checkpoint: {reason}. Pass the folder of a step, "
             "which contains _METADATA, or load the tree yourself: "
             "jaxmix.converters.qwix.qwix_adapter."
         ) from error
@@ -93,32 +93,32 @@ def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     with ocp.PyTreeCheckpointer() as reader:
         check_sizes(reader, folder)
-        found = reader.metadata(folder).item_metadata
-        if found is None:
+        metadata = reader.metadata(folder).item_metadata
+        if metadata is None:
             raise FileNotFoundError("it has no metadata of Orbax")
-        paths, _ = jax.tree_util.tree_flatten_with_path(found.tree)
+        paths, _ = jax.tree_util.tree_flatten_with_path(metadata.tree)
         names = leaf_names([path for path, _ in paths])
-        kept = [i for i, name in enumerate(names) if "lora_" in name]
-        wanted: dict[Any, Any] = {}
-        for i in kept:
-            node = wanted
+        selected = [i for i, name in enumerate(names) if "lora_" in name]
+        tree: dict[Any, Any] = {}
+        for i in selected:
+            node = tree
             *above, last = (_key(key) for key in paths[i][0])
             for key in above:
                 node = node.setdefault(key, {})
             node[last] = paths[i][1]
-        if not kept:
+        if not selected:
             return {}, tuple(names)
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
         restored = reader.restore(folder, args=args)
     leaves = jax.tree_util.tree_flatten_with_path(restored)[0]
     arrays = zip(leaf_names([path for path, _ in leaves]), leaves, strict=True)
-    others = tuple(name for i, name in enumerate(names) if i not in set(kept))
+    others = tuple(name for i, name in enumerate(names) if i not in set(selected))
     return {name: leaf for name, (_, leaf) in arrays}, others
 
 
 def _key(key: Any) -> Any:
-    """A key of a dict in a path; a list is refused, since Orbax restores lists only completely."""
+    """Returns a dict's key in a path; refuses lists, which Orbax can't restore in part."""
     if isinstance(key, jax.tree_util.DictKey):
         return key.key
     raise TypeError(f"its tree contains {key}, expected only dicts")
@@ -129,7 +129,7 @@ def _folder(path: Path) -> Path:
     steps = _steps(path)
     if len(steps) > 1:
         names = ", ".join(sorted((step.name for step in steps), key=int))
-        raise CheckpointError(f"{path} has the steps {names}. Give the folder of one of them.")
+        raise CheckpointError(f"{path} has the steps {names}. Pass the folder of one of them.")
     for above in (*steps, path):
         for item in _ITEMS:
             if (above / item / "_METADATA").exists():

@@ -69,15 +69,15 @@ def pairs_of(tree: Any, where: str, others: Collection[str] = ()) -> list[Pair]:
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [_dotted(x).removesuffix(".value") for x in leaf_names([path for path, _ in leaves])]
-    found: dict[tuple[str, bool], dict[str, Any]] = {}
+    by_leaf: dict[tuple[str, bool], dict[str, Any]] = {}
     others = [_dotted(name).removesuffix(".value") for name in others]
     unknown: list[str] = []
     for name, (_, array) in zip(names, leaves, strict=True):
         if match := _NAMED.fullmatch(name):
             leaf = match["leaf"] if match["new"] else f"{match['leaf']}.kernel"
-            found.setdefault((leaf, True), {})[match["new"] or match["old"]] = array
+            by_leaf.setdefault((leaf, True), {})[match["new"] or match["old"]] = array
         elif match := _BARE.fullmatch(name):
-            found.setdefault((match["module"], False), {})[match["bare"]] = array
+            by_leaf.setdefault((match["module"], False), {})[match["bare"]] = array
         elif re.search(r"(^|[._])lora_", name):
             unknown.append(f"{name} is neither <leaf>_lora_a nor <leaf>_lora_b, nor a lora_a")
         else:
@@ -86,16 +86,16 @@ def pairs_of(tree: Any, where: str, others: Collection[str] = ()) -> list[Pair]:
         raise CheckpointError(
             f"{where}: leaves of LoRA with unknown names:{listing(unknown)}\nRemove or rename them."
         )
-    if not found:
+    if not by_leaf:
         raise CheckpointError(
             f"{where} has no leaves of qwix's LoRA, expected <leaf>_lora_a and <leaf>_lora_b, or "
             "lora_a and lora_b of a module. Was it saved without the LoRA parameters?"
         )
-    _check(found, where)
-    is_openpi = any(_is_einsum(module) for module, is_named in found if not is_named)
+    _check(by_leaf, where)
+    is_openpi = any(_is_einsum(module) for module, is_named in by_leaf if not is_named)
     base = {other.removeprefix("params.") for other in others}
     pairs: list[Pair] = []
-    for (path, is_named), factors in found.items():
+    for (path, is_named), factors in by_leaf.items():
         leaf = path.removeprefix("params.")
         origin: Origin = "openpi" if is_openpi and _MLP.fullmatch(leaf) else "qwix"
         if not is_named:
@@ -120,13 +120,13 @@ def _is_einsum(module: str) -> bool:
     return _EINSUM.fullmatch(module.rpartition(".")[2]) is not None
 
 
-def _check(found: dict[tuple[str, bool], dict[str, Any]], where: str) -> None:
+def _check(by_leaf: dict[tuple[str, bool], dict[str, Any]], where: str) -> None:
     """Refuses factors that lack their partner, or that are not of finite floats."""
     if single := [
-        f"{leaf}: only lora_{x}" for (leaf, _), p in found.items() for x in p if len(p) < 2
+        f"{leaf}: only lora_{x}" for (leaf, _), p in by_leaf.items() for x in p if len(p) < 2
     ]:
         raise CheckpointError(f"{where}: factors without their partner:{listing(single)}")
-    for (leaf, is_named), pair in found.items():
+    for (leaf, is_named), pair in by_leaf.items():
         for x, value in pair.items():
             array, name = np.asarray(value), f"{leaf}{'_' if is_named else '.'}lora_{x}"
             if array.dtype not in FACTOR_DTYPES:

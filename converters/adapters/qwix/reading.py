@@ -74,39 +74,39 @@ def read_qwix(
     """
     if path.is_file():
         tree: Any = read_tensors(path)
-        if other := [key for key in tree if not is_factor(key)]:
+        if others := [key for key in tree if not is_factor(key)]:
             raise CheckpointError(
-                f"{path}: tensors that are not factors of qwix:{listing(other)}\nExpected "
+                f"{path}: tensors that are not factors of qwix:{listing(others)}\nExpected "
                 "<leaf>_lora_a and <leaf>_lora_b, or lora_a and lora_b of a module. Remove the "
-                "others, or give the tree to jaxmix.converters.qwix.qwix_adapter, which ignores "
+                "others, or pass the tree to jaxmix.converters.qwix.qwix_adapter, which ignores "
                 "them."
             )
-        found = Restored(tree, dict(file_metadata(path)))
+        restored = Restored(tree, dict(file_metadata(path)))
     else:
-        found = restore(path)
-    record = found.record
+        restored = restore(path)
+    record = restored.record
     stated = next((record[key] for key in ("lora_alpha", "alpha") if key in record), None)
     if isinstance(stated, str):
         stated = parse_json_or_none(stated)
     if stated is not None and alpha is None and not NUMBER.holds(stated):
         raise CheckpointError(
-            f"{path}: the metadata has alpha = {stated!r}, expected a number. Give it: "
+            f"{path}: the metadata has alpha = {stated!r}, expected a number. Pass it: "
             f"{option('alpha', ..., of='load(path')}."
         )
     if alpha is not None and isinstance(stated, int | float) and stated != alpha:
         raise CheckpointError(
             f"{path}: alpha = {alpha} was given, but the metadata has {stated}; MaxText refuses "
             f"this "
-            "too. Leave alpha out, or give the same value."
+            "too. Leave alpha out, or pass the same value."
         )
     adapter = _adapter(
-        pairs_of(found.tree, str(path), found.others),
+        pairs_of(restored.tree, str(path), restored.others),
         name,
         stated if alpha is None else alpha,
         axis,
         use_rslora=use_rslora,
         where=str(path),
-        is_tunix=found.is_tunix,
+        is_tunix=restored.is_tunix,
     )
     return adapter * strength
 
@@ -181,7 +181,7 @@ def _adapter(
         raise ShapeError(
             f"{where}: factors that do not fit each other:{listing(wrong)}\nExpected lora_a "
             "(in …, r) and lora_b (r, out …); or for stacked layers (layers, in …, r) and (layers, "
-            "r, out …), or (in, layers …, r) and (r, layers, out …). If both are possible, give "
+            "r, out …), or (in, layers …, r) and (r, layers, out …). If both are possible, pass "
             "axis=0 or axis=1."
         )
     return Adapter(updates, name=name)
@@ -200,13 +200,13 @@ def _check_alpha(pairs: list[Pair], alpha: Any, where: str, use_rslora: bool) ->
     scaled = [pair for pair in pairs if pair.origin not in ("flax", "openpi")]
     if scaled and not NUMBER.holds(alpha):
         plain = (
-            " flax.nnx.LoRA has none: give the rank as alpha."
+            " flax.nnx.LoRA has none: pass the rank as alpha."
             if any(pair.origin == "plain" for pair in scaled)
             else ""
         )
         raise CheckpointError(
             f"{where}: qwix has alpha in its rule and openpi in its config, not with the factors,"
-            f" and the metadata does not state it (found {alpha!r}). Give it: "
+            f" and the metadata does not state it (found {alpha!r}). Pass it: "
             f"{option('alpha', ..., of='load(path')}."
             f"{plain}"
         )

@@ -12,8 +12,8 @@ from jaxmix.placement.place import atoms
 
 __all__ = ["tunix_updates"]
 
-# Names of attention modules that only tunix has.
-_OWN = re.compile(r"layers\.\d+\.attn\.([qkvo]_proj|(q|kv|qkv|attn_vec)_einsum)\.w")
+# Names of attention modules that only tunix uses.
+_TUNIX_ATTENTION = re.compile(r"layers\.\d+\.attn\.([qkvo]_proj|(q|kv|qkv|attn_vec)_einsum)\.w")
 
 
 def tunix_updates(
@@ -29,29 +29,29 @@ def tunix_updates(
     Returns:
         ``{site: LoRA}``; None if the leaves are not those of a model of tunix.
     """
-    if not (is_tunix or any(_OWN.fullmatch(pair.leaf) for pair in pairs)):
+    if not (is_tunix or any(_TUNIX_ATTENTION.fullmatch(pair.leaf) for pair in pairs)):
         return None
     for table in (named("tunix"), named("tunix_gemma")):
-        found: dict[str, Update] = {}
+        updates: dict[str, Update] = {}
         for pair in pairs:
-            own = {} if pair.origin != "qwix" else _sites(pair, table, alpha)
-            if not own:
+            pair_updates = {} if pair.origin != "qwix" else _sites(pair, table, alpha)
+            if not pair_updates:
                 break
-            found.update(own)
+            updates.update(pair_updates)
         else:
-            return found
+            return updates
     return None
 
 
 def _sites(pair: Pair, table: Layout, alpha: float) -> dict[str, Update]:
     """The sites of a leaf, which may be shared by several."""
-    found: dict[str, Update] = {}
+    updates: dict[str, Update] = {}
     for rule in (rule for rule in table.rules if rule.part == "weight" and rule.axes):
         shape = _shape(pair, rule.axes, rule.index)
         places = {} if shape is None else sites_of(Layout("", (rule,)), {pair.leaf: shape})
         for site, place in places.items():
-            found[site] = _cut(pair, place, alpha)
-    return found
+            updates[site] = _cut(pair, place, alpha)
+    return updates
 
 
 def _shape(pair: Pair, axes: str | None, index: str | None) -> tuple[int, ...] | None:

@@ -56,11 +56,11 @@ def _unpacked(tensor: Stored, part: slice) -> np.ndarray:
     """Returns the integers (rows, outputs) of a run of outputs."""
     first, last = part.start // 8, -(-part.stop // 8)
     packed = read_slice(tensor, (slice(None), slice(first, last)))
-    found = (
+    integers = (
         unpack_bits(packed, 4).reshape(*packed.shape, 8)[..., _ORDER].reshape(packed.shape[0], -1)
     )
     start = part.start - first * 8
-    return found[:, start : start + part.stop - part.start].astype(np.int16)
+    return integers[:, start : start + part.stop - part.start].astype(np.int16)
 
 
 def read(source: Source, readout: Readout) -> None:
@@ -79,8 +79,8 @@ def _interleaved(module: str, source: Source) -> Packed | Problem:
     zeros, scale = (source.tensors.get(f"{module}.{part}") for part in _PARTS[1:])
     version = str(settings.get("version") or settings.get("format") or "gemm").lower()
     if version not in _VERSIONS or settings.get("backend") == "llm-awq":
-        found = version if version not in _VERSIONS else "llm-awq"
-        return Problem(f"{module}: the AWQ version is {found!r}, expected gemm")
+        name = version if version not in _VERSIONS else "llm-awq"
+        return Problem(f"{module}: the AWQ version is {name!r}, expected gemm")
     bits = settings.get("bits", settings.get("w_bit", 4))
     if bits != 4:
         return Problem(f"{module}: AWQ with {bits!r} bits, expected 4")
@@ -94,8 +94,8 @@ def _interleaved(module: str, source: Source) -> Packed | Problem:
         (inputs, columns), (count, _), _ = shapes
         fits = shapes[1:] == [(count, columns), (count, columns * 8)] and inputs % count == 0
     if not fits:
-        found = ", ".join(f"{t.name} is {t.dtype} {t.shape}" for t in (codes, zeros, scale))
+        tensors = ", ".join(f"{t.name} is {t.dtype} {t.shape}" for t in (codes, zeros, scale))
         expected = "I32 (in, out/8), I32 (groups, out/8), F16 (groups, out)"
-        return Problem(f"{module}: {found}; expected {expected}")
-    own_fields = stored_fields(f"{module}.weight", (codes.shape[1] * 8, codes.shape[0]), codes)
-    return Interleaved(*own_fields, codes, "AWQ, 4 bits", zeros, scale)
+        return Problem(f"{module}: {tensors}; expected {expected}")
+    fields = stored_fields(f"{module}.weight", (codes.shape[1] * 8, codes.shape[0]), codes)
+    return Interleaved(*fields, codes, "AWQ, 4 bits", zeros, scale)

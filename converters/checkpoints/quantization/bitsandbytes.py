@@ -84,8 +84,8 @@ class Nested:
         """Returns the scales with these codes; ``first`` is the index of the first one."""
         blocks = np.arange(first, first + codes.size) // self.block
         part = slice(int(blocks[0]), int(blocks[-1]) + 1)
-        own = read_slice(self.absmax, (part,))[blocks - blocks[0]]
-        return read_slice(self.table)[codes] * own + np.float32(self.offset)
+        block_scales = read_slice(self.absmax, (part,))[blocks - blocks[0]]
+        return read_slice(self.table)[codes] * block_scales + np.float32(self.offset)
 
 
 @dataclass(frozen=True)
@@ -225,18 +225,22 @@ def _nested(name: str, blocks: int, settings: dict[str, Any], source: Source) ->
     return Nested(absmax, table, block, float(offset))
 
 
-def _eight_bits(tensor: Stored, source: Source, scale: str, layout: str) -> Packed | Problem:
+def _eight_bits(
+    tensor: Stored, source: Source, scale_name: str, layout_name: str
+) -> Packed | Problem:
     """Reads a weight of 8 bits, or returns the problem with it."""
-    found, order = source.tensors[scale], source.tensors.get(layout)
-    if len(tensor.shape) != 2 or found.dtype not in FLOATS or found.shape != tensor.shape[:1]:
+    scale, order = source.tensors[scale_name], source.tensors.get(layout_name)
+    if len(tensor.shape) != 2 or scale.dtype not in FLOATS or scale.shape != tensor.shape[:1]:
         return Problem(
-            f"{tensor.name} {tensor.shape}: {scale} is {found.dtype} {found.shape}, expected a "
-            "float for each row"
+            f"{tensor.name} {tensor.shape}: {scale_name} is {scale.dtype} {scale.shape}, expected "
+            "a float for each row"
         )
     if order is not None and any(_bytes(order, 0, min(order.size, 8))):
-        return Problem(f"{tensor.name}: {layout} is not 0; only the layout by rows can be read")
+        return Problem(
+            f"{tensor.name}: {layout_name} is not 0; only the layout by rows can be read"
+        )
     fields = stored_fields(tensor.name, tensor.shape, tensor)
-    return EightBits(*fields, tensor, "bitsandbytes, 8 bits", found)
+    return EightBits(*fields, tensor, "bitsandbytes, 8 bits", scale)
 
 
 def _bytes(tensor: Stored, begin: int, end: int) -> np.ndarray:
@@ -251,10 +255,10 @@ def _json(state: Stored) -> dict[str, Any] | None:
     if state.dtype != "U8" or state.size > _LARGEST_STATE:
         return None
     try:
-        found = parse_json(_bytes(state, 0, state.size).tobytes())
+        data = parse_json(_bytes(state, 0, state.size).tobytes())
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return data if isinstance(data, dict) else None
 
 
 def _is_size(value: object) -> bool:

@@ -30,7 +30,7 @@ __all__ = ["FP8", "read"]
 FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("_scale_inv", "_scale")
 _BLOCK = (128, 128)
-# Tensors next to an fp8 weight that serve fp8 activations, unused without the packed weight.
+# Tensors next to an fp8 weight that scale fp8 activations, unused without the packed weight.
 _UNUSED = ("input_scale", "output_scale", "activation_scale", "input_scale_inv", "scale_input")
 # ComfyUI's scale and markers, and the formats that are fp8 with plain scales.
 _SCALE, _FORMAT, _MARKER = "scale_weight", "comfy_quant", "scaled_fp8"
@@ -89,13 +89,13 @@ def read(source: Source, readout: Readout) -> None:
             scales.append(f"{module}.{_SCALE}")
         elif tensor.dtype not in FP8:
             continue
-        found = _float8(tensor, source, scales)
+        weight = _float8(tensor, source, scales)
         if problem := _problem_of_format(tensors.get(f"{module}.{_FORMAT}")):
-            found = Problem(problem)
-        if isinstance(found, Problem):
-            found = Problem(f"{name} {tensor.shape}: {found.text}")
+            weight = Problem(problem)
+        if isinstance(weight, Problem):
+            weight = Problem(f"{name} {tensor.shape}: {weight.text}")
         unused = [f"{module}.{part}" for part in (*_UNUSED, _FORMAT)]
-        readout.add(found, name, *scales[:1], *unused)
+        readout.add(weight, name, *scales[:1], *unused)
 
 
 def _problem_of_format(stored: Stored | None) -> str:
@@ -106,8 +106,8 @@ def _problem_of_format(stored: Stored | None) -> str:
         fields = parse_json(read_slice(stored, (slice(0, stored.size),)).tobytes())
     except ValueError:
         fields = None
-    found = fields.get("format") if isinstance(fields, dict) else None
-    return "" if found in _FORMATS else f"its format is {found!r}, expected one of {_FORMATS}"
+    name = fields.get("format") if isinstance(fields, dict) else None
+    return "" if name in _FORMATS else f"its format is {name!r}, expected one of {_FORMATS}"
 
 
 def _float8(tensor: Stored, source: Source, scales: list[str]) -> Packed | Problem:
@@ -143,12 +143,12 @@ def _float8(tensor: Stored, source: Source, scales: list[str]) -> Packed | Probl
 
 
 def _product(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The numbers, some of them perhaps infinite or NaN, as they are for transformers."""
+    """Returns ``values · scale`` without warnings: like transformers, it may be infinite or NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
         return values * scale
 
 
 def _floats(scale: Stored, index: tuple[slice, ...]) -> np.ndarray:
     """Reads a scale in float32."""
-    found = read_slice(scale, index)
-    return power_of_two(found) if scale.dtype == "U8" else found.astype(np.float32)
+    values = read_slice(scale, index)
+    return power_of_two(values) if scale.dtype == "U8" else values.astype(np.float32)

@@ -54,7 +54,7 @@ PARTS = (
     "weight_blocks",
     "B",
 )
-# Endings of names that hold codes, whatever their dtype.
+# Endings of the names of tensors with codes, whatever their dtype.
 _CODES = (".weight", ".qweight", ".weight_packed", ".W_q", "_blocks")
 # Models in which these modules are GPT-2's Conv1D (in, out), and linear layers once quantized.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
@@ -77,13 +77,13 @@ def find_packed(checkpoint: Checkpoint) -> Readout:
     for name in _BY_TENSORS if method is None else [method]:
         if name in READERS and name != "fp8":
             READERS[name](source, readout)
-    fp8.read(Source(_others(tensors, readout), source.settings), readout)
+    fp8.read(Source(_without_parts(tensors, readout), source.settings), readout)
     if _has_conv1d(checkpoint):
         for name, packed in readout.packed.items():
             is_conv1d = name.removesuffix(".weight").rpartition(".")[2] in _CONV1D
             if is_conv1d and len(packed.shape) == 2:
                 readout.packed[name] = Transposed.of(packed)
-    for name, tensor in _others(tensors, readout).items():
+    for name, tensor in _without_parts(tensors, readout).items():
         if name in readout.packed:
             main = readout.packed[name].main.name
             readout.problems.append(f"{name} is stored both packed, as {main}, and unpacked")
@@ -130,28 +130,28 @@ def quantization_settings(checkpoint: Checkpoint) -> dict[str, Any]:
             )
     for part in (config, *config.values()):
         if isinstance(part, dict):
-            found = [part[name] for name in CONFIGS if isinstance(part.get(name), dict)]
-            if any(found):
-                return next(filter(None, found))
+            stated = [part[name] for name in CONFIGS if isinstance(part.get(name), dict)]
+            if any(stated):
+                return next(filter(None, stated))
     for name, method in {} if checkpoint.is_file else SETTINGS_FILES.items():
-        if found := checkpoint.json(name):
-            return {"quant_method": method, **found}
+        if stated := checkpoint.json(name):
+            return {"quant_method": method, **stated}
     return {}
 
 
 def quantization_method(checkpoint: Checkpoint) -> str | None:
     """Returns the method by which a checkpoint is quantized; None if it states none."""
     if checkpoint.components:
-        found = (quantization_method(part) for part in checkpoint.components.values())
-        return ", ".join(dict.fromkeys(filter(None, found))) or None
+        methods = (quantization_method(part) for part in checkpoint.components.values())
+        return ", ".join(dict.fromkeys(filter(None, methods))) or None
     settings = quantization_settings(checkpoint)
-    found = settings.get("quant_method") or settings.get("quant_algo")
-    if found is None and any(settings.get(f"load_in_{bits}bit") for bits in (4, 8)):
-        found = "bitsandbytes"
-    return str(found or "an unknown method").lower() if settings else None
+    method = settings.get("quant_method") or settings.get("quant_algo")
+    if method is None and any(settings.get(f"load_in_{bits}bit") for bits in (4, 8)):
+        method = "bitsandbytes"
+    return str(method or "an unknown method").lower() if settings else None
 
 
-def _others(tensors: Mapping[str, Stored], readout: Readout) -> dict[str, Stored]:
+def _without_parts(tensors: Mapping[str, Stored], readout: Readout) -> dict[str, Stored]:
     """Returns the tensors that do not belong to a packed weight found so far."""
     return {name: tensor for name, tensor in tensors.items() if name not in readout.parts}
 
@@ -170,4 +170,4 @@ def unpacked(checkpoint: Checkpoint, readout: Readout) -> dict[str, Stored]:
         checkpoint: The base.
         readout: The result of `find_packed`.
     """
-    return _others(checkpoint.tensors, readout) | readout.packed
+    return _without_parts(checkpoint.tensors, readout) | readout.packed

@@ -108,12 +108,12 @@ class Readout:
     parts: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, found: Packed | Problem, *names: str) -> None:
+    def add(self, result: Packed | Problem, *names: str) -> None:
         """Records a weight, or the reason why it can't be read, and the names of its parts."""
-        if isinstance(found, Problem):
-            self.problems.append(found.text)
+        if isinstance(result, Problem):
+            self.problems.append(result.text)
         else:
-            self.packed[found.name] = found
+            self.packed[result.name] = result
         self.parts.update(names)
 
 

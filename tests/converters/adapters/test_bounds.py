@@ -51,9 +51,9 @@ def test_each_file_of_a_recipe_is_read_once(
     _recipe(tmp / "a.json", [{"source": "lora", "name": f"{i}", "strength": i} for i in range(4)])
     _recipe(tmp / "b.json", [{"source": "a.json", "name": f"{i}"} for i in range(3)])
     monkeypatch.setattr(LocatedAdapter, "read", counted)
-    found: Any = jaxmix.load(tmp / "b.json")
-    assert [part.name for part in found.parts][:5] == ["0/0", "0/1", "0/2", "0/3", "1/0"]
-    assert [part.strength for part in found.parts][:4] == [0, 1, 2, 3]
+    loaded: Any = jaxmix.load(tmp / "b.json")
+    assert [part.name for part in loaded.parts][:5] == ["0/0", "0/1", "0/2", "0/3", "1/0"]
+    assert [part.strength for part in loaded.parts][:4] == [0, 1, 2, 3]
     assert [path.name for path in read] == ["b.json", "lora"]
 
 

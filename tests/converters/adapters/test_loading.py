@@ -53,7 +53,7 @@ def test_file_of_a_folder(tmp_path):
     assert (adapter.name, adapter.source) == ("style", "style")
     assert adapter.updates[SITE].scale == jaxmix.load(tmp_path / "style").updates[SITE].scale
     message = refused(CheckpointError, path.with_name(FILES[0]))
-    assert message.endswith(". Give the folder that contains it.")
+    assert message.endswith(". Pass the folder that contains it.")
     assert all(reader.description in message for reader in FORMATS)
 
 
@@ -96,7 +96,7 @@ def test_subfolders(tmp_path):
     for out in ("..", "../repo", "a/../../x", str(tmp_path), "a\\b", "", "."):
         assert refused(CheckpointError, tmp_path / "repo", subfolder=out) == (
             f"subfolder {out!r} is not a path inside its folder, expected one such as "
-            f"'checkpoint-100'. Give the folder itself as the first argument."
+            f"'checkpoint-100'. Pass the folder itself as the first argument."
         )
     message = refused(CheckpointError, tmp_path / "repo", subfolder="c")
     assert f"{tmp_path / 'repo' / 'c'} has no adapter_config.json; found no such folder" in message
@@ -113,7 +113,7 @@ def test_linked_subfolder(tmp_path):
 # ------------------------------------------------------------------------ without torch and peft
 
 
-def test_without_torch_and_peft(tmp_path):
+def test_torch_and_peft_are_not_imported(tmp_path):
     """Reading and composing import neither, and work without them."""
     save(tmp_path / "lora")
     save(tmp_path / "oft", "oft")
@@ -204,6 +204,6 @@ def test_source(tmp_path, monkeypatch):
     names |= {str(tmp_path / "a" / "style"): "style", "a/../a/style": "a/../a/style"}
     for text, source in names.items():
         subfolder = "style" if text == "./a" else None
-        found = jaxmix.load(text, subfolder=subfolder, strength=0.5)
-        assert found.source == source + ("/style" if subfolder else "")
-        assert found.renamed("other").source == (2 * found).source == found.source
+        loaded = jaxmix.load(text, subfolder=subfolder, strength=0.5)
+        assert loaded.source == source + ("/style" if subfolder else "")
+        assert loaded.renamed("other").source == (2 * loaded).source == loaded.source

@@ -110,7 +110,7 @@ UNKNOWN = (
             errors.EntryNotFoundError,
             "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, "
             "so it is not a PEFT adapter. If the adapter is in a folder of the "
-            "repository, give subfolder='…'.",
+            "repository, pass subfolder='…'.",
         ),
         (errors.HfHubHTTPError, None),
         (errors.HFValidationError, None),
@@ -152,7 +152,7 @@ def test_format_of_single_files(monkeypatch):
     assert refused(UnsupportedError, "owner/name", format="mine") == (
         "owner/name: adapters of the format 'mine' are single files, which are not "
         "looked for on the hub. Download the file with `hf download owner/name`, and "
-        "give its path."
+        "pass its path."
     )
 
 
@@ -165,22 +165,22 @@ def test_repository_changes_during_download(tmp_path, monkeypatch):
     )
     assert refused(CheckpointError, "owner/name") == (
         "owner/name on the hub changed while its files were downloaded. Try again, "
-        "or give a commit: revision='…'."
+        "or pass a commit: revision='…'."
     )
 
 
 def test_requests_to_the_hub(tmp_path, monkeypatch):
     """Two files, with subfolder and revision, and nothing else."""
     folder = save(tmp_path)
-    asked = []
+    requests = []
 
     def download(repo_id, filename, **options):
-        asked.append((repo_id, filename, options))
+        requests.append((repo_id, filename, options))
         return str(folder / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert jaxmix.load("own.er/na_me-1", subfolder="a/b", revision="v1").name == "b"
     options = {"subfolder": "a/b", "revision": "v1"}
-    assert asked == [("own.er/na_me-1", name, options) for name in FILES]
+    assert requests == [("own.er/na_me-1", name, options) for name in FILES]
     refused(CheckpointError, "owner/name", subfolder="../x")
-    assert len(asked) == 2
+    assert len(requests) == 2

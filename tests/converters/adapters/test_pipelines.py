@@ -87,7 +87,7 @@ def test_part_selects_the_keys_of_its_role(tmp_path: Path) -> None:
 
 
 def test_absent_component_lists_keys(tmp_path: Path) -> None:
-    """Keys of a component that the base lacks are listed with what it has."""
+    """Keys of a component that the base lacks are listed with the base's components."""
     base = MODULES[:2]
     one = save(tmp_path / "x.safetensors", "lora_te2_a", "lora_unet_mid_block_attn_to_q")
     two = save(tmp_path / "y.safetensors", "transformer_2.mid_block.attn.to_q")
@@ -97,22 +97,22 @@ def test_absent_component_lists_keys(tmp_path: Path) -> None:
     absent = "the base has no text_encoder_2, only text_encoder, unet"
     assert f"\n  lora_te2_a: {absent}\n" in text and "lora_unet" not in text
     assert "Was the adapter trained on another model, or does the file use other names" in text
-    assert "Give the base" not in text
+    assert "Pass the base" not in text
     with pytest.raises(CheckpointError) as refused:
         jaxmix.load(two, base=base)
     absent = "the base has no transformer_2, only text_encoder, unet"
     assert f"\n  transformer_2.mid_block.attn.to_q: {absent}\n" in str(refused.value)
-    assert "Give the base" not in str(refused.value)
+    assert "Pass the base" not in str(refused.value)
 
 
 def test_part_that_the_base_lacks(tmp_path: Path) -> None:
-    """A second model is never another one; a PEFT folder has no parts of its own."""
+    """A second model never replaces another; a PEFT folder has no parts."""
     file = save(tmp_path / "x.safetensors", "lora_unet_mid_block_attn_to_q")
     with pytest.raises(CheckpointError) as refused:
         jaxmix.load(file, base=MODULES, part="transformer_2")
     assert str(refused.value) == (
         "part='transformer_2' names a component that is absent: the base has no transformer_2, "
-        "only text_encoder, text_encoder_2, unet. Give one of these."
+        "only text_encoder, text_encoder_2, unet. Pass one of these."
     )
     ones = {"q.lora_A.weight": np.ones((1, 2)), "q.lora_B.weight": np.ones((3, 1))}
     folder = save_adapter(tmp_path / "peft", {"peft_type": "LORA", "r": 1, "lora_alpha": 1}, ones)
@@ -125,9 +125,9 @@ def test_saved_mix_for_a_component(tmp_path: Path) -> None:
     """All parts of a mix are read for the component."""
     one, two = (save(tmp_path / f"{name}.safetensors", "mid.q") for name in "xy")
     folder = jaxmix.save(jaxmix.mix(jaxmix.load(one), jaxmix.load(two)), tmp_path / "mix")
-    found = jaxmix.load(folder, base=MODULES, part="unet")
-    assert [part.sites for part in found.parts] == [("unet.mid.q",)] * 2
-    assert [part.name for part in found.parts] == ["x", "y"]
+    loaded = jaxmix.load(folder, base=MODULES, part="unet")
+    assert [part.sites for part in loaded.parts] == [("unet.mid.q",)] * 2
+    assert [part.name for part in loaded.parts] == ["x", "y"]
 
 
 def test_folder_of_diffusers_weights(tmp_path: Path) -> None:
@@ -135,5 +135,5 @@ def test_folder_of_diffusers_weights(tmp_path: Path) -> None:
     save(tmp_path / "pytorch_lora_weights.safetensors", "unet.mid_block.attn.to_q")
     for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "README.md"):
         (tmp_path / name).write_bytes(b"x")
-    found = jaxmix.load(tmp_path, base=MODULES)
-    assert found.parts[0].sites == (MODULES[0],)
+    loaded = jaxmix.load(tmp_path, base=MODULES)
+    assert loaded.parts[0].sites == (MODULES[0],)

@@ -50,9 +50,9 @@ def test_default_name_of_diffusers(place: tuple[Path, str]) -> None:
     (folder / "image_0.png").write_bytes(b"")
     (folder / "checkpoint-500").mkdir()
     save(folder / "checkpoint-500" / LORA, diffusers(1))
-    found: Any = jaxmix.load(text)
-    assert (found.name, found.sites) == ("style", ("proj",))
-    np.testing.assert_array_equal(found.updates["proj"].a, drawn(2, 4))
+    loaded: Any = jaxmix.load(text)
+    assert (loaded.name, loaded.sites) == ("style", ("proj",))
+    np.testing.assert_array_equal(loaded.updates["proj"].a, drawn(2, 4))
     inner: Any = jaxmix.load(text, subfolder="checkpoint-500")
     same: Any = jaxmix.load(text, filename=f"checkpoint-500/{LORA}")
     assert (inner.name, same.name) == ("checkpoint-500", LORA.removesuffix(".safetensors"))
@@ -66,8 +66,8 @@ def test_folder_with_one_kohya_file(place: tuple[Path, str]) -> None:
     save(folder / "last.safetensors", kohya("lora"))
     (folder / "optimizer.pt").write_bytes(b"")
     save(folder / "model.safetensors", {"proj.weight": drawn(6, 4)})
-    found = jaxmix.load(text, base=list(BASE), ignore="model.*")
-    assert (found.name, found.sites) == ("style", ("proj",))
+    loaded = jaxmix.load(text, base=list(BASE), ignore="model.*")
+    assert (loaded.name, loaded.sites) == ("style", ("proj",))
     message = refused(CheckpointError, text, base=list(BASE))
     assert " has weights next to the adapter that are not read:\n  model.safetensors: " in message
 
@@ -82,10 +82,10 @@ def test_several_files(place: tuple[Path, str]) -> None:
         " has several files that may be the adapter:\n  1.safetensors\n  "
         "2.safetensors\nSay which one to read: filename='1.safetensors'."
     )
-    found: Any = jaxmix.load(text, filename="2.safetensors", strength=0.5)
-    assert (found.name, found.strength) == ("2", 0.5)
-    assert found.source == ("owner/style" if text == "owner/style" else "style") + "/2.safetensors"
-    np.testing.assert_array_equal(found.updates["proj"].a, drawn(2, 4, seed=2))
+    loaded: Any = jaxmix.load(text, filename="2.safetensors", strength=0.5)
+    assert (loaded.name, loaded.strength) == ("2", 0.5)
+    assert loaded.source == ("owner/style" if text == "owner/style" else "style") + "/2.safetensors"
+    np.testing.assert_array_equal(loaded.updates["proj"].a, drawn(2, 4, seed=2))
     assert jaxmix.load(text, filename="1.safetensors", format="diffusers").name == "1"
 
 
@@ -147,8 +147,8 @@ def test_adapterhub_adapter(place: tuple[Path, str]) -> None:
     tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
     folder(place[0], tensors, CONFIG)
     for options in ({}, {"filename": "adapter.safetensors"}, {"format": "adapterhub"}):
-        found: Any = jaxmix.load(place[1], **options)
-        assert (found.name, found.sites) == ("style", (Q,))
+        loaded: Any = jaxmix.load(place[1], **options)
+        assert (loaded.name, loaded.sites) == ("style", (Q,))
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a/..", "a/", "."])
@@ -156,7 +156,7 @@ def test_filename_outside_the_folder(name: str, place: tuple[Path, str]) -> None
     """It must be in the folder."""
     assert refused(CheckpointError, place[1], filename=name) == (
         f"filename {name!r} is not a file inside its folder, expected one such as "
-        f"'pytorch_lora_weights.safetensors'. Give its path as the first argument."
+        f"'pytorch_lora_weights.safetensors'. Pass its path as the first argument."
     )
 
 
@@ -169,7 +169,7 @@ def test_missing_filename(place: tuple[Path, str]) -> None:
         assert message.startswith("owner/style on the hub: b.safetensors is not in the local cache")
     else:
         assert message == (
-            f"{folder} has no b.safetensors; found a.safetensors. Give the name of a file in it."
+            f"{folder} has no b.safetensors; found a.safetensors. Pass the name of a file in it."
         )
         message = refused(CheckpointError, folder / "a.safetensors", filename="b")
         assert " is a file, which has no file in it.\n" in message
@@ -205,8 +205,8 @@ def test_single_torch_file(place: tuple[Path, str]) -> None:
     assert jaxmix.load(text).sites == ("proj",)
     folders.save(folder / "peft")
     (folder / "peft" / "adapter_model.safetensors").unlink()
-    made = folders.keyed(folders.factors(folders.FORMS["lora"]))
-    content = {key: torch.from_numpy(x) for key, x in made.items()}
+    tensors = folders.keyed(folders.factors(folders.FORMS["lora"]))
+    content = {key: torch.from_numpy(x) for key, x in tensors.items()}
     torch.save(content, folder / "peft" / "adapter_model.bin")
     assert jaxmix.load(text, subfolder="peft").sites == (SITE,)
 

@@ -1,4 +1,4 @@
-"""Which modules of a checkpoint are Conv1D: what its config.json says, and the command line."""
+"""Which modules of a checkpoint are Conv1D, by its config.json and by the command line's option."""
 
 import importlib.util
 import re
@@ -38,8 +38,10 @@ CONFIGS: dict[str, tuple[Any, str, bool | None]] = {
 
 
 @pytest.mark.parametrize(("config", "module", "expected"), CONFIGS.values(), ids=CONFIGS)
-def test_config(config: Any, module: str, expected: bool | None, tmp_path: Path) -> None:
-    """The model's type says which modules are Conv1D, that of a part for the part."""
+def test_conv1d_follows_the_model_type(
+    config: Any, module: str, expected: bool | None, tmp_path: Path
+) -> None:
+    """The model's type determines its modules, a nested config's type those of its part."""
     tensor = np.zeros((2, 2), np.float32)
     base = save_base(tmp_path / "base", config=config, extra={f"{module}.weight": tensor})
     pattern = conv1d_pattern(read_checkpoint(base))
@@ -48,14 +50,14 @@ def test_config(config: Any, module: str, expected: bool | None, tmp_path: Path)
     assert base_model(base).is_conv1d(module) is expected
 
 
-def test_a_bias_that_speaks_against_the_config(tmp_path: Path) -> None:
-    """Some convert GPT-2 into linear layers and keep its type."""
+def test_bias_may_contradict_the_config(tmp_path: Path) -> None:
+    """Converted GPT-2 checkpoints have linear layers and keep the model's type."""
     mlp = {"h.0.c_fc.weight": np.zeros((6, 2)), "h.0.c_fc.bias": np.zeros(6)}
     base = save_base(tmp_path / "base", config=GPT2, extra=mlp)
     assert conv1d_pattern(read_checkpoint(base)) is None
 
 
-def test_no_config(tmp_path: Path) -> None:
+def test_single_file_has_no_pattern(tmp_path: Path) -> None:
     """A file alone is no folder's."""
     base = save_base(tmp_path / "base", config=GPT2)
     assert conv1d_pattern(read_checkpoint(base / "model.safetensors")) is None
@@ -63,8 +65,8 @@ def test_no_config(tmp_path: Path) -> None:
     assert conv1d_pattern(read_checkpoint(base)) is None
 
 
-def test_types_of_transformers() -> None:
-    """The table is what the installed transformers has."""
+def test_types_match_transformers() -> None:
+    """The table equals that of the installed transformers."""
     if (spec := importlib.util.find_spec("transformers")) is None or spec.origin is None:
         pytest.skip("transformers is not installed")
     folder = Path(spec.origin).parent / "models"
@@ -82,7 +84,7 @@ def test_types_of_transformers() -> None:
 
 @pytest.fixture
 def square(tmp_path: Path) -> Adapters:
-    """A LoRA of a square layer whose flag is on, and bases with it, of two types and of none."""
+    """Writes a LoRA of a square layer with its flag on, and bases of two types and of none."""
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "fan_in_fan_out": True}
     rng = np.random.default_rng(0)
     factors = {
@@ -105,8 +107,8 @@ def _delta(folder: Path) -> np.ndarray:
     return 2 * update.b @ update.a
 
 
-def test_merge_by_config(square: Adapters, tmp_path: Path) -> None:
-    """The type of the model decides, and not the flag."""
+def test_merge_follows_the_config(square: Adapters, tmp_path: Path) -> None:
+    """The model's type decides, not the flag."""
     for name, turn in (("gpt2", True), ("llama", False)):
         jaxmix.merge_checkpoint(square[name], jaxmix.load(square["lora"]), tmp_path / f"{name} out")
         delta = _delta(square["lora"])
@@ -114,8 +116,8 @@ def test_merge_by_config(square: Adapters, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, delta.T if turn else delta, rtol=1e-6)
 
 
-def test_merge_where_nothing_tells(square: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """A refusal that says how to go on, in Python and on the command line."""
+def test_ambiguous_merge_is_refused(square: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """The error states the remedy in Python and on the command line."""
     adapter, out = jaxmix.load(square["lora"]), tmp_path / "out"
     with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
         jaxmix.merge_checkpoint(square["unknown"], adapter, out)
@@ -129,8 +131,10 @@ def test_merge_where_nothing_tells(square: Adapters, tmp_path: Path, capsys: Cap
     np.testing.assert_allclose(load(out)["h.0.attn.c_proj.weight"], delta, rtol=1e-6)
 
 
-def test_other_commands(square: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """They ask config.json too, and take the option."""
+def test_other_commands_use_config_and_option(
+    square: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """They read config.json too, and take the option."""
     base, args = square["unknown"], ("--conv1d", "")
     lora, out = square["lora"], tmp_path / "out"
     both = ("-a", lora, "-a", lora, "-m", "ties_svd", "--density", "0.5", "--rank", "1")

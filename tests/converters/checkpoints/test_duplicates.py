@@ -1,4 +1,4 @@
-"""Files next to a checkpoint that hold its tensors again, in any format, are recognized."""
+"""Files next to a checkpoint that duplicate its tensors, in any format, are recognized."""
 
 import io
 import pickle
@@ -20,7 +20,7 @@ OTHERS = {name: tensor + 0.1 for name, tensor in TENSORS.items()}
 
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, Stored]:
-    """The tensors of a checkpoint."""
+    """Returns the tensors of a checkpoint."""
     folder = tmp_path / "base"
     folder.mkdir()
     save_file(TENSORS, folder / "model.safetensors")
@@ -40,12 +40,12 @@ def own(tmp_path: Path) -> dict[str, Stored]:
     ],
     ids=["same", "bfloat16", "quantized", "numbers", "shapes", "names", "a few"],
 )
-def test_safetensors(tmp_path: Path, own, tensors, expected) -> None:
+def test_safetensors_are_compared(tmp_path: Path, own, tensors, expected) -> None:
     save_file(tensors, tmp_path / "copy.safetensors")
     assert is_copy(tmp_path / "copy.safetensors", own) is expected
 
 
-def test_a_damaged_file_is_of_no_use(tmp_path: Path, own) -> None:
+def test_damaged_file_counts_as_a_copy(tmp_path: Path, own) -> None:
     save_file(OTHERS, tmp_path / "copy.safetensors")
     data = (tmp_path / "copy.safetensors").read_bytes()
     (tmp_path / "copy.safetensors").write_bytes(data[:-1])
@@ -53,7 +53,7 @@ def test_a_damaged_file_is_of_no_use(tmp_path: Path, own) -> None:
 
 
 @pytest.mark.parametrize(("prefix", "expected"), [("", True), ("other.", False)])
-def test_archives_by_their_names(tmp_path: Path, own, prefix: str, expected: bool) -> None:
+def test_archives_are_compared_by_names(tmp_path: Path, own, prefix: str, expected: bool) -> None:
     """NumPy's archives and both of PyTorch's formats; nothing is unpickled."""
     names = {f"{prefix}{name}": None for name in TENSORS}
     arrays = {f"{prefix}{name}": tensor for name, tensor in TENSORS.items()}
@@ -69,6 +69,6 @@ def test_archives_by_their_names(tmp_path: Path, own, prefix: str, expected: boo
 
 
 @pytest.mark.parametrize("suffix", ["npz", "pt", "bin", "json"])
-def test_other_files(tmp_path: Path, own, suffix: str) -> None:
+def test_other_files_are_no_copies(tmp_path: Path, own, suffix: str) -> None:
     (tmp_path / f"file.{suffix}").write_bytes(b"neither an archive nor a pickle")
     assert not is_copy(tmp_path / f"file.{suffix}", own)

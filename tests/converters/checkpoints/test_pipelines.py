@@ -23,7 +23,7 @@ from ..pipelines import save_pipeline, save_weights, tensors_of
 
 @pytest.mark.parametrize(("shards", "variant"), [(1, ""), (2, ""), (1, "fp16"), (2, "bf16")])
 def test_component_folder(shards: int, variant: str, tmp_path: Path) -> None:
-    """A component is read like a folder of transformers, whatever its files are called."""
+    """A component is read like a folder of transformers, whatever the names of its files."""
     base = save_pipeline(tmp_path / "base", "wan", shards=shards, variant=variant)
     folder, tensors = base / "transformer", tensors_of(base)
     checkpoint = read_checkpoint(folder)
@@ -38,7 +38,7 @@ def test_component_folder(shards: int, variant: str, tmp_path: Path) -> None:
 
 
 def test_older_name_of_an_index(tmp_path: Path) -> None:
-    """Older versions of diffusers put the variant elsewhere."""
+    """Older versions of diffusers put the variant in another place of the name."""
     save_weights(tmp_path, {"a": np.ones(1), "b": np.ones(2)}, "model.safetensors", shards=2)
     index = tmp_path / "model.safetensors.index.json"
     index.rename(tmp_path / "model.fp16.safetensors.index.json")
@@ -46,7 +46,7 @@ def test_older_name_of_an_index(tmp_path: Path) -> None:
 
 
 def test_precedence(tmp_path: Path) -> None:
-    """The weights without a variant count; of these, diffusers prefers the index."""
+    """Weights without a variant take precedence; among these, diffusers prefers the index."""
     one, two = {"a": np.ones(1), "b": np.ones(2)}, {"a": np.zeros(1), "b": np.zeros(2)}
     file = "diffusion_pytorch_model.safetensors"
     save_weights(tmp_path, two, file, variant="fp16")
@@ -57,8 +57,8 @@ def test_precedence(tmp_path: Path) -> None:
     assert read_tensors(tmp_path)["a"] == 0
 
 
-def test_several_variants(tmp_path: Path) -> None:
-    """Which of two variants is meant can't be known."""
+def test_several_variants_are_ambiguous(tmp_path: Path) -> None:
+    """The intended variant is unknown."""
     for variant in ("fp16", "non_ema"):
         save_weights(tmp_path, {"a": np.ones(1)}, "model.safetensors", variant=variant)
     with pytest.raises(CheckpointError) as refused:
@@ -138,7 +138,7 @@ def test_base_model_of_a_pipeline(tmp_path: Path) -> None:
 
 
 def test_pipeline_without_weights(tmp_path: Path) -> None:
-    """A pipeline of .bin files says what to do."""
+    """For a pipeline of .bin files, the error states the remedy."""
     base = save_pipeline(tmp_path / "base", "sd")
     for file in base.rglob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))

@@ -1,4 +1,4 @@
-"""Which files of a folder go along with a merge: other modules do, copies of the weights do not."""
+"""Side files of a merge: other modules are copied, duplicates of the weights are not."""
 
 import json
 import pickle
@@ -21,20 +21,20 @@ DENSE = {"linear.weight": np.ones((3, 6), np.float32), "linear.bias": np.ones(3,
 
 
 def sides(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Which files are copied next to tokenizer and configs, which are not, and why."""
+    """Returns the files copied besides tokenizer and configs, and the files that are left out."""
     found, left_out = side_files(read_checkpoint(folder))
     new = [name for name in found if Path(name).suffix not in (".json", ".md", ".model", ".jinja")]
     return new, dict(line.split(": ", 1) for line in left_out)
 
 
 def save(folder: Path, name: str, tensors: dict[str, Any]) -> None:
-    """A safetensors file somewhere in the folder."""
+    """Writes a safetensors file into the folder."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / name)
 
 
 def torch_archive(path: Path, names: Any, *, zipped: bool = True) -> None:
-    """What `torch.save` writes, as far as the names of the tensors go."""
+    """Writes the parts of a `torch.save` file that hold the tensors' names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not zipped:
         parts = (119547037146038801333356, 1001, {"little_endian": True}, dict.fromkeys(names))
@@ -44,8 +44,8 @@ def torch_archive(path: Path, names: Any, *, zipped: bool = True) -> None:
         archive.writestr("archive/data.pkl", pickle.dumps(dict.fromkeys(names), protocol=2))
 
 
-def test_modules_of_their_own_are_copied(base: Path) -> None:
-    """Weights in any form, in folders and next to the checkpoint."""
+def test_other_modules_are_copied(base: Path) -> None:
+    """Weights of other modules in any format, in folders and next to the checkpoint."""
     save(base, "2_Dense/model.safetensors", DENSE)
     torch_archive(base / "3_Dense/pytorch_model.bin", DENSE)
     save(base, "value_head.safetensors", {"v_head.summary.weight": DENSE["linear.weight"]})
@@ -65,8 +65,8 @@ def test_modules_of_their_own_are_copied(base: Path) -> None:
     assert left_out == {}
 
 
-def test_a_listed_module_is_no_copy(base: Path) -> None:
-    """A folder in modules.json may hold the very same tensors: it is a module of its own."""
+def test_listed_module_is_not_a_duplicate(base: Path) -> None:
+    """A folder in modules.json is a separate module, even with the same tensors."""
     save(base, "query/model.safetensors", weights())
     save(base, "other/model.safetensors", weights())
     modules = [{"path": ""}, {"path": "query"}, {"name": "no path"}]
@@ -86,8 +86,8 @@ def test_a_listed_module_is_no_copy(base: Path) -> None:
         (np.float16, 1.5, False),
     ],
 )
-def test_the_same_tensors(dtype: Any, scale: float, is_copy: bool, base: Path) -> None:
-    """A cast is a copy; other numbers under the same names are another model."""
+def test_same_tensors_are_duplicates(dtype: Any, scale: float, is_copy: bool, base: Path) -> None:
+    """A cast is a duplicate; other numbers under the same names are another model."""
     tensors = {
         name: (x * scale).astype(dtype) if x.dtype == np.float32 else x
         for name, x in weights().items()
@@ -96,8 +96,8 @@ def test_the_same_tensors(dtype: Any, scale: float, is_copy: bool, base: Path) -
     assert ("half/weights.safetensors" in sides(base)[0]) is not is_copy
 
 
-def test_copies_are_left_out(base: Path) -> None:
-    """Other formats' names at the top and in export folders; elsewhere what has our names."""
+def test_duplicates_are_left_out(base: Path) -> None:
+    """By their names at the top and in export folders; elsewhere by their contents."""
     names = [name for name in weights() if name != "model.positions"]
     exports = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "x.Q4_K_M.gguf"]
     exports += ["model.fp16.safetensors", "consolidated.00.pth", "model_q4.onnx"]
@@ -116,8 +116,8 @@ def test_copies_are_left_out(base: Path) -> None:
     assert set(left_out.values()) == {"weights that are still the base's"}
 
 
-def test_a_trainers_state_and_an_adapter(base: Path) -> None:
-    """Neither belongs to a merged model; an adapter in a folder of its own is the model's."""
+def test_trainer_state_and_adapter_are_left_out(base: Path) -> None:
+    """Neither belongs to a merged model; an adapter in another folder is kept."""
     for name in ("optimizer.pt", "rng_state_0.pth", "training_args.bin"):
         (base / name).write_text("x")
     for folder in (base, base / "vision-lora"):
@@ -135,8 +135,8 @@ def test_a_trainers_state_and_an_adapter(base: Path) -> None:
     }
 
 
-def test_an_index_goes_with_its_files(base: Path) -> None:
-    """Without any of these files, it would point to nothing."""
+def test_index_is_kept_with_its_files(base: Path) -> None:
+    """Without any of its files an index would point to nothing."""
     save(base, "head/a.safetensors", DENSE)
     torch_archive(base / "pytorch_model-00001-of-00001.bin", weights())
     for name, file in {
@@ -153,16 +153,16 @@ def test_an_index_goes_with_its_files(base: Path) -> None:
     ]
 
 
-def test_a_merge_copies_and_verifies_other_modules(
+def test_merge_copies_and_verifies_other_modules(
     base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Byte for byte; a change of one is a problem."""
+    """Other modules are copied byte for byte; a change is a problem in verification."""
     save(base, "2_Dense/model.safetensors", DENSE)
     mix, out = mixed(adapters), tmp_path / "out"
     merged = jaxmix.merge_checkpoint(base, mix, out, verify=True)
     assert merged.left_out == () and merged.shards == ("model.safetensors",)
-    found = load(out / "2_Dense")
-    assert all(np.array_equal(found[name], array) for name, array in DENSE.items())
+    loaded = load(out / "2_Dense")
+    assert all(np.array_equal(loaded[name], array) for name, array in DENSE.items())
     save(out, "2_Dense/model.safetensors", {**DENSE, "linear.bias": np.zeros(3, np.float32)})
     proof = jaxmix.verify_merge(base, mix, out)
     assert proof.problems == ("2_Dense/model.safetensors differs from the base's",)

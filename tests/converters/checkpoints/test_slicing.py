@@ -16,13 +16,13 @@ SHAPE = (6, 40, 50)
 
 
 def stored(folder: Path, tensor: np.ndarray) -> Stored:
-    """Stores a tensor after another one, so that it does not start at the first byte."""
+    """Stores a tensor after another one, so it does not start at the first byte."""
     save_file({"a": np.ones(3, np.float32), "w": tensor}, folder / "model.safetensors")
     return read_checkpoint(folder).tensors["w"]
 
 
 def test_random_slices_equal_numpys(tmp_path: Path) -> None:
-    """On any axes, also empty, negative and beyond the end."""
+    """Slices on any axes, also empty, negative and out of range."""
     rng = np.random.default_rng(0)
     tensor = rng.normal(size=SHAPE).astype(ml_dtypes.bfloat16)
     source = stored(tmp_path, tensor)
@@ -45,18 +45,18 @@ def test_random_slices_equal_numpys(tmp_path: Path) -> None:
     ],
 )
 def test_bytes_read(tmp_path: Path, index: tuple[slice, ...], count: int) -> None:
-    """Whole runs are read; only gaps between short ones are read too."""
+    """Complete runs are read, with the gaps only between short ones."""
     source, counter = stored(tmp_path, np.zeros(SHAPE, np.float32)), Counter[str]()
     read_slice(source, index, counter)
     assert counter["w"] == 4 * count
 
 
-def test_a_scalar(tmp_path: Path) -> None:
+def test_scalar(tmp_path: Path) -> None:
     part = read_slice(stored(tmp_path, np.array(2.5)))
     assert part.shape == () and part == 2.5
 
 
-def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
+def test_truncated_file_is_reported(tmp_path: Path) -> None:
     source = stored(tmp_path, np.zeros(SHAPE, np.float32))
     source.file.write_bytes(source.file.read_bytes()[:-1])
     assert read_slice(source, (slice(0, 5),)).shape == (5, 40, 50)

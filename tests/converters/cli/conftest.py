@@ -1,4 +1,4 @@
-"""Prints wide tables without colours, whatever the terminal."""
+"""Prints wide tables without colours, regardless of the terminal."""
 
 import pytest
 

@@ -44,8 +44,8 @@ def test_loras_combine_without_a_base(adapters: Adapters, tmp_path: Path) -> Non
         ],
     )
     lora = jaxmix.load(adapters["lora"])
-    made = jaxmix.combine([lora, lora], method="cat", weights=[0.7, -0.3], name="both")
-    assert contents(out) == contents(jaxmix.export_peft(made, tmp_path / "expected"))
+    combined = jaxmix.combine([lora, lora], method="cat", weights=[0.7, -0.3], name="both")
+    assert contents(out) == contents(jaxmix.export_peft(combined, tmp_path / "expected"))
 
 
 def test_other_families_combine_with_a_base(

@@ -10,7 +10,7 @@ import pytest
 from jaxmix.converters.cli.compile_cache import cache_folder, use_compile_cache
 
 
-def test_the_users_cache_folder_is_used(tmp_path: Path) -> None:
+def test_users_cache_folder_is_used(tmp_path: Path) -> None:
     """With the time from which JAX keeps a program."""
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     use_compile_cache(environment)
@@ -28,7 +28,7 @@ def test_settings_of_the_environment_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "jaxmix").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_not_used(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_not_used(tmp_path: Path) -> None:
     """The program runs without it."""
     (tmp_path / "file").write_text("")
     environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}
@@ -39,7 +39,7 @@ def test_a_folder_that_cannot_be_made_is_not_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("platform", "within"), [("linux", ".cache"), ("darwin", "Library/Caches")]
 )
-def test_the_folder_is_the_systems_own(
+def test_default_folder_is_the_systems_cache(
     platform: str, within: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without a folder in the environment."""

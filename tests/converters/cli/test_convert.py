@@ -148,7 +148,9 @@ def test_invalid_recipes_are_refused(tmp_path: Path) -> None:
             save_recipe(sources, tmp_path / place)
         assert text in str(caught.value)
     place = save_recipe([], tmp_path / "r.json")
-    with pytest.raises(CheckpointError, match=r"r\.json exists\. Give another name, or replace it"):
+    with pytest.raises(
+        CheckpointError, match=r"r\.json exists\. Choose another name, or replace it"
+    ):
         save_recipe([], place)
     save_recipe([("owner/x", 1.0)], place, force=True)
     assert "owner/x" in place.read_text() and sorted(p.name for p in tmp_path.iterdir()) == [
@@ -228,7 +230,7 @@ def test_flux_is_converted_without_a_base(to: str, tmp_path: Path, capsys: Captu
     assert_same(jaxmix.compose(base, jaxmix.load(out, base=base)), want)
 
 
-def test_a_mix_becomes_one_lora(tmp_path: Path, capsys: Captured) -> None:
+def test_mix_becomes_one_lora(tmp_path: Path, capsys: Captured) -> None:
     """With `--rank` or `--energy`, adapters under other names become one LoRA."""
     source, base = kohya_flux(tmp_path / "a.safetensors"), flux_base(tmp_path)
     draw = np.random.default_rng(2)
@@ -261,7 +263,7 @@ def test_model_is_named(tmp_path: Path, capsys: Captured) -> None:
     assert document["error"] == (
         "x: its modules (transformer_blocks.0.attn.to_out.0 …) may be those of flux or "
         "hunyuan_video or qwen_image or sd3, which have different names in files of kohya's "
-        "scripts. Say which model it is: --names flux, or give its base: --base BASE."
+        "scripts. Say which model it is: --names flux, or pass its base: --base BASE."
     )
     run_json(capsys, *args, "kohya", "--names", "sd3")
     assert min(load_file(out)) == "lora_unet_joint_blocks_0_x_block_attn_proj.alpha"

@@ -126,21 +126,21 @@ def test_measures_match_the_library(base: Path, adapters: Adapters, capsys: Capt
     args = (adapters["lora"], f"{adapters['oft']}:0.5")
     document = run_json(capsys, "inspect", *args, "--base", base, "--measure")
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
-    found = measure(jaxmix.mix(lora, 0.5 * oft), load(base))
+    measures = measure(jaxmix.mix(lora, 0.5 * oft), load(base))
     assert [entry["adapter"] for entry in document["measures"]] == ["lora", "oft"]
     for entry in document["measures"]:
         name = entry["adapter"]
-        assert (entry["norm"], entry["share"]) == (found.norm(name), found.share(name))
+        assert (entry["norm"], entry["share"]) == (measures.norm(name), measures.share(name))
         for site, numbers in entry["sites"].items():
-            assert numbers == vars(found.sites[name][site])
+            assert numbers == vars(measures.sites[name][site])
     (pair,) = document["pairs"]
     assert pair["adapters"] == ["lora", "oft"] and document["needs_base"] == []
     assert list(pair["sites"]) == [f"model.layers.{i}.q_proj" for i in range(2)]
     assert main("inspect", *args, "--base", base, "--measure") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    start = ["lora", "2", f"{found.norm('lora'):.4g}"]
+    start = ["lora", "2", f"{measures.norm('lora'):.4g}"]
     assert [line for line in lines if line[:3] == start]
-    cosines = [entry.cosine for entry in found.pairs["lora", "oft"].values()]
+    cosines = [entry.cosine for entry in measures.pairs["lora", "oft"].values()]
     pair = ["lora", "and", "oft", "2", f"{np.mean(cosines):.3f}"]
     assert [line for line in lines if line[:5] == pair]
 

@@ -1,4 +1,4 @@
-"""What is wrong with a command line is named, with remedies in its own words."""
+"""Errors of the command line name the wrong input, with remedies in its own options."""
 
 import logging
 import shutil
@@ -66,12 +66,12 @@ def test_strengths(folder: Path, arg: str, message: str, capsys: Captured) -> No
     assert main("convert", arg, "--to", "recipe", "-o", "x.json") == 2
 
 
-def test_strengths_that_are_right(folder: Path) -> None:
+def test_valid_strengths_are_accepted(folder: Path) -> None:
     for arg in ("lora:.5", "run:2:1", "my-adapter/final:-1"):
         assert main("inspect", arg) == 0
 
 
-def test_base_and_adapter_in_each_others_place(folder: Path, capsys: Captured) -> None:
+def test_swapped_base_and_adapter_are_reported(folder: Path, capsys: Captured) -> None:
     assert main("merge", "lora", "-a", "base", "-o", "out") == 2
     message = capsys.readouterr().err
     assert (
@@ -104,7 +104,7 @@ def test_gguf(folder: Path, capsys: Captured) -> None:
         )
 
 
-def test_cut_files(folder: Path, capsys: Captured) -> None:
+def test_truncated_files_are_reported(folder: Path, capsys: Captured) -> None:
     for place in (
         folder / "lora" / "adapter_model.safetensors",
         folder / "base" / "model.safetensors",
@@ -120,21 +120,23 @@ def test_cut_files(folder: Path, capsys: Captured) -> None:
         place.write_bytes(data)
 
 
-def test_options_are_those_of_the_command_line(folder: Path, capsys: Captured) -> None:
+def test_errors_name_the_command_lines_options(folder: Path, capsys: Captured) -> None:
     assert main("inspect", "my-adapter") == 1
     message = capsys.readouterr().err
-    assert "There is one in final: give --subfolder final." in message
+    assert "There is one in final: pass --subfolder final." in message
     assert main("inspect", "my-adapter", "--subfolder", "final") == 0
-    with pytest.raises(CheckpointError, match="There is one in final: give subfolder='final'"):
+    with pytest.raises(CheckpointError, match="There is one in final: pass subfolder='final'"):
         jaxmix.load("my-adapter")
 
 
-def test_a_mistyped_path(folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistyped_path_is_reported(
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reports the request to the hub, makes one request, and names similar paths."""
-    asked: list[bool] = []
+    requests: list[bool] = []
 
     def unreachable() -> bool:
-        asked.append(True)
+        requests.append(True)
         return False
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -146,7 +148,7 @@ def test_a_mistyped_path(folder: Path, capsys: Captured, monkeypatch: pytest.Mon
         "the hub does not answer; using its local cache …\n"
         "error: "
     )
-    assert message.endswith("Did you mean my-adapter/final?\n") and len(asked) == 1
+    assert message.endswith("Did you mean my-adapter/final?\n") and len(requests) == 1
     assert constants.HF_HUB_OFFLINE is False
     assert main("inspect", "my-adaptre/final", "--json") == 1
     assert capsys.readouterr().err == "" and not logging.getLogger("jaxmix.hub").handlers
@@ -154,7 +156,7 @@ def test_a_mistyped_path(folder: Path, capsys: Captured, monkeypatch: pytest.Mon
     assert "Did you mean base?" in capsys.readouterr().err
 
 
-def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     class Session:
         def head(self, url: str, timeout: float) -> None:
             assert timeout <= 5
@@ -167,7 +169,7 @@ def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hub_connection.is_reachable() is answers
 
 
-def test_near_names(folder: Path) -> None:
+def test_similar_names_are_suggested(folder: Path) -> None:
     assert path_suggestions.suggest_paths("my-adapter/finale") == " Did you mean my-adapter/final?"
     assert (
         path_suggestions.suggest_paths("my-adapter/other") == " The folder my-adapter has no other."
@@ -179,7 +181,7 @@ def test_near_names(folder: Path) -> None:
     )
 
 
-def test_names_do_not_act_on_the_terminal(folder: Path, capsys: Captured) -> None:
+def test_names_are_escaped_for_the_terminal(folder: Path, capsys: Captured) -> None:
     evil = "a\x1b[2J\x9b1m\u202e\u2066\r\ud800:smile:[red]"
     assert printable(evil) == "a\\x1b[2J\\x9b1m\\u202e\\u2066\\r\\ud800:smile:[red]"
     print_lines(escape(evil))

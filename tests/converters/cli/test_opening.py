@@ -1,4 +1,4 @@
-"""What `merge` says at its end: how the result is opened."""
+"""The line of Python that `merge` prints at its end, which opens the result."""
 
 import json
 from pathlib import Path
@@ -25,21 +25,21 @@ from .running import Captured, main
         ("other.json", {}, None),
     ],
 )
-def test_call_by_config(file: str, config: Any, call: str | None, tmp_path: Path) -> None:
-    """The class that the config names, if it is the name of a class."""
+def test_call_follows_the_config(file: str, config: Any, call: str | None, tmp_path: Path) -> None:
+    """The class is the one that the config names, if it is a valid name."""
     (tmp_path / file).write_text(json.dumps(config))
     assert opening(tmp_path) == (call and f'{call}.from_pretrained("{tmp_path}")')
 
 
-def test_a_file_has_no_call(tmp_path: Path) -> None:
-    """A single safetensors file does not say what opens it."""
+def test_single_file_has_no_call(tmp_path: Path) -> None:
+    """A single safetensors file does not determine its class."""
     assert opening(tmp_path / "model.safetensors") is None
 
 
-def test_merge_ends_with_it(
+def test_merge_ends_with_the_call(
     base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
-    """As the last line."""
+    """It is the last line."""
     config = (
         json.loads((base / "config.json").read_text()) if (base / "config.json").exists() else {}
     )

@@ -28,8 +28,8 @@ def wan(tmp_path: Path) -> Path:
     return base
 
 
-def test_a_file_for_each_transformer(wan: Path, tmp_path: Path, capsys: Captured) -> None:
-    """`--part` once for each adapter, in order."""
+def test_part_is_passed_for_each_adapter(wan: Path, tmp_path: Path, capsys: Captured) -> None:
+    """`--part` is repeated for each adapter, in order."""
     files = [word for name in ("high", "low") for word in ("-a", tmp_path / f"{name}.safetensors")]
     parts = ["--part", "", "--part", "transformer_2"]
     found = run_json(capsys, "merge", wan, *files, *parts, "-o", tmp_path / "out", "--verify")

@@ -240,12 +240,12 @@ def test_completion_of_commands_options_and_values() -> None:
         "jaxmix inspect x --base ",
     ]
     env = {**os.environ, "_JAXMIX_COMPLETE": "complete_bash"}
-    asked = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", ASKED], input="\n".join(lines), env=env, capture_output=True,
         text=True, check=True,
     )  # fmt: skip
     found = {}
-    for part in asked.stdout.split("> ")[1:]:
+    for part in completed.stdout.split("> ")[1:]:
         line, *answers = part.splitlines()
         found[line] = [answer for answer in answers if answer]
     assert found == {

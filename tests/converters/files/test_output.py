@@ -1,4 +1,4 @@
-"""What force replaces: files of the kinds that are written there, and no other file of a user."""
+"""`force` replaces files of the kinds that are written, and no other file of a user."""
 
 import json
 import os
@@ -53,7 +53,7 @@ WRITERS: dict[str, Callable[[Path, Adapters], Write]] = {
 
 
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
-def test_force_keeps_what_is_not_ours(
+def test_force_keeps_other_files(
     writer: Callable[[Path, Adapters], Write], base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
     """An output is replaced; a folder with other files is refused and left unchanged."""
@@ -80,8 +80,8 @@ def test_force_keeps_what_is_not_ours(
     assert contents(out) == first and not list(tmp_path.glob("*out?*"))
 
 
-def test_all_that_is_in_the_way_is_named(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """A project in a folder that holds a config.json as well; links count by their names."""
+def test_all_other_files_are_listed(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """A project in a folder that also has a config.json; links count by their names."""
     project = tmp_path / "project"
     project.mkdir()
     for name in ("config.json", "thesis.tex", "figure.png"):
@@ -95,8 +95,8 @@ def test_all_that_is_in_the_way_is_named(base: Path, adapters: Adapters, tmp_pat
     assert "config.json" not in text and contents(project) == before
 
 
-def test_a_checkpoint_with_side_files_is_replaced(adapters: Adapters, tmp_path: Path) -> None:
-    """The base's own files, in folders too, are what the output has; litter is no loss."""
+def test_checkpoint_with_side_files_is_replaced(adapters: Adapters, tmp_path: Path) -> None:
+    """The output has the base's own files, in folders too; litter is ignored."""
     base = save_base(tmp_path / "base")
     (base / "1_Pooling").mkdir()
     (base / "1_Pooling" / "config.json").write_text("{}")
@@ -108,8 +108,10 @@ def test_a_checkpoint_with_side_files_is_replaced(adapters: Adapters, tmp_path: 
     assert not (tmp_path / "out" / ".DS_Store").exists()
 
 
-def test_a_file_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """It is looked for again right before the old output goes."""
+def test_file_that_appears_during_the_merge_is_kept(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Other files are searched again right before the old output is replaced."""
     out = tmp_path / "out"
     _merge(base, adapters)(out)
 
@@ -121,10 +123,10 @@ def test_a_file_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_path:
     assert (out / "thesis.tex").read_text() == "a user's"
 
 
-def test_a_folder_that_can_not_be_listed(
+def test_unlistable_folder_is_refused(
     base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in an output that is to be replaced, nor in a base."""
+    """In an output that is to be replaced, and in a base."""
     out, plain = tmp_path / "out", os.scandir
     _merge(base, adapters)(out)
     for folder in (base, out):
@@ -148,8 +150,8 @@ def test_a_folder_that_can_not_be_listed(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_mix_that_is_none(adapters: Adapters, base: Path, tmp_path: Path) -> None:
-    """A folder whose mix.json is a user's, and a file of JSON that is no recipe."""
+def test_foreign_mix_json_is_kept(adapters: Adapters, base: Path, tmp_path: Path) -> None:
+    """A user's own mix.json, and a JSON file that is no recipe, are kept."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "mix.json").write_text('{"songs": []}')
@@ -180,6 +182,6 @@ def test_a_mix_that_is_none(adapters: Adapters, base: Path, tmp_path: Path) -> N
         ("sub/config.json", False),
     ],
 )
-def test_files_of_a_checkpoint(name: str, is_one: bool) -> None:
+def test_checkpoint_files_are_recognized_by_name(name: str, is_one: bool) -> None:
     """By their names alone."""
     assert output.is_checkpoint_file(name) is is_one

@@ -21,7 +21,7 @@ BIN = "adapter_model.bin"
 
 
 def pickled(folder: Path, content: Any, **options: Any) -> Path:
-    """A PEFT folder whose tensors torch wrote."""
+    """Writes a PEFT folder whose tensors torch wrote."""
     save(folder)
     (folder / "adapter_model.safetensors").unlink()
     torch.save(content, folder / BIN, **options)
@@ -29,13 +29,13 @@ def pickled(folder: Path, content: Any, **options: Any) -> Path:
 
 
 def tensors(dtype: Any = torch.float32) -> dict[str, Any]:
-    """LoRA's factors under PEFT's keys."""
+    """Returns LoRA's factors under PEFT's keys."""
     made = keyed(factors(FORMS["lora"]))
     return {key: torch.from_numpy(array).to(dtype) for key, array in made.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_a_bin_is_read_with_its_dtype_and_bits(dtype: str, tmp_path: Path) -> None:
+def test_bin_file_keeps_dtype_and_bits(dtype: str, tmp_path: Path) -> None:
     """Equal bit for bit to the same tensors in safetensors."""
     content = tensors(getattr(torch, dtype))
     found = jaxmix.load(pickled(tmp_path / "bin", content)).updates[SITE]
@@ -59,14 +59,14 @@ def test_a_bin_is_read_with_its_dtype_and_bits(dtype: str, tmp_path: Path) -> No
     ],
     ids=["state_dict", "ordered", "parameters", "strided"],
 )
-def test_other_contents_of_a_bin(change: Any, tmp_path: Path) -> None:
-    """A trainer's checkpoint, parameters with gradients, tensors that lie otherwise."""
+def test_other_contents_of_a_bin_file(change: Any, tmp_path: Path) -> None:
+    """A trainer's checkpoint, parameters with gradients, tensors with other strides."""
     found: Any = jaxmix.load(pickled(tmp_path / "x", change(tensors()))).updates[SITE]
     np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
 
 
-def test_a_bin_of_old_torch(tmp_path: Path) -> None:
-    """Before 1.6 it was no zip."""
+def test_bin_file_of_old_torch(tmp_path: Path) -> None:
+    """Before version 1.6 the file was no zip."""
     folder = pickled(tmp_path, tensors(), _use_new_zipfile_serialization=False)
     found: Any = jaxmix.load(folder).updates[SITE]
     np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
@@ -86,15 +86,17 @@ def test_a_bin_of_old_torch(tmp_path: Path) -> None:
     ],
     ids=["list", "number", "nested", "key", "sparse", "float8", "complex", "empty"],
 )
-def test_contents_that_are_no_tensors(content: Any, expected: str, tmp_path: Path) -> None:
-    """Each is named."""
+def test_contents_other_than_tensors_are_refused(
+    content: Any, expected: str, tmp_path: Path
+) -> None:
+    """The error names each such entry."""
     folder = pickled(tmp_path, content)
     message = refused(CheckpointError, folder)
     assert message.startswith(f"{folder / BIN}") and expected in message
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
-    """As in PEFT, safetensors goes first; the other copy is read if its path is given."""
+    """As in PEFT, safetensors takes precedence; the other copy is read if its path is passed."""
     folder = save(tmp_path)
     torch.save({key: 2 * x for key, x in tensors().items()}, folder / BIN)
     safe: Any = jaxmix.load(folder).updates[SITE]
@@ -103,8 +105,8 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
     np.testing.assert_array_equal(2 * np.asarray(safe.a), other.a)
 
 
-def test_a_kohya_file_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sd-scripts wrote .pt and .ckpt; without torch the recipe is there."""
+def test_kohya_file_written_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sd-scripts wrote .pt and .ckpt; without torch the error has the instructions."""
     path = tmp_path / "x.pt"
     torch.save({key: torch.from_numpy(x.copy()) for key, x in kohya("lora").items()}, path)
     assert jaxmix.load(path, base=list(BASE)).sites == ("proj",)
@@ -117,8 +119,8 @@ def test_a_kohya_file_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_a_torch_file_that_is_not_there(tmp_path: Path) -> None:
-    """For a reader that is called by itself."""
+def test_missing_torch_file_is_reported(tmp_path: Path) -> None:
+    """Also by a reader that is called directly."""
     from jaxmix.converters.adapters.common.tensors import read_tensors
 
     for name, advice in (
@@ -129,8 +131,8 @@ def test_a_torch_file_that_is_not_there(tmp_path: Path) -> None:
             read_tensors(tmp_path / name)
 
 
-def test_an_expanded_tensor(tmp_path: Path) -> None:
-    """Of one number in the file; one that is small is read as it is."""
+def test_expanded_tensor_is_refused(tmp_path: Path) -> None:
+    """The file holds one number of it; a small one is read as it is."""
     content = tensors()
     (key, first), *_ = content.items()
     small = {**content, key: torch.full((1, 1), 2.0).expand(first.shape)}
@@ -144,12 +146,12 @@ def test_an_expanded_tensor(tmp_path: Path) -> None:
 
 
 def content_size(content: dict[str, Any], key: str) -> int:
-    """How many numbers the other tensors have."""
+    """Returns the number of elements of the other tensors."""
     return sum(x.numel() for name, x in content.items() if name != key)
 
 
-def test_a_zip_that_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch reads it, and so it is read up to a size."""
+def test_compressed_zip_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch reads it, so it is read up to a limit."""
     from jaxmix.converters.files import torch_files
 
     folder = pickled(tmp_path / "zip", {**tensors(), "x": torch.zeros(200_000)})

@@ -1,4 +1,4 @@
-"""Tiny models with Hugging Face's names: configs, weights of which no two are alike, adapters."""
+"""Tiny models with Hugging Face's names: configs, distinct weights, adapters."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -58,7 +58,7 @@ _LINEAR = {
 
 
 def shapes(kind: str, layers: int | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of a checkpoint."""
+    """Returns the name and shape of every tensor of a checkpoint."""
     config = CONFIGS[kind]
     sizes = {**SIZES, "d": config["hidden_size"]}
 
@@ -85,7 +85,7 @@ def shapes(kind: str, layers: int | None = None) -> Iterator[tuple[str, tuple[in
 
 
 def state(kind: str, layers: int | None = None) -> dict[str, np.ndarray]:
-    """A checkpoint of random weights."""
+    """Returns a checkpoint of random weights."""
     rng = np.random.default_rng(len(kind))
     made = {}
     for name, shape in shapes(kind, layers):
@@ -95,7 +95,7 @@ def state(kind: str, layers: int | None = None) -> dict[str, np.ndarray]:
 
 
 def linears(kind: str, layers: int | None = None) -> dict[str, tuple[int, int]]:
-    """The linear modules of all layers, and (out, in) of each."""
+    """Returns the linear modules of all layers, and (out, in) of each."""
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in shapes(kind, layers)
@@ -104,7 +104,7 @@ def linears(kind: str, layers: int | None = None) -> dict[str, tuple[int, int]]:
 
 
 def adapters(kind: str, layers: int | None = None) -> jaxmix.Mix:
-    """A LoRA, an OFT and a DoRA at every linear module: what adds, what turns, what reads."""
+    """Returns a LoRA, an OFT and a DoRA at every linear module."""
     rng = np.random.default_rng(1 + len(kind))
 
     def normal(*shape: int) -> Any:
@@ -123,5 +123,5 @@ def adapters(kind: str, layers: int | None = None) -> jaxmix.Mix:
 
 
 def tokens() -> np.ndarray:
-    """A batch of two texts."""
+    """Returns a batch of two texts."""
     return np.random.default_rng(9).integers(2, SIZES["v"], (2, 7)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Which layout is inferred: by names, by shapes, or none."""
+"""The layout that is inferred from names or shapes."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def zeros(*shape: int) -> Any:
 
 
 def lora(**sites: Any) -> Adapter:
-    """LoRAs whose products are ones."""
+    """Returns LoRAs whose products are ones."""
     return Adapter(
         {s: LoRA(jnp.ones((1, i)), jnp.ones((o, 1)), 1.0) for s, (o, i) in sites.items()}
     )
@@ -35,7 +35,7 @@ def at(site: str, out: int, size: int) -> Adapter:
 
 
 def scanned() -> Any:
-    """A MaxText tree of two layers, four heads of six."""
+    """Returns a MaxText tree of two layers with four heads of six."""
     layers = {
         "self_attention": {
             "query": {"kernel": zeros(12, 2, 4, 6)},
@@ -46,8 +46,8 @@ def scanned() -> Any:
     return {"params": {"decoder": {"layers": layers}}}
 
 
-def test_by_names() -> None:
-    """A site that all of MaxText's tables see alike needs no name."""
+def test_layout_is_inferred_from_names() -> None:
+    """A site that all of MaxText's tables read alike needs no layout."""
     out = jaxmix.compose(scanned(), jaxmix.mix(at(V, 12, 12), at(GATE, 20, 12).renamed("b")))
     layers = out["params"]["decoder"]["layers"]
     value = np.asarray(layers["self_attention"]["value"]["kernel"])
@@ -55,8 +55,8 @@ def test_by_names() -> None:
     assert (np.asarray(layers["mlp"]["wi_0"]["kernel"])[:, 0] == 1).all()
 
 
-def test_several_that_differ() -> None:
-    """MaxText's queries lie as its model says, and no leaf tells which model it is."""
+def test_differing_layouts_are_ambiguous() -> None:
+    """MaxText stores queries by model, and no leaf shows the model."""
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(scanned(), [at(V, 12, 12), at(Q, 24, 12).renamed("b")])
     text = str(caught.value)
@@ -76,8 +76,8 @@ def test_several_that_differ() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 20, 12), (2, 12, 20)], ids=str)
-def test_by_shapes(shape: tuple[int, ...]) -> None:
-    """One leaf, whose axes the factors tell."""
+def test_layout_is_inferred_from_shapes(shape: tuple[int, ...]) -> None:
+    """The factors determine the axes of a leaf."""
     params = {"layer_0": {"mlp": {"gating_einsum": zeros(*shape)}}}
     update = LoRA(jnp.ones((1, 12)), jnp.arange(20.0)[:, None], 1.0)
     out = jaxmix.compose(params, Adapter({GATE: update}))["layer_0"]["mlp"]["gating_einsum"]
@@ -86,7 +86,7 @@ def test_by_shapes(shape: tuple[int, ...]) -> None:
     assert not np.asarray(out[1]).any()
 
 
-def test_no_shape_fits() -> None:
+def test_shapes_that_fit_no_layout_are_refused() -> None:
     params = {"layer_0": {"mlp": {"gating_einsum": zeros(2, 7, 9)}}}
     with pytest.raises(ShapeError, match=r"mlp.gate_proj: .*Was the adapter trained on another"):
         try:
@@ -95,8 +95,8 @@ def test_no_shape_fits() -> None:
             raise ShapeError(" ".join(str(error).split())) from None
 
 
-def test_some_sites_are_lost() -> None:
-    """Then the table that finds the most of them says which."""
+def test_sites_without_a_leaf_are_listed() -> None:
+    """The error comes from the table that finds the most sites."""
     other = at("model.layers.0.mlp.extra", 12, 12).renamed("b")
     with pytest.raises(LayoutError, match=r"1 site .* by the layout 'maxtext_llama'") as caught:
         jaxmix.compose(scanned(), [at(V, 12, 12), other])
@@ -104,7 +104,7 @@ def test_some_sites_are_lost() -> None:
 
 
 def test_names_need_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where leaves are named after their sites, no table is looked at."""
+    """If leaves have the names of sites, no table is consulted."""
 
     def never() -> Any:
         raise AssertionError("the tables were asked for")
@@ -116,8 +116,8 @@ def test_names_need_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
         jaxmix.compose(scanned(), at(V, 12, 12))
 
 
-def test_attach_and_the_bank_find_it_too() -> None:
-    """And what needs only shapes, under an outer trace."""
+def test_attach_and_bank_infer_the_layout() -> None:
+    """Also under an outer trace, where only shapes are known."""
     mixed = at(V, 12, 12)
     want = jaxmix.compose(scanned(), mixed)
     leaves = jaxmix.attach(scanned(), mixed)
@@ -130,8 +130,8 @@ def test_attach_and_the_bank_find_it_too() -> None:
     )
 
 
-def test_tied_heads() -> None:
-    """A table that knows a leaf for the head, and a tree without: PEFT changes one side only."""
+def test_tree_without_a_head_is_refused() -> None:
+    """A table has a leaf for the head, the tree has none: PEFT changes one side only."""
     embedding = "model.embed_tokens"
     for tree, text in (
         ({"embedder": {"input_embedding": zeros(32, 12)}}, "tunix"),

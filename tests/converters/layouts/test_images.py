@@ -1,4 +1,4 @@
-"""The tables of image and video models, against trees that the libraries' own loaders made.
+"""The tables of image and video models match trees made by the libraries' own loaders.
 
 Recorded by tests/goldens/image_layouts/make.py.
 """
@@ -41,14 +41,14 @@ _OPEN = {
 
 
 def is_open(path: Path, name: str, which: int) -> bool:
-    """Whether the table has no rule for a tensor (0) or a leaf (1), as the documentation says."""
+    """Whether the table has no rule for a tensor (0) or a leaf (1), as documented."""
     pattern = _OPEN.get(golden(path)[0]["layout"], ("", ""))[which]
     return re.fullmatch(pattern, re.sub(r"\.(weight|bias|kernel)$", "", name)) is not None
 
 
 @cache
 def golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The record, the leaves, and PyTorch's tensors."""
+    """Returns the record, the leaves, and PyTorch's tensors."""
     record = json.loads(path.read_text())
     leaves = load_file(path.with_suffix(".safetensors"))
     large = {name: np.zeros(s, np.float16) for name, s in record["leaves"].items()}
@@ -56,7 +56,7 @@ def golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str,
 
 
 def place_of(path: Path, name: str) -> Place | None:
-    """The only place of a tensor of PyTorch, by the golden's table."""
+    """Returns the only place of one of PyTorch's tensors, by the golden's table."""
     record, leaves, _ = golden(path)
     is_bias = name.endswith(".bias")
     site = name.removesuffix(".bias").removesuffix(".weight")
@@ -67,7 +67,7 @@ def place_of(path: Path, name: str) -> Place | None:
 
 
 @by_golden
-def test_every_tensor_is_where_the_table_says(path: Path) -> None:
+def test_every_tensor_is_at_its_place(path: Path) -> None:
     """Each leaf is read as PyTorch's tensor, and all leaves belong to some tensor."""
     _, leaves, tensors = golden(path)
     stored = load_file(path.with_suffix(".safetensors"))
@@ -85,8 +85,8 @@ def test_every_tensor_is_where_the_table_says(path: Path) -> None:
 
 
 @by_golden
-def test_a_table_finds_every_site_of_its_tree(path: Path) -> None:
-    """Each weight has one site, by diffusers' name."""
+def test_table_finds_every_site_of_its_tree(path: Path) -> None:
+    """Each weight has one site, under diffusers' name."""
     record, _, tensors = golden(path)
     shapes = {name: tuple(shape) for name, shape in record["leaves"].items()}
     found = set(sites_of(named(record["layout"]), shapes))
@@ -105,7 +105,7 @@ def at(path: Path, name: str) -> Place:
 
 
 def modules(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights of linear layers and convolutions that have a place."""
+    """Returns the shapes of the weights of linear layers and convolutions that have a place."""
     tensors = golden(path)[2]
     return {
         name.removesuffix(".weight"): tensor.shape
@@ -116,7 +116,7 @@ def modules(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def adapters(path: Path) -> list[Adapter]:
-    """A LoRA, a LoHa, a LoKr, a DoRA and new biases; some modules have two of them."""
+    """Returns a LoRA, a LoHa, a LoKr, a DoRA and new biases; some modules have two of them."""
     rng = np.random.default_rng(len(path.stem))
 
     def normal(*shape: int) -> Any:
@@ -148,7 +148,7 @@ def adapters(path: Path) -> list[Adapter]:
 
 
 def nested(leaves: dict[str, Any]) -> Any:
-    """The leaves as nested dicts, as the libraries have them."""
+    """Returns the leaves as nested dicts, as the libraries have them."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *above, last = name.split(".")
@@ -160,15 +160,15 @@ def nested(leaves: dict[str, Any]) -> Any:
 
 
 def flat(tree: Any, above: str = "") -> dict[str, Any]:
-    """The leaves by their dotted names."""
+    """Returns the leaves by their dotted names."""
     if not isinstance(tree, dict):
         return {above[:-1]: tree}
     return {k: v for name, sub in tree.items() for k, v in flat(sub, f"{above}{name}.").items()}
 
 
 @by_golden
-def test_composed_as_by_the_formulas(path: Path) -> None:
-    """All kinds on the library's tree, whose layout is found by its names."""
+def test_composed_trees_match_the_formulas(path: Path) -> None:
+    """All kinds on the library's tree, whose layout is inferred from its names."""
     _, leaves, tensors = golden(path)
     mixed = adapters(path)
     with jax.enable_x64(True), uncompiled():
@@ -194,7 +194,7 @@ def test_composed_as_by_the_formulas(path: Path) -> None:
 
 
 def test_every_table_has_a_golden() -> None:
-    """Only that of fused names has none: it is tested below."""
+    """Except the table of fused names, which is tested below."""
     covered = {golden(path)[0]["layout"] for path in GOLDENS}
     known = ("maxdiffusion", "flax_unet", "keras_hub_sd3")
     tables = {name for name in libraries() if name.startswith(known)}
@@ -202,13 +202,13 @@ def test_every_table_has_a_golden() -> None:
 
 
 def tree_of(stem: str) -> Any:
-    """A golden's leaves as nested dicts, all zeros."""
+    """Returns a golden's leaves as nested dicts of zeros."""
     (path,) = (path for path in GOLDENS if path.stem == stem)
     return nested({name: jnp.zeros(leaf.shape) for name, leaf in golden(path)[1].items()})
 
 
 def written(folder: Path, **tensors: Any) -> Path:
-    """A file with these LoRAs, each given by its name up to the factors and its shape."""
+    """Writes a file with LoRAs, given by their names up to the factors and their shapes."""
     path = folder / "lora.safetensors"
     made = {}
     for name, (out, *ins) in tensors.items():
@@ -220,12 +220,12 @@ def written(folder: Path, **tensors: Any) -> Path:
 
 
 def changed(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves that are not zeros."""
+    """Returns the leaves that are not zero."""
     return {name: np.asarray(leaf) for name, leaf in flat(tree).items() if np.asarray(leaf).any()}
 
 
-def test_a_file_of_a_transformer(tmp_path: Path) -> None:
-    """The prefix of the pipeline's part is not a part of the names."""
+def test_prefix_of_a_transformers_file(tmp_path: Path) -> None:
+    """The prefix of the pipeline's part is not part of the names."""
     names = {
         "transformer.transformer_blocks.1.attn.to_k": (12, 12),
         "transformer.single_transformer_blocks.2.proj_mlp": (48, 12),
@@ -248,8 +248,8 @@ def test_a_file_of_a_transformer(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pipeline[f"transformer.{double}.attn.i_qkv.kernel"], qkv)
 
 
-def test_a_file_of_a_unet_and_text_encoders(tmp_path: Path) -> None:
-    """One file for a pipeline lands in each of its parts."""
+def test_file_of_a_unet_and_text_encoders(tmp_path: Path) -> None:
+    """One file for a pipeline changes each of its parts."""
     text = "text_model.encoder.layers.0.self_attn.q_proj"
     unet = "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
     path = written(
@@ -277,8 +277,8 @@ def test_a_file_of_a_unet_and_text_encoders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kernel, np.broadcast_to(np.arange(1.0, 9), (6, 8)))
 
 
-def test_a_file_in_the_names_of_wan(tmp_path: Path) -> None:
-    """Those of its authors, which most trainers write."""
+def test_file_in_wans_names(tmp_path: Path) -> None:
+    """Its authors' names, which most trainers write."""
     names = {
         "diffusion_model.blocks.1.self_attn.q": (12, 12),
         "diffusion_model.blocks.1.ffn.0": (14, 12),
@@ -298,7 +298,7 @@ def test_a_file_in_the_names_of_wan(tmp_path: Path) -> None:
 
 
 def test_names_of_black_forest_labs(tmp_path: Path) -> None:
-    """Fused sites are whole leaves; one that is split in the tree is refused by its name."""
+    """Fused sites are complete leaves; one that is split in the tree is refused by its name."""
     names = {
         "diffusion_model.double_blocks.1.txt_attn.qkv": (36, 12),
         "diffusion_model.double_blocks.1.img_mlp.0": (48, 12),

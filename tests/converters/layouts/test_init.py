@@ -1,4 +1,4 @@
-"""`jaxmix.init` on the trees of model libraries: what PEFT finds in the same model."""
+"""`jaxmix.init` on the trees of model libraries targets the modules that PEFT targets."""
 
 import re
 from pathlib import Path
@@ -24,24 +24,24 @@ _KEY = jax.random.key(0)
 
 
 def tree_of(path: Path) -> Any:
-    """The library's tree as most have it; KerasHub's is flat."""
+    """Returns the library's tree as most libraries have it; KerasHub's is flat."""
     leaves = golden(path)[1]
     return leaves if "keras" in path.stem else nested(leaves)
 
 
 def layout_of(path: Path) -> Layout | None:
-    """The layout, where leaves of these names may lie in several ways."""
+    """Returns the layout, if leaves of these names may be stored in several ways."""
     return table(path) if path.stem.removesuffix("-unscanned") in SAID else None
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
-def test_all_linear_is_what_peft_finds(path: Path) -> None:
-    """Every linear layer but the head, by Hugging Face's names and sizes; and it composes."""
+def test_all_linear_matches_peft(path: Path) -> None:
+    """Every linear layer except the head, by Hugging Face's names and sizes; and it composes."""
     tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
-    made = jaxmix.init("lora", tree, _KEY, target_modules="all-linear", rank=2, layout=layout)
-    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(made).items()}
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules="all-linear", rank=2, layout=layout)
+    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(adapter).items()}
     assert sizes == linears(kind)
-    moved = jax.tree.map(lambda x: x + 0.1 if getattr(x, "ndim", 0) == 2 else x, made)
+    moved = jax.tree.map(lambda x: x + 0.1 if getattr(x, "ndim", 0) == 2 else x, adapter)
     with uncompiled():
         new = Tree.of(jaxmix.compose(tree, moved, layout=layout))
     leaves = golden(path)[1]
@@ -53,16 +53,16 @@ def test_all_linear_is_what_peft_finds(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_names_are_ends_of_paths(path: Path) -> None:
-    """PEFT's suffix rule, with its excludes and its layers, on names that no leaf has."""
+    """PEFT's suffix rule, with its excludes and layers, on names that no leaf has."""
     tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
     how: dict[str, Any] = {"rank": 1, "layout": layout}
-    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
-    assert set(made.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
+    assert set(adapter.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}
     options: Any = {"exclude_modules": ["mlp"], "layers_to_transform": [1]}
-    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **options, **how)
-    assert set(made.sites) == {f"model.layers.1.self_attn.{x}_proj" for x in "qv"}
-    made = jaxmix.init("oft", tree, _KEY, target_modules=r".*\.1\..*o_proj", layout=layout)
-    assert made.sites == ("model.layers.1.self_attn.o_proj",)
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **options, **how)
+    assert set(adapter.sites) == {f"model.layers.1.self_attn.{x}_proj" for x in "qv"}
+    adapter = jaxmix.init("oft", tree, _KEY, target_modules=r".*\.1\..*o_proj", layout=layout)
+    assert adapter.sites == ("model.layers.1.self_attn.o_proj",)
 
 
 def _loras(made: jaxmix.Adapter) -> dict[str, Any]:
@@ -70,19 +70,19 @@ def _loras(made: jaxmix.Adapter) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stem", ["maxtext-llama", "maxtext-qwen3", "maxtext-llama-unscanned"])
-def test_layouts_that_read_leaves_in_several_ways(stem: str) -> None:
-    """The error names them; what all of them read alike needs none."""
+def test_ambiguous_layouts_are_refused(stem: str) -> None:
+    """The error names them; modules that all of them read alike need no layout."""
     (path,) = [path for path in GOLDENS if path.stem == stem]
     tree = tree_of(path)
     message = "q_proj: 'maxtext_llama' and 'maxtext_qwen'\nGive layout='maxtext_llama' or "
     with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", tree, _KEY, target_modules="all-linear")
-    made = jaxmix.init("lora", tree, _KEY, target_modules=["gate_proj"], rank=1)
-    assert len(made.sites) == 2
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["gate_proj"], rank=1)
+    assert len(adapter.sites) == 2
 
 
-def test_a_leaf_beside_a_library_s_tree_is_listed() -> None:
-    """A weight that the layout has no rule for may be a linear layer: it is an error."""
+def test_leaf_without_a_rule_is_listed() -> None:
+    """A weight without a rule may be a linear layer, so it is an error."""
     (path,) = [path for path in GOLDENS if path.stem == "tunix-llama"]
     tree = {**tree_of(path), "value_head": {"kernel": jnp.ones((24, 1))}}
     with pytest.raises(LayoutError, match=r"which of their axes .*\n  value_head: \(24, 1\)\n"):
@@ -91,8 +91,8 @@ def test_a_leaf_beside_a_library_s_tree_is_listed() -> None:
     assert len(jaxmix.init("lora", tree, _KEY, **how).sites) == 14
 
 
-def test_a_layout_of_your_own() -> None:
-    """Its rules are inverted; modules without a rule are requested by whole paths."""
+def test_user_defined_layout() -> None:
+    """Its rules are inverted; modules without a rule are requested by full paths."""
     layout = Layout(
         "mine",
         (
@@ -108,10 +108,10 @@ def test_a_layout_of_your_own() -> None:
         "any": jnp.ones((5, 4)),
     }
     how: dict[str, Any] = {"rank": 1, "layout": layout}
-    made = jaxmix.init("lora", params, _KEY, target_modules=["up", "out"], **how)
-    assert set(made.sites) == {"net.h.0.up", "net.h.1.up", "h.0.out", "h.1.out"}
-    made = jaxmix.init("lora", params, _KEY, target_modules=["x.anyz"], **how)
-    assert made.sites == ("x.anyz",)
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["up", "out"], **how)
+    assert set(adapter.sites) == {"net.h.0.up", "net.h.1.up", "h.0.out", "h.1.out"}
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["x.anyz"], **how)
+    assert adapter.sites == ("x.anyz",)
     bare = Layout("bare", (Rule(r"x\.any[a-z]", "any"),))
     with pytest.raises(LayoutError) as caught:
         jaxmix.init("lora", params, _KEY, target_modules="all-linear", layout=bare)
@@ -121,8 +121,8 @@ def test_a_layout_of_your_own() -> None:
     )
 
 
-def test_numbers_are_counted_by_the_index_alone() -> None:
-    """Layers and experts are each counted by their own axis, not by the largest."""
+def test_layers_and_experts_are_counted_by_their_axes() -> None:
+    """Each is counted by its own axis, not by the largest."""
     shapes = {"decoder.layers.moe_block.wi_0": (2, 3, 4000, 5000)}
     found = sites_of(jaxmix.layout.named("maxtext_qwen"), shapes)
     assert set(found) == {
@@ -130,8 +130,8 @@ def test_numbers_are_counted_by_the_index_alone() -> None:
     }
 
 
-def test_a_second_tree_parses_no_rule() -> None:
-    """The rules are parsed once, not for each tree."""
+def test_rules_are_parsed_once() -> None:
+    """Rules are not parsed again for each tree."""
     layout, caches = jaxmix.layout.named("tunix"), (inverse._parsed, inverse._leaf_pattern)
     sites_of(layout, {"layers.0.attn.q_proj.w": (4, 2, 3)})
     before = [cache.cache_info().misses for cache in caches]

@@ -1,4 +1,4 @@
-"""The tables of the model libraries, against the libraries' own trees of Hugging Face weights.
+"""The tables of the model libraries match the libraries' own trees of Hugging Face weights.
 
 Recorded by tests/goldens/layouts/make.py, in which the libraries' own loaders and models took part.
 """
@@ -41,7 +41,7 @@ SAID = ("maxtext-llama", "maxtext-qwen2", "maxtext-qwen3", "maxtext-gemma3_deep"
 
 @cache
 def golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The message, the library's leaves, and the models' outputs."""
+    """Returns the record, the library's leaves, and the models' outputs."""
     tensors = load_file(path.with_suffix(".safetensors"))
     leaves = {k[5:]: v for k, v in tensors.items() if k.startswith("leaf.")}
     record = json.loads(path.read_text())
@@ -53,14 +53,14 @@ def kind_of(path: Path) -> str:
 
 
 def table(path: Path) -> Layout:
-    """The layout of a golden's tree."""
+    """Returns the layout of a golden's tree."""
     stem = path.stem.removesuffix("-unscanned")
     return named(TABLE.get(stem, golden(path)[0]["library"]))
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
-def test_every_tensor_is_where_the_table_says(path: Path) -> None:
-    """Of the library's own tree, by its own names and shapes: bit for bit, but for a scale."""
+def test_every_tensor_is_at_its_place(path: Path) -> None:
+    """By the library's own names and shapes: bit for bit, except for a scale."""
     record, leaves, _ = golden(path)
     assert {name: list(leaf.shape) for name, leaf in leaves.items()} == record["leaves"]
     layout = table(path)
@@ -79,7 +79,7 @@ def test_every_tensor_is_where_the_table_says(path: Path) -> None:
 
 
 def _is_left_out(record: dict[str, Any], name: str) -> bool:
-    """What no rule can say: MaxText's norms of Gemma; or says: the norm that Gemma 1 lacks."""
+    """Whether no rule can express a tensor (MaxText's norms of Gemma), or the library lacks it."""
     if record["kind"] == "gemma" and ("post_attention_layernorm" in name or "pre_ffw_norm" in name):
         return True
     if record["library"] == "maxtext" and "gemma" in record["kind"]:
@@ -88,7 +88,7 @@ def _is_left_out(record: dict[str, Any], name: str) -> bool:
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
-def test_the_library_computed_what_torch_does(path: Path) -> None:
+def test_library_matches_torch(path: Path) -> None:
     """With the base, and with a LoRA, an OFT and a DoRA at every linear layer."""
     record, _, outputs = golden(path)
     # EasyDeL's logits are off by 3e-3 without adapters too.
@@ -103,8 +103,8 @@ def test_the_library_computed_what_torch_does(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
-def test_composed_in_either_tree(path: Path) -> None:
-    """Found by names and shapes, the library's tree takes what the flat dict takes."""
+def test_composed_trees_match(path: Path) -> None:
+    """The layout is inferred, and the library's tree changes as the flat dict does."""
     _, leaves, _ = golden(path)
     kind = kind_of(path)
     layout = table(path) if path.stem.removesuffix("-unscanned") in SAID else None
@@ -130,7 +130,7 @@ def _at(part: jaxmix.Adapter, ending: str) -> jaxmix.Adapter:
 
 
 def nested(leaves: dict[str, np.ndarray]) -> Any:
-    """The leaves as a nested dict, as most libraries have them."""
+    """Returns the leaves as a nested dict, as most libraries have them."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *above, last = name.split(".")
@@ -155,7 +155,7 @@ def test_every_table_has_a_golden() -> None:
 
 
 def test_torchax_keeps_the_state_dict() -> None:
-    """Its tree is PyTorch's own: names, axes and all."""
+    """Its tree is PyTorch's own, with its names and axes."""
     tensors = state("llama")
     mixed = adapters("llama").parts[0]
     plain, named_ = (jaxmix.compose(tensors, mixed, layout=how) for how in (None, "torchax"))

@@ -1,4 +1,4 @@
-"""Tables that were held against no library that runs: by NumPy, as the sources have it."""
+"""Tables that no library could confirm: compared with NumPy code written from the sources."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ SHAPES = {
 
 
 def weights(shapes: dict[str, tuple[int, int]], above: str) -> dict[str, np.ndarray]:
-    """No two elements alike."""
+    """Returns weights with distinct elements."""
     rng = np.random.default_rng(0)
     return {
         f"{above}layers.{i}.{name}.weight": rng.normal(size=shape)
@@ -39,7 +39,7 @@ def weights(shapes: dict[str, tuple[int, int]], above: str) -> dict[str, np.ndar
 
 
 def loras(state: dict[str, np.ndarray]) -> Adapter:
-    """A LoRA at every weight."""
+    """Returns a LoRA at every weight."""
     rng = np.random.default_rng(1)
     return Adapter(
         {
@@ -53,7 +53,7 @@ def loras(state: dict[str, np.ndarray]) -> Adapter:
 
 
 def mixtral(state: dict[str, np.ndarray]) -> Any:
-    """MaxText's hooks of Mixtral: queries scaled, experts stacked before the layers."""
+    """MaxText's hooks of Mixtral: scales queries, and stacks experts before layers."""
 
     def stack(name: str, *shape: int) -> np.ndarray:
         all_ = [state[f"model.layers.{i}.{name}.weight"].T.reshape(shape) for i in range(LAYERS)]
@@ -79,7 +79,7 @@ def mixtral(state: dict[str, np.ndarray]) -> Any:
 
 
 def bonsai(state: dict[str, np.ndarray]) -> Any:
-    """Bonsai's tree of Gemma 3: kernels are transposed, and nothing else changes."""
+    """Bonsai's tree of Gemma 3: transposes kernels, and changes nothing else."""
     layers: list[Any] = [{"self_attn": {}, "mlp": {}} for _ in range(LAYERS)]
     for name, w in state.items():
         *_, i, block, module, _ = name.split(".")
@@ -100,8 +100,8 @@ TREES = {
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_either_way_round(name: str) -> None:
-    """Composed in the library's tree, and put there after it was composed: the same leaves."""
+def test_composing_and_converting_commute(name: str) -> None:
+    """Composing in the library's tree equals composing first and converting then."""
     state, convert, layout = TREES[name]
     with jax.enable_x64(True), uncompiled():
         lora = loras(state)

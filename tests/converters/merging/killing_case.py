@@ -87,10 +87,10 @@ class Case:
             shutil.copytree(self.folder / "old", self.out)
 
     def left(self, *, is_there: bool, outputs: Mapping[str, Contents]) -> str:
-        """Which output is left.
+        """Returns the output that exists.
 
         Raises:
-            RuntimeError: If it is none of the possible ones.
+            RuntimeError: If it differs from all possible outputs.
         """
         found = contents(self.out) if self.out.exists() else None
         if found == (self.old if is_there else None):

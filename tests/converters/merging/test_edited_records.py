@@ -63,7 +63,7 @@ def test_edited_record_of_a_shard(
 def test_edited_seal(
     text: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """It states that the output is in its place; its contents are checked."""
+    """The seal states that the output is in place; the output's contents are still checked."""
     (broken / "sealed.json").write_text(text)
     merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "plain")

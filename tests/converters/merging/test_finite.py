@@ -75,8 +75,8 @@ def test_numbers_of_the_base_are_kept(dtype: Any, tmp_path: Path) -> None:
         adapter = jaxmix.Adapter({"layers.1.proj": update})
         out = tmp_path / f"{name}.safetensors"
         merge_checkpoint(base, adapter, out, verify=True)
-        made = load_file(out)["layers.1.proj.weight"].astype(np.float32)
-        assert np.argwhere(~np.isfinite(made)).tolist() == [[2, 1], [3, 0]]
+        merged = load_file(out)["layers.1.proj.weight"].astype(np.float32)
+        assert np.argwhere(~np.isfinite(merged)).tolist() == [[2, 1], [3, 0]]
 
 
 def test_both_in_one_tensor(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_replaced_weight_does_not_read_the_base(tmp_path: Path) -> None:
     weight = np.arange(OUT * IN, dtype=np.float32).reshape(OUT, IN)
     adapter = jaxmix.Adapter({"layers.1.proj": Replace(weight)})
     merge_checkpoint(base, adapter, tmp_path / "out.safetensors", verify=True)
-    made = load_file(tmp_path / "out.safetensors")["layers.1.proj.weight"]
-    np.testing.assert_array_equal(made, weight)
+    merged = load_file(tmp_path / "out.safetensors")["layers.1.proj.weight"]
+    np.testing.assert_array_equal(merged, weight)
 
 
 @pytest.mark.parametrize("kernel", [False, True])

@@ -49,7 +49,9 @@ def test_base_changes(number: int, at: int, how: str, left: str, case: Case) -> 
 
 
 @pytest.mark.parametrize("delays", [(None, None), (0.05, None)])
-def test_two_merges_at_once(delays: tuple[float | None, float | None], case: Case) -> None:
+def test_simultaneous_merges_exclude_each_other(
+    delays: tuple[float | None, float | None], case: Case
+) -> None:
     """Each one ends, is killed, or is refused because the other holds the output."""
     ended, _, left = kill_two(case, delays, is_there=True).partition(": ")
     ends = set(ended.split(" and "))

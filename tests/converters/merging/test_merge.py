@@ -34,16 +34,16 @@ def test_output_is_base_plus_mix(
     base, mix = save_base(tmp_path / "base", shards=shards, dtype=kind), mixed(adapters)
     before = contents(base)
     merged = merge_checkpoint(base, mix, tmp_path / "out")
-    params, found, files = load(base), load(tmp_path / "out"), contents(tmp_path / "out")
+    params, loaded, files = load(base), load(tmp_path / "out"), contents(tmp_path / "out")
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
         floats = {name: array for name, array in params.items() if array.dtype == kind}
         expected = jaxmix.compose(floats, mix)
     assert set(merged.changed) == {name for name in params if "_proj." in name}
     for name, array in params.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert (loaded[name].dtype, loaded[name].shape) == (array.dtype, array.shape)
         want = np.asarray(expected[name]) if name in merged.changed else array
-        assert found[name].tobytes() == want.tobytes(), name
-        assert (name in merged.changed) == (found[name].tobytes() != array.tobytes())
+        assert loaded[name].tobytes() == want.tobytes(), name
+        assert (name in merged.changed) == (loaded[name].tobytes() != array.tobytes())
     assert files.keys() == before.keys() and contents(base) == before
     for name, data in files.items():
         if name.endswith(".safetensors"):
@@ -76,10 +76,10 @@ def test_base_with_wrapper_names(
     names = {name: name.replace(old, new) if old else new + name for name in expected}
     save_file({names[name]: tensor for name, tensor in load(base).items()}, file)
     merged = merge_checkpoint(base, mix, tmp_path / "out", verify=True)
-    found = load(tmp_path / "out")
+    loaded = load(tmp_path / "out")
     assert len(merged.changed) == 6
-    assert found.keys() == set(names.values())
-    assert all(np.array_equal(found[names[name]], tensor) for name, tensor in expected.items())
+    assert loaded.keys() == set(names.values())
+    assert all(np.array_equal(loaded[names[name]], tensor) for name, tensor in expected.items())
 
 
 def test_weight_and_bias_in_different_files(sharded: Path) -> None:
@@ -101,7 +101,9 @@ def test_order_matters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert np.abs(load(tmp_path / "0")[name] - load(tmp_path / "1")[name]).max() > 0.01
 
 
-def test_one_adapter_or_none(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_single_adapter_and_empty_list_are_merged(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
     """A single one need not be in a list; without adapters the output is the base."""
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "one")
     merge_checkpoint(base, [jaxmix.load(adapters["lora"])], tmp_path / "list")
@@ -182,9 +184,9 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
     adapter = jaxmix.Adapter({"l.0.q": lora(6), "l.0.k": lora(2)})
     merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", layout=table)
     expected = jaxmix.compose({"0.qk": qk, "0.v": qk}, adapter, layout=table)
-    found = load(tmp_path / "out")
-    assert found["0.qk"].tobytes() == np.asarray(expected["0.qk"]).tobytes()
-    assert found["0.v"].tobytes() == qk.tobytes() != found["0.qk"].tobytes()
+    loaded = load(tmp_path / "out")
+    assert loaded["0.qk"].tobytes() == np.asarray(expected["0.qk"]).tobytes()
+    assert loaded["0.v"].tobytes() == qk.tobytes() != loaded["0.qk"].tobytes()
     with pytest.raises(
         LayoutError, match="there is no layout 'fusd', expected None, one of 'torch'"
     ):
@@ -296,7 +298,7 @@ def test_hub_cache(base: Path, adapters: Adapters, tmp_path: Path) -> None:
 
 
 def test_square_conv1d_follows_layers_of_its_name(tmp_path: Path) -> None:
-    """GPT-2's ``attn.c_proj`` is (in, out), whatever PEFT's file says.
+    """GPT-2's ``attn.c_proj`` is (in, out), even if PEFT's file states the opposite.
 
     Its shape and bias do not decide; ``mlp.c_proj``, which no adapter touches, does.
     """
@@ -316,8 +318,8 @@ def test_square_conv1d_follows_layers_of_its_name(tmp_path: Path) -> None:
     a, b, site = drawn(2, d), drawn(d, 2), "transformer.h.0.attn.c_proj"
     adapter = jaxmix.Adapter({site: LoRA(a=jnp.asarray(a), b=jnp.asarray(b), scale=1.0)})
     merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
-    found = load(tmp_path / "out")
+    loaded = load(tmp_path / "out")
     expected = base[f"{site}.weight"] + (b @ a).T
-    np.testing.assert_allclose(found[f"{site}.weight"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loaded[f"{site}.weight"], expected, rtol=1e-5, atol=1e-5)
     composed = jaxmix.compose(base, adapter)[f"{site}.weight"]
-    assert np.array_equal(found[f"{site}.weight"], np.asarray(composed))
+    assert np.array_equal(loaded[f"{site}.weight"], np.asarray(composed))

@@ -16,7 +16,7 @@ from ..bases import Adapters, contents, header, mixed
 
 @pytest.fixture
 def before_and_out(base: Path, adapters: Adapters, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
-    """An existing output, and all files before the next merge."""
+    """Returns an existing output, and all files before the next merge."""
     merge_checkpoint(base, [], tmp_path / "out")
     return tmp_path / "out", contents(tmp_path)
 
@@ -147,7 +147,7 @@ def test_exchange_by_two_renames(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If either rename fails, the old output is back in its place."""
+    """If either rename fails, the old output is restored."""
     out, before = before_and_out
     plain, calls = Path.rename, []
 

@@ -36,13 +36,13 @@ def test_untie(which: str, shards: int, adapters: Adapters, tmp_path: Path) -> N
     adapter = jaxmix.load(adapters[which])
     mix = jaxmix.mix(adapter, mixed(adapters))
     merged = merge_checkpoint(base, mix, tmp_path / "out", untie=True)
-    params, found = load(base), load(tmp_path / "out")
+    params, loaded = load(base), load(tmp_path / "out")
     embedding = params["model.embed_tokens.weight"]
     expected = jaxmix.compose(params | {"lm_head.weight": embedding}, mix)
-    assert merged.untied == "lm_head.weight" and found.keys() == {*params, "lm_head.weight"}
-    for name, array in found.items():
+    assert merged.untied == "lm_head.weight" and loaded.keys() == {*params, "lm_head.weight"}
+    for name, array in loaded.items():
         assert array.tobytes() == np.asarray(expected[name]).tobytes(), name
-    changes = found["lm_head.weight"].tobytes() != found["model.embed_tokens.weight"].tobytes()
+    changes = loaded["lm_head.weight"].tobytes() != loaded["model.embed_tokens.weight"].tobytes()
     assert changes and merged.size == sum(
         f.stat().st_size for f in tmp_path.glob("out/*.safetensors")
     )
@@ -190,7 +190,7 @@ Q = (("A", (2, WIDTH)), ("B", (8, 2)))
 
 
 @pytest.mark.parametrize("kind", ["saved", "lora"])
-def test_trained_as_one(kind: str, tmp_path: Path) -> None:
+def test_equal_updates_keep_the_tie(kind: str, tmp_path: Path) -> None:
     """The tie stays, in a file with one tensor and in one with both, without any option."""
     adapter = jaxmix.load(trained_as_one(tmp_path / "adapter", kind))
     base = save_base(tmp_path / "base", tied=True)
@@ -200,14 +200,14 @@ def test_trained_as_one(kind: str, tmp_path: Path) -> None:
     save_file({**load(base), "lm_head.weight": load(base)[site]}, both / "model.safetensors")
     merged = jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", verify=True)
     assert merged.untied is None and site in merged.changed
-    found = load(tmp_path / "out")
-    assert found.keys() == load(base).keys()
+    loaded = load(tmp_path / "out")
+    assert loaded.keys() == load(base).keys()
     expected = jaxmix.compose({**load(base), "lm_head.weight": load(base)[site]}, adapter)
-    np.testing.assert_array_equal(found[site], np.asarray(expected["lm_head.weight"]))
+    np.testing.assert_array_equal(loaded[site], np.asarray(expected["lm_head.weight"]))
     assert contents(tmp_path / "out")["config.json"] == contents(base)["config.json"]
     merge_checkpoint(both, adapter, tmp_path / "out2")
     for name in (site, "lm_head.weight"):
-        np.testing.assert_array_equal(load(tmp_path / "out2")[name], found[site])
+        np.testing.assert_array_equal(load(tmp_path / "out2")[name], loaded[site])
     changed = jaxmix.load(trained_as_one(tmp_path / "other", kind, differs=True))
     for folder in (base, both):
         with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):

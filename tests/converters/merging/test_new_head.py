@@ -57,12 +57,12 @@ def test_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path
     assert merged.new_head == "LlamaForSequenceClassification"
     assert "lm_head.weight: LlamaForSequenceClassification has no such tensor" in merged.left_out
     assert "score.weight" in merged.changed
-    found, before = load(out), load(base)
+    loaded, before = load(out), load(base)
     kept = before.keys() - {"lm_head.weight"} - {"model.positions"}
-    assert found.keys() == {*kept, "model.positions", "score.weight"}
-    assert found["score.weight"].tobytes() == draw(3, D).tobytes()
+    assert loaded.keys() == {*kept, "model.positions", "score.weight"}
+    assert loaded["score.weight"].tobytes() == draw(3, D).tobytes()
     expected = jaxmix.compose(before, mixed(adapters))
-    assert all(found[name].tobytes() == np.asarray(expected[name]).tobytes() for name in kept)
+    assert all(loaded[name].tobytes() == np.asarray(expected[name]).tobytes() for name in kept)
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["label2id"] == {f"LABEL_{i}": i for i in range(3)}
@@ -71,8 +71,8 @@ def test_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path
             assert name == "__metadata__" or entry["data_offsets"][0] % 2 == 0
     if shards > 1:
         index = json.loads((out / "model.safetensors.index.json").read_text())
-        assert index["weight_map"].keys() == found.keys()
-        assert index["metadata"]["total_size"] == sum(array.nbytes for array in found.values())
+        assert index["weight_map"].keys() == loaded.keys()
+        assert index["metadata"]["total_size"] == sum(array.nbytes for array in loaded.values())
 
 
 def test_shard_with_only_the_old_head(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_absent_parts_are_reported_by_default(tmp_path: Path) -> None:
     base = save(tmp_path / "base", BERT, "bert.x.weight", "cls.predictions.bias")
     merged = merge_checkpoint(base, head("classifier", task="SEQ_CLS"), tmp_path / "out")
     assert merged.new_head == "BertForSequenceClassification"
-    drawn = "neither the base nor an adapter has it, so that transformers draws it at random"
-    assert [line for line in merged.left_out if line.endswith(drawn)] == [
-        f"bert.pooler.dense.{kind}: {drawn}" for kind in ("bias", "weight")
+    random_note = "neither the base nor an adapter has it, so transformers initializes it at random"
+    assert [line for line in merged.left_out if line.endswith(random_note)] == [
+        f"bert.pooler.dense.{kind}: {random_note}" for kind in ("bias", "weight")
     ]
     assert load(tmp_path / "out").keys() == {
         "bert.x.weight",

@@ -84,8 +84,8 @@ def test_dotted_file(kind: str, prefixes: dict[str, str], has_base: bool, tmp_pa
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", ""])
 @pytest.mark.parametrize("component", [None, "transformer", "transformer_2"])
-def test_one_of_two_transformers(prefix: str, component: str | None, tmp_path: Path) -> None:
-    """The first by default, as in diffusers; `part=` names the other."""
+def test_adapter_of_one_transformer(prefix: str, component: str | None, tmp_path: Path) -> None:
+    """The adapter is for the first by default, as in diffusers; `part=` names the other."""
     base = save_pipeline(tmp_path / "base", "wan")
     tensors = tensors_of(base)
     file = dotted(tmp_path / "x.safetensors", tensors, transformer=prefix)

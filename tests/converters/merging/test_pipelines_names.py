@@ -42,8 +42,8 @@ def test_fused_projection_next_to_a_text_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["lora_unet_blocks_0_self_attn_q", "diffusion_model.blocks.0.self_attn.q"]
 )
-def test_one_of_two_transformers(key: str, component: str, tmp_path: Path) -> None:
-    """Wan's own names, for the first transformer by default."""
+def test_adapter_of_one_transformer(key: str, component: str, tmp_path: Path) -> None:
+    """Wan's own names are for the first transformer by default."""
     base, rng = save_pipeline(tmp_path / "base", "wan"), np.random.default_rng(1)
     down, up = (rng.normal(size=s).astype(np.float32) for s in ((2, 24), (24, 2)))
     made = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}

@@ -111,7 +111,7 @@ def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
-def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
+def test_failure_of_one_process_ends_both(adapters: Adapters, tmp_path: Path) -> None:
     """One reports the error, and the other one does not wait."""
     base, out = save_base(tmp_path / "base", shards=3), tmp_path / "out"
     merge_checkpoint(base, [], out)

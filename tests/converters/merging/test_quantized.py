@@ -133,8 +133,8 @@ def test_experts_and_casts(tmp_path: Path) -> None:
         assert np.array_equal(found["experts.up"][expert], values.astype(BF16))
     save(tmp_path / "3", {f"{SITE}.weight": q[0], "experts.up": q}, None)
     merge_checkpoint(tmp_path / "3", lora(), tmp_path / "4", dequantize=True)
-    made = load_file(tmp_path / "4" / "model-1.safetensors")["experts.up"]
-    assert np.array_equal(made, q.astype(np.float32).astype(BF16))
+    merged = load_file(tmp_path / "4" / "model-1.safetensors")["experts.up"]
+    assert np.array_equal(merged, q.astype(np.float32).astype(BF16))
 
 
 def test_text_models_of_image_models(tmp_path: Path) -> None:
@@ -210,8 +210,10 @@ def test_block_size_differs_from_the_config(tmp_path: Path) -> None:
     )
     base = save(tmp_path / "base", {"e.weight": q, "e.weight_scale_inv": scale, "z": np.ones(1)})
     merge_checkpoint(base, jaxmix.Adapter({}), tmp_path / "out", dequantize=True)
-    made = load_file(tmp_path / "out" / "model-1.safetensors")["e.weight"]
-    np.testing.assert_array_equal(made, by_blocks(q, scale, (2, 2)).astype(np.float32).astype(BF16))
+    merged = load_file(tmp_path / "out" / "model-1.safetensors")["e.weight"]
+    np.testing.assert_array_equal(
+        merged, by_blocks(q, scale, (2, 2)).astype(np.float32).astype(BF16)
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,20 +74,20 @@ def test_saved_modules(
     names = [f"{EMBED}.weight", f"{HEAD}.weight"]
     assert merged.resized == dict.fromkeys(names, (VOCAB, rows))
     assert merged.verified is not None and merged.verified.ok
-    found = load(out)
+    loaded = load(out)
     whole = {site: weight_of(own, site) for site in (EMBED, HEAD)}
     expected = jaxmix.compose(padded(load(base), rows, whole), mix)
-    assert found.keys() == expected.keys()
-    for name, array in found.items():
+    assert loaded.keys() == expected.keys()
+    for name, array in loaded.items():
         assert array.tobytes() == np.asarray(expected[name]).tobytes(), name
     for site in (EMBED, HEAD):
-        assert np.array_equal(found[f"{site}.weight"], whole[site].astype(dtype))
+        assert np.array_equal(loaded[f"{site}.weight"], whole[site].astype(dtype))
     new_config = json.loads((out / "config.json").read_text())
     changed = {"vocab_size": rows, "x_config": {"vocab_size": rows, "y": 1}}
     assert new_config == {**config, **changed}
     if shards > 1:
         new_config = json.loads((out / "model.safetensors.index.json").read_text())["metadata"]
-        assert new_config["total_size"] == sum(array.nbytes for array in found.values())
+        assert new_config["total_size"] == sum(array.nbytes for array in loaded.values())
         assert new_config["total_parameters"] == 1 + 2 * (rows - VOCAB) * WIDTH
     assert all(len(header(out / shard)) % 8 == 0 for shard in merged.shards)
     assert verify_merge(base, mix, out, resize=True).ok
@@ -95,8 +95,8 @@ def test_saved_modules(
         verify_merge(base, mix, out)
 
 
-def test_without_the_option(tmp_path: Path) -> None:
-    """An error that lists all of them and names the option, as in `compose`."""
+def test_resizing_without_the_option_is_refused(tmp_path: Path) -> None:
+    """The error lists all such tensors and names the option, as in `compose`."""
     base = save_base(tmp_path / "base")
     adapter = saved(VOCAB + 3, EMBED, HEAD)
     with pytest.raises(ShapeError) as caught:
@@ -124,14 +124,14 @@ def test_new_rows_come_from_the_first_adapter_that_has_them(tmp_path: Path) -> N
         for k in (1, 2)
     )
     merge_checkpoint(base, [0.5 * small, large], tmp_path / "out", resize=True, verify=True)
-    found, before = load(tmp_path / "out"), load(base)
+    loaded, before = load(tmp_path / "out"), load(base)
     first, second = (weight_of(adapter, EMBED) for adapter in (small, large))
     for site in (EMBED, HEAD):
         name, weight = f"{site}.weight", before[f"{site}.weight"]
         expected = weight + (first[:VOCAB] - weight) / 2
         expected = expected + second[:VOCAB] - (weight + (first[:VOCAB] - weight) / 2)
-        assert np.allclose(found[name][VOCAB:], second[VOCAB:], atol=1e-6)
-        assert found[name].shape == (rows, WIDTH)
+        assert np.allclose(loaded[name][VOCAB:], second[VOCAB:], atol=1e-6)
+        assert loaded[name].shape == (rows, WIDTH)
     merge_checkpoint(base, 0.5 * saved(rows, EMBED, HEAD), tmp_path / "half", resize=True)
     half = load(tmp_path / "half")[f"{EMBED}.weight"]
     weight = draw(rows, WIDTH, seed=0)
@@ -149,10 +149,10 @@ def test_lora_over_saved_rows(rows: int, tmp_path: Path) -> None:
     }
     adapter = jaxmix.Adapter(updates)
     merge_checkpoint(base, adapter, tmp_path / "out", resize=True, verify=True)
-    found = load(tmp_path / "out")
+    loaded = load(tmp_path / "out")
     for site, weight in weights.items():
         expected = weight + lora(rows).b @ lora(rows).a
-        np.testing.assert_allclose(found[f"{site}.weight"], expected, atol=1e-5)
+        np.testing.assert_allclose(loaded[f"{site}.weight"], expected, atol=1e-5)
 
 
 def test_fewer_rows_need_no_file(tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def test_fewer_rows_need_no_file(tmp_path: Path) -> None:
     names = ["final_logits_bias", "lm_head.bias", "lm_head.weight", f"{EMBED}.weight"]
     assert dict(merged.resized) == dict.fromkeys(names, (VOCAB, rows))
     assert merged.changed == (f"{EMBED}.weight",)
-    before, found = load(base), load(tmp_path / "out")
-    assert np.array_equal(found["lm_head.weight"], before["lm_head.weight"][:rows])
-    assert np.array_equal(found["lm_head.bias"], extra["lm_head.bias"][:rows])
-    assert np.array_equal(found["final_logits_bias"], extra["final_logits_bias"][:, :rows])
+    before, loaded = load(base), load(tmp_path / "out")
+    assert np.array_equal(loaded["lm_head.weight"], before["lm_head.weight"][:rows])
+    assert np.array_equal(loaded["lm_head.bias"], extra["lm_head.bias"][:rows])
+    assert np.array_equal(loaded["final_logits_bias"], extra["final_logits_bias"][:, :rows])
     new_config = json.loads((tmp_path / "out/config.json").read_text())
     assert new_config == {"text_config": {"a": 1, "vocab_size": rows}}
 
@@ -180,9 +180,9 @@ def test_new_rows_of_biases_are_zero(tmp_path: Path) -> None:
     bias = draw(VOCAB + 1, seed=7)
     updates = {EMBED: Replace(draw(VOCAB + 1, WIDTH)), HEAD: Replace(draw(VOCAB + 1, WIDTH), bias)}
     merge_checkpoint(base, jaxmix.Adapter(updates), tmp_path / "out", resize=True, verify=True)
-    found = load(tmp_path / "out")
-    assert np.array_equal(found["lm_head.bias"], bias)
-    assert np.array_equal(found["cls.predictions.bias"], [*extra["cls.predictions.bias"], 0])
+    loaded = load(tmp_path / "out")
+    assert np.array_equal(loaded["lm_head.bias"], bias)
+    assert np.array_equal(loaded["cls.predictions.bias"], [*extra["cls.predictions.bias"], 0])
     assert json.loads((tmp_path / "out/config.json").read_text()) == {"vocab_size": VOCAB + 1}
 
 
@@ -278,9 +278,9 @@ def test_labels(count: int, tmp_path: Path) -> None:
     weight, bias = draw(count, WIDTH, seed=1), draw(count, seed=2)
     adapter = jaxmix.Adapter({"classifier": Replace(weight, bias)})
     merge_checkpoint(base, adapter, tmp_path / "out", resize=True, verify=True)
-    found = load(tmp_path / "out")
-    assert np.array_equal(found["classifier.weight"], weight)
-    assert np.array_equal(found["classifier.bias"], bias)
+    loaded = load(tmp_path / "out")
+    assert np.array_equal(loaded["classifier.weight"], weight)
+    assert np.array_equal(loaded["classifier.bias"], bias)
     new_config = json.loads((tmp_path / "out/config.json").read_text())
     new = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
     assert new_config == {**(config if count == 5 else new), "num_labels": count}

@@ -242,7 +242,9 @@ jaxmix.merge_checkpoint(base, jaxmix.load(lora), out)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks")
-def test_two_merges_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_second_simultaneous_merge_is_refused(
+    sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
     """The second is refused with the first one's process id; the first is undisturbed."""
     lora, out, seen = jaxmix.load(adapters["lora"]), tmp_path / "out", list[str]()
     command = [sys.executable, "-c", TWO, sharded, adapters["lora"], out]
@@ -283,7 +285,7 @@ def test_lock_removed_while_opening(
 
 
 def test_journal_is_readable(broken: Path) -> None:
-    """It explains to users what the folder is."""
+    """The journal explains the folder's purpose to users."""
     whose = json.loads((broken / "journal.json").read_text())
     assert whose == {"format": "jaxmix merge", "version": 2, "output": "out"}
     record = json.loads((broken / "merge.json").read_text())

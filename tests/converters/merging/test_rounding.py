@@ -30,14 +30,14 @@ def test_figures(
     base = save_base(tmp_path / "base", dtype=dtype, shards=3)
     rounding = merge_checkpoint(base, mixed(adapters), tmp_path / "out").rounding
     assert rounding is not None
-    weights, found = load(base), load(tmp_path / "out")
+    weights, loaded = load(base), load(tmp_path / "out")
     wide = {n: a.astype(np.float32) for n, a in weights.items() if a.dtype == dtype}
     exact = {n: np.asarray(a) for n, a in jaxmix.compose(wide, mixed(adapters)).items()}
     names = [name for name in wide if "_proj." in name]
     rows = []
     for name in names:
         w, e = (x[name].astype(np.float64).ravel() for x in (wide, exact))
-        rows.append((found[name].astype(np.float64).ravel() - e, w, e - w))
+        rows.append((loaded[name].astype(np.float64).ravel() - e, w, e - w))
         _check(rounding.tensors[name], *rows[-1])
     assert set(rounding.tensors) == set(names)
     error, weight, effect = (np.concatenate(column) for column in zip(*rows, strict=True))
@@ -63,7 +63,9 @@ def _check(rounding: Rounding, error: Any, weight: Any, effect: Any) -> None:
         assert getattr(rounding, name) == pytest.approx(value, rel=1e-3), name
 
 
-def test_without_rounding_or_effect(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_float32_and_strength_0_have_no_figures(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
     """float32 is not rounded; a mix of strength 0 has no effect to compare with."""
     assert merge_checkpoint(base, mixed(adapters), tmp_path / "1").rounding is None
     half = save_base(tmp_path / "half", dtype=np.float16)

@@ -71,22 +71,22 @@ def test_bert_has_a_weight_and_a_bias(tmp_path: Path) -> None:
     word, head = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
     adapter, out = saved(head, bias=True), tmp_path / "out"
     merged = merge_checkpoint(base, adapter, out, untie=True, verify=True)
-    found, before = load(out), load(base)
-    assert found.keys() == {*before, f"{head}.weight", f"{head}.bias"}
-    assert found[f"{head}.weight"].tobytes() == draw(V, D, seed=9).tobytes()
-    assert found[f"{head}.bias"].tobytes() == draw(V, seed=8).tobytes()
-    assert all(found[name].tobytes() == before[name].tobytes() for name in before)
+    loaded, before = load(out), load(base)
+    assert loaded.keys() == {*before, f"{head}.weight", f"{head}.bias"}
+    assert loaded[f"{head}.weight"].tobytes() == draw(V, D, seed=9).tobytes()
+    assert loaded[f"{head}.bias"].tobytes() == draw(V, seed=8).tobytes()
+    assert all(loaded[name].tobytes() == before[name].tobytes() for name in before)
     assert merged.untied == f"{head}.weight"
     assert merged.copies == (f"{head}.weight", f"{head}.bias")
     assert config_of(out) == {**BERT, "tie_word_embeddings": False}
     assert verify_merge(base, adapter, out, untie=True).ok
     merge_checkpoint(base, lora(word.removesuffix(".weight")), tmp_path / "two", untie=True)
-    found = load(tmp_path / "two")
-    assert found[f"{head}.weight"].tobytes() == before[word].tobytes()
-    assert found[f"{head}.bias"].tobytes() == before["cls.predictions.bias"].tobytes()
+    loaded = load(tmp_path / "two")
+    assert loaded[f"{head}.weight"].tobytes() == before[word].tobytes()
+    assert loaded[f"{head}.bias"].tobytes() == before["cls.predictions.bias"].tobytes()
 
 
-def test_a_bias_alone_needs_no_untying(tmp_path: Path) -> None:
+def test_bias_alone_needs_no_untying(tmp_path: Path) -> None:
     """The module around BERT's head only holds its bias, which changes there."""
     base = save(tmp_path / "base", BERT, **BERT_TENSORS)
     word, head = "bert.embeddings.word_embeddings", "cls.predictions.decoder"
@@ -96,9 +96,9 @@ def test_a_bias_alone_needs_no_untying(tmp_path: Path) -> None:
     for name, adapter in (("one", as_one), ("bias", only_bias)):
         merged = merge_checkpoint(base, adapter, tmp_path / name, verify=True)
         assert merged.untied is None and merged.copies == ()
-        found = load(tmp_path / name)
-        assert found.keys() == load(base).keys() and config_of(tmp_path / name) == BERT
-        assert found["cls.predictions.bias"].tobytes() == bias.tobytes()
+        loaded = load(tmp_path / name)
+        assert loaded.keys() == load(base).keys() and config_of(tmp_path / name) == BERT
+        assert loaded["cls.predictions.bias"].tobytes() == bias.tobytes()
     assert load(tmp_path / "one")[f"{word}.weight"].tobytes() == weight.tobytes()
 
 
@@ -111,9 +111,9 @@ def test_all_embeddings_of_an_encoder_and_decoder_are_written(prefix: str, tmp_p
     merged = merge_checkpoint(base, saved("lm_head"), out, untie=True, verify=True)
     embeddings = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
     assert merged.copies == ("lm_head.weight", *sorted(embeddings))
-    found, shared = load(out), load(base)[f"{prefix}shared.weight"]
-    assert all(found[name].tobytes() == shared.tobytes() for name in embeddings)
-    assert found["lm_head.weight"].tobytes() == draw(V, D, seed=9).tobytes()
+    loaded, shared = load(out), load(base)[f"{prefix}shared.weight"]
+    assert all(loaded[name].tobytes() == shared.tobytes() for name in embeddings)
+    assert loaded["lm_head.weight"].tobytes() == draw(V, D, seed=9).tobytes()
     assert config_of(out) == {**BART, "tie_word_embeddings": False}
 
 
@@ -139,8 +139,8 @@ def test_tensors_that_were_trained_as_one_stay_tied(tmp_path: Path) -> None:
         merge_checkpoint(base, two, tmp_path / "no")
 
 
-def test_one_of_several_flags(tmp_path: Path) -> None:
-    """Florence's head has a flag of its own: its text model's embeddings stay tied."""
+def test_flag_of_one_tie_is_changed(tmp_path: Path) -> None:
+    """Florence's head has a separate flag: its text model's embeddings stay tied."""
     config = {
         "model_type": "florence2",
         "architectures": ["Florence2ForConditionalGeneration"],
@@ -187,7 +187,7 @@ def test_names_on_disk(tmp_path: Path) -> None:
     assert merged.untied is None and config_of(tmp_path / "four") == bloom
 
 
-def test_a_head_with_other_parts_is_no_copy_of_an_embedding(tmp_path: Path) -> None:
+def test_head_with_other_parts_is_no_copy_of_an_embedding(tmp_path: Path) -> None:
     """A bare BERT lacks the layers before its head: an adapter with the head does not fit it."""
     tensors = {"embeddings.word_embeddings.weight": (V, D)}
     base = save(tmp_path / "base", {**BERT, "architectures": ["BertModel"]}, **tensors)
@@ -228,8 +228,8 @@ def test_files_with_both_tensors(tmp_path: Path) -> None:
     assert merged.copies == () and len(merged.changed) == 2
 
 
-def test_no_tie(tmp_path: Path) -> None:
-    """A config that says so, and a class without a head, need no untying."""
+def test_untied_models_need_no_untying(tmp_path: Path) -> None:
+    """A config without ties, and a class without a head, need no untying."""
     base = save(tmp_path / "base", {**BART, "tie_word_embeddings": False}, **BART_TENSORS)
     merged = merge_checkpoint(base, lora("model.shared"), tmp_path / "out")
     assert merged.copies == () and merged.changed == ("model.shared.weight",)

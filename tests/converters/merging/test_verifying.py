@@ -86,8 +86,8 @@ def test_other_adapters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
 @pytest.mark.parametrize("name", [Q.format(1), "model.norm.weight", "model.positions"])
-def test_one_bit(name: str, dtype: Any, adapters: Adapters, tmp_path: Path) -> None:
-    """The lowest bit of one number: the tensor fails, and only that one."""
+def test_changed_bit_is_found(name: str, dtype: Any, adapters: Adapters, tmp_path: Path) -> None:
+    """The lowest bit of one number changes: exactly this tensor fails."""
     base = save_base(tmp_path / "base", dtype=dtype)
     merge_checkpoint(base, mixed(adapters), tmp_path / "out")
     file = tmp_path / "out" / "model.safetensors"

@@ -37,7 +37,7 @@ def lora(out: int, size: int) -> LoRA:
 
 
 def merged(folder: Path, config: Any, leaves: dict[str, np.ndarray], updates: Any) -> Any:
-    """What a merge makes of the leaves."""
+    """Returns the leaves after a merge."""
     base = folder / "base"
     base.mkdir()
     save_file(leaves, base / "model.safetensors")
@@ -48,7 +48,7 @@ def merged(folder: Path, config: Any, leaves: dict[str, np.ndarray], updates: An
 
 
 def applied(update: Update, weight: np.ndarray) -> np.ndarray:
-    """The weight with an update, as if it were a leaf of its own."""
+    """Returns the weight with an update, as if it were a separate leaf."""
     adapter = jaxmix.Adapter({"w": update}, name="style")
     leaves = {"w.weight": weight, "w.bias": np.zeros(len(weight), np.float32)}
     return np.asarray(jaxmix.compose(leaves, adapter)["w.weight"])
@@ -66,12 +66,12 @@ def test_parts_of_unequal_sizes(tmp_path: Path) -> None:
 
 
 def halves(rows: np.ndarray) -> np.ndarray:
-    """The rows of two heads, with each head's pairs apart."""
+    """Returns the rows of two heads, with the entries of each head's pairs separated."""
     return rows.reshape(2, len(rows) // 4, 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
 def pairs(rows: np.ndarray) -> np.ndarray:
-    """Rows as they were before `halves`."""
+    """Returns rows as they were before `halves`."""
     return rows.reshape(2, 2, len(rows) // 4, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -111,8 +111,8 @@ def test_convolutions_joined_in_memory(tmp_path: Path) -> None:
     np.testing.assert_allclose(joined, new, atol=1e-6)
 
 
-def test_sizes_that_are_not_the_leafs(tmp_path: Path) -> None:
-    """A config of another model is refused."""
+def test_config_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Its sizes do not match the leaf."""
     leaf = "model.transformer.blocks.0.self_attn.att_proj.weight"
     site = "model.language_model.layers.0.self_attn.q_proj"
     with pytest.raises(LayoutError, match="can't be split into parts of 16, 4, 4 rows"):

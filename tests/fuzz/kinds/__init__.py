@@ -1,4 +1,4 @@
-"""The kinds of inputs: valid adapters and bases, of which one or a few things are then changed."""
+"""The kinds of inputs: valid adapters and bases, to which one to three changes are made."""
 
 from functools import cache
 
@@ -6,12 +6,12 @@ from ..case import Case
 from .others import OTHERS
 from .peft import PEFT
 
-__all__ = ["KINDS", "made"]
+__all__ = ["KINDS", "valid_input"]
 
 KINDS = tuple({**PEFT, **OTHERS})
 
 
 @cache
-def made(kind: str) -> Case:
-    """The valid input of a kind."""
+def valid_input(kind: str) -> Case:
+    """Returns the valid input of a kind."""
     return {**PEFT, **OTHERS}[kind]()

@@ -1,4 +1,4 @@
-"""Bases: a small model in each way in which people have one on disk."""
+"""Bases: a small model in every form in which models are stored on disk."""
 
 import json
 from collections.abc import Mapping
@@ -46,13 +46,13 @@ _SITES = {
 
 
 def drawn(name: str, *shape: int) -> np.ndarray:
-    """Numbers that depend on the name alone, of a size around 1."""
+    """Returns numbers around 1 that depend only on the name."""
     seed = [ord(letter) for letter in name]
     return np.random.default_rng([*seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def config(**fields: Any) -> bytes:
-    """A config.json."""
+    """Returns a config.json."""
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4,
         "num_hidden_layers": 2, "vocab_size": 8, "tie_word_embeddings": False,
@@ -69,8 +69,8 @@ def _tensors(dtype: str) -> dict[str, Tensor]:
     }
 
 
-def _beside(**fields: Any) -> dict[str, bytes]:
-    """The files next to a model's tensors."""
+def side_files(**fields: Any) -> dict[str, bytes]:
+    """Returns the files next to a model's tensors."""
     return {
         "base/config.json": config(**fields),
         "base/generation_config.json": b'{"do_sample": false}',
@@ -79,27 +79,33 @@ def _beside(**fields: Any) -> dict[str, bytes]:
 
 
 def folder(dtype: str = "F32") -> dict[str, bytes]:
-    """A folder with one file of tensors."""
+    """Returns a folder with one file of tensors."""
     data = pack(_tensors(dtype), {"format": "pt"})
-    return {"base/model.safetensors": data, **_beside()}
+    return {"base/model.safetensors": data, **side_files()}
 
 
 def sharded(dtype: str = "BF16") -> dict[str, bytes]:
-    """A folder with three shards and their index."""
+    """Returns a folder with three shards and their index."""
     tensors = _tensors(dtype)
     names = [list(tensors)[i::3] for i in range(3)]
     files, places = {}, {}
-    for i, own in enumerate(names, 1):
+    for i, shard_names in enumerate(names, 1):
         file = f"model-{i:05}-of-00003.safetensors"
-        files[f"base/{file}"] = pack({name: tensors[name] for name in own}, {"format": "pt"})
-        places |= dict.fromkeys(own, file)
+        files[f"base/{file}"] = pack(
+            {name: tensors[name] for name in shard_names}, {"format": "pt"}
+        )
+        places |= dict.fromkeys(shard_names, file)
     size = sum(len(tensor.data) for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
-    return {**files, "base/model.safetensors.index.json": json.dumps(index).encode(), **_beside()}
+    return {
+        **files,
+        "base/model.safetensors.index.json": json.dumps(index).encode(),
+        **side_files(),
+    }
 
 
 def image_file(dtype: str = "F16") -> dict[str, bytes]:
-    """One file, as of a U-Net, with names in which dots and underscores differ."""
+    """Returns a single file like a U-Net's, whose names differ in dots and underscores."""
     names = {f"{name}.weight": shape for name, shape in _SITES.items()}
     tensors = {name: encoded(drawn(name, *shape), dtype) for name, shape in names.items()}
     tensors["norm.weight"] = encoded(drawn("norm.weight", 4), "F32")
@@ -107,7 +113,7 @@ def image_file(dtype: str = "F16") -> dict[str, bytes]:
 
 
 def mxfp4_folder() -> dict[str, bytes]:
-    """A folder with experts in MXFP4, as gpt-oss has them."""
+    """Returns a folder with experts in MXFP4, as in gpt-oss."""
     tensors = _tensors("BF16")
     random = np.random.default_rng(4)
     for name, out in (("gate_up_proj", 4), ("down_proj", 2)):
@@ -118,11 +124,11 @@ def mxfp4_folder() -> dict[str, bytes]:
     data = pack({name: tensors[name] for name in order}, {"format": "pt"})
     settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     fields: Mapping[str, Any] = {"quantization_config": settings, "torch_dtype": "bfloat16"}
-    return {"base/model.safetensors": data, **_beside(**fields)}
+    return {"base/model.safetensors": data, **side_files(**fields)}
 
 
 def packed_folder(method: str) -> dict[str, bytes]:
-    """A folder whose layers are packed: ``fp8-tensor``, ``fp8-block`` or ``fp8-row``."""
+    """Returns a folder with packed layers: ``fp8-tensor``, ``fp8-block`` or ``fp8-row``."""
     tensors = _tensors("BF16")
     blocks = {"fp8-tensor": None, "fp8-block": (2, 2), "fp8-row": None}[method]
     for name, (out, size) in MODULES.items():
@@ -132,8 +138,8 @@ def packed_folder(method: str) -> dict[str, bytes]:
         }[method]  # fmt: skip
         scales = np.abs(drawn(name + "scale", *shape)) / 64 + 1 / 128
         run = () if shape == (1,) else (out // shape[0], size // shape[1])
-        whole = np.kron(scales, np.ones(run)) if run else scales.reshape(1, 1)
-        tensors[f"{name}.weight"] = encoded(np.clip(weight / whole, -440, 440), "F8_E4M3")
+        padded = np.kron(scales, np.ones(run)) if run else scales.reshape(1, 1)
+        tensors[f"{name}.weight"] = encoded(np.clip(weight / padded, -440, 440), "F8_E4M3")
         tensors[f"{name}.weight_scale_inv"] = encoded(scales, "F32")
     settings: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
     if blocks:
@@ -141,4 +147,4 @@ def packed_folder(method: str) -> dict[str, bytes]:
     order = sorted(tensors, key=lambda name: (-len(tensors[name].data), name))
     data = pack({name: tensors[name] for name in order}, {"format": "pt"})
     fields: Mapping[str, Any] = {"quantization_config": settings, "torch_dtype": "bfloat16"}
-    return {"base/model.safetensors": data, **_beside(**fields)}
+    return {"base/model.safetensors": data, **side_files(**fields)}

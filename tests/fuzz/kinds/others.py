@@ -26,14 +26,14 @@ _FORMS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 
 
 def _factors(form: str, site: str, dtype: str) -> dict[str, Tensor]:
-    """One module's tensors, with its alpha."""
+    """Returns one module's tensors, with its alpha."""
     shapes = _FORMS[form]
-    made = {}
+    factors = {}
     for name, shape in shapes.items():
         numbers = drawn(site + name, *shape)
-        made[name] = encoded(1 + abs(numbers) if name == "dora_scale" else numbers, dtype)
-    made["alpha"] = encoded(np.float32(1.5), dtype)
-    return made
+        factors[name] = encoded(1 + abs(numbers) if name == "dora_scale" else numbers, dtype)
+    factors["alpha"] = encoded(np.float32(1.5), dtype)
+    return factors
 
 
 def _kohya(form: str, dtype: str = "F16") -> Case:
@@ -89,7 +89,7 @@ def _mlx(kind: str) -> Case:
 
 
 def _mix() -> Case:
-    """A mix that jaxmix itself wrote: only it knows how to make the hashes."""
+    """Returns a mix written by jaxmix, since only jaxmix computes the hashes."""
     import jaxmix
     from jaxmix.families import OFT, LoHa, LoRA
 

@@ -50,7 +50,7 @@ _SHIRA = {
 
 
 def _shapes(form: str, out: int, size: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of one module's factors."""
+    """Returns the shapes of one module's factors."""
     lora = {"lora_A.weight": (rank, size), "lora_B.weight": (out, rank)}
     return {
         "lora": lora,
@@ -73,33 +73,33 @@ def _shapes(form: str, out: int, size: int, rank: int) -> dict[str, tuple[int, .
 
 
 def _factors(form: str, site: str, rank: int = _RANK) -> dict[str, Tensor]:
-    """One module's factors."""
+    """Returns one module's factors."""
     out, size = MODULES[site]
     if form == "ia3":
         shape = (1, size) if "down_proj" in site else (out, 1)
         return {"ia3_l": encoded(1 + drawn(site + "l", *shape) / 4)}
-    made = {}
+    factors = {}
     for name, shape in _shapes(form, out, size, rank).items():
         numbers = drawn(f"{site}.{name}", *shape) * (0.3 if form.startswith("oft") else 0.7)
         if name == "lora_magnitude_vector":
             numbers = 1 + abs(numbers)
-        made[name] = encoded(numbers)
+        factors[name] = encoded(numbers)
     if form == "shira":
         places = [(i % out, (i // out) % size) for i in range(out + size)]
-        made["shira_indices"] = encoded(list(zip(*places, strict=True)), "I32")
-    return made
+        factors["shira_indices"] = encoded(list(zip(*places, strict=True)), "I32")
+    return factors
 
 
 def peft_files(
     form: str, folder: str = "adapter", dtype: str = "F32", extra: Any = None, **fields: Any
 ) -> dict[str, bytes]:
-    """An adapter's folder.
+    """Returns an adapter's folder.
 
     Args:
-        form: which factors; see `_shapes`.
+        form: The form of the factors; see `_shapes`.
         folder: The folder to write to.
-        dtype: that of floats.
-        extra: other tensors, by key.
+        dtype: The dtype of floats.
+        extra: Other tensors, by key.
         **fields: of the config, beside the defaults.
 
     Returns:

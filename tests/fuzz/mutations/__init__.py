@@ -3,7 +3,7 @@
 import random
 
 from ..case import Case
-from ..kinds import made
+from ..kinds import valid_input
 from .tensors import tensors_changed
 from .texts import bytes_changed, json_changed
 
@@ -14,16 +14,16 @@ _BESIDE = ("README.md", "tokenizer.json", "generation_config.json")
 
 
 def mutated(kind: str, number: int) -> Case:
-    """The input of a kind with a number.
+    """Returns the input of a kind with a number.
 
     Args:
-        kind: one of `KINDS`.
+        kind: One of `KINDS`.
         number: 0 for the valid input, else which mutation.
 
     Returns:
         The case, the same each time.
     """
-    case, rng = made(kind), random.Random(f"{kind}:{number}")
+    case, rng = valid_input(kind), random.Random(f"{kind}:{number}")
     if number == 0:
         return case
     # An adapter's own files are changed more often than the base's, if the kind is not about these.
@@ -32,16 +32,16 @@ def mutated(kind: str, number: int) -> Case:
         paths = sorted(case.files)
         of_base = [path for path in paths if path.startswith(case.base)]
         of_adapters = [path for path in paths if path not in of_base]
-        wanted = of_base if rng.random() < (0.8 if is_base else 0.25) else of_adapters
+        paths_to_change = of_base if rng.random() < (0.8 if is_base else 0.25) else of_adapters
         if rng.random() < 0.95:  # the files with meaning
-            wanted = [path for path in wanted if not path.endswith(_BESIDE)]
-        if wanted or paths:
-            case = _changed(case, rng.choice(wanted or paths), rng)
+            paths_to_change = [path for path in paths_to_change if not path.endswith(_BESIDE)]
+        if paths_to_change or paths:
+            case = _changed(case, rng.choice(paths_to_change or paths), rng)
     return case
 
 
 def _changed(case: Case, path: str, rng: random.Random) -> Case:
-    """One file changed, gone, or in the place of another."""
+    """Returns the case with one file changed, removed, or replaced by another."""
     data, draw = case.files[path], rng.random()
     if draw < 0.02:
         return case.changed(path, None, "removed")

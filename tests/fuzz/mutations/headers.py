@@ -1,4 +1,4 @@
-"""Changes of the header of a file of tensors."""
+"""Changes the header of a file of tensors."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Changes of a file of tensors: of what it holds, of its header, and of its bytes."""
+"""Changes a file of tensors: its tensors, its header or its bytes."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Tensors = dict[str, Tensor]
 
 
 def tensors_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """One change; of bytes, if the file is damaged already."""
+    """Makes one change; of bytes, if the file is already damaged."""
     how = rng.choice(["inside", "inside", "inside", "header", "header", "bytes", "data", "length"])
     try:
         tensors, metadata = unpack(data)
@@ -61,7 +61,7 @@ _PREFIXES = (
 
 
 def _rename(tensors: Tensors, rng: random.Random) -> str:
-    """A key's end or module becomes another's, or has a letter changed."""
+    """Replaces a key's end or module by another's, or changes a letter."""
     key, other = _pick(tensors, rng), _pick(tensors, rng)
     at = rng.randrange(len(key) + 1)
     new = rng.choice(
@@ -97,8 +97,8 @@ _SPELLINGS = {
 }  # fmt: skip
 
 
-def _twice(tensors: Tensors, rng: random.Random) -> str:
-    """The same under another name."""
+def _duplicate(tensors: Tensors, rng: random.Random) -> str:
+    """Stores a tensor again under another name."""
     key = _pick(tensors, rng)
     fitting = [pair for pair in _SPELLINGS.items() if pair[0] in key]
     if fitting:
@@ -109,7 +109,7 @@ def _twice(tensors: Tensors, rng: random.Random) -> str:
 
 
 def _shape(tensors: Tensors, rng: random.Random) -> str:
-    """Other axes, with numbers that fit them."""
+    """Changes the axes, with numbers that fit them."""
     key = _pick(tensors, rng)
     tensor = tensors[key]
     size = SIZES[tensor.dtype]
@@ -132,7 +132,7 @@ def _shape(tensors: Tensors, rng: random.Random) -> str:
 
 
 def _dtype(tensors: Tensors, rng: random.Random) -> str:
-    """The same numbers in another dtype, as far as it holds them."""
+    """Stores the same numbers in another dtype, as far as it can hold them."""
     key, dtype = _pick(tensors, rng), rng.choice([name for name in SIZES if name != "F8_E8M0"])
     with np.errstate(all="ignore"):
         tensors[key] = encoded(np.nan_to_num(tensors[key].numbers, posinf=9, neginf=-9), dtype)
@@ -208,7 +208,8 @@ def _metadata(metadata: dict[str, str], rng: random.Random) -> str:
 
 
 _INSIDE: list[tuple[str, Callable[[Tensors, random.Random], str]]] = [
-    ("drop", _drop), ("rename", _rename), ("rename", _rename), ("twice", _twice), ("shape", _shape),
+    ("drop", _drop), ("rename", _rename), ("rename", _rename), ("twice", _duplicate),
+    ("shape", _shape),
     ("shape", _shape), ("dtype", _dtype), ("number", _number), ("number", _number), ("swap", _swap),
     ("order", _order), ("foreign", _foreign), ("metadata", _nothing),
 ]  # fmt: skip

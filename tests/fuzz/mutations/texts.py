@@ -1,4 +1,4 @@
-"""Changes of bytes and of JSON, whatever they mean."""
+"""Changes bytes and JSON, regardless of their meaning."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ _KEYS = (
 
 
 def bytes_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Some bytes flipped, cut out, put in, or the end cut off."""
+    """Flips, removes or inserts bytes, or cuts off the end."""
     changed = bytearray(data)
     at = (
         rng.randrange(len(data) + 1)
@@ -65,7 +65,7 @@ def bytes_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def json_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """A value changed, removed, added, moved, nested, or there twice. Bytes, if it is no JSON."""
+    """Changes, removes, adds, moves, nests or repeats a value; changes bytes if it is not JSON."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -119,7 +119,7 @@ def json_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def _near(old: Any, rng: random.Random) -> Any:
-    """A value that is a little different."""
+    """Returns a slightly different value."""
     if isinstance(old, bool):
         return not old
     if isinstance(old, int | float):
@@ -134,7 +134,7 @@ def _near(old: Any, rng: random.Random) -> Any:
 
 
 def _retyped(old: Any) -> Any:
-    """The same in another type."""
+    """Returns the same value in another type."""
     if isinstance(old, bool):
         return int(old)
     if isinstance(old, int | float):
@@ -147,15 +147,15 @@ def _retyped(old: Any) -> Any:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all values in a value of JSON."""
-    found = [path] if path else []
+    """Returns the paths of all values in a JSON value."""
+    paths = [path] if path else []
     if isinstance(value, dict):
         for key, inner in value.items():
-            found += _places(inner, (*path, key))
+            paths += _places(inner, (*path, key))
     elif isinstance(value, list):
         for i, inner in enumerate(value[:20]):
-            found += _places(inner, (*path, i))
-    return found
+            paths += _places(inner, (*path, i))
+    return paths
 
 
 def _at(value: Any, path: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""The right answer for an input, from its raw bytes, or that there is none.
+"""Computes the right answer for an input from its raw bytes, or finds that there is none.
 
 Nothing here imports jaxmix. The numbers are computed in float64; the same formulas in float32 say
 how far rounding may lead.
@@ -36,42 +36,42 @@ _PYTHONS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
 
 @dataclass(frozen=True)
 class Leaf:
-    """What a changed tensor must be.
+    """The expected contents of a changed tensor.
 
     Args:
-        dtype: its dtype.
-        numbers: in float64.
-        tolerance: how far each number may be from that.
+        dtype: Its dtype.
+        numbers: Its numbers in float64.
+        tolerance: The allowed error of each number.
     """
 
     dtype: str
     numbers: np.ndarray
     tolerance: np.ndarray
 
-    def problem(self, found: np.ndarray) -> str | None:
-        """Why other numbers, in float64, are wrong; None if they are right."""
-        if found.shape != self.numbers.shape:
-            return f"shape {found.shape}, expected {self.numbers.shape}"
+    def problem(self, numbers: np.ndarray) -> str | None:
+        """Describes why other numbers, in float64, are wrong; None if they are right."""
+        if numbers.shape != self.numbers.shape:
+            return f"shape {numbers.shape}, expected {self.numbers.shape}"
         with np.errstate(invalid="ignore"):
-            near = np.abs(found - self.numbers) <= self.tolerance
-        wrong = ~np.where(np.isfinite(self.numbers), near, ~np.isfinite(found))
+            near = np.abs(numbers - self.numbers) <= self.tolerance
+        wrong = ~np.where(np.isfinite(self.numbers), near, ~np.isfinite(numbers))
         if not wrong.any():
             return None
         at = tuple(np.argwhere(wrong)[0])
         return (
-            f"{wrong.sum()} of {wrong.size} numbers, such as {at}: {found[at]}, expected "
+            f"{wrong.sum()} of {wrong.size} numbers, such as {at}: {numbers[at]}, expected "
             f"{self.numbers[at]} within {self.tolerance[at]:.3g}"
         )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What merging must give.
+    """The expected result of a merge.
 
     Args:
-        base: the base.
-        changed: the tensors that are not the base's own bytes.
-        config: what config.json must say, if it is not the base's own.
+        base: The base.
+        changed: The tensors that are not the base's own bytes.
+        config: The expected config.json, if it differs from the base's.
     """
 
     base: Base
@@ -80,10 +80,10 @@ class Answer:
 
 
 def answer(case: Case) -> Answer:
-    """The right answer for an input.
+    """Returns the right answer for an input.
 
     Raises:
-        BadFileError: if there is none, so that jaxmix must refuse it.
+        BadFileError: If the input is invalid, so jaxmix must refuse it.
     """
     try:
         return _answer(case)
@@ -116,7 +116,7 @@ def _answer(case: Case) -> Answer:
 
 
 def _changed(base: Base, site: str, steps: list[Change]) -> dict[str, Leaf]:
-    """A module's tensors after all of its changes."""
+    """Returns a module's tensors after all of its changes."""
     weight = base.places[site]
     bias = f"{weight.removesuffix('.weight')}.bias"
     has_bias = bias in base.tensors
@@ -124,7 +124,7 @@ def _changed(base: Base, site: str, steps: list[Change]) -> dict[str, Leaf]:
     results = []
     for kind in (np.float64, np.float32):
         first = base.numbers(weight).astype(kind)
-        lies = first.T if base.is_turned(site) else first
+        lies = first.T if base.is_transposed(site) else first
         flat = lies.reshape(len(lies), math.prod(lies.shape[1:])) if lies.ndim > 1 else lies
         own = base.numbers(bias).astype(kind).reshape(-1) if has_bias else None
         leaves = Leaves(flat, flat, own)
@@ -134,7 +134,7 @@ def _changed(base: Base, site: str, steps: list[Change]) -> dict[str, Leaf]:
                 expect(own is not None and len(own) == len(flat), f"{site} has no such bias")
             leaves = replace(leaves, weight=new, bias=new_bias)
         results.append((leaves.weight.reshape(lies.shape), leaves.bias))
-    if base.is_turned(site):
+    if base.is_transposed(site):
         results = [(new.T, new_bias) for new, new_bias in results]
     new = [result[0] for result in results]
     found = {weight: _leaf(base.dtype(weight), new[0], new[1], base.numbers(weight))}
@@ -148,7 +148,7 @@ def _changed(base: Base, site: str, steps: list[Change]) -> dict[str, Leaf]:
 
 
 def _leaf(dtype: str, numbers: Any, in_float32: Any, before: np.ndarray) -> Leaf:
-    """Numbers with what rounding may do to them."""
+    """Returns numbers with the tolerance that rounding requires."""
     bits, smallest, largest = _PRECISION[dtype]
     finite = np.isfinite(numbers)
     # Where a row or a column has a number that is not finite, a map may spread it.
@@ -165,7 +165,7 @@ def _leaf(dtype: str, numbers: Any, in_float32: Any, before: np.ndarray) -> Leaf
 
 
 def _config(case: Case) -> Any:
-    """What config.json says of a base that is no longer packed."""
+    """Returns the config.json of a base that is no longer packed."""
     path = f"{case.base}/config.json"
     if not case.dequantize or path not in case.files:
         return None

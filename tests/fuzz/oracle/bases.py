@@ -1,4 +1,4 @@
-"""A base on disk, read independently: its files, its tensors, and what of them is packed."""
+"""Reads a base on disk independently: its files, its tensors, and which of them are packed."""
 
 import math
 from collections import Counter
@@ -22,13 +22,13 @@ _BESIDE = ("input_scale", "output_scale", "activation_scale", "input_scale_inv")
 
 @dataclass(frozen=True)
 class Base:
-    """What a base holds.
+    """The contents of a base.
 
     Args:
-        shards: the names of its files of tensors; ``""`` for a base that is one file.
+        shards: The names of its files of tensors; ``""`` for a base that is one file.
         tensors: by name, those that the output has, with the file that holds each. Of those that
             are packed dtype and shape are the output's, and there are no bytes.
-        values: the numbers of those that are packed; they come out in bfloat16.
+        values: The numbers of packed tensors, which are written in bfloat16.
     """
 
     shards: tuple[str, ...]
@@ -36,21 +36,21 @@ class Base:
     values: Mapping[str, np.ndarray]
 
     def numbers(self, name: str) -> np.ndarray:
-        """A tensor's numbers."""
+        """Returns a tensor's numbers."""
         return self.values[name] if name in self.values else self.tensors[name][1].numbers
 
     def dtype(self, name: str) -> str:
-        """The dtype that it has in the output."""
+        """Returns a tensor's dtype in the output."""
         return self.tensors[name][1].dtype
 
     @property
     def modules(self) -> dict[str, tuple[int, ...]]:
-        """The modules that have a weight, with its shape (out, in, …), by their plain names."""
+        """Returns the shapes (out, in, …) of modules' weights, by their plain names."""
         shapes = {module: self.tensors[leaf][1].shape for module, leaf in self.places.items()}
-        return {m: s[::-1] if self.is_turned(m) else s for m, s in shapes.items()}
+        return {m: s[::-1] if self.is_transposed(m) else s for m, s in shapes.items()}
 
-    def is_turned(self, module: str) -> bool:
-        """Whether a module's weight is stored as (in, out), judged by its bias."""
+    def is_transposed(self, module: str) -> bool:
+        """Whether a module's weight is stored as (in, out), by the size of its bias."""
         leaf = self.places[module]
         shape, bias = self.tensors[leaf][1].shape, f"{leaf.removesuffix('.weight')}.bias"
         if len(shape) != 2 or bias not in self.tensors or shape[0] == shape[1]:
@@ -59,7 +59,7 @@ class Base:
 
     @property
     def places(self) -> dict[str, str]:
-        """The names of weights, by the plain names of their modules; ambiguous ones are left out.
+        """Returns the names of weights by their modules' plain names, without ambiguous ones.
 
         A leaf of another name is a parameter, which adapters call by its own name.
         """
@@ -72,15 +72,18 @@ def read_base(case: Case) -> Base:
     """Reads a case's base.
 
     Raises:
-        BadFileError: if it is damaged.
+        BadFileError: If it is damaged.
     """
     if case.base in case.files:
         tensors, _ = tensors_of(case.files, case.base)
         return Base(("",), {name: ("", tensor) for name, tensor in tensors.items()}, {})
     single = "model.safetensors"
     if f"{case.base}/{single}" in case.files:
-        found, _ = tensors_of(case.files, f"{case.base}/{single}")
-        shards, placed = (single,), {name: (single, tensor) for name, tensor in found.items()}
+        single_tensors, _ = tensors_of(case.files, f"{case.base}/{single}")
+        shards, placed = (
+            (single,),
+            {name: (single, tensor) for name, tensor in single_tensors.items()},
+        )
     else:
         shards, placed = _indexed(case)
     if not case.dequantize:
@@ -89,7 +92,7 @@ def read_base(case: Case) -> Base:
 
 
 def _indexed(case: Case) -> tuple[tuple[str, ...], dict[str, tuple[str, Tensor]]]:
-    """The tensors of the files that an index names; both must agree."""
+    """Returns the tensors of the files that an index names; both must agree."""
     places = json_object(case.files, f"{case.base}/model.safetensors.index.json").get("weight_map")
     expect(isinstance(places, dict) and places, "no weight_map")
     assert isinstance(places, dict)
@@ -106,7 +109,7 @@ def _indexed(case: Case) -> tuple[tuple[str, ...], dict[str, tuple[str, Tensor]]
 
 
 def _dequantized(case: Case, shards: Any, placed: Mapping[str, tuple[str, Tensor]]) -> Base:
-    """The tensors, those of fp8 and MXFP4 as what they stand for."""
+    """Returns the tensors, with fp8 and MXFP4 dequantized."""
     path = f"{case.base}/config.json"
     config = json_object(case.files, path) if path in case.files else {}
     settings = config.get("quantization_config") or {}
@@ -144,7 +147,7 @@ _CODES = (0.0, 0.5, 1, 1.5, 2, 3, 4, 6)
 
 
 def _mxfp4(blocks: Tensor, scales: Tensor) -> np.ndarray:
-    """gpt-oss's experts (experts, in, out), of blocks (experts, out, groups, bytes)."""
+    """Dequantizes gpt-oss's blocks (experts, out, groups, bytes) to experts (experts, in, out)."""
     expect(scales.dtype == "U8" and scales.shape == blocks.shape[:-1], "other scales")
     expect(len(blocks.shape) == 4, "other blocks")
     table = np.array([*_CODES, *(-code for code in _CODES)])
@@ -160,7 +163,7 @@ def _powers(exponents: np.ndarray) -> np.ndarray:
 
 
 def _spread(scale: Tensor, shape: tuple[int, ...], settings: Mapping[str, Any]) -> np.ndarray:
-    """A scale for each number of a weight."""
+    """Expands a scale to every number of a weight."""
     if scale.dtype == "U8":
         numbers = _powers(scale.numbers)
     else:

@@ -1,4 +1,4 @@
-"""Computes what each family does to a weight, naively and densely, in the weights' dtype.
+"""Computes each family's effect on a weight, naively and densely, in the weights' dtype.
 
 Weights are (out, in); a convolution's kernel is flattened into ``in``. `base` is the base's weight,
 `weight` the result of the adapters applied before.
@@ -34,9 +34,9 @@ class Leaves:
     """A module's tensors.
 
     Args:
-        base: the base's weight.
-        weight: the weight as it is by now.
-        bias: the bias as it is by now; None if the module has none.
+        base: The base's weight.
+        weight: The current weight.
+        bias: The current bias; None if the module has none.
     """
 
     base: Array
@@ -59,11 +59,11 @@ def added(
     """``W + Δ``, or with a magnitude m DoRA's ``m / (‖W₀ + Δ‖ + eps) · (W + Δ)``, and ``b + bias``.
 
     Args:
-        delta: from a dtype to Δ (out, in).
+        delta: Maps a dtype to Δ (out, in).
         magnitude: DoRA's, (out,), or (in,) where the norms are the columns'.
-        bias: what is added to the bias.
-        eps: what is added to DoRA's norm.
-        axis: along which the norms are.
+        bias: The number added to the bias.
+        eps: The number added to DoRA's norm.
+        axis: The axis of the norms.
     """
 
     def change(leaves: Leaves) -> tuple[Array, Array | None]:
@@ -88,7 +88,7 @@ def _plus(one: Array | None, other: Array | None) -> Array | None:
 
 
 def replaced(weight: Array | None, bias: Array | None) -> Change:
-    """Leaves that were saved whole."""
+    """Replaces leaves by fully trained ones."""
 
     def change(leaves: Leaves) -> tuple[Array, Array | None]:
         kind = leaves.weight.dtype
@@ -99,7 +99,7 @@ def replaced(weight: Array | None, bias: Array | None) -> Change:
 
 
 def rebased(weight: Array, bias: Array | None) -> Change:
-    """A copy of the base's weight, perhaps another one: what was added to it stays. And a bias."""
+    """Replaces the base's weight and keeps earlier additions; also replaces the bias."""
 
     def change(leaves: Leaves) -> tuple[Array, Array | None]:
         kind = leaves.weight.dtype
@@ -110,7 +110,7 @@ def rebased(weight: Array, bias: Array | None) -> Change:
 
 
 def scattered(values: Array, places: Array) -> Change:
-    """SHiRA: single numbers of the weight get something added."""
+    """SHiRA: adds to single numbers of the weight."""
 
     def change(leaves: Leaves) -> tuple[Array, Array | None]:
         new = leaves.weight.copy()
@@ -145,10 +145,10 @@ def oft(
 
     Args:
         numbers: (blocks, b(b − 1)/2); one block is for all.
-        terms: of PEFT's Neumann series; None for Cayley's map.
+        terms: The terms of PEFT's Neumann series; None for Cayley's map.
         eps: The bound of COFT; None if absent.
-        ends_twice: whether the series' last term counts twice, as before peft 0.18.
-        strength: with what the skew matrices are multiplied.
+        ends_twice: Whether the series' last term counts twice, as before peft 0.18.
+        strength: The number by which the skew matrices are multiplied.
     """
 
     def change(leaves: Leaves) -> tuple[Array, Array | None]:
@@ -163,7 +163,7 @@ def oft(
             bound = kind.type(eps / np.sqrt(count))
             norms = np.sqrt((blocks**2).sum((1, 2), keepdims=True))
             blocks = np.where(norms <= bound, blocks, blocks * (bound / norms))
-        turns = [_turn(kind.type(strength) * block, terms, ends_twice) for block in blocks]
+        turns = [_rotation(kind.type(strength) * block, terms, ends_twice) for block in blocks]
         if count == 1:
             turns = turns * (size // width)
         new = leaves.weight.copy()
@@ -175,8 +175,8 @@ def oft(
     return change
 
 
-def _turn(skew: Array, terms: int | None, ends_twice: bool) -> Array:
-    """One block of R."""
+def _rotation(skew: Array, terms: int | None, ends_twice: bool) -> Array:
+    """Returns one block of R."""
     eye = np.eye(len(skew), dtype=skew.dtype)
     if terms is None:
         return (eye - skew) @ np.linalg.inv(eye + skew)

@@ -1,4 +1,4 @@
-"""Files of kohya, LyCORIS and diffusers, and folders of mlx-lm, read by their descriptions."""
+"""Reads files of kohya, LyCORIS and diffusers, and folders of mlx-lm, by their descriptions."""
 
 import math
 import re
@@ -34,35 +34,36 @@ Modules = Mapping[str, tuple[int, ...]]
 
 
 def _sorted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors by module, under one name each."""
+    """Returns the tensors by module, under one name each."""
     sites: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         # As in the state of a model in training: with an adapter's name.
         plain = re.sub(r"(\.lora_[AB])\.(?!weight$|bias$)[^.]+(?=\.weight$|$)", r"\1", key)
-        found = _KEY.fullmatch(plain)
-        expect(found, f"{key} belongs to nothing")
-        assert found
-        site, name = without_wrappers(found[1]), _NAMES[found[2]]
-        held = sites.setdefault(site, {}).setdefault(name, tensor)
+        match = _KEY.fullmatch(plain)
+        expect(match, f"{key} belongs to nothing")
+        assert match
+        site, name = without_wrappers(match[1]), _NAMES[match[2]]
+        stored = sites.setdefault(site, {}).setdefault(name, tensor)
         # Equal duplicates are one tensor under two names.
-        is_equal = held is tensor or np.array_equal(held.numbers, tensor.numbers)
+        is_equal = stored is tensor or np.array_equal(stored.numbers, tensor.numbers)
         expect(is_equal, f"{key} is there twice")
     return sites
 
 
 def read_kohya(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -> dict[str, Change]:
-    """A file in which the dots of modules' names are underscores. See `oracle.peft.read`."""
+    """Reads a file whose module names have underscores for dots. See `oracle.peft.read`."""
     tensors, _ = tensors_of(files, adapter.path)
     spelled: dict[str, list[str]] = {}
     for module in modules:
         spelled.setdefault(module.replace(".", "_"), []).append(module)
     changes: dict[str, Change] = {}
     for site, factors in _sorted(tensors).items():
-        found = _PREFIX.match(site)
-        expect(found, f"{site} has no prefix")
-        assert found
-        rest = site[found.end() :]  # a pipeline's model may be named before its modules
-        fitting = [m for part in ("", *_MODELS) for m in spelled.get(part + rest, [])]
+        prefix = _PREFIX.match(site)
+        expect(prefix, f"{site} has no prefix")
+        assert prefix
+        # The name of a pipeline's model may precede its modules.
+        bare_name = site[prefix.end() :]
+        fitting = [m for part in ("", *_MODELS) for m in spelled.get(part + bare_name, [])]
         expect(len(fitting) == 1 and fitting[0] not in changes, f"{site}: {fitting}")
         changes[fitting[0]] = _built(site, factors, modules[fitting[0]], adapter.strength)
     expect(changes, "nothing in it")
@@ -72,7 +73,7 @@ def read_kohya(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -
 def read_diffusers(
     adapter: Adapter, files: Mapping[str, bytes], modules: Modules
 ) -> dict[str, Change]:
-    """A file of a pipeline's parts, perhaps with PEFT's fields in its metadata."""
+    """Reads a file of a pipeline's parts, possibly with PEFT's fields in its metadata."""
     tensors, metadata = tensors_of(files, adapter.path)
     config: dict[str, Any] = {}
     if "lora_adapter_metadata" in metadata:
@@ -99,9 +100,9 @@ def read_diffusers(
 
 
 def _by_pattern(config: Mapping[str, Any], patterns: str, field: str, site: str) -> Any:
-    """A field's value for one module. What is no pattern fits none."""
-    found = config.get(patterns)
-    for pattern, value in found.items() if isinstance(found, dict) else ():
+    """Returns a field's value for one module; invalid patterns match nothing."""
+    by_pattern = config.get(patterns)
+    for pattern, value in by_pattern.items() if isinstance(by_pattern, dict) else ():
         with suppress(re.error):
             if re.match(rf"(.*\.)?({pattern})$", site):
                 return value
@@ -112,7 +113,7 @@ def _built(
     site: str, factors: Mapping[str, Tensor], shape: tuple[int, ...], strength: float,
     scale: float | None = None,
 ) -> Change:  # fmt: skip
-    """What the tensors of one module do."""
+    """Returns the change that the tensors of one module make."""
     found = {
         name: tensor.numbers.astype(np.float64)
         if name == "alpha"
@@ -138,7 +139,7 @@ def _built(
 
 
 def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> tuple[int, Any]:
-    """The rank of one module's factors, and from a scale to Δ."""
+    """Returns the rank of one module's factors, and a function from a scale to Δ."""
     names = set(found)
     if names == {"down", "up"}:
         down, up = found["down"], found["up"]
@@ -175,7 +176,7 @@ def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) 
 
 
 def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A convolution's kernel, without axes of length one at its end."""
+    """Returns a convolution's kernel, without trailing axes of length one."""
     kernel = list(shape[2:])
     while kernel and kernel[-1] == 1:
         kernel.pop()
@@ -183,7 +184,7 @@ def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def read_mlx(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -> dict[str, Change]:
-    """mlx-lm's folder: ``W + scale · (A B)ᵀ`` of A (in, r) and B (r, out), or its DoRA."""
+    """Reads mlx-lm's folder: ``W + scale · (A B)ᵀ`` of A (in, r) and B (r, out), or its DoRA."""
     config = json_object(files, f"{adapter.path}/adapter_config.json")
     tensors, _ = tensors_of(files, f"{adapter.path}/adapters.safetensors")
     kind = config.get("fine_tune_type", "lora")

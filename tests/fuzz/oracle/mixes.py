@@ -1,4 +1,4 @@
-"""jaxmix's own mixes: mix.json says which parts, mix.safetensors holds their arrays."""
+"""Reads jaxmix's own mixes: mix.json lists the parts, mix.safetensors holds their arrays."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ __all__ = ["read_mix"]
 def read_mix(
     adapter: Adapter, files: Mapping[str, bytes], modules: Mapping[str, tuple[int, ...]]
 ) -> list[dict[str, Change]]:
-    """The changes of each part, in order of application. See `oracle.peft.read`."""
+    """Returns the changes of each part, in order of application. See `oracle.peft.read`."""
     head = json_object(files, f"{adapter.path}/mix.json")
     tensors, _ = tensors_of(files, f"{adapter.path}/mix.safetensors")
     expect(head.get("format") == "jaxmix" and head.get("version") == 1, "no mix")
@@ -36,7 +36,7 @@ def read_mix(
 
 
 def _update(data: Any, tensors: Mapping[str, Tensor], shape: Any, strength: float) -> Change:
-    """One update."""
+    """Returns the change of one update."""
     expect(isinstance(data, dict), "no update")
 
     def array(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""JSON, shapes and names, as every reader of the oracle needs them."""
+"""JSON, shapes and names for all readers of the oracle."""
 
 import json
 import re
@@ -27,18 +27,18 @@ def expect(condition: Any, message: str) -> None:
 
 
 def json_object(files: Mapping[str, bytes], path: str) -> dict[str, Any]:
-    """A file that holds a JSON object; as in Python's reader the last of equal keys counts."""
+    """Returns a file's JSON object; of duplicate keys the last counts, as in Python's reader."""
     expect(path in files, f"{path} is missing")
     try:
-        found = json.loads(files[path].decode("utf-8"))
+        value = json.loads(files[path].decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadFileError(f"{path} is no JSON: {error}") from error
-    expect(isinstance(found, dict), f"{path} is no object")
-    return found
+    expect(isinstance(value, dict), f"{path} is no object")
+    return value
 
 
 def tensors_of(files: Mapping[str, bytes], path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file of tensors."""
+    """Returns the tensors of a file."""
     expect(path in files, f"{path} is missing")
     return unpack(files[path])
 
@@ -51,7 +51,7 @@ def is_number(value: Any) -> bool:
 
 
 def floats(tensor: Tensor, name: str) -> np.ndarray:
-    """A factor's numbers: floats, and finite."""
+    """Returns a factor's numbers, which must be finite floats."""
     expect(tensor.is_float, f"{name} is {tensor.dtype}")
     numbers = tensor.numbers
     expect(np.isfinite(numbers).all(), f"{name} is not finite")
@@ -59,7 +59,7 @@ def floats(tensor: Tensor, name: str) -> np.ndarray:
 
 
 def matrices(name: str, *arrays: np.ndarray) -> None:
-    """Refuses factors that are no matrices with numbers in them."""
+    """Refuses factors that are not non-empty matrices."""
     expect(all(array.ndim == 2 and array.size for array in arrays), f"{name}: no matrices")
 
 
@@ -69,5 +69,5 @@ _WRAPPERS = re.compile(
 
 
 def without_wrappers(path: str) -> str:
-    """A module's path without what torch.compile, FSDP, DDP and PEFT put around it."""
+    """Returns a module's path without the wrappers of torch.compile, FSDP, DDP and PEFT."""
     return _WRAPPERS.sub("", path)

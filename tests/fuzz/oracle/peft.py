@@ -1,4 +1,4 @@
-"""PEFT's folders, by PEFT's documentation and source: the config's fields and the tensors' keys."""
+"""Reads PEFT's folders by PEFT's documentation and source: the config's fields and the keys."""
 
 import math
 import re
@@ -54,18 +54,18 @@ _DRAWN = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def read(
     adapter: Adapter, files: Mapping[str, bytes], modules: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Change]:
-    """What an adapter does at each of its modules.
+    """Returns the change that an adapter makes at each of its modules.
 
     Args:
-        adapter: whose folder it is.
-        files: all files.
-        modules: the base's modules, with the shapes of their weights.
+        adapter: The adapter to read.
+        files: All files.
+        modules: The base's modules, with the shapes of their weights.
 
     Returns:
         ``{module: change}``.
 
     Raises:
-        BadFileError: if there is no right answer.
+        BadFileError: If there is no right answer.
     """
     config = json_object(files, f"{adapter.path}/adapter_config.json")
     tensors, _ = tensors_of(files, f"{adapter.path}/adapter_model.safetensors")
@@ -90,8 +90,8 @@ def read(
         expect(site not in changes, f"{site} has factors, and is saved")
         for name, leaf in leaves.items():
             size = math.prod(modules[site][1:]) if name == "weight" else 1
-            wanted = len(leaf), math.prod(leaf.shape[1:])
-            expect(wanted == (modules[site][0], size), f"{site}.{name} has another shape")
+            expected = len(leaf), math.prod(leaf.shape[1:])
+            expect(expected == (modules[site][0], size), f"{site}.{name} has another shape")
         expect(adapter.strength == 1, "saved leaves at another strength")
         weight = leaves.get("weight")
         is_whole = weight is None or weight.ndim != 2 or is_saved(config, site)
@@ -102,7 +102,7 @@ def read(
 def _by_site(
     tensors: Mapping[str, Tensor], kind: str, config: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, np.ndarray]]]:
-    """The factors of each module, and the leaves that were saved whole."""
+    """Returns the factors of each module, and the saved leaves."""
     # The state of a model in training has the adapter's name in its keys.
     own = r"\.(?!weight\.|bias\.|weight$|bias$)[^.]+"
     names = "|".join(name.replace(".", rf"(?:{own})?\.") for name in _PARAMETERS[kind])
@@ -125,30 +125,30 @@ def _by_site(
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without PEFT's wrapper of modules that were saved whole.
+    """Returns the tensors without PEFT's wrapper of fully trained modules.
 
     Where a key is there with the wrapper and without, PEFT reads the one without.
     """
-    found: dict[str, Tensor] = {}
+    plain_tensors: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         plain = re.sub(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)", "", key)
         if plain == key or plain not in tensors:
-            expect(plain not in found, f"{key} is there twice")
-            found[plain] = tensor
-    return found
+            expect(plain not in plain_tensors, f"{key} is there twice")
+            plain_tensors[plain] = tensor
+    return plain_tensors
 
 
 def _plain(name: str, kind: str) -> str:
-    """A parameter's name without the adapter's."""
+    """Returns a parameter's name without the adapter's name."""
     first, _, rest = name.partition(".")
     return first if first in _PARAMETERS[kind] else f"{first}.{rest.rpartition('.')[2]}"
 
 
 def _value(config: Mapping[str, Any], patterns: str, field: str, site: str) -> Any:
-    """A field's value for one module, by the first pattern that fits."""
-    found = config.get(patterns) or {}
-    expect(isinstance(found, dict), f"{patterns} is no object")
-    for pattern, value in found.items():
+    """Returns a field's value for one module, by the first matching pattern."""
+    by_pattern = config.get(patterns) or {}
+    expect(isinstance(by_pattern, dict), f"{patterns} is no object")
+    for pattern, value in by_pattern.items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", site):
                 return value
@@ -166,7 +166,7 @@ def _rank_and_scale(config: Mapping[str, Any], site: str, alpha: str) -> tuple[i
 
 
 def _take(factors: Mapping[str, Tensor], *names: str) -> list[np.ndarray]:
-    """All of a module's factors: these and no others."""
+    """Returns all of a module's factors, which must be exactly the named ones."""
     expect(set(factors) == set(names), f"{sorted(factors)}, expected {sorted(names)}")
     return [floats(factors[name], name) for name in names]
 
@@ -212,8 +212,8 @@ def _loha(factors: Any, config: Any, site: str, shape: Any, strength: float) -> 
     names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     found = dict(zip(names, _take(factors, *names), strict=True))
     for name, array in found.items():
-        wanted = (shape[0], rank) if name.endswith("a") else (rank, shape[1])
-        expect(array.shape == wanted, f"{site}.{name} {array.shape}")
+        expected = (shape[0], rank) if name.endswith("a") else (rank, shape[1])
+        expect(array.shape == expected, f"{site}.{name} {array.shape}")
     return added(loha_delta(found, strength * scale))
 
 
@@ -270,13 +270,13 @@ def _ia3(factors: Any, config: Any, site: str, shape: Any, strength: float) -> C
         factor = factor.reshape((1, -1) if _is_feedforward(config, site, factor) else (-1, 1))
     matrices(site, factor)
     is_feedforward = _is_feedforward(config, site, factor)
-    wanted = (1, shape[1]) if is_feedforward else (shape[0], 1)
-    expect(factor.shape == wanted, f"{site}: {factor.shape}, expected {wanted}")
+    expected = (1, shape[1]) if is_feedforward else (shape[0], 1)
+    expect(factor.shape == expected, f"{site}: {factor.shape}, expected {expected}")
     return ia3(factor, is_feedforward=is_feedforward)
 
 
 def _is_feedforward(config: Mapping[str, Any], site: str, factor: np.ndarray) -> bool:
-    """Whether IA3 scales a module's inputs; the factor's shape decides if nothing else does."""
+    """Whether IA3 scales a module's inputs; the factor's shape decides if the config does not."""
     named = config.get("feedforward_modules")
     if isinstance(named, str):
         return bool(re.fullmatch(named, site))

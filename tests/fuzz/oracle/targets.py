@@ -1,4 +1,4 @@
-"""Which modules a config of PEFT adapts, and which it has saved whole."""
+"""Determines the modules that a config of PEFT adapts or saves."""
 
 import re
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ __all__ = ["is_saved", "is_targeted"]
 
 
 def is_saved(config: Mapping[str, Any], site: str) -> bool:
-    """Whether a module is one of those that were saved whole."""
+    """Whether a module is saved completely."""
     names = config.get("modules_to_save") or []
     return any(f"{name}." in f"{site}." for name in names)
 
 
 def is_targeted(config: Mapping[str, Any], site: str) -> bool:
-    """Whether PEFT makes a layer for a module, as far as fields say it that PEFT can read."""
+    """Whether PEFT adapts a module, as far as the config's readable fields show."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     try:
         if excluded and _is_named(excluded, site):

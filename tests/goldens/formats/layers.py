@@ -1,4 +1,4 @@
-"""The weight that a layer of torch has, seen from outside: from its outputs."""
+"""The weight of a torch layer, measured from its outputs."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["effective", "effective_all", "fill"]
 
 
 def fill(parameters: "list[tuple[str, nn.Parameter]]", seed: int = 11) -> None:
-    """Every parameter drawn anew, so that none is zero or one."""
+    """Replaces every parameter by random numbers, so none is zero or one."""
     torch.manual_seed(seed)
     for name, parameter in parameters:
         drawn = 0.4 * torch.randn_like(parameter)
@@ -22,7 +22,7 @@ def fill(parameters: "list[tuple[str, nn.Parameter]]", seed: int = 11) -> None:
 def effective_all(
     root: nn.Module, names: "list[str]", dtype: torch.dtype, prefix: str = ""
 ) -> dict[str, np.ndarray]:
-    """The weights and biases of these modules, under ``<prefix><name>.weight``."""
+    """Returns the weights and biases of these modules, under ``<prefix><name>.weight``."""
     found: dict[str, np.ndarray] = {}
     for name in names:
         layer = root.get_submodule(name)
@@ -34,7 +34,7 @@ def effective_all(
 
 
 def effective(layer: nn.Module, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The weight and the bias that a layer's forward has, from its outputs for unit inputs."""
+    """Returns the weight and bias of a layer's forward, from its outputs for unit inputs."""
     if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
         return _norms(layer, dtype)
     wrapped: Any = layer
@@ -51,7 +51,7 @@ def effective(layer: nn.Module, dtype: torch.dtype) -> tuple[np.ndarray, np.ndar
 
 
 def _norms(layer: nn.LayerNorm | nn.GroupNorm, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """A norm's, from two points of a line for each channel."""
+    """Returns a norm's weight and bias, from two points of a line for each channel."""
     if isinstance(layer, nn.LayerNorm):
         size = layer.normalized_shape[0]
         plain: nn.Module = nn.LayerNorm(size, layer.eps, elementwise_affine=False)

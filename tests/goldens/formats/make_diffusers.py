@@ -73,7 +73,7 @@ def _models() -> dict[str, nn.Module]:
 
 
 def _wrapped(parts: dict[str, list[str]], **options: Any) -> dict[str, tuple[nn.Module, Any]]:
-    """The models with adapters of PEFT's in them, and the configs."""
+    """Returns the models with PEFT's adapters in them, and the configs."""
     models, made = _models(), {}
     for part, targets in parts.items():
         config = LoraConfig(r=2, target_modules=targets, **options)
@@ -160,7 +160,7 @@ def _cases(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    """Write the file and say how large it is."""
+    """Writes the file and prints its size."""
     base = {
         f"{part}.{name}": x.numpy()
         for part, model in _models().items()

@@ -83,7 +83,7 @@ class UNet(nn.Module):
 
 
 def _stand_ins() -> None:
-    """Of `library` only the names that networks/*.py import at their top."""
+    """Creates stand-ins for the names of `library` that networks/*.py import."""
     utils: Any = types.ModuleType("library.utils")
     utils.setup_logging = lambda *args, **kwargs: None
     unet: Any = types.ModuleType("library.sdxl_original_unet")
@@ -120,7 +120,7 @@ def _save(network: nn.Module, file: Path, drop: str = "") -> None:
 
 
 def _lora(file: Path, encoders: list[str], drop: str = "") -> dict[str, np.ndarray]:
-    """LoRA as sd-scripts trains it; the metadata contradict the keys, who win."""
+    """LoRA as sd-scripts trains it; the metadata contradict the keys, which take precedence."""
     from networks import lora
 
     models = _models()
@@ -155,7 +155,7 @@ def _oft(file: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Write the file and say how large it is."""
+    """Writes the file and prints its size."""
     _stand_ins()
     base = {
         f"{part}.{name}": x.numpy()

@@ -3,8 +3,8 @@
     python -m tests.goldens.formats.make_lycoris
 
 (lycoris-lora 4 needs toml and einops too.) For each case: the file that LyCORIS's network saves,
-and the weights of its own forward: the outputs of the wrapped layers for every unit input. In
-float64, but where LyCORIS itself goes through float32 (the rotations).
+and the weights of its own forward: the outputs of the wrapped layers for every unit input. All are
+computed in float64, except where LyCORIS itself uses float32 (the rotations).
 """
 
 # Run where these libraries are installed.
@@ -123,7 +123,7 @@ class Net(nn.Module):
 
 
 def _fill(network: LycorisNetwork) -> None:
-    """Every parameter drawn anew, so that none is zero or one."""
+    """Replaces every parameter by random numbers, so none is zero or one."""
     torch.manual_seed(11)
     parameters = ((n, p) for lora in network.loras for n, p in lora.named_parameters())
     for name, parameter in parameters:
@@ -133,7 +133,7 @@ def _fill(network: LycorisNetwork) -> None:
 
 
 def make(case: Mapping[str, Any], file: Path) -> dict[str, np.ndarray]:
-    """One case: the file, and the weights of LyCORIS's own forward."""
+    """Returns one case: the file, and the weights of LyCORIS's own forward."""
     options = dict(case)
     dtype = torch.float32 if options.pop("float32", False) else torch.float64
     on_input = options.pop("train_on_input", False)
@@ -185,12 +185,12 @@ def _name(net: nn.Module, lora_name: str) -> str:
 
 
 def base_state() -> dict[str, np.ndarray]:
-    """The net's own weights."""
+    """Returns the net's own weights."""
     return {name: x.double().numpy() for name, x in _net().state_dict().items()}
 
 
 def main() -> None:
-    """Write the file and say how large it is."""
+    """Writes the file and prints its size."""
     data: dict[str, Any] = {"written_by.json": WRITTEN_BY}
     tensors = {"base.safetensors": base_state()}
     with tempfile.TemporaryDirectory() as folder:

@@ -55,7 +55,7 @@ def _model() -> Model:
 
 
 def _draw(model: nn.Module, rng: np.random.Generator, among: tuple[str, ...] = ()) -> None:
-    """New numbers for the parameters with these last names; for all without any."""
+    """Draws new numbers for the parameters with these last names; for all without any."""
     new = [
         (name, mx.array(0.5 * rng.normal(size=x.shape).astype(np.float32)))
         for name, x in tree_flatten(model.parameters())
@@ -67,7 +67,7 @@ def _draw(model: nn.Module, rng: np.random.Generator, among: tuple[str, ...] = (
 
 
 def _forward(layer: nn.Module) -> dict[str, np.ndarray]:
-    """The weight and the bias of a layer, from its outputs."""
+    """Returns the weight and the bias of a layer, from its outputs."""
     if isinstance(layer, nn.Embedding) or hasattr(layer, "embedding"):
         return {"weight": np.array(layer(mx.arange(14)))}
     plain = layer if isinstance(layer, nn.Linear) else layer.linear
@@ -109,7 +109,7 @@ def _case(folder: Path, kind: str, keys: list[str] | None) -> dict[str, np.ndarr
 
 
 def main() -> None:
-    """Write the file and say how large it is."""
+    """Writes the file and prints its size."""
     base = {name: np.array(x) for name, x in tree_flatten(_model().parameters())}
     tensors = {"base.safetensors": base}
     everything = ["q_proj", "down_proj", "embed_tokens"]

@@ -54,7 +54,7 @@ class Net(nnx.Module):
 
 
 def _units() -> tuple[jax.Array, jax.Array]:
-    """Every unit input, and none."""
+    """Returns every unit input, and zeros."""
     x = jnp.concatenate([jnp.eye(10), jnp.zeros((1, 10))])
     heads = jnp.concatenate([jnp.eye(6), jnp.zeros((5, 6))]).reshape(11, 2, 3)
     return x.astype(jnp.float64), heads.astype(jnp.float64)
@@ -68,7 +68,7 @@ def _flat(model: Any, lora: bool) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Write the file and say how large it is."""
+    """Writes the file and prints its size."""
     with jax.enable_x64(True), tempfile.TemporaryDirectory() as folder:
         x, heads = _units()
         rule = qwix.LoraProvider(module_path=".*", rank=3, alpha=ALPHA)
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def _matrix(kernel: np.ndarray) -> np.ndarray:
-    """A kernel (in …, out …) as PyTorch's (out, in): `out` here has two axes of inputs."""
+    """Reshapes a kernel (in …, out …) to PyTorch's (out, in): `out` here has two axes of inputs."""
     rows = 6 if kernel.shape[:2] == (2, 3) else kernel.shape[0]
     return np.ascontiguousarray(kernel.reshape(rows, -1).T)
 

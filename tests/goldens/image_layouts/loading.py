@@ -1,4 +1,4 @@
-"""How each library loads tensors of PyTorch's models into its own tree."""
+"""Loads tensors of PyTorch's models into each library's own tree, as the library does."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def _model(name: str, **config: Any) -> Callable[[], Shapes]:
-    """The names and shapes of a model of diffusers."""
+    """Returns the names and shapes of a model of diffusers."""
 
     def shapes() -> Shapes:
         diffusers = module("diffusers")
@@ -33,7 +33,7 @@ def _model(name: str, **config: Any) -> Callable[[], Shapes]:
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of nested dicts by their dotted names."""
+    """Returns the leaves of nested dicts by their dotted names."""
     from flax import nnx
     from flax.traverse_util import flatten_dict
 
@@ -52,7 +52,7 @@ def _mesh() -> Any:
 
 
 def _nnx_shapes(make: Callable[[Any, Any], Any]) -> dict[Any, Any]:
-    """The names and shapes of an NNX model's parameters, as nested dicts."""
+    """Returns the names and shapes of an NNX model's parameters, as nested dicts."""
     from flax import nnx
 
     with _mesh() as mesh:
@@ -61,7 +61,7 @@ def _nnx_shapes(make: Callable[[Any, Any], Any]) -> dict[Any, Any]:
 
 
 def _folder(state: State, root: str) -> None:
-    """A sharded folder of diffusers, of one shard."""
+    """Writes a sharded folder of diffusers with one shard."""
     from safetensors.torch import save_file
 
     save_file(as_torch(state), Path(root) / "model.safetensors")
@@ -71,7 +71,7 @@ def _folder(state: State, root: str) -> None:
 
 
 def _checked(leaves: dict[str, np.ndarray], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The leaves, which must be those of the model itself."""
+    """Returns the leaves, which must be those of the model itself."""
     ours = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     own = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
     assert ours == own, sorted(set(ours.items()) ^ set(own.items()))
@@ -86,7 +86,7 @@ def _shapes(tree: Any) -> dict[str, Any]:
 
 
 def _small_groups() -> Any:
-    """Norms of two groups instead of 32, which the Flax models have whatever their width."""
+    """Uses norms of two groups instead of 32, which the Flax models have at any width."""
     from flax import linen
 
     whole = linen.GroupNorm
@@ -130,7 +130,7 @@ def _old_unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
 
 
 def _flux(state: State) -> dict[str, np.ndarray]:
-    """Maxdiffusion's loader of Flux, whose width is fixed too."""
+    """Loads Flux by maxdiffusion's loader, whose width is fixed."""
     import jax
 
     util = module("maxdiffusion.models.flux.util")
@@ -223,7 +223,7 @@ def _ltx2(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
 
 
 def _ltx(state: State) -> dict[str, np.ndarray]:
-    """LTX-Video, whose tensors have Lightricks' names, by its converter of names."""
+    """Loads LTX-Video, whose tensors have Lightricks' names, by its converter of names."""
     import jax
 
     Transformer3DModel = module(
@@ -284,7 +284,7 @@ def _klein(state: State) -> dict[str, np.ndarray]:
 
 
 def _sd3(state: State) -> dict[str, np.ndarray]:
-    """KerasHub's, filled by the attributes and names of its script, which is not in the package."""
+    """Fills KerasHub's model as its script does, which the package does not contain."""
     import os
 
     os.environ["KERAS_BACKEND"] = "jax"

@@ -1,4 +1,4 @@
-"""Makes the goldens next to it: one small PyTorch model in a library's own tree.
+"""Makes the goldens in this folder: one small PyTorch model in a library's own tree.
 
     python -m tests.goldens.image_layouts.make KIND     # with the library, torch and diffusers
 

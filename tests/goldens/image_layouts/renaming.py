@@ -1,4 +1,4 @@
-"""Tensors of diffusers' models by the names of the models' authors."""
+"""Tensors of diffusers' models under the names of the models' authors."""
 
 import importlib
 import inspect
@@ -20,14 +20,14 @@ def module(name: str) -> Any:
 
 
 def as_torch(state: State) -> dict[str, Any]:
-    """The tensors as PyTorch's."""
+    """Returns the tensors as PyTorch's."""
     import torch
 
     return {name: torch.from_numpy(np.array(tensor)) for name, tensor in state.items()}
 
 
 def original_flux(state: State) -> dict[str, np.ndarray]:
-    """A state of diffusers' Flux by the names of Black Forest Labs, by diffusers' converter."""
+    """Renames a state of diffusers' Flux to Black Forest Labs' names by diffusers' converter."""
     utils = module("diffusers.loaders.single_file_utils")
 
     width = 12
@@ -97,7 +97,7 @@ def original_flux(state: State) -> dict[str, np.ndarray]:
 
 
 def original_sd3(state: State) -> dict[str, np.ndarray]:
-    """A state of diffusers' Stable Diffusion 3 by its authors' names, by diffusers' converter."""
+    """Returns a state of diffusers' Stable Diffusion 3 under its authors' names."""
     utils = module("diffusers.loaders.single_file_utils")
 
     names = {

@@ -1,4 +1,4 @@
-"""How each library loads a Hugging Face folder into its own tree, and runs it.
+"""Loads a Hugging Face folder into each library's own tree, as the library does, and runs it.
 
 Where a library can't load such a folder without torch, its own tree is filled by names and shapes.
 """
@@ -30,7 +30,7 @@ def _module(name: str) -> Any:
 
 
 def _places(tokens: Any) -> tuple[Any, Any, Any]:
-    """Tokens, positions and a causal mask."""
+    """Returns tokens, positions and a causal mask."""
     import jax.numpy as jnp
 
     batch, length = tokens.shape
@@ -127,7 +127,7 @@ def gemma(folder: Path, kind: str) -> tuple[Any, Any]:
 
 
 def _filled(shapes: Any, state: dict[str, np.ndarray], kind: str) -> Any:
-    """DeepMind's tree with a checkpoint's numbers."""
+    """Returns DeepMind's tree with a checkpoint's numbers."""
     import jax.numpy as jnp
 
     def layer(i: int) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def levanter(folder: Path, kind: str) -> tuple[Any, Any]:
 
 
 def easydel(folder: Path, kind: str) -> tuple[Any, Any]:
-    """EasyDeL's NNX models, filled by names: their own loader wants torch."""
+    """EasyDeL's NNX models, filled by names, since their own loader needs torch."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -305,7 +305,7 @@ def easydel(folder: Path, kind: str) -> tuple[Any, Any]:
 
 
 def flax_transformers(folder: Path, kind: str) -> tuple[Any, Any]:
-    """Transformers 4's Linen model of Llama, filled by names: its own loader wants torch."""
+    """Transformers 4's Linen model of Llama, filled by names: its own loader needs torch."""
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -340,7 +340,7 @@ def torchax(folder: Path, kind: str) -> tuple[Any, Any]:
 def maxtext(folder: Path, kind: str) -> tuple[Any, Any]:
     """MaxText's tree, by its own converter's tables and hooks; shapes are from its sources.
 
-    Its models want more than a CPU's packages, so that nothing is run.
+    Its models need more packages than are installed for a CPU, so no model runs.
     """
     kind, _, how = kind.partition("-")
     config = _config(folder)

@@ -1,13 +1,13 @@
-"""Writes the goldens here: one Hugging Face model in a library's own tree, and adapters in both.
+"""Writes the goldens in this folder: a Hugging Face model in a library's own tree, and adapters.
 
-In two steps, since each library wants an environment of its own:
+In two steps, since each library needs a separate environment:
 
     python -m tests.goldens.layouts.make hf DIR        beside torch, transformers 5
     python -m tests.goldens.layouts.make LIBRARY DIR   beside that library, and jaxmix
 
-The first saves tiny random models and what they compute, with and without adapters. The second lets
-the library load them by its own means, records its leaves' names, shapes and numbers, composes the
-same adapters into its tree, and records what the library computes.
+The first saves tiny random models and their outputs, with and without adapters. The second loads
+them with the library's own code, records the names, shapes and numbers of its leaves, composes the
+same adapters into its tree, and records the library's outputs.
 """
 
 import json
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 def by_torch(root: Path) -> None:
-    """Checkpoints, and what torch computes with them, as they are and with the adapters."""
+    """Writes checkpoints, and torch's outputs for them, with and without the adapters."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -39,8 +39,8 @@ def by_torch(root: Path) -> None:
         base = state(kind)
         save_file(base, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config))
-        asked = AutoConfig.from_pretrained(folder, attn_implementation="eager")
-        model = AutoModelForCausalLM.from_config(asked).eval()
+        loaded_config = AutoConfig.from_pretrained(folder, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(loaded_config).eval()
         truth = {"tokens": tokens()}
         for name, tensors in (("base", base), ("composed", jaxmix.compose(base, adapters(kind)))):
             given = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
@@ -52,7 +52,7 @@ def by_torch(root: Path) -> None:
 
 
 def by_library(library: str, root: Path) -> None:
-    """The library's own tree of each model that it loads, and what it computes."""
+    """Records the library's own tree of each model that it loads, and its outputs."""
     import jax
 
     from . import loading
@@ -86,7 +86,7 @@ def by_library(library: str, root: Path) -> None:
 
 
 def main(step: str, folder: str) -> None:
-    """One of the steps."""
+    """Runs one of the steps."""
     by_torch(Path(folder)) if step == "hf" else by_library(step, Path(folder))
 
 

@@ -1,4 +1,4 @@
-"""The types of PEFT that jaxmix reads: one module and one row of this table each."""
+"""The types of PEFT that jaxmix reads: each has one module and one row of this table."""
 
 from jaxmix.converters.adapters.peft.kinds import (
     adalora,

@@ -53,7 +53,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
     }
     scale = equal_value(updates, "lora_alpha", lambda update: as_float(update.scale))
     # PEFT ignores an alpha that is not positive, so it is multiplied into the values.
-    by = 1.0 if scale > 0 else scale
+    factor = 1.0 if scale > 0 else scale
     scale = scale if scale > 0 else 1.0
     fields = {
         "fan_in_fan_out": fan_in_fan_out(updates),
@@ -66,7 +66,9 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
     tensors = {}
     for site, update in updates.items():
         tensors |= {f"{site}.lora_A": update.a, f"{site}.lora_B": update.b}
-        tensors[f"{site}.lora_E"] = update.e[:, None] if by == 1.0 else by * update.e[:, None]
+        tensors[f"{site}.lora_E"] = (
+            update.e[:, None] if factor == 1.0 else factor * update.e[:, None]
+        )
     return PeftContent(fields, tensors)
 
 

@@ -35,8 +35,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> AdaMSS:
     if extra not in (0, 1) or any(x.ndim != 2 for x in (*a, *b)) or not count:
         raise ShapeError(
             f"{describe_shapes(factors)}, expected adamss_newB (r, {in_size}), with one more "
-            f"column "
-            "for a bias, adamss_A (rᵢ, r) and adamss_B (rows, rᵢ)"
+            "column for a bias, adamss_A (rᵢ, r) and adamss_B (rows, rᵢ)"
         )
     rows = _groups(file, site, bool(extra))
     sizes = [len(group) for group in rows]

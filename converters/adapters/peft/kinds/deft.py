@@ -26,8 +26,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     (p,) = required(factors, "deft_P")
     values, is_para, injected = file.config.values, file.config.flag("para"), factors.get("deft_R")
     if (injected is None) != is_para:
-        found, setting = "missing" if injected is None else "present", str(is_para).lower()
-        raise CheckpointError(f"deft_R is {found}, but para is {setting} in the config")
+        state, setting = "missing" if injected is None else "present", str(is_para).lower()
+        raise CheckpointError(f"deft_R is {state}, but para is {setting} in the config")
     rank = min(values["r"], p.shape[0]) if p.ndim == 2 else values["r"]
     if p.ndim != 2 or p.shape[1] != rank or not p.size:
         raise ShapeError(f"deft_P has shape {p.shape}, expected (out, {rank}) by the config's r")

@@ -36,14 +36,14 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
         )
     v, indices, size_tensor = (file.shared[name] for name in names)
     size = len(v)
-    found = dict(zip(names, (v, indices), strict=False)) | factors
+    shown = dict(zip(names, (v, indices), strict=False)) | factors
     fits = v.shape == (size, size) and lengths.shape == (size,) and values.ndim == 1
     if tuple(size_tensor.reshape(-1).tolist()) != v.shape:
         raise CheckpointError(
             f"{names[2]} is {size_tensor.tolist()}, expected {v.shape}, the shape of {names[0]}"
         )
     if not fits or indices.shape != (2, values.size):
-        raise ShapeError(f"{describe_shapes(found)}, expected (in, in), (2, n), (n,) and (in,)")
+        raise ShapeError(f"{describe_shapes(shown)}, expected (in, in), (2, n), (n,) and (in,)")
     if values.size and not 0 <= indices.min() <= indices.max() < size:
         raise ShapeError(
             f"{names[1]} has values from {indices.min()} to {indices.max()}, expected 0 to "
@@ -71,10 +71,10 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
         tensors[f"{site}.frod_lambda_s_values"] = update.values
         tensors[f"{site}.frod_lambda_l"] = update.lengths
     shared: dict[str, Any] = {}
-    for category, own in categories.items():
+    for category, members in categories.items():
         v, places = f"frod_V.{category}", f"frod_s_indices.{category}"
-        shared[v] = same_array(own, v, lambda update: update.v)
-        indices = same_array(own, places, lambda update: update.indices)
+        shared[v] = same_array(members, v, lambda update: update.v)
+        indices = same_array(members, places, lambda update: update.indices)
         shared[places] = np.asarray(indices, np.int64)
         shared[f"frod_s_size.{category}"] = np.array(shared[v].shape, np.int64)
     fan = fan_in_fan_out(updates)

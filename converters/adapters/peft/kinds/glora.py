@@ -40,24 +40,24 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
 def _path(file: File, factors: SiteTensors, name: str, is_off: bool) -> tuple[Any, ...]:
     """The tensors of one path."""
     stem = f"glora_{name}"
-    own = {key: array for key, array in factors.items() if key.startswith(stem + ".")}
-    found = {key.removeprefix(stem + ".") for key in own}
-    if is_off and not found:
+    path = {key: array for key, array in factors.items() if key.startswith(stem + ".")}
+    names = {key.removeprefix(stem + ".") for key in path}
+    if is_off and not names:
         return ()
-    if found == {"zeros"} and not own[f"{stem}.zeros"].any():
+    if names == {"zeros"} and not path[f"{stem}.zeros"].any():
         return ()
-    if found == {"X"}:
-        return required(own, f"{stem}.X")
-    if found == {"Xd", "Xu"}:
-        down, up = required(own, f"{stem}.Xd", f"{stem}.Xu")
+    if names == {"X"}:
+        return required(path, f"{stem}.X")
+    if names == {"Xd", "Xu"}:
+        down, up = required(path, f"{stem}.Xd", f"{stem}.Xu")
         rank = file.config.values["r"]
         if down.ndim != 2 or up.ndim != 2 or {down.shape[1], up.shape[0]} != {rank}:
             raise ShapeError(
-                f"{describe_shapes(own)}, expected (·, {rank}) and ({rank}, ·) by the config"
+                f"{describe_shapes(path)}, expected (·, {rank}) and ({rank}, ·) by the config"
             )
         return down, up
     raise CheckpointError(
-        f"{describe_shapes(own) or f'no {stem}'}: expected {stem}.Xd and {stem}.Xu, {stem}.X, or "
+        f"{describe_shapes(path) or f'no {stem}'}: expected {stem}.Xd and {stem}.Xu, {stem}.X, or "
         f"zeros in {stem}.zeros"
     )
 
@@ -92,12 +92,12 @@ def _paths(update: GLoRA) -> dict[str, tuple[Any, ...]]:
 
 def _form(update: GLoRA, names: str) -> str:
     """The config's name for the form of paths with a common field."""
-    found = sorted({_named(_paths(update)[name], name) for name in names})
-    if len(found) == 1:
-        return found[0]
+    forms = sorted({_named(_paths(update)[name], name) for name in names})
+    if len(forms) == 1:
+        return forms[0]
     raise UnsupportedError(
         f"PEFT's GLoRA has one form for the paths {' and '.join(names)}, and this one has "
-        f"{' and '.join(found)}. Convert it to a LoRA: jaxmix.to_lora(adapter, params)."
+        f"{' and '.join(forms)}. Convert it to a LoRA: jaxmix.to_lora(adapter, params)."
     )
 
 

@@ -63,10 +63,10 @@ def _check_groups(file: File, site: str, inputs: int) -> None:
 
     Neither the file nor the position of a column determines the group.
     """
-    found = file.shape(site)
-    if len(found) < 3 or found[1] != inputs:
+    shape = file.shape(site)
+    if len(shape) < 3 or shape[1] != inputs:
         raise UnsupportedError(
-            f"ia3_l scales {inputs} inputs, and the base's weight has shape {found}: in a grouped "
+            f"ia3_l scales {inputs} inputs, and the base's weight has shape {shape}: in a grouped "
             "convolution each group has its own scales, which scaling the weight's columns can't "
             "express. Train it without that layer, or scale its outputs"
         )

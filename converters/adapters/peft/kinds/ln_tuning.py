@@ -1,4 +1,4 @@
-"""PEFT's LN_TUNING: norms that are trained whole."""
+"""PEFT's LN_TUNING: fully trained norms."""
 
 from collections.abc import Mapping
 from typing import Any

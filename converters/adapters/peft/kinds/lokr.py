@@ -49,17 +49,17 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
 
 def _side(factors: SiteTensors, name: str) -> tuple[Factor, ...]:
     """A Kronecker factor: dense, or as a pair."""
-    whole, pair = factors.get(name), [factors.get(name + end) for end in ("_a", "_b")]
+    dense, pair = factors.get(name), [factors.get(name + end) for end in ("_a", "_b")]
     present = [factor is not None for factor in pair]
-    if whole is not None and not any(present):
-        return (whole,)
-    if whole is None and all(present):
+    if dense is not None and not any(present):
+        return (dense,)
+    if dense is None and all(present):
         return pair[0], pair[1]
     raise CheckpointError(f"{describe_shapes(factors)}: expected {name}, or {name}_a and {name}_b")
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """Searches the rank and decompose_factor, one for all sites, for which PEFT has these forms.
+    """Searches for one rank and one decompose_factor with which PEFT has these forms.
 
     A pair is multiplied and written dense where PEFT would have a dense factor.
     """
@@ -71,7 +71,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
             f"PEFT has no decompose_factor for Kronecker factors of these shapes:"
             f"{listing(lines)}\nExport it as a LoRA: jaxmix.to_lora."
         )
-    both = all(len(update.x) == 2 for update in updates.values())
+    are_pairs = all(len(update.x) == 2 for update in updates.values())
     tensors, ranks = {}, {}
     for site, update in updates.items():
         (x, y), forms = sizes[site], {}
@@ -81,9 +81,9 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
             ("lokr_w1", update.x, x, None),
             ("lokr_w2", update.y, y, update.t2),
         ):
-            is_pair = rank < max(size) / 2 and (name == "lokr_w2" or both)
+            is_pair = rank < max(size) / 2 and (name == "lokr_w2" or are_pairs)
             if len(side) == 2 and not is_pair:
-                side, core = (_whole(side, core),), None
+                side, core = (_product(side, core),), None
             if len(side) == 1 and is_pair:
                 raise UnsupportedError(f"{site}: PEFT would write {name} as a pair. Use to_lora")
             names = (name,) if len(side) == 1 else (f"{name}_a", f"{name}_b")
@@ -93,13 +93,13 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
         tensors |= {f"{site}.{name}": array for name, array in forms.items()}
         ranks[site] = rank
     fields = ranks_and_alphas(ranks, {site: update.scale for site, update in updates.items()})
-    fields |= {"decompose_both": both, "decompose_factor": factor}
+    fields |= {"decompose_both": are_pairs, "decompose_factor": factor}
     has_core = any(update.t2 is not None for update in updates.values())
     return PeftContent({**fields, "use_effective_conv2d": has_core}, tensors)
 
 
-def _whole(side: tuple[Factor, ...], core: Factor | None) -> Factor:
-    """A pair's product."""
+def _product(side: tuple[Factor, ...], core: Factor | None) -> Factor:
+    """Returns a pair's product."""
     return side[0] @ side[1] if core is None else np.einsum("ij...,ip,jq->pq...", core, *side)
 
 
@@ -112,7 +112,7 @@ def _sizes(update: LoKr) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _factor(updates: Mapping[str, LoKr], sizes: Mapping[str, Any]) -> int | None:
-    """PEFT's ``decompose_factor`` from which all sizes come, or None.
+    """Returns PEFT's ``decompose_factor`` that leads to all of these sizes, or None.
 
     A pair's columns are channels times the points of a kernel, whose number a pair does not show. A
     common number of points for all sites is tried first.

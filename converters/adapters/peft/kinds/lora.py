@@ -96,11 +96,11 @@ def _experts(file: File, site: str, factors: SiteTensors, rank: int, scale: floa
     if sizes[0] == sizes[1]:
         # Other parameters of the module have the same order of axes.
         module = site.rpartition(".")[0]
-        in_first = file.kept.get((module, "in_first"), has_inputs_first(file, module))
+        in_first = file.cache.get((module, "in_first"), has_inputs_first(file, module))
     if in_first is None:
         raise UnsupportedError(
             f"the experts' matrices are square, {sizes}, and neither the file nor the base states "
-            "whether they are stored as (out, in) or (in, out). Give the base's folder with its "
+            "whether they are stored as (out, in) or (in, out). Pass the base's folder with its "
             "config.json"
         )
     return ExpertLoRA(
@@ -159,13 +159,13 @@ def _block_diagonal(stacked: Factor, count: int) -> Factor:
     rows, cols = stacked.shape[0] // count, stacked.shape[1]
     out = np.zeros((stacked.shape[0], cols * count), stacked.dtype)
     for i in range(count):
-        own_rows = slice(i * rows, (i + 1) * rows)
-        out[own_rows, i * cols : (i + 1) * cols] = stacked[own_rows]
+        block = slice(i * rows, (i + 1) * rows)
+        out[block, i * cols : (i + 1) * cols] = stacked[block]
     return out
 
 
 def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
-    """Adds the product that PiSSA and OLoRA subtract from the base when PEFT creates the layer.
+    """Subtracts the product that PiSSA and OLoRA subtract from the base when PEFT creates a layer.
 
     The initial product comes from the base's own factors, so it does not depend on their signs. The
     result equals PEFT's conversion to a plain LoRA of twice the rank. The trained and subtracted
@@ -185,13 +185,13 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     weight = weight.T if is_transposed else weight
     if init == "pissa":
         left, values, right = np.linalg.svd(weight, full_matrices=False)
-        taken, by = left[:, :rank] * values[:rank] / update.scale, right[:rank]
+        initial_b, initial_a = left[:, :rank] * values[:rank] / update.scale, right[:rank]
     else:
         left, right = np.linalg.qr(weight)
-        taken, by = left[:, :rank], right[:rank]
+        initial_b, initial_a = left[:, :rank], right[:rank]
     a, b = at_least_float32(update.a), at_least_float32(update.b)
-    a: Any = np.concatenate([a, by.astype(a.dtype)], 0)
-    b: Any = np.concatenate([b, -taken.astype(b.dtype)], 1)
+    a: Any = np.concatenate([a, initial_a.astype(a.dtype)], 0)
+    b: Any = np.concatenate([b, -initial_b.astype(b.dtype)], 1)
     return LoRA(
         a,
         b,
@@ -224,9 +224,9 @@ def _flagged(file: File, factors: SiteTensors, name: str, flag: str) -> Factor |
     """A factor that must be present exactly if a flag is on."""
     if (name in factors) == file.config.flag(flag):
         return factors.get(name)
-    found = "present" if name in factors else "missing"
+    state = "present" if name in factors else "missing"
     setting = "on" if file.config.flag(flag) else "off"
-    raise CheckpointError(f"{name} is {found}, but {flag} is {setting} in the config")
+    raise CheckpointError(f"{name} is {state}, but {flag} is {setting} in the config")
 
 
 PEFT_TYPE = PeftType(

@@ -23,7 +23,7 @@ LORA_REFUSED = {
     ),
     "arrow_config": Refusal(
         "Arrow routes every token to other adapters, which no fixed weight computes",
-        "Load the single adapters and mix them with strengths.",
+        "Load the individual adapters and mix them with strengths.",
     ),
     # In PEFT the copies of a layer share their weights, so its own merge is wrong.
     "layer_replication": Refusal(
@@ -77,7 +77,7 @@ SUBTRACTED = ("olora", "pissa")
 _CONVERT = (
     "Save it as a plain LoRA with PEFT: model.save_pretrained(…, "
     "path_initial_model_for_weight_conversion=folder), where folder contains the adapter "
-    "before training (for 'pissa' and 'olora' get_peft_model on the base creates it again)."
+    "before training (for 'pissa' and 'olora', get_peft_model on the base creates it again)."
 )
 
 

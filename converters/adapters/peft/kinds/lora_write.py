@@ -45,10 +45,10 @@ def write(updates: Mapping[str, Any]) -> PeftContent:
     attentions = _attentions(layers)
     tensors: Tensors = {}
     for site, update in layers.items():
-        path, by = attentions.get(site, (site.removesuffix(_LEAF), 1.0))
+        path, factor = attentions.get(site, (site.removesuffix(_LEAF), 1.0))
         layer = _layer(update, has_bias)
-        if by != 1.0:
-            layer["lora_B.weight"] = layer["lora_B.weight"] * by
+        if factor != 1.0:
+            layer["lora_B.weight"] = layer["lora_B.weight"] * factor
         tensors |= {f"{path}.{name}": array for name, array in layer.items()}
     tensors |= _experts(experts)
     named = {attentions.get(s, (s,))[0]: u for s, u in updates.items() if not _is_inner(s, layers)}
@@ -115,7 +115,7 @@ def _attentions(layers: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     PEFT has one rank and one alpha for both, and adds the output projection's product twice. The
     factor of B compensates for this.
     """
-    found: dict[str, tuple[str, float]] = {}
+    paths: dict[str, tuple[str, float]] = {}
     for site, update in layers.items():
         module, _, name = site.rpartition(".")
         if name != "in_proj_weight":
@@ -123,26 +123,26 @@ def _attentions(layers: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
         inner, outer = layers.get(f"{module}.out_proj"), as_float(update.scale)
         is_inexpressible = inner is not None and outer == 0 != as_float(inner.scale)
         if inner is None or _rank(inner) != _rank(update) or is_inexpressible:
-            found_inner = "none" if inner is None else f"rank {_rank(inner)}, scale {inner.scale}"
+            inner_text = "none" if inner is None else f"rank {_rank(inner)}, scale {inner.scale}"
             raise UnsupportedError(
                 f"{site}: PEFT adapts both projections of an attention with one rank. Found "
-                f"{found_inner} at {module}.out_proj, expected rank {_rank(update)}"
+                f"{inner_text} at {module}.out_proj, expected rank {_rank(update)}"
                 f"{', scale 0' if is_inexpressible else ''}. Merge it instead"
             )
-        found[site] = (module, 1.0)
-        by = as_float(inner.scale) / (2 * outer) if outer else 0.5
-        found[f"{module}.out_proj"] = (f"{module}.base_layer.out_proj", by)
-    return found
+        paths[site] = (module, 1.0)
+        factor = as_float(inner.scale) / (2 * outer) if outer else 0.5
+        paths[f"{module}.out_proj"] = (f"{module}.base_layer.out_proj", factor)
+    return paths
 
 
 def _experts(experts: Mapping[str, ExpertLoRA]) -> Tensors:
     """The tensors of experts; each wrapper around a module lengthens the key by ``base_layer``."""
-    left = Counter(site.rpartition(".")[0] for site in experts)
+    remaining = Counter(site.rpartition(".")[0] for site in experts)
     out: Tensors = {}
     for site, update in experts.items():
         module = site.rpartition(".")[0]
-        left[module] -= 1
-        path = module + ".base_layer" * left[module]
+        remaining[module] -= 1
+        path = module + ".base_layer" * remaining[module]
         count, rank, size = update.a.shape
         out[f"{path}.lora_A.weight"] = update.a.reshape(count * rank, size)
         out[f"{path}.lora_B.weight"] = update.b.transpose(1, 2, 0).reshape(-1, rank * count)

@@ -1,4 +1,4 @@
-"""PEFT's MiSS, and Bone, as it was called before peft 0.19."""
+"""PEFT's MiSS, which was called Bone before peft 0.19."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,21 +22,21 @@ __all__ = ["BONE", "MISS"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """MiSS; ``init_weights`` determines not only the start, but also the formula."""
+    """MiSS; ``init_weights`` determines not only the initial values, but also the formula."""
     name = file.config.family.lower()
     (block,) = required(factors, f"{name}_block")
     values = file.config.values
     rank, form = values["r"], values.get("init_weights")
     if form == "bat":
-        fits, wanted = block.ndim == 3 and block.shape[1:] == (rank, rank), f"(·, {rank}, {rank})"
+        fits, expected = block.ndim == 3 and block.shape[1:] == (rank, rank), f"(·, {rank}, {rank})"
     elif form == "mini":
         small = values.get("mini_r", 1)
-        fits, wanted = block.shape == (rank, small), f"({rank}, {small})"
+        fits, expected = block.shape == (rank, small), f"({rank}, {small})"
     else:
-        fits, wanted = block.ndim == 2 and block.shape[0] == rank, f"({rank}, out)"
+        fits, expected = block.ndim == 2 and block.shape[0] == rank, f"({rank}, out)"
     if not fits or not block.size:
         raise ShapeError(
-            f"{name}_block has shape {block.shape}, expected {wanted} by the config's r and "
+            f"{name}_block has shape {block.shape}, expected {expected} by the config's r and "
             f"init_weights = {short_json(form)}"
         )
     return MiSS(block, bat=form == "bat")

@@ -96,18 +96,18 @@ def _sizes(generator_sizes: Mapping[str, tuple[int, int]], is_shared: bool) -> d
     )
 
 
-def _adjusted(size: int, wanted: int) -> int:
+def _adjusted(size: int, target: int) -> int:
     """The divisor of a size that is nearest to a number, as in PEFT."""
-    if wanted >= size:
+    if target >= size:
         return size
     divisors = [d for d in range(1, size + 1) if size % d == 0]
-    return min(divisors, key=lambda d: (abs(d - wanted), d))
+    return min(divisors, key=lambda d: (abs(d - target), d))
 
 
 def _numbers(version: Any) -> tuple[int, ...]:
     """The leading numbers of a version; an absent one is the oldest."""
-    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
-    return tuple(int(part) for part in found.groups()) if found else (0,)
+    match = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return tuple(int(part) for part in match.groups()) if match else (0,)
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:

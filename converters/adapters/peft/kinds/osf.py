@@ -21,7 +21,7 @@ _NAMES = ("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """``W' = W + U S V − U₀ S₀ V₀``, a LoRA, where U₀ S₀ V₀ is the base's own part.
+    """``W' = W + U S V − U₀ S₀ V₀``, a LoRA, where U₀ S₀ V₀ is the part in the base.
 
     The tensors state how many singular values were trained. Those of the base come from an SVD in
     float32, as in PEFT when it loads; its signs are irrelevant, since only the product is

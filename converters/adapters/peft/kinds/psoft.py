@@ -41,10 +41,10 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     (numbers,) = required(factors, "psoft_R.weight")
     values, config = file.config.values, file.config
     rank, is_bound = values["r"], _is_on(values, "psoft_orth")
-    wanted = (rank * (rank - 1) // 2,) if is_bound else (rank, rank)
+    expected = (rank * (rank - 1) // 2,) if is_bound else (rank, rank)
     vectors = [_vector(values, factors, side, rank) for side in "ba"]
-    if numbers.shape != wanted:
-        raise ShapeError(f"psoft_R.weight has shape {numbers.shape}, expected {wanted} by r")
+    if numbers.shape != expected:
+        raise ShapeError(f"psoft_R.weight has shape {numbers.shape}, expected {expected} by r")
     scale = values["psoft_alpha"] / rank
     if not scale:
         raise CheckpointError(
@@ -69,8 +69,8 @@ def _vector(values: Mapping[str, Any], factors: SiteTensors, side: str, rank: in
     name, is_on = f"psoft_R.vector_{side}", _is_on(values, f"psoft_mag_{side}")
     vector = factors.get(name)
     if (vector is not None) != is_on:
-        found, setting = "present" if vector is not None else "missing", str(is_on).lower()
-        raise CheckpointError(f"{name} is {found}, but psoft_mag_{side} is {setting} in the config")
+        state, setting = "present" if vector is not None else "missing", str(is_on).lower()
+        raise CheckpointError(f"{name} is {state}, but psoft_mag_{side} is {setting} in the config")
     if vector is not None and vector.shape != (rank,):
         raise ShapeError(f"{describe_shapes({name: vector})}, expected ({rank},) by the config's r")
     return vector

@@ -37,9 +37,9 @@ def _build(file: File, site: str, factors: SiteTensors) -> RandLoRA:
     bases = weights.shape[1] if weights.ndim == 2 else -1
     is_site = gamma.ndim == 2 and (weights.shape[:1], gamma.shape[:1]) == ((rank,), (bases,))
     if not is_site or a.ndim != 3 or b.ndim != 3 or (*a.shape[:2], b.shape[2]) != (rank, 1, rank):
-        found = describe_shapes({"randlora_A": a, "randlora_B": b, **factors})
+        shapes = describe_shapes({"randlora_A": a, "randlora_B": b, **factors})
         raise ShapeError(
-            f"{found}, expected ({rank}, 1, ·), (·, ·, {rank}), lambda ({rank}, n), gamma (n, ·)"
+            f"{shapes}, expected ({rank}, 1, ·), (·, ·, {rank}), lambda ({rank}, n), gamma (n, ·)"
         )
     scale, fan = config["randlora_alpha"] / rank, file.transposed
     return RandLoRA(a, b, weights, gamma, scale, fan)
@@ -65,10 +65,10 @@ def _bases(file: File) -> tuple[Any, Any]:
         sparsity = math.sqrt(small)
     elif config.get("sparse"):
         sparsity = 3
-    if "drawn" not in file.kept:
+    if "drawn" not in file.cache:
         seed = config["projection_prng_key"]
-        file.kept["drawn"] = _drawn(torch, seed, config["r"], small, large, sparsity)
-    return file.kept["drawn"]
+        file.cache["drawn"] = _drawn(torch, seed, config["r"], small, large, sparsity)
+    return file.cache["drawn"]
 
 
 def _drawn(

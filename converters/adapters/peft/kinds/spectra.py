@@ -46,7 +46,7 @@ def _waveft(file: File, site: str, factors: SiteTensors) -> WaveFT:
 
 
 def _positions(file: File, site: str, name: str, spectrum: Any) -> Any:
-    """The rows and columns of the coefficients: the first of a permutation of all positions."""
+    """Returns the coefficients' rows and columns: the start of a permutation of all positions."""
     out_size, in_size = file.sizes(site)
     if spectrum.ndim != 1 or not 0 < spectrum.size <= out_size * in_size:
         raise ShapeError(

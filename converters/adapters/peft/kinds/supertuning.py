@@ -39,7 +39,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> SuperTuning:
             raise CheckpointError(
                 "supertuning_indices is missing, but save_precomputed_indices is true"
             )
-        positions = _found(file, site, values.size)
+        positions = _computed_positions(file, site, values.size)
     if values.ndim != 1 or positions.shape != values.shape:
         raise ShapeError(f"{describe_shapes(factors)}, expected values (n,) and indices (n,)")
     places: Any = positions.astype(np.int32)
@@ -55,7 +55,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> SuperTuning:
     return SuperTuning(values, places, alpha / rank, a, b, sparsity)
 
 
-def _found(file: File, site: str, count: int) -> Any:
+def _computed_positions(file: File, site: str, count: int) -> Any:
     """The positions of the largest or smallest weights of the base, in the order of torch.topk.
 
     Only torch's own function determines the order of equal weights.

@@ -70,8 +70,8 @@ def _number(file: File, projections: Any, shape: tuple[int, int, int]) -> int | 
     """The index of a site among the model's adapted modules, in the model's own order.
 
     The file does not state it. But the projections of each site were drawn from the seed plus this
-    number, so drawing them again shows which number it is. If one vector serves all sites and no
-    projections must be drawn, the number is irrelevant, and None.
+    number, so drawing them again reveals the number. If all sites share one vector and no
+    projections must be drawn, the number is irrelevant, and the result None.
     """
     config, count = file.config.values, len(file.sites)
     if count == 1:
@@ -99,13 +99,13 @@ def _number(file: File, projections: Any, shape: tuple[int, int, int]) -> int | 
 def _drawn(file: File, seed: int, shape: tuple[int, int, int], dtype: str = "float32") -> Any:
     """The projections of a module, which PEFT draws in torch's default dtype."""
     key = (seed, shape, dtype)
-    if key not in file.kept:
+    if key not in file.cache:
         torch = file.torch("the vector of each module, which follows from the projections")
         generator, std = torch.Generator().manual_seed(seed), 1.0 / shape[1] ** 0.5
         kind = getattr(torch, dtype)
         drawn = torch.normal(0.0, std, size=shape, generator=generator, dtype=kind)
-        file.kept[key] = drawn.numpy()
-    return file.kept[key]
+        file.cache[key] = drawn.numpy()
+    return file.cache[key]
 
 
 def _is_drawn(file: File, seed: int, shape: tuple[int, int, int], saved: np.ndarray) -> bool:

@@ -44,8 +44,8 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
         updates, "token_indices", lambda update: tuple(np.asarray(update.rows).tolist())
     )
     tensors = {f"{site}.trainable_tokens_delta": update.values for site, update in updates.items()}
-    own = [site for site, update in updates.items() if not update.is_copy]
-    return PeftContent({"token_indices": list(indices), "target_modules": own}, tensors)
+    targets = [site for site, update in updates.items() if not update.is_copy]
+    return PeftContent({"token_indices": list(indices), "target_modules": targets}, tensors)
 
 
 PEFT_TYPE = PeftType(

@@ -28,15 +28,15 @@ DEALING = {
         False,
     ),
 }
-# This many numbers are dealt for any base, because no tensor of the file implies the rank.
+# This many indices are allowed for any base, since no tensor of the file bounds the rank.
 _ALWAYS = 2**24
 _SAVED = (
     "save it with PEFT with its indices: model.peft_config['default'].save_indices = True, and for "
     "each layer's unilora_indices_A, unilora_indices_B, unilora_scales_A and unilora_scales_B "
     "persistent = True."
 )
-_GIVE = (
-    "Give the model's leaves in the model's order, from torch: jaxmix.load(…, base={name: array "
+_PASS_BASE = (
+    "Pass the model's leaves in the model's order, from torch: jaxmix.load(…, base={name: array "
     "for name, array in model.state_dict().items()}); jaxmix.save then writes the adapter with its "
     f"indices. Or {_SAVED}"
 )
@@ -101,19 +101,19 @@ def vector(file: File, where: str = "") -> Any:
 
 
 def _in_order(file: File) -> BaseModel:
-    """The base, if it has an order."""
+    """Returns the base, which must have an order."""
     if file.base is None or not file.base.order:
-        found = "no base" if file.base is None else f"{file.base.description}, which has no order"
-        raise CheckpointError(f"{file.config.path.parent}: {_order_needed(found)}")
+        problem = "no base" if file.base is None else f"{file.base.description}, which has no order"
+        raise CheckpointError(f"{file.config.path.parent}: {_order_needed(problem)}")
     return file.base
 
 
-def _order_needed(found: str) -> str:
+def _order_needed(problem: str) -> str:
     """Explains why an order is needed, and what to do."""
     return (
         "save_indices = false: the file has one vector and no modules. PEFT assigns its numbers to "
         "the modules in the model's own order, which the base must have; found "
-        f"{found}. {_GIVE}"
+        f"{problem}. {_PASS_BASE}"
     )
 
 
@@ -134,20 +134,20 @@ def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple
         if bias is not None and bias.shape != (out_size,):
             wrong.append(f"{site}: weight {weight.shape}, bias {bias.shape}")
         sizes[site] = out_size, in_size, weight.dtype
-        some = weight.ravel()[:: max(1, weight.size // 4096)]
-        twins[weight.shape, some.tobytes()].append(site)
+        sample = weight.ravel()[:: max(1, weight.size // 4096)]
+        twins[weight.shape, sample.tobytes()].append(site)
     if wrong:
         raise CheckpointError(
-            f"{file.config.path.parent}: modules that the config targets and that are not linear "
+            f"{file.config.path.parent}: modules that the config targets but that are not linear "
             f"layers in {base.description}:{listing(wrong)}\nExpected floats (out, in), or (in, "
             "out) for GPT-2's Conv1D. Was the adapter trained on another model? Or "
             f"{_SAVED}"
         )
-    if same := [" = ".join(names) for names in twins.values() if len(names) > 1]:
+    if duplicates := [" = ".join(names) for names in twins.values() if len(names) > 1]:
         raise CheckpointError(
             f"{file.config.path.parent}: modules with the same weights in {base.description}:"
-            f"{listing(same)}\nPEFT adapts one module with two names once, but two modules twice, "
-            "and a state_dict does not distinguish them. Use another file: "
+            f"{listing(duplicates)}\nPEFT adapts one module with two names once, but two modules "
+            "twice, and a state_dict does not distinguish them. Use another file: "
             f"{_SAVED}"
         )
     return sizes
@@ -166,8 +166,8 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, SiteT
         model = file.base.description if file.base else "its base"
         raise ShapeError(
             f"{file.config.path}: r = {rank} makes {count:,} numbers for the {len(sizes)} modules "
-            f"that it adapts in {model}, expected {most:,} "
-            "at the most: no other tensor of the file has this rank. Was the config edited?"
+            f"that it adapts in {model}, expected at most {most:,}: no other tensor of the file "
+            "has this rank. Was the config edited?"
         )
     indices = _shuffled(count, length, values["proj_seed"])
     counts = np.bincount(indices, minlength=length).astype(np.float32)
@@ -177,19 +177,19 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, SiteT
     for site, (out_size, in_size, dtype) in sizes.items():
         tensors[site] = {}
         for side, shape in (("A", (rank, in_size)), ("B", (out_size, rank))):
-            own = indices[start : start + shape[0] * shape[1]].reshape(shape)
-            tensors[site][f"unilora_indices_{side}"] = own
-            tensors[site][f"unilora_scales_{side}"] = scales[own].astype(dtype)
-            start += own.size
+            block = indices[start : start + shape[0] * shape[1]].reshape(shape)
+            tensors[site][f"unilora_indices_{side}"] = block
+            tensors[site][f"unilora_scales_{side}"] = scales[block].astype(dtype)
+            start += block.size
     return tensors
 
 
 def _shuffled(count: int, length: int, seed: int) -> np.ndarray:
     """Indices below a length, shuffled; each occurs equally often, or once more."""
     rng = np.random.default_rng(seed)
-    rounds, rest = divmod(count, length)
+    rounds, remainder = divmod(count, length)
     indices = np.repeat(np.arange(length, dtype=np.int64), rounds)
-    if rest:
-        indices = np.concatenate([indices, rng.choice(length, size=rest, replace=False)])
+    if remainder:
+        indices = np.concatenate([indices, rng.choice(length, size=remainder, replace=False)])
     rng.shuffle(indices)
     return indices

@@ -35,8 +35,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> VeRA:
         )
     a, b = _projections(file, name, wide, rank)
     if (a.ndim, b.ndim, *a.shape[:1], *b.shape[1:]) != (2, 2, wide, rank):
-        found = describe_shapes({f"{name}_A": a, f"{name}_B": b})
-        raise ShapeError(f"{found}, expected ({wide}, in) and (out, {rank}) with rank {rank}")
+        shapes = describe_shapes({f"{name}_A": a, f"{name}_B": b})
+        raise ShapeError(f"{shapes}, expected ({wide}, in) and (out, {rank}) with rank {rank}")
     return make(a, b, lambda_b, lambda_d, transposed=file.transposed)
 
 
@@ -51,9 +51,9 @@ def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]
     out_size, in_size = (max(axis) for axis in zip(*sizes, strict=True))
     torch = file.torch(f"{name}_A and {name}_B")
     seed = file.config.values["projection_prng_key"]
-    if "drawn" not in file.kept:  # all sites share the two arrays
-        file.kept["drawn"] = _drawn(torch, seed, (wide, in_size), (out_size, rank))
-    return file.kept["drawn"]
+    if "drawn" not in file.cache:  # all sites share the two arrays
+        file.cache["drawn"] = _drawn(torch, seed, (wide, in_size), (out_size, rank))
+    return file.cache["drawn"]
 
 
 def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> Any:

@@ -1,4 +1,4 @@
-"""The base that readers query: its modules by name, and its errors for missing parts."""
+"""`BaseModel`: modules by name, and errors for missing parts."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ AS_FLAX = {
 
 
 @pytest.mark.parametrize("params", [AS_TORCH, AS_FLAX], ids=["torch", "flax"])
-def test_params(params: Any) -> None:
+def test_params_are_read_by_module(params: Any) -> None:
     """In PyTorch's axes and names, without changing dtypes, with or without a prefix."""
     model = base_model(params)
     assert base_model(model) is model and set(model.modules) == {"model.proj", "head"}
@@ -32,21 +32,21 @@ def test_params(params: Any) -> None:
         assert model.weight(name).dtype == model.bias(name).dtype == np.float64
 
 
-def test_folder(tmp_path: Path) -> None:
-    """Weights are read when they are needed."""
+def test_weights_of_a_folder_are_read_lazily(tmp_path: Path) -> None:
+    """Weights are read only when they are needed."""
     model = base_model(save_base(tmp_path / "base"))
     assert model.shape("layers.0.q_proj") == (8, 6) == model.weight("layers.0.q_proj").shape
     assert model.bias("layers.0.q_proj").shape == (8,)
 
 
-def asked(model: BaseModel, ask: str, module: str) -> str:
-    """The text with which it is refused."""
+def refusal(model: BaseModel, ask: str, module: str) -> str:
+    """Returns the error's message."""
     with pytest.raises(CheckpointError) as caught:
         getattr(model, ask)(module)
     return str(caught.value)
 
 
-def test_missing_parts(tmp_path: Path) -> None:
+def test_missing_parts_are_refused(tmp_path: Path) -> None:
     """The error names the module, the problem and the remedy."""
     params, folder = base_model(AS_TORCH), base_model(save_base(tmp_path / "base"))
     given = "the params given as base"
@@ -55,39 +55,39 @@ def test_missing_parts(tmp_path: Path) -> None:
         (params, "head", given),
         (folder, "lm_head", str(tmp_path / "base")),
     ):
-        text = asked(model, "bias", name)
+        text = refusal(model, "bias", name)
         assert (
             text == f"the adapter needs the bias of {name}, but it has none in {description}. {end}"
         )
     for ask in ("weight", "bias", "shape"):
-        assert asked(params, ask, "other").startswith(
+        assert refusal(params, ask, "other").startswith(
             f"the adapter needs the weight of other, but {given} has no such module; the nearest "
             "are "
         )
-        text = asked(folder, ask, "q_proj")
+        text = refusal(folder, ask, "q_proj")
         assert text == (
             f"the adapter needs the weight of q_proj, but several modules of {tmp_path / 'base'} "
-            f"may be it: model.layers.0.q_proj, model.layers.1.q_proj. {end}"
+            f"match: model.layers.0.q_proj, model.layers.1.q_proj. {end}"
         )
 
 
-def test_names_only() -> None:
-    """They suffice if no weight is read."""
+def test_list_of_names_is_enough_without_weights() -> None:
+    """A list of names is enough if no weight is read."""
     model = base_model(["proj", "head"])
     assert model.modules == ("proj", "head")
     for ask in ("weight", "shape"):
-        assert asked(model, ask, "proj") == (
+        assert refusal(model, ask, "proj") == (
             "the adapter needs the weight of proj, but base is a list of module "
-            "names. Give the params, or the base's folder."
+            "names. Pass the params, or the base's folder."
         )
-    assert "the bias of proj, but it has none in a list of module names." in asked(
+    assert "the bias of proj, but it has none in a list of module names." in refusal(
         model, "bias", "proj"
     )
 
 
 @pytest.mark.parametrize("base", [{}, {"a": {"bias": np.ones(2)}}, [], [1, 2], 3], ids=str)
-def test_invalid_bases(base: Any) -> None:
-    """Params without weights, and empty ones."""
+def test_invalid_bases_are_refused(base: Any) -> None:
+    """Params without weights and empty params are refused."""
     with pytest.raises(CheckpointError) as caught:
         base_model(base)
     assert str(caught.value) == (
@@ -96,8 +96,8 @@ def test_invalid_bases(base: Any) -> None:
     )
 
 
-def test_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the file omits, how PEFT obtains it, and the remedy."""
+def test_missing_torch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error states what the file omits, how PEFT obtains it, and the remedy."""
     file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(CheckpointError) as caught:
@@ -113,13 +113,13 @@ def test_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ask", ["weight", "bias", "shape"])
-def test_without_a_base(ask: str, tmp_path: Path) -> None:
-    """The error asks for one."""
+def test_missing_base_is_reported(ask: str, tmp_path: Path) -> None:
+    """The error says how to pass a base."""
     file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
     with pytest.raises(CheckpointError) as caught:
         getattr(file, ask)("layer.proj")
     assert str(caught.value) == (
-        "a VERA adapter can't be read without the base's weight at layer.proj. Give "
+        "a VERA adapter can't be read without the base's weight at layer.proj. Pass "
         "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. An "
         "adapter that jaxmix.save writes does not need it again."
     )

@@ -80,15 +80,15 @@ def test_folder_takes_precedence(
 
 def test_downloaded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, configs and tokenizer, but not the weights in other libraries' formats."""
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def download(repo_id: str, **options: Any) -> str:
-        asked.append((repo_id, options))
+        requests.append((repo_id, options))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert base_folder("owner/name@v1") == tmp_path
-    ((repo_id, options),) = asked
+    ((repo_id, options),) = requests
     assert (repo_id, options["revision"]) == ("owner/name", "v1")
     from fnmatch import fnmatch
 

@@ -80,7 +80,7 @@ def test_truncated_file(cut, tmp_path):
     ids=range(15),
 )
 def test_corrupt_file(data, tmp_path):
-    """Extra or missing bytes, garbage, wrong sizes, tensors that overlap or lie outside."""
+    """Extra or missing bytes, garbage, wrong sizes, tensors that overlap or exceed the file."""
     damaged(tmp_path, data)
 
 
@@ -158,18 +158,18 @@ def test_nothing_is_unpickled(protocol, tmp_path):
     assert trap.exists()  # the trap works
 
 
-def test_no_weights(tmp_path):
+def test_folder_without_weights_is_refused(tmp_path):
     """The error lists the folder's files."""
     folder = save(tmp_path)
     (folder / WEIGHTS).unlink()
     assert (
         f"{folder} has no {WEIGHTS}; found adapter_config.json. "
-        "Give the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
+        "Pass the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
     )
 
 
 def test_pickled_weights_without_torch(tmp_path, monkeypatch):
-    """How to convert them, with this folder's paths."""
+    """The error shows the conversion, with this folder's paths."""
     monkeypatch.setitem(sys.modules, "torch", None)
     folder = save(tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
@@ -195,9 +195,9 @@ def test_unreadable_weights(tmp_path):
 def test_each_tensor_is_copied_once(tmp_path):
     """The file is mapped: there is no second copy next to the arrays."""
     shapes = {"lora_A.weight": (2, 2_000_000), "lora_B.weight": (3, 2)}
-    made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    folder = save(tmp_path, tensors=keyed(made))
-    del made
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    folder = save(tmp_path, tensors=keyed(tensors))
+    del tensors
     tracemalloc.start()
     try:
         adapter = jaxmix.load(folder)

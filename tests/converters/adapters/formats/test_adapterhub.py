@@ -120,8 +120,8 @@ def test_older_torch_file_is_loaded(tmp_path: Path) -> None:
     [
         (
             "pfeiffer",
-            "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No other method is "
-            "a change",
+            "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No other method can "
+            "be expressed as changed weights.",
         ),
         ({"mh_adapter": True}, "its method is 'bottleneck', expected 'lora'"),
         ({"architecture": "prefix_tuning"}, "its method is 'prefix_tuning', expected 'lora'"),
@@ -160,7 +160,7 @@ def test_forced_format_needs_their_config(tmp_path: Path) -> None:
     """A forced format is refused without AdapterHub's config."""
     assert refused(CheckpointError, tmp_path, format="adapterhub") == (
         f"{tmp_path} has no adapter_config.json of AdapterHub, expected an object "
-        f"with config and model_type. Give the folder that model.save_adapter wrote."
+        f"with config and model_type. Pass the folder that model.save_adapter wrote."
     )
 
 
@@ -178,7 +178,7 @@ def test_unknown_keys_are_listed(tmp_path: Path) -> None:
     tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
     tensors |= {key.replace("task", "other"): x for key, x in tensors.items()}
     message = refused(CheckpointError, folder(tmp_path, tensors, LORA))
-    assert "contains several adapters: other, task. Save each in a folder of its own" in message
+    assert "contains several adapters: other, task. Save each in its own folder" in message
 
 
 @pytest.mark.parametrize(

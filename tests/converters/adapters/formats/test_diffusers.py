@@ -109,7 +109,7 @@ def test_peft_file_needs_its_config(tmp_path):
     path = save(tmp_path / "x.safetensors", ab("base_model.model.model.layers.0.mlp.up_proj"))
     assert refused(UnsupportedError, path) == (
         f"{path} is a file of PEFT (base_model.model.…), whose alpha is in its config "
-        f"and not in the file. Give the folder that contains it and its "
+        f"and not in the file. Pass the folder that contains it and its "
         f"adapter_config.json."
     )
 

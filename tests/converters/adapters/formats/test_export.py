@@ -206,10 +206,10 @@ def test_strength_of_a_norm_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("points", "axes"), [(1, ()), (3, (1,)), (9, (1, 1)), (27, (1, 1, 1))], ids=str
 )
-def test_a_norm_per_input_has_the_axes_of_its_kernel(
+def test_norm_per_input_has_the_axes_of_its_kernel(
     points: int, axes: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """A LoHa without a core keeps its kernel flat; then the number of points tells the axes."""
+    """A LoHa without a core has a flat kernel; its number of points determines the axes."""
     a, b = drawn(2, 4 * points), drawn(6, 2, seed=1)
     update = Normed(LoHa(b1=b, a1=a, b2=b, a2=a, scale=1.0), np.ones(4), 1e-7, axis="in")
     file = export_kohya(jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
@@ -231,7 +231,7 @@ def test_invalid_exports_are_refused(tmp_path):
         export_kohya(ambiguous, path)
     export_kohya(adapter, path)
     with pytest.raises(
-        CheckpointError, match=r"exists\. Give another name, or replace it: force=True\."
+        CheckpointError, match=r"exists\. Choose another name, or replace it: force=True\."
     ):
         export_kohya(adapter, path)
     with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):

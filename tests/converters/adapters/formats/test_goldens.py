@@ -1,4 +1,4 @@
-"""Files that other libraries wrote, against the weights of their own forward."""
+"""Files that other libraries wrote match the weights of these libraries' forward passes."""
 
 from dataclasses import replace
 from functools import cache

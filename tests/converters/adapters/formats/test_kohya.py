@@ -65,12 +65,12 @@ def test_missing_and_ambiguous_modules_are_listed(tmp_path):
     tensors = {**kohya("lora", "lora_unet_a_b_c"), **kohya("lora", "lora_unet_x_y")}
     path = save(tmp_path / "x.safetensors", tensors)
     assert refused(CheckpointError, path, base=["a.b_c", "a_b.c", "z"]) == (
-        f"{path}: names in which dots became underscores, and that the base does not settle:"
+        f"{path}: names with underscores for dots that the base does not resolve:"
         "\n  lora_unet_a_b_c: may be a.b_c or a_b.c"
         "\n  lora_unet_x_y: no module of this name"
-        "\nExpected for each exactly one of the base's 3 modules (a.b_c, a_b.c, z …). Was the "
-        "adapter trained on another model, or does the file use other names for its modules? If "
-        "the file covers several models, select one with part='…', the prefix of its names."
+        "\nExpected each to match exactly one of the base's 3 modules (a.b_c, a_b.c, z …). Was "
+        "the adapter trained on another model, or does the file use other names for its modules? "
+        "If the file covers several models, select one with part='…', the prefix of its names."
     )
 
 
@@ -81,7 +81,7 @@ def test_name_with_underscores_needs_a_base(tmp_path):
     path = save(tmp_path / "y.safetensors", kohya("lora", "lora_unet_mid_attn"))
     assert refused(CheckpointError, path) == (
         f"{path}: its 1 names have underscores for dots (lora_unet_mid_attn …), so "
-        f"the file alone does not determine the modules. Give the model that it was "
+        f"the file alone does not determine the modules. Pass the model that it was "
         f"trained on: load(path, base=…), its Hugging Face folder, its params, or a "
         f"list of the names of its modules."
     )
@@ -130,7 +130,7 @@ def test_contradicting_metadata_are_ignored(tmp_path):
 
 
 def test_full_lokr_has_scale_1(tmp_path):
-    """A LoKr of full factors has scale 1 whatever alpha says, as in LyCORIS."""
+    """A LoKr of full factors has scale 1 for any alpha, as in LyCORIS."""
     path = save(tmp_path / "x.safetensors", kohya("lokr-full"))
     update = jaxmix.load(path).updates["proj"]
     assert isinstance(update, LoKr) and update.scale == 1.0
@@ -208,7 +208,7 @@ def test_truncated_file_and_folder_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     assert "is not a complete safetensors file" in refused(CheckpointError, path, format="kohya")
     message = refused(CheckpointError, tmp_path, format="kohya")
-    assert message == f"{tmp_path} is not a file, expected a .safetensors. Give its path."
+    assert message == f"{tmp_path} is not a file, expected a .safetensors. Pass its path."
 
 
 def test_sd_scripts_oft_with_alpha_0_is_refused(tmp_path):

@@ -40,7 +40,7 @@ def test_config_with_alpha_is_ambiguous(tmp_path):
     assert refused(UnsupportedError, path) == (
         f"{path / 'adapter_config.json'}: lora_parameters has alpha = 16, rank = 2 "
         f"and scale = 10.0. Old versions of mlx-lm multiplied the scale by alpha / "
-        f"rank, later ones ignore alpha. Give the scale that was used: load(path, "
+        f"rank, later ones ignore alpha. Pass the scale that was used: load(path, "
         f"scale=…)."
     )
     update: Any = jaxmix.load(path, scale=80.0).updates[SITE]
@@ -76,7 +76,7 @@ def test_embedding_is_recognised_by_base_or_name(tmp_path):
         (
             {"lora_parameters": {"scale": "2"}},
             CheckpointError,
-            "lora_parameters is {'scale': '2'}, expected an object with a number as scale. Give",
+            "lora_parameters is {'scale': '2'}, expected an object with a number as scale. Pass",
         ),
     ],
 )

@@ -218,7 +218,7 @@ def test_round_trip_keeps_the_factors(scheme: str, tmp_path: Path) -> None:
 
 def test_components_of_a_pipeline(tmp_path: Path) -> None:
     """Each component has the prefix that the program reads, CLIP's names with `text_model.`."""
-    one = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
+    update = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
     clip, t5 = "encoder.layers.0.mlp.fc1", "encoder.block.0.layer.0.SelfAttention.q"
     flux, sdxl = "single_transformer_blocks.0.norm.linear", "up_blocks.0.attentions.0.proj_in"
     cases: dict[str, list[tuple[str, list[str]]]] = {
@@ -238,12 +238,12 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
         ],
     }
     for program, pairs in cases.items():
-        adapter = jaxmix.Adapter({site: one for site, _ in pairs})
+        adapter = jaxmix.Adapter({site: update for site, _ in pairs})
         file = exported(program, adapter, tmp_path, names="flux")
         found = {re.split(r"\.(?:lora_|alpha)", key)[0] for key in load_file(file)}
         assert found == {name for _, names in pairs for name in names}
     adapter = jaxmix.Adapter(
-        {f"unet.{sdxl}": one, f"text_encoder.{clip}": one, f"text_encoder_2.{clip}": one}
+        {f"unet.{sdxl}": update, f"text_encoder.{clip}": update, f"text_encoder_2.{clip}": update}
     )
     found = set(load_file(exported("kohya", adapter, tmp_path)))
     assert "lora_unet_output_blocks_0_1_proj_in.alpha" in found
@@ -253,7 +253,7 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
         # diffusers renames CLIP's modules in the keys only, so the file has no metadata.
         assert file.metadata() == {"format": "pt"}
         assert f"text_encoder_2.text_model.{clip}.lora_A.weight" in file.keys()
-    only_text = jaxmix.Adapter({f"text_model.{clip}": one, "text_projection": one})
+    only_text = jaxmix.Adapter({f"text_model.{clip}": update, "text_projection": update})
     found = set(load_file(exported("comfyui", only_text, tmp_path)))
     assert f"text_encoder.text_model.{clip}.alpha" in found
     assert "text_encoders.clip_l.transformer.text_projection.alpha" in found
@@ -261,25 +261,25 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
 
 def test_unets_differ(tmp_path: Path) -> None:
     """Kohya's scripts have diffusers' names of SD 1.5 and the original ones of SDXL."""
-    one = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
+    update = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
     sd15, sdxl = "down_blocks.0.attentions.0.proj_in", "up_blocks.0.attentions.0.proj_in"
     up = "up_blocks.0.upsamplers.0.conv"
     for site, upsampler, kohya in (
         (sd15, "output_blocks.2.1.conv", "down_blocks_0_attentions_0_proj_in"),
         (sdxl, "output_blocks.2.2.conv", "output_blocks_0_1_proj_in"),
     ):
-        adapter = jaxmix.Adapter({f"unet.{site}": one, f"unet.{up}": one})
+        adapter = jaxmix.Adapter({f"unet.{site}": update, f"unet.{up}": update})
         assert f"lora_unet_{kohya}.alpha" in load_file(exported("kohya", adapter, tmp_path))
         found = load_file(exported("comfyui", adapter, tmp_path))
         assert f"diffusion_model.{upsampler}.alpha" in found
     # What both have: the answer for kohya differs, that for ComfyUI does not.
-    both = jaxmix.Adapter({"unet.down_blocks.1.attentions.0.proj_in": one})
+    both = jaxmix.Adapter({"unet.down_blocks.1.attentions.0.proj_in": update})
     with pytest.raises(LayoutError) as caught:
         export_kohya(both, tmp_path / "y.safetensors")
     assert str(caught.value) == (
         "adapter: its modules (down_blocks.1.attentions.0.proj_in …) may be those of sd15 or sdxl, "
         "which have different names in files of kohya's scripts. Say which model it is: "
-        "names='sd15', or give its base: base=…."
+        "names='sd15', or pass its base: base=…."
     )
     file = export_comfyui(both, tmp_path / "y.safetensors")
     assert "diffusion_model.input_blocks.4.1.proj_in.alpha" in load_file(file)
@@ -328,18 +328,18 @@ def test_bias_of_a_lora(tmp_path: Path) -> None:
 
 def test_xlabs_names_become_those_of_flux(tmp_path: Path) -> None:
     """XLabs' processors have names that only adapters have, and that ComfyUI's models lack."""
-    one = LoRA(np.ones((1, 4)), np.ones((6, 1)), 1.0)
-    adapter = jaxmix.Adapter({"double_blocks.0.processor.qkv_lora1": one})
+    update = LoRA(np.ones((1, 4)), np.ones((6, 1)), 1.0)
+    adapter = jaxmix.Adapter({"double_blocks.0.processor.qkv_lora1": update})
     found = load_file(exported("comfyui", adapter, tmp_path))
     assert found["diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight"].shape == (6, 1)
 
 
 def test_embedders_of_hunyuan_in_comfyui(tmp_path: Path) -> None:
     """ComfyUI renames these modules, and jaxmix reads its names."""
-    one = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
+    update = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
     site = "time_text_embed.timestep_embedder.linear_1"
     for own in (f"transformer.{site}", "time_in.mlp.0", "time_in.in_layer"):
-        adapter = jaxmix.Adapter({own: one})
+        adapter = jaxmix.Adapter({own: update})
         file = exported("comfyui", adapter, tmp_path, names="hunyuan_video")
         assert "diffusion_model.time_in.in_layer.alpha" in load_file(file)
         found = load_file(exported("kohya", adapter, tmp_path, names="hunyuan_video"))
@@ -362,7 +362,7 @@ ONE = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
 
 
 def test_kinds_that_diffusers_ignores(tmp_path: Path) -> None:
-    """The error says what was found, what diffusers reads, and what to do."""
+    """The error states the kinds that were found, those that diffusers reads, and the remedy."""
     loha_one = LoHa(np.ones((4, 1)), np.ones((1, 4)), np.ones((4, 1)), np.ones((1, 4)), 1.0)
     assert refusal("diffusers", {"unet.x": loha_one, "unet.y": ONE}, tmp_path) == (
         "style: files for diffusers hold LoRA and DoRA only, and this adapter has:\n"
@@ -456,7 +456,7 @@ def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
     )
 
 
-def test_what_comfyui_computes_otherwise(tmp_path: Path) -> None:
+def test_kinds_that_comfyui_computes_differently(tmp_path: Path) -> None:
     """ComfyUI ignores a rotation's rescaling and Flux's norms, and has another norm for DoRA."""
     rescaled = DiagOFT(np.ones((2, 2, 2)), np.ones(4))
     updates = {"single_blocks.0.modulation.lin": rescaled}
@@ -485,9 +485,9 @@ def test_dense_differences_are_reported(tmp_path: Path) -> None:
     with pytest.warns(UserWarning) as caught:
         export_kohya(jaxmix.Adapter(updates), tmp_path / "x.safetensors", names="flux")
     assert str(caught[0].message) == (
-        "adapter: updates of weights that are one there, and that only a dense difference "
-        "expresses:\n  double_blocks.0.img_attn.qkv\nThe file is exact and large; a LoRA is "
-        "smaller: jaxmix.to_lora(adapter, params)."
+        "adapter: joined updates that only a dense difference expresses:\n"
+        "  double_blocks.0.img_attn.qkv\nThe file is exact and large; a LoRA is smaller: "
+        "jaxmix.to_lora(adapter, params)."
     )
     assert caught[0].filename == __file__
     assert load_file(tmp_path / "x.safetensors").keys() == {
@@ -504,8 +504,8 @@ def test_kohya_is_read_by_the_tables(model: str, tmp_path: Path) -> None:
     original, memory = sides(model)
     adapter = adapter_on(original, lora)
     file = exported("kohya", adapter, tmp_path, names=model)
-    wanted = composed(memory, adapter, model)
-    assert_close(composed(memory, jaxmix.load(file), model), wanted)
+    expected = composed(memory, adapter, model)
+    assert_close(composed(memory, jaxmix.load(file), model), expected)
 
 
 def test_components_are_read_by_the_tables(tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ def test_unstacked_factors_match_qwix(tmp_path):
     base, expected = (GOLDEN.tensors(f"{x}.safetensors") for x in ("base", "nnx.expected"))
     with jax.enable_x64(True):
         adapter = jaxmix.load(folder / "nnx.safetensors", alpha=ALPHA)
-        found = jaxmix.compose(base, [adapter])
+        composed = jaxmix.compose(base, [adapter])
         assert len(adapter.sites) == 6
         for name, truth in expected.items():
-            assert np.abs(np.asarray(found[name]) - truth).max() < 1e-12
+            assert np.abs(np.asarray(composed[name]) - truth).max() < 1e-12
             assert np.abs(base[name] - truth).max() > 0.1
 
 
@@ -71,8 +71,8 @@ def test_each_stacked_layer_is_a_site(axis):
     )
     with jax.enable_x64(True):
         layout = jaxmix.Layout("maxtext", (rule,))
-        found = jaxmix.compose({"kernel": kernel}, [adapter], layout=layout)
-        np.testing.assert_allclose(np.asarray(found["kernel"]), kernel + delta, atol=1e-12)
+        composed = jaxmix.compose({"kernel": kernel}, [adapter], layout=layout)
+        np.testing.assert_allclose(np.asarray(composed["kernel"]), kernel + delta, atol=1e-12)
 
 
 def test_ambiguous_layer_axis_must_be_given():
@@ -111,7 +111,7 @@ def test_invalid_factors_are_refused(tmp_path):
     """Missing alpha, missing factors, batched axes, other dtypes and NaN are refused."""
     path = tmp_path / "x.safetensors"
     save_file({"q/kernel_lora_a": drawn(4, 2), "q/kernel_lora_b": drawn(2, 3)}, path)
-    assert "Give it: load(path, alpha=…)." in refused(CheckpointError, path)
+    assert "Pass it: load(path, alpha=…)." in refused(CheckpointError, path)
     save_file({"q/kernel_lora_a": drawn(4, 2)}, path)
     assert "q.kernel: only lora_a" in refused(CheckpointError, path, alpha=1)
     with pytest.raises(CheckpointError, match="has no leaves of qwix's LoRA"):

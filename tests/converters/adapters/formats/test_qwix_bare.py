@@ -104,7 +104,7 @@ def test_named_and_bare_factors_are_read_together() -> None:
     np.testing.assert_array_equal(updates["v"].b @ updates["v"].a, (
         tree["v"]["lora_a"] @ tree["v"]["lora_b"]
     ).T)  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"flax\.nnx\.LoRA has none: give the rank as alpha"):
+    with pytest.raises(CheckpointError, match=r"flax\.nnx\.LoRA has none: pass the rank as alpha"):
         qwix_adapter({"v": tree["v"]})
     strange = {**tree, "lora_a": drawn(4, 2), "x": {"lora_c": drawn(2)}}
     message = r"leaves of LoRA with unknown names:\n  lora_a is neither .*\n  x\.lora_c is neither"
@@ -323,7 +323,7 @@ def test_run_of_several_steps_is_ambiguous(tmp_path: Path) -> None:
     for step in (5, 20):
         (tmp_path / str(step) / "model_params").mkdir(parents=True)
         (tmp_path / str(step) / "model_params" / "_METADATA").write_text(json.dumps({}))
-    with pytest.raises(CheckpointError, match=r"has the steps 5, 20\. Give the folder of one"):
+    with pytest.raises(CheckpointError, match=r"has the steps 5, 20\. Pass the folder of one"):
         jaxmix.load(tmp_path, alpha=5)
 
 

@@ -55,8 +55,8 @@ def test_mix_loads_by_hub_id(tmp_path: Path, snapshot: Path) -> None:
     assert_same(jaxmix.load("owner/name"), MIXED)
     assert_same(jaxmix.load("owner/name", revision=COMMIT, format="mix"), MIXED)
     assert_same(jaxmix.load("owner/name", subfolder="in/b"), 0.5 * MIXED)
-    found = jaxmix.load("owner/name", "mine", strength=2)
-    assert [(part.name, part.strength) for part in found.parts] == [("mine/x", 1.2)]
+    loaded = jaxmix.load("owner/name", "mine", strength=2)
+    assert [(part.name, part.strength) for part in loaded.parts] == [("mine/x", 1.2)]
 
 
 def test_incomplete_mix_is_refused(tmp_path: Path, snapshot: Path) -> None:

@@ -68,22 +68,22 @@ def outcome(text: bytes, data: bytes) -> str:
         for file, content in zip(FILES, (text, data), strict=True):
             Path(folder, file).write_bytes(content)
         try:
-            found = jaxmix.load(folder)
+            loaded = jaxmix.load(folder)
         except JaxmixError as error:
             assert str(error)
             return "refused"
     # No part's updates have changed.
-    assert {fingerprint(part) for part in found.parts} <= hashes()
-    assert all(math.isfinite(float(part.strength)) for part in found.parts)
+    assert {fingerprint(part) for part in loaded.parts} <= hashes()
+    assert all(math.isfinite(float(part.strength)) for part in loaded.parts)
     record = json.loads(text)
-    assert len(found.parts) == len(record["parts"])
-    for part, fields in zip(found.parts, record["parts"], strict=True):
+    assert len(loaded.parts) == len(record["parts"])
+    for part, fields in zip(loaded.parts, record["parts"], strict=True):
         assert (part.name, part.source) == (fields["name"], fields["source"])
         if not isinstance(fields["strength"], dict):
             assert part.strength == fields["strength"]
     kept = [(p.name, p.source, float(p.strength)) for p in original().parts]
-    is_same = [(p.name, p.source, float(p.strength)) for p in found.parts] == kept
-    return "same" if is_same and isinstance(found, Mix) else "edited"
+    is_same = [(p.name, p.source, float(p.strength)) for p in loaded.parts] == kept
+    return "same" if is_same and isinstance(loaded, Mix) else "edited"
 
 
 def test_unchanged_files_load() -> None:
@@ -221,11 +221,11 @@ def test_arbitrary_json_is_a_mix_or_refused(data: Any) -> None:
         path = Path(folder, "recipe.json")
         path.write_text(json.dumps(whole))
         try:
-            found = jaxmix.load(path)
+            loaded = jaxmix.load(path)
         except JaxmixError as error:
             assert str(error)
         else:
-            assert isinstance(found, Mix) and jax.tree.leaves(found) == []
+            assert isinstance(loaded, Mix) and jax.tree.leaves(loaded) == []
 
 
 @cache
@@ -246,12 +246,12 @@ def recipe_outcome(text: bytes) -> str:
     path = Path(holder.name, "recipe.json")
     path.write_bytes(text)
     try:
-        found = jaxmix.load(path)
+        loaded = jaxmix.load(path)
     except JaxmixError as error:
         assert str(error)
         return "refused"
-    assert {fingerprint(part) for part in found.parts} <= known
-    assert all(math.isfinite(float(part.strength)) for part in found.parts)
+    assert {fingerprint(part) for part in loaded.parts} <= known
+    assert all(math.isfinite(float(part.strength)) for part in loaded.parts)
     return "read"
 
 

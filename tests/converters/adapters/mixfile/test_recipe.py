@@ -59,10 +59,10 @@ def test_recipe_mixes_a_folder_and_a_hub_id(tmp_path: Path, cache: Path) -> None
     oft = jaxmix.load("owner/name", revision=COMMIT)
     for location in (tmp_path, path):
         assert_same(jaxmix.load(location), jaxmix.mix(lora, oft))
-    found = jaxmix.load(recipe(tmp_path / "style.json", *parts), "mine", strength=2)
-    assert [part.name for part in found.parts] == ["mine/lora", "mine/name"]
-    assert [part.strength for part in found.parts] == [1.0, 2.0]
-    assert [part.source for part in found.parts] == ["lora", f"owner/name@{COMMIT}"]
+    loaded = jaxmix.load(recipe(tmp_path / "style.json", *parts), "mine", strength=2)
+    assert [part.name for part in loaded.parts] == ["mine/lora", "mine/name"]
+    assert [part.strength for part in loaded.parts] == [1.0, 2.0]
+    assert [part.source for part in loaded.parts] == ["lora", f"owner/name@{COMMIT}"]
 
 
 def test_all_fields_of_a_part(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_hash_covers_the_updates_only(tmp_path: Path) -> None:
     jaxmix.save(0.5 * lora, tmp_path / "ours")
     digest = {"sha256": fingerprint(lora)}
     parts = ({"source": "lora", **digest}, {"source": "ours", "name": "b", "strength": 3, **digest})
-    found = jaxmix.load(recipe(tmp_path / "x.json", *parts))
-    assert [part.strength for part in found.parts] == [1.0, 1.5]
+    loaded = jaxmix.load(recipe(tmp_path / "x.json", *parts))
+    assert [part.strength for part in loaded.parts] == [1.0, 1.5]
     save_peft(tmp_path / "lora", lora_alpha=7)
     message = refused(CheckpointError, tmp_path / "x.json")
     assert message == (
@@ -112,9 +112,9 @@ def test_recipes_nest(tmp_path: Path) -> None:
         {"source": "in/deep/mix.json"},
         {"source": "saved", "strength": 4, "name": "b"},
     )
-    found = jaxmix.load(recipe(tmp_path / "mix.json", *parts))
+    loaded = jaxmix.load(recipe(tmp_path / "mix.json", *parts))
     expected = [("a/lora", 0.125), ("a/oft", 0.5), ("lora", 0.5), ("b/lora", 4.0), ("b/oft", 2.0)]
-    assert [(part.name, part.strength) for part in found.parts] == expected
+    assert [(part.name, part.strength) for part in loaded.parts] == expected
     # A saved mix may also contain parts that are given by their sources.
     data = json.loads((tmp_path / "saved" / "mix.json").read_text())
     save_peft(tmp_path / "saved" / "more", "loha")
@@ -176,15 +176,15 @@ def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -
     for inner, form in kept.items():
         save_peft(cache / "in" / inner, form)
     sources = ["lora", "./a/b", "oft/x"]
-    found = jaxmix.load("owner/name", subfolder="in")
-    assert [(part.name, part.source) for part in found.parts] == list(
+    loaded = jaxmix.load("owner/name", subfolder="in")
+    assert [(part.name, part.source) for part in loaded.parts] == list(
         zip(["lora", "b", "x"], sources, strict=True)
     )
     # The client downloads single files: here they are hidden until it requests them.
-    asked = []
+    requests = []
 
     def download(hub_id: str, file: str, *, subfolder: str, revision: str | None) -> str:
-        asked.append((hub_id, subfolder, revision))
+        requests.append((hub_id, subfolder, revision))
         path, hidden = cache / subfolder / file, tmp_path / "hidden" / subfolder / file
         if hidden.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,12 +197,12 @@ def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -
     (cache / "in").rename(tmp_path / "hidden" / "in")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub, "hf_hub_download", download)
-        found = jaxmix.load("owner/name", subfolder="in", revision="main")
-    assert [part.source for part in found.parts] == [
+        loaded = jaxmix.load("owner/name", subfolder="in", revision="main")
+    assert [part.source for part in loaded.parts] == [
         f"owner/name/in/{inner}@{COMMIT}" for inner in kept
     ]
-    assert {call[0] for call in asked} == {"owner/name"}
-    assert {call[2] for call in asked if call[1] != "in"} == {COMMIT}
+    assert {call[0] for call in requests} == {"owner/name"}
+    assert {call[2] for call in requests if call[1] != "in"} == {COMMIT}
 
 
 def test_links_within_the_hub_cache_are_followed(cache: Path) -> None:
@@ -244,7 +244,7 @@ def test_options_of_parts_reach_their_readers(
     assert calls == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]
     recipe(path, {"source": "x", "options": {"base": "/model"}}, {"source": "x", "options": [1]})
     message = refused(CheckpointError, path)
-    ending = "expected an object of numbers, strings, true and false; give a base to jaxmix.load"
+    ending = "expected an object of numbers, strings, true and false; pass a base to jaxmix.load"
     assert f"part 1: options is {{'base': '/model'}}, {ending}(…, base=…)" in message
     assert f"part 2: options is [1], {ending}(…, base=…)" in message
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})

@@ -76,7 +76,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 100_000, "is not JSON: "),
     "no mix": (
         b'{"peft_type": "LORA"}',
-        "is not a mix of jaxmix: its format is None, expected 'jaxmix'. Give a "
+        "is not a mix of jaxmix: its format is None, expected 'jaxmix'. Pass a "
         "folder that jaxmix.save wrote, or a recipe.",
     ),
 }
@@ -101,7 +101,7 @@ def test_unreadable_json_gives_the_system_error(folder: Path) -> None:
 
 
 def test_newer_and_invalid_versions_are_refused(folder: Path) -> None:
-    """A newer version is refused whatever the other fields are; so is an invalid version."""
+    """A newer or invalid version is refused regardless of the other fields."""
     path = folder / "mix.json"
     edited(folder, lambda data: data.update(version=VERSION + 1, more=[], parts={}))
     assert refused(UnsupportedError, folder) == (
@@ -430,11 +430,14 @@ class Other(LoRA):
 
 BAD = np.array([[np.nan, 1.0], [np.inf, 1.0]])
 UNWRITTEN: dict[str, tuple[Any, str]] = {
-    "nan": (replace(LORA, a=BAD), "a has 2 of 4 numbers NaN or infinite"),
-    "bf16": (replace(LORA, a=BAD.astype(ml_dtypes.bfloat16)), "a has 2 of 4 numbers NaN or infin"),
+    "nan": (replace(LORA, a=BAD), "a has 2 of 4 numbers that are NaN or infinite"),
+    "bf16": (
+        replace(LORA, a=BAD.astype(ml_dtypes.bfloat16)),
+        "a has 2 of 4 numbers that are NaN or infinite",
+    ),
     "inner": (
         Together((LORA, LoKr((A,), (B, BAD), 1.0))),
-        "parts.1.y.1 has 2 of 4 numbers NaN or infinite",
+        "parts.1.y.1 has 2 of 4 numbers that are NaN or infinite",
     ),
     "f8": (replace(LORA, a=A.astype(ml_dtypes.float8_e4m3fn)), "a is an array of float8_e4m3fn"),
     "axes": (
@@ -558,7 +561,7 @@ def test_folder_with_other_files_is_not_replaced(folder: Path, tmp_path: Path) -
     message = unsaved(CheckpointError, adapter, tmp_path / "home", force=True)
     assert message == (
         f"the output {tmp_path / 'home'} is not replaced, since jaxmix.save did not "
-        f"write its mix.json. Give another folder, or move it."
+        f"write its mix.json. Choose another folder, or move it."
     )
 
 

@@ -49,14 +49,14 @@ def test_every_family_round_trips(name: str, i: int, tmp_path: Path) -> None:
 
     factors = {key: cast(x) for key, x in row.factors(3).items()}
     adapter = Adapter({"a.b": row.build(factors, row.config)}, 0.7, name, "owner/name@main")
-    found = jaxmix.load(jaxmix.save(adapter, tmp_path / "saved"))
-    assert_same(found, adapter)
+    loaded = jaxmix.load(jaxmix.save(adapter, tmp_path / "saved"))
+    assert_same(loaded, adapter)
     if dtype is not np.float32:
         return
     params = {"a.b.weight": np.ones(row.weight, np.float32)}
     if adapter.updates["a.b"].has_bias:
         params["a.b.bias"] = np.ones(row.shape[:1], np.float32)
-    new, old = jaxmix.compose(params, found), jaxmix.compose(params, adapter)
+    new, old = jaxmix.compose(params, loaded), jaxmix.compose(params, adapter)
     assert [bits(new[key]) for key in params] == [bits(old[key]) for key in params]
 
 
@@ -94,12 +94,12 @@ def test_jax_arrays_load_as_numpy(tmp_path: Path) -> None:
     """JAX arrays load as NumPy arrays of the same dtype and bits."""
     update = lora()
     on_device = jax.tree.map(jnp.asarray, update)
-    found = jaxmix.load(jaxmix.save(Adapter({"a": on_device}), tmp_path / "x"))
-    assert isinstance(found.updates["a"].a, np.ndarray)
-    assert isinstance(found.updates["a"].scale, np.ndarray)
+    loaded = jaxmix.load(jaxmix.save(Adapter({"a": on_device}), tmp_path / "x"))
+    assert isinstance(loaded.updates["a"].a, np.ndarray)
+    assert isinstance(loaded.updates["a"].scale, np.ndarray)
     expected = Adapter({"a": jax.tree.map(np.asarray, on_device)})
-    assert_same(found, expected)
-    assert fingerprint(Adapter({"a": on_device})) == fingerprint(expected) == fingerprint(found)
+    assert_same(loaded, expected)
+    assert fingerprint(Adapter({"a": on_device})) == fingerprint(expected) == fingerprint(loaded)
 
 
 def test_non_contiguous_arrays_round_trip(tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_shared_arrays_are_written_once(tmp_path: Path) -> None:
         Adapter({"k": LoKr((core,), (core, core), 1.0), "0": replace(lora(), a=bank)}, name="b"),
     )
     folder = jaxmix.save(mixed, tmp_path / "x")
-    found = jaxmix.load(folder)
-    assert_same(found, mixed)
-    a, b = (part.updates for part in found.parts)
+    loaded = jaxmix.load(folder)
+    assert_same(loaded, mixed)
+    a, b = (part.updates for part in loaded.parts)
     assert a["0"].a is a["1"].a is a["2"].a is b["0"].a
     assert b["k"].x[0] is b["k"].y[0] is b["k"].y[1]
     assert len(header(folder / "mix.safetensors")) == 1 + 1 + 3 + 1 + 1
@@ -216,7 +216,7 @@ def test_order_names_strengths_and_sources_are_editable(tmp_path: Path) -> None:
 
 
 def test_omitted_defaults_equal_explicit_ones(tmp_path: Path) -> None:
-    """Explicit default values load alike, so new fields of a family do not change old hashes."""
+    """Explicit defaults load as omitted ones, so new fields of a family keep old hashes."""
     folder = jaxmix.save(Adapter({"a": lora()}, name="x"), tmp_path / "x")
     data = json.loads((folder / "mix.json").read_text())
     record = data["parts"][0]["updates"]["a"]
@@ -233,10 +233,10 @@ def test_load_renames_and_scales(tmp_path: Path) -> None:
     alone, mixed = jaxmix.save(first, tmp_path / "a"), jaxmix.save(first.parts[0], tmp_path / "b")
     mixed = jaxmix.save(jaxmix.mix(first, second), tmp_path / "c")
     assert jaxmix.load(alone).name == "one"
-    found = jaxmix.load(alone, "mine", strength=0.5)
-    assert (found.name, found.strength) == ("mine", 0.25)
-    found = jaxmix.load(mixed, "m", strength=0.5)
-    assert [(p.name, p.strength) for p in found.parts] == [("m/one", 0.25), ("m/other", 0.5)]
+    loaded = jaxmix.load(alone, "mine", strength=0.5)
+    assert (loaded.name, loaded.strength) == ("mine", 0.25)
+    loaded = jaxmix.load(mixed, "m", strength=0.5)
+    assert [(p.name, p.strength) for p in loaded.parts] == [("m/one", 0.25), ("m/other", 0.5)]
     assert isinstance(jaxmix.load(mixed / "mix.json"), Mix)
     twice = jaxmix.mix(jaxmix.load(mixed, "x"), jaxmix.load(mixed, "y"))
     assert len(jaxmix.load(jaxmix.save(twice, tmp_path / "d")).parts) == 4

@@ -1,4 +1,4 @@
-"""Folders like PEFT's, written by hand: without torch, and with any fault.
+"""Folders like PEFT's, written by hand: without torch, and with any defect.
 
 One row per family and form; all of them adapt one site, ``layer.proj``.
 """
@@ -110,7 +110,7 @@ FORMS: dict[str, Form] = {
 
 
 def factors(form: Form, dtype: Any = np.float32) -> dict[str, np.ndarray]:
-    """Random factors of the form, by PEFT's names."""
+    """Returns random factors of the form, by PEFT's names."""
     rng = np.random.default_rng(7)
     made = {name: rng.normal(size=shape).astype(dtype) for name, shape in form.shapes.items()}
     if "shira_indices" in made:
@@ -119,12 +119,12 @@ def factors(form: Form, dtype: Any = np.float32) -> dict[str, np.ndarray]:
 
 
 def keyed(made: Mapping[str, np.ndarray], site: str = SITE) -> dict[str, np.ndarray]:
-    """Factors with PEFT's keys."""
+    """Returns factors with PEFT's keys."""
     return {f"base_model.model.{site}.{name}": array for name, array in made.items()}
 
 
 def params(form: Form) -> dict[str, np.ndarray]:
-    """A base with this site."""
+    """Returns a base with this site."""
     rng = np.random.default_rng(8)
     made = {f"{SITE}.weight": rng.normal(size=form.weight).astype(np.float32)}
     if form.bias:
@@ -133,7 +133,7 @@ def params(form: Form) -> dict[str, np.ndarray]:
 
 
 def packed(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """A safetensors file, also with dtypes that safetensors' own writer does not accept."""
+    """Returns a safetensors file, also with dtypes that safetensors' own writer does not accept."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for key, array in tensors.items():
@@ -167,12 +167,12 @@ def save(
 
 
 def one(field: str, value: Any) -> dict[str, Any]:
-    """A field with a computed name, for `save`."""
+    """Returns a field with a computed name, for `save`."""
     return {field: value}
 
 
 def refused(kind: type[JaxmixError], folder: Path | str, **options: Any) -> str:
-    """The message with which reading a folder fails, with exactly this error class."""
+    """Returns the error's message when reading a folder; asserts its exact class."""
     with pytest.raises(JaxmixError) as caught:
         load(folder, **options)
     assert caught.type is kind

@@ -32,7 +32,7 @@ __all__ = [
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences PEFT's advice, as warnings are errors here."""
+    """Silences PEFT's advice, since warnings are errors in tests."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -97,7 +97,7 @@ class Experts(nn.Module):
 
 
 def llama(**options: Any) -> LlamaForCausalLM:
-    """A tiny Llama, always with the same weights."""
+    """Returns a tiny Llama, always with the same weights."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
@@ -105,7 +105,7 @@ def llama(**options: Any) -> LlamaForCausalLM:
 
 
 def save(model: nn.Module, config: Any, folder: Path, **options: Any) -> Any:
-    """Adapts a copy with PEFT, moves all trained numbers, and saves; returns PEFT's model."""
+    """Adapts a copy with PEFT, moves all trained numbers, and saves it; returns PEFT's model."""
     with quiet():
         adapted = peft.get_peft_model(copy.deepcopy(model), config)
         draws = torch.Generator().manual_seed(1)
@@ -126,7 +126,7 @@ def reload(model: nn.Module, folder: Path) -> Any:
 
 
 def run(model: Any) -> np.ndarray:
-    """The output for one input: tokens for a language model, numbers otherwise."""
+    """Returns the output for one input: tokens for a language model, numbers otherwise."""
     torch.manual_seed(2)
     with quiet(), torch.no_grad():
         if any(isinstance(part, LlamaForCausalLM) for part in model.modules()):
@@ -137,7 +137,7 @@ def run(model: Any) -> np.ndarray:
 def composed(
     model: nn.Module, folder: Path, params: Mapping[str, Any] | None = None, *, base: bool = False
 ) -> nn.Module:
-    """A copy of the base model with jaxmix's weights, with or without the base at load."""
+    """Returns a copy of the base model with jaxmix's weights; loads with or without the base."""
     state = params or {name: x.numpy().copy() for name, x in model.state_dict().items()}
     out = jaxmix.compose(state, [jaxmix.load(folder, base=state if base else None)])
     twin = copy.deepcopy(model)
@@ -146,6 +146,6 @@ def composed(
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:
-    """The largest difference, relative to the largest number of the truth."""
+    """Returns the largest difference, relative to the largest number of the truth."""
     assert ours.shape == truth.shape
     return float(np.abs(ours - truth).max() / np.abs(truth).max())

@@ -146,7 +146,7 @@ def test_metadata_is_copied() -> None:
     assert shared_metadata([]) == {}
 
 
-def test_a_saved_mix_with_other_metadata(tmp_path: Path) -> None:
+def test_saved_mix_with_other_metadata(tmp_path: Path) -> None:
     jaxmix.save(Adapter(FORMS["lora"], metadata={"revision": "x"}), tmp_path / "mix")
     path = tmp_path / "mix" / "mix.json"
     path.write_text(path.read_text().replace('{"revision": "x"}', "3"))

@@ -1,4 +1,4 @@
-"""Errors for the types that compute a Δ of their own kind: invalid files and exports."""
+"""Errors for the types that add a Δ: invalid files and exports."""
 
 import builtins
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ BAD: dict[str, Case] = {
         "vera_A or vera_B is missing, but save_projection is true"),
     "vera, no base": ("VERA", {**_VERA, "save_projection": False},
         {"vera_lambda_b": z(6), "vera_lambda_d": z(2)}, C,
-        "Give the base: jaxmix.load(…, base=…)"),
+        "Pass the base: jaxmix.load(…, base=…)"),
     "pvera, samples": ("PVERA", {**_VERA, "sample_at_inference": True},
         {"pvera_lambda_b": z(6), "pvera_lambda_d": z(4)}, U,
         "sample_at_inference = true: PEFT draws new numbers at every call, for every "
@@ -267,7 +267,7 @@ def test_invalid_exports(family, first, second, message):
     assert message in str(caught.value)
 
 
-def test_equal_arrays_are_one() -> None:
+def test_equal_arrays_are_saved_once() -> None:
     """Compared by content if they are two objects; their dtypes must agree."""
     first = z(2)
     assert same_array({"a": first, "b": z(2)}, "bank", lambda array: array) is first

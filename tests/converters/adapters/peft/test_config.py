@@ -33,7 +33,7 @@ CONFIG = "adapter_config.json"
     ],
 )
 def test_invalid_config_files(text, found, tmp_path):
-    """The path, what was found, and what is expected."""
+    """The error states the path, the value that was found, and the expected one."""
     folder = save(tmp_path)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     message = refused(CheckpointError, folder)
@@ -54,12 +54,12 @@ def test_missing_config(tmp_path):
     (folder / CONFIG).unlink()
     assert (
         f"{folder} has no {CONFIG}; found adapter_model.safetensors. "
-        "Give the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
+        "Pass the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
     )
     (tmp_path / "empty").mkdir()
     assert "found an empty folder" in refused(CheckpointError, tmp_path / "empty")
     save(folder / "style")
-    assert "There is one in style: give subfolder='style'." in refused(CheckpointError, folder)
+    assert "There is one in style: pass subfolder='style'." in refused(CheckpointError, folder)
     assert jaxmix.load(folder, subfolder="style").name == "style"
 
 
@@ -249,11 +249,11 @@ def test_inits_that_change_the_base(init, tmp_path):
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
 def test_inits_that_need_the_base(init, tmp_path):
-    """What they subtracted is computed from the base."""
+    """The part that they subtracted is computed from the base."""
     folder = save(tmp_path, init_lora_weights=init)
     message = refused(CheckpointError, folder)
     assert (
-        f"can't be read without the base's weight at {SITE}. Give the base: jaxmix.load(…, base="
+        f"can't be read without the base's weight at {SITE}. Pass the base: jaxmix.load(…, base="
         in message
     )
     base = {f"{SITE}.weight": np.random.default_rng(0).normal(size=(6, 4))}
@@ -264,7 +264,7 @@ def test_inits_that_need_the_base(init, tmp_path):
     with pytest.raises(CheckpointError, match="the params given as base has no such module"):
         jaxmix.load(folder, base={"other.weight": np.ones((2, 2))})
     with pytest.raises(
-        CheckpointError, match=r"several modules of the params given as base may be it: a\.layer"
+        CheckpointError, match=r"several modules of the params given as base match: a\.layer"
     ):
         jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
     with pytest.raises(CheckpointError, match="base is a dict without weights that have PyTorch"):

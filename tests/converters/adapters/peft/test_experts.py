@@ -49,7 +49,7 @@ def is_in_first(folder: Path, given: Any) -> bool:
 @pytest.mark.parametrize(
     ("model_type", "expected"), [("gpt_oss", True), ("aria_text", True), ("mixtral", False)]
 )
-def test_the_model_determines_the_order(model_type: str, expected: bool, tmp_path: Path) -> None:
+def test_model_determines_the_order(model_type: str, expected: bool, tmp_path: Path) -> None:
     """By the base's config, or by the class that PEFT has written to the adapter's."""
     folder = adapter(tmp_path / "plain", "down_proj")
     given = base(tmp_path / "base", {"model_type": model_type}, down_proj=(3, 4, 4))
@@ -63,7 +63,7 @@ def test_the_model_determines_the_order(model_type: str, expected: bool, tmp_pat
     assert is_in_first(folder, leaves) == expected
 
 
-def test_a_class_with_any_text_model_does_not_determine_the_order(tmp_path: Path) -> None:
+def test_class_with_any_text_model_does_not_determine_the_order(tmp_path: Path) -> None:
     """LLaVA has the text model that its config names; outside it, the class is the model's own."""
     mapping: Any = {"base_model_class": "Any", "parent_library": LIBRARY.format("llava")}
     folder = adapter(tmp_path, "down_proj", auto_mapping=mapping)
@@ -76,9 +76,7 @@ def test_a_class_with_any_text_model_does_not_determine_the_order(tmp_path: Path
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((3, 4, 8), True), ((3, 8, 4), False)])
-def test_a_bias_determines_the_order(
-    shape: tuple[int, ...], expected: bool, tmp_path: Path
-) -> None:
+def test_bias_determines_the_order(shape: tuple[int, ...], expected: bool, tmp_path: Path) -> None:
     """The bias of another parameter has as many numbers as that has outputs."""
     folder = adapter(tmp_path / "adapter", "down_proj")
     leaves = {
@@ -113,7 +111,7 @@ def test_parameters_whose_shapes_are_each_other_transposed(
     assert updates[f"{EXPERTS}.{first}"].b.shape == (3, 5, 2)
 
 
-def test_a_stacked_parameter_called_weight(tmp_path: Path) -> None:
+def test_stacked_parameter_named_weight(tmp_path: Path) -> None:
     """JetMoE's experts are the weight of a module that is no layer."""
     site = "model.layers.0.mlp.input_linear"
     a = RANDOM.normal(size=(6, 4)).astype(np.float32)

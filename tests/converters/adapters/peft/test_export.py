@@ -150,7 +150,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert config["alpha_pattern"] == {"^k": 6, r"^a\.v": 7}
 
 
-def test_the_first_parameter_is_wrapped_first(tmp_path: Path) -> None:
+def test_first_parameter_is_wrapped_first(tmp_path: Path) -> None:
     """As PEFT loads it; the reader uses shapes and would not notice."""
     folder = jaxmix.export_peft(Adapter(FORMS["experts"]), tmp_path / "out")
     assert json.loads((folder / CONFIG).read_text())["target_parameters"] == ["mlp.up", "mlp.down"]

@@ -70,10 +70,13 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     "a copy of the base alone": ({"q": COPY}, " adapter of one type, and this adapter has none:"),
     "two at a site": (
         {"q": Together((lora(), lora()))},
-        "style: PEFT has one update per site of an adapter, and this one has more:\n "
+        "style: PEFT has one update per site of an adapter, and this adapter has more:\n "
         " q: rank 2 + rank 2\n" + TO_LORA,
     ),
-    "whole and adapted": ({"q": Together((WHOLE, lora()))}, " one has more:\n  q: weight + rank 2"),
+    "whole and adapted": (
+        {"q": Together((WHOLE, lora()))},
+        "this adapter has more:\n  q: weight + rank 2",
+    ),
     "saved over an adapter": (
         {"q": Together((lora(), BIAS)), "k": lora(), "e": Together((tokens(1), COPY))},
         "style: PEFT applies copies of the base, saved leaves and tokens, in this "

@@ -1,4 +1,4 @@
-"""Every family and form: a good folder is read as it stands, a misshaped one is refused."""
+"""Every family and form: a valid folder is read unchanged, a misshaped one is refused."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ NEEDED = [(n, f) for n, f in FACTORS if len(FORMS[n].shapes) > 1 and f != "lokr_
 
 
 def misshaped():
-    """Each factor empty, as saves of shards write them; flat; and with an axis too many."""
+    """Yields each factor empty, as saves of shards write it; flat; and with an additional axis."""
     for name, factor in FACTORS:
         shape = FORMS[name].shapes[factor]
         for new in ((0,), (math.prod(shape),), (1, *shape)):
@@ -37,8 +37,8 @@ NAMED: dict[str, str] = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_good_folder(name, tmp_path):
-    """It is read, changes the weight, and the folder's name is the adapter's."""
+def test_valid_folder_is_read(name, tmp_path):
+    """It loads, changes the weight, and the adapter has the folder's name."""
     form = FORMS[name]
     adapter = jaxmix.load(save(tmp_path / name, form))
     assert adapter.name == name and adapter.sites == (SITE,)
@@ -49,21 +49,21 @@ def test_a_good_folder(name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_the_dtype_of_the_file_is_kept_bit_for_bit(dtype, tmp_path):
-    """Also bfloat16, which NumPy does not know by itself, and float64 without JAX's x64."""
-    made = factors(FORMS["lora"], np.dtype(dtype))
-    adapter = jaxmix.load(save(tmp_path, "lora", keyed(made)))
+def test_dtypes_are_kept_bit_for_bit(dtype, tmp_path):
+    """Also bfloat16, which NumPy lacks, and float64 without JAX's x64."""
+    tensors = factors(FORMS["lora"], np.dtype(dtype))
+    adapter = jaxmix.load(save(tmp_path, "lora", keyed(tensors)))
     update: Any = adapter.updates[SITE]
-    for got, saved in ((update.a, made["lora_A.weight"]), (update.b, made["lora_B.weight"])):
+    for got, saved in ((update.a, tensors["lora_A.weight"]), (update.b, tensors["lora_B.weight"])):
         assert got.dtype == np.dtype(dtype) and got.tobytes() == saved.tobytes()
 
 
 def broken(form_name, factor, change, tmp_path):
-    """The error for one factor changed: at load, or at compose where only a weight tells."""
+    """Returns the error for one changed factor, at load or at compose."""
     form = FORMS[form_name]
-    made = factors(form)
-    made[factor] = change(made[factor])
-    folder = save(tmp_path, form, keyed(made))
+    tensors = factors(form)
+    tensors[factor] = change(tensors[factor])
+    folder = save(tmp_path, form, keyed(tensors))
     with pytest.raises(JaxmixError) as caught:
         jaxmix.compose(params(form), [jaxmix.load(folder)])
     assert caught.type is ShapeError
@@ -74,8 +74,8 @@ def broken(form_name, factor, change, tmp_path):
 
 @pytest.mark.parametrize("axis", ["first", "last"])
 @pytest.mark.parametrize(("form", "factor"), FACTORS)
-def test_a_factor_of_a_wrong_size(form, factor, axis, tmp_path):
-    """One more on an axis: the site, what was found and what was expected are named."""
+def test_factor_of_wrong_size_is_refused(form, factor, axis, tmp_path):
+    """One element more on an axis: the error names the site, the shape and the expected shape."""
     shape = FORMS[form].shapes[factor]
     at = 0 if axis == "first" else len(shape) - 1
     text = broken(form, factor, lambda x: np.concatenate([x, x.take([0], at)], at), tmp_path)
@@ -84,25 +84,25 @@ def test_a_factor_of_a_wrong_size(form, factor, axis, tmp_path):
 
 
 @pytest.mark.parametrize(("form", "factor", "new"), list(misshaped()))
-def test_a_factor_of_a_wrong_rank(form, factor, new, tmp_path):
-    """The axes are counted before they are measured."""
+def test_factor_with_wrong_number_of_axes_is_refused(form, factor, new, tmp_path):
+    """The number of axes is checked before the sizes."""
     text = broken(form, factor, lambda x: np.resize(x, new), tmp_path)
     # A whole w2 of three axes is a Conv1d's, and the weight tells.
     assert factor.split(".")[0] in text and (str(new) in text or factor == "lokr_w2")
 
 
 @pytest.mark.parametrize(("form", "factor"), FACTORS)
-def test_a_factor_is_a_scalar(form, factor, tmp_path):
-    """No axis at all."""
+def test_scalar_factor_is_refused(form, factor, tmp_path):
+    """A scalar has no axes."""
     assert "()" in broken(form, factor, lambda x: x.reshape(-1)[0], tmp_path)
 
 
 @pytest.mark.parametrize(("form", "factor"), NEEDED)
-def test_a_factor_is_missing(form, factor, tmp_path):
-    """What remains is named, and so is what is missing."""
-    made = factors(FORMS[form])
-    del made[factor]
-    text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
+def test_missing_factor_is_refused(form, factor, tmp_path):
+    """The error names the missing factor and the existing ones."""
+    tensors = factors(FORMS[form])
+    del tensors[factor]
+    text = refused(CheckpointError, save(tmp_path, form, keyed(tensors)))
     assert str(tmp_path) in text and SITE in text
     assert "expected" in text or "missing" in text
     assert factor.removesuffix("_a").removesuffix("_b") in text
@@ -112,15 +112,15 @@ def test_a_factor_is_missing(form, factor, tmp_path):
     ("form", "field"),
     [("lora", "r"), ("adalora", "init_r"), ("loha", "r"), ("lokr-low", "r"), ("lokr-tucker", "r")],
 )
-def test_a_rank_that_disagrees_with_the_config(form, field, tmp_path):
-    """The config's rank is the one that PEFT builds, so the factors must have it."""
+def test_rank_must_match_the_config(form, field, tmp_path):
+    """PEFT builds layers with the config's rank, so the factors must have it."""
     text = refused(ShapeError, save(tmp_path, form, **one(field, 3)))
     assert "(2, 4)" in text or "(2, 2" in text
     assert "expected (3" in text or "expected (·, 3" in text or "expected rank 3" in text
 
 
-def test_a_rank_by_pattern(tmp_path):
-    """The first pattern that matches the path's end counts, as in PEFT."""
+def test_rank_follows_the_first_matching_pattern(tmp_path):
+    """As in PEFT, a pattern matches the end of the path."""
     patterns = {"other": 5, "pro": 6, r"layer\.\w+": 2, "proj": 7}
     folder = save(tmp_path, r=9, rank_pattern=patterns, alpha_pattern={"proj": 5})
     update: Any = jaxmix.load(folder).updates[SITE]
@@ -132,58 +132,58 @@ def test_a_rank_by_pattern(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("form", ["lora", "loha", "lokr", "adalora", "oft", "shira"])
-def test_a_factor_that_is_not_finite(form, dtype, value, tmp_path):
-    """It names the file, the keys, how many numbers, and what to do."""
-    made = factors(FORMS[form])
-    name = next(iter(made))
-    made[name] = made[name].astype(dtype)
-    made[name].reshape(-1)[-1] = value
-    text = refused(AdapterError, save(tmp_path, form, keyed(made)))
+def test_non_finite_factor_is_refused(form, dtype, value, tmp_path):
+    """The error names the file, the keys, the number of such elements, and the remedy."""
+    tensors = factors(FORMS[form])
+    name = next(iter(tensors))
+    tensors[name] = tensors[name].astype(dtype)
+    tensors[name].reshape(-1)[-1] = value
+    text = refused(AdapterError, save(tmp_path, form, keyed(tensors)))
     assert str(tmp_path / "adapter_model.safetensors") in text
-    assert f"{SITE}.{name}: 1 of {made[name].size}" in text
+    assert f"{SITE}.{name}: 1 of {tensors[name].size}" in text
     assert "Expected finite factors" in text and "Take an earlier checkpoint" in text
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "bool"])
-def test_a_quantized_factor(dtype, tmp_path):
-    """Its dtype is named, and what is expected."""
-    made = keyed(factors(FORMS["lora"]))
-    key = next(iter(made))
-    made[key] = made[key].astype(dtype)
-    text = refused(CheckpointError, save(tmp_path, tensors=made))
+def test_quantized_factor_is_refused(dtype, tmp_path):
+    """The error names the dtype and the expected ones."""
+    tensors = keyed(factors(FORMS["lora"]))
+    key = next(iter(tensors))
+    tensors[key] = tensors[key].astype(dtype)
+    text = refused(CheckpointError, save(tmp_path, tensors=tensors))
     assert f"{key}: {dict(int8='I8', uint8='U8').get(dtype, 'BOOL')}" in text
     assert "expected float64, float32, float16 or bfloat16" in text
     assert "Save the adapter unquantized" in text
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
-def test_an_integer_factor(dtype, tmp_path):
-    """Integers are positions of SHiRA and nothing else."""
-    made = keyed(factors(FORMS["lora"]))
-    key = next(iter(made))
-    made[key] = made[key].astype(dtype)
+def test_integer_factor_is_refused(dtype, tmp_path):
+    """Only SHiRA's positions may be integers."""
+    tensors = keyed(factors(FORMS["lora"]))
+    key = next(iter(tensors))
+    tensors[key] = tensors[key].astype(dtype)
     assert f"{key}: {dtype}, expected floats" in refused(
-        CheckpointError, save(tmp_path, tensors=made)
+        CheckpointError, save(tmp_path, tensors=tensors)
     )
 
 
 @pytest.mark.parametrize("bad", [-1, 0.5, 2**31, 1e20])
-def test_positions_that_are_none(bad, tmp_path):
-    """PEFT on Windows writes them as floats, and then they must be whole numbers still."""
-    made = factors(FORMS["shira"])
-    made["shira_indices"] = made["shira_indices"].astype(np.float64)
-    update: Any = jaxmix.load(save(tmp_path, "shira", keyed(made))).updates[SITE]
+def test_invalid_positions_are_refused(bad, tmp_path):
+    """PEFT on Windows writes positions as floats, which must be integers."""
+    tensors = factors(FORMS["shira"])
+    tensors["shira_indices"] = tensors["shira_indices"].astype(np.float64)
+    update: Any = jaxmix.load(save(tmp_path, "shira", keyed(tensors))).updates[SITE]
     assert update.indices.dtype == np.int32
-    made["shira_indices"][1, 2] = bad
-    text = refused(CheckpointError, save(tmp_path, "shira", keyed(made)))
+    tensors["shira_indices"][1, 2] = bad
+    text = refused(CheckpointError, save(tmp_path, "shira", keyed(tensors)))
     assert f"{SITE}: shira_indices are not all non-negative integers. Save it again" in text
 
 
-def test_positions_beyond_the_weight(tmp_path):
-    """Positions outside of the weight are named once the weight is known."""
-    made = factors(FORMS["shira"])
-    made["shira_indices"][1, 0] = 4
-    adapter = jaxmix.load(save(tmp_path, "shira", keyed(made)))
+def test_positions_beyond_the_weight_are_refused(tmp_path):
+    """Positions outside of the weight are refused once the weight is known."""
+    tensors = factors(FORMS["shira"])
+    tensors["shira_indices"][1, 0] = 4
+    adapter = jaxmix.load(save(tmp_path, "shira", keyed(tensors)))
     with pytest.raises(ShapeError, match=r"from 0 to 4, expected rows below 6 and columns below 4"):
         jaxmix.compose(params(FORMS["shira"]), [adapter])
 
@@ -192,55 +192,55 @@ def test_positions_beyond_the_weight(tmp_path):
     ("form", "factor", "flag"),
     [("dora", "lora_magnitude_vector", "use_dora"), ("lora-bias", "lora_B.bias", "lora_bias")],
 )
-def test_a_factor_that_the_config_does_not_know(form, factor, flag, tmp_path):
-    """PEFT would drop it without a word, or draw it anew."""
+def test_factor_without_its_flag_is_refused(form, factor, flag, tmp_path):
+    """PEFT would drop it silently, or replace it by random numbers."""
     text = refused(CheckpointError, save(tmp_path, form, **one(flag, False)))
     assert f"{SITE}: {factor} is present, but {flag} is off in the config" in text
-    made = factors(FORMS[form])
-    del made[factor]
-    text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
+    tensors = factors(FORMS[form])
+    del tensors[factor]
+    text = refused(CheckpointError, save(tmp_path, form, keyed(tensors)))
     assert f"{SITE}: {factor} is missing, but {flag} is on in the config" in text
 
 
-def test_a_convolution_whose_b_is_none(tmp_path):
-    """PEFT's B is a convolution of one point."""
-    made = factors(FORMS["lora-conv"])
-    made["lora_B.weight"] = np.ones((6, 2, 2), np.float32)
-    text = refused(ShapeError, save(tmp_path, "lora-conv", keyed(made)))
+def test_convolution_with_invalid_b_is_refused(tmp_path):
+    """PEFT's B is a convolution with a kernel of one point."""
+    tensors = factors(FORMS["lora-conv"])
+    tensors["lora_B.weight"] = np.ones((6, 2, 2), np.float32)
+    text = refused(ShapeError, save(tmp_path, "lora-conv", keyed(tensors)))
     assert "lora_B.weight has shape (6, 2, 2), expected (out, 2, 1, …)" in text
 
 
-def test_a_factor_with_nothing_in_it(tmp_path):
-    """Of the right rank, but its shards were not gathered: seen before there is a base."""
-    made = factors(FORMS["lora"]) | {"lora_A.weight": np.ones((2, 0), np.float32)}
-    text = refused(ShapeError, save(tmp_path, tensors=keyed(made)))
+def test_empty_factor_is_refused(tmp_path):
+    """It has the right rank, but its shards were not gathered; no base is needed to see this."""
+    tensors = factors(FORMS["lora"]) | {"lora_A.weight": np.ones((2, 0), np.float32)}
+    text = refused(ShapeError, save(tmp_path, tensors=keyed(tensors)))
     assert "lora_A.weight has shape (2, 0), expected (2, ·)" in text
 
 
-def test_a_convolution_in_groups(tmp_path):
-    """PEFT's LoRA of one is no weight of it."""
+def test_grouped_convolution_is_refused(tmp_path):
+    """PEFT's LoRA of a grouped convolution is not a change of its weight."""
     shapes = {"lora_A.weight": (2, 2, 3), "lora_B.weight": (6, 1, 1)}
-    made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    text = refused(UnsupportedError, save(tmp_path, tensors=keyed(made)))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    text = refused(UnsupportedError, save(tmp_path, tensors=keyed(tensors)))
     assert f"{SITE}: lora_B has 1 of 2 ranks" in text
     assert "no weight of that convolution can do. Train it without that layer" in text
 
 
-def test_shared_blocks_are_one(tmp_path):
+def test_shared_block_must_be_single(tmp_path):
     """With block_share PEFT stores a single block."""
     text = refused(ShapeError, save(tmp_path, "oft", block_share=True))
     assert "oft_R.weight (2, 1), expected one block: block_share is true" in text
 
 
-def test_two_rotations_of_one_site(tmp_path):
-    """A site is an embedding or it is not."""
-    made = keyed({**factors(FORMS["oft"]), **factors(FORMS["oft-embedding"])})
-    text = refused(CheckpointError, save(tmp_path, "oft", made))
+def test_two_rotations_of_a_site_are_refused(tmp_path):
+    """A site is either an embedding or not."""
+    tensors = keyed({**factors(FORMS["oft"]), **factors(FORMS["oft-embedding"])})
+    text = refused(CheckpointError, save(tmp_path, "oft", tensors))
     assert "oft_R.weight (2, 1), oft_embedding_R.weight (2, 1): expected one of them" in text
 
 
-def test_all_sites_are_listed_at_once(tmp_path):
-    """Under the first one's kind, with the file and what to do."""
+def test_all_invalid_sites_are_listed(tmp_path):
+    """One error of the first site's class lists all sites, with the file and the remedy."""
     made = {}
     for i in range(3):
         made |= keyed(factors(FORMS["lora"]), f"layers.{i}.q")
@@ -256,7 +256,7 @@ def test_all_sites_are_listed_at_once(tmp_path):
     assert "layers.0.q" not in text
 
 
-def test_a_rank_pruned_to_nothing_is_no_error(tmp_path):
+def test_site_pruned_to_rank_zero_is_read(tmp_path):
     """AdaLoRA may leave a site without any rank."""
     masks = {f"{SITE}.lora_E": [False, False]}
     made = {"lora_A": (0, 4), "lora_B": (6, 0), "lora_E": (0, 1)}
@@ -267,8 +267,8 @@ def test_a_rank_pruned_to_nothing_is_no_error(tmp_path):
     assert jax.numpy.array_equal(out[f"{SITE}.weight"], base[f"{SITE}.weight"])
 
 
-def test_a_mask_of_nothing(tmp_path):
-    """As where the adapter's name is still in it: PEFT would find no such module."""
+def test_mask_without_a_module_is_refused(tmp_path):
+    """For example if the name still contains the adapter's: PEFT would find no such module."""
     masks = {f"{SITE}.lora_E": [True, True], f"{SITE}.lora_E.default": [True, False]}
     text = refused(CheckpointError, save(tmp_path, "adalora", rank_pattern=masks))
     assert text == (

@@ -92,8 +92,8 @@ def _composed(folder: Path, row: Row, field: str = "", value: Any = None) -> dic
     changed = {**config, field: value} if field else config
     (folder / "adapter_config.json").write_text(json.dumps(changed))
     (folder / "adapter_model.safetensors").write_bytes(packed(tensors))
-    made = jaxmix.compose(base, jaxmix.load(folder, base=base))
-    return {name: np.asarray(leaf, np.float64) for name, leaf in made.items()}
+    composed = jaxmix.compose(base, jaxmix.load(folder, base=base))
+    return {name: np.asarray(leaf, np.float64) for name, leaf in composed.items()}
 
 
 def _values(row: Row) -> Iterator[tuple[str, Any]]:
@@ -121,21 +121,21 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
         if field in FREE:
             assert all(np.isfinite(leaf).all() for leaf in made.values()), (field, value)
             continue
-        wanted = plain
+        expected = plain
         if field in SCALES and not OFF.get(family, lambda _: False)(value):
             first, second = (_composed(tmp_path / "x", row, field, alpha) for alpha in (1, 2))
-            wanted = {
+            expected = {
                 leaf: first[leaf] + (value - 1) * (second[leaf] - first[leaf]) for leaf in first
             }
         elif field in SCALES:
             continue
         elif family == "LOKR" and field == "r":  # both factors are full: it only affects the scale
             old = row[1]["r"] / value
-            wanted = {leaf: row[2][leaf] + old * (plain[leaf] - row[2][leaf]) for leaf in plain}
+            expected = {leaf: row[2][leaf] + old * (plain[leaf] - row[2][leaf]) for leaf in plain}
         for leaf, numbers in made.items():
-            most = np.abs(wanted[leaf]).max()
+            most = np.abs(expected[leaf]).max()
             np.testing.assert_allclose(
-                numbers / most, wanted[leaf] / most, atol=2e-5, err_msg=f"{field} = {value}"
+                numbers / most, expected[leaf] / most, atol=2e-5, err_msg=f"{field} = {value}"
             )
 
 
@@ -151,7 +151,7 @@ _V = COMMON["tinylora"]
 WRONG: dict[str, tuple[str, dict[str, Any], type[JaxmixError], str]] = {
     "a rank": ("unilora", {"r": 2**40}, ShapeError,
         "r = 1099511627776 makes 10,995,116,277,760 numbers for the 1 modules that it adapts in "
-        "the params given as base, expected 16,777,216 at the most: no other tensor of the file "
+        "the params given as base, expected at most 16,777,216: no other tensor of the file "
         "has this rank. Was the config edited?"),
     "rounds": ("psoft-lowrank", {"psoft_svd_lowrank_niter": 2**40}, CheckpointError,
         "psoft_svd_lowrank_niter is 1099511627776, expected an integer from 0 to 1,000"),

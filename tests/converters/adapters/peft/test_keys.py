@@ -40,9 +40,9 @@ def test_keys_equal_after_normalization(tmp_path):
 @pytest.mark.parametrize("other", ["loha", "oft", "shira", "adalora"])
 def test_keys_of_another_family(other, tmp_path):
     """All of them are listed."""
-    made = keyed(factors(FORMS[other]))
-    text = refused(CheckpointError, save(tmp_path, "lora", lora() | made))
-    for key in made:
+    tensors = keyed(factors(FORMS[other]))
+    text = refused(CheckpointError, save(tmp_path, "lora", lora() | tensors))
+    for key in tensors:
         assert f"{key}: a parameter of another type, or one that this version does not know" in text
 
 
@@ -70,8 +70,8 @@ def test_adapter_without_weights(tmp_path):
 
 def test_modules_to_save_replace(tmp_path):
     """PEFT matches the ends of paths without a dot, so "head" matches lm_head too."""
-    made = lora(lm_head__weight=WHOLE, lm_head__bias=WHOLE[:, 0])
-    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["head", "absent"]))
+    tensors = lora(lm_head__weight=WHOLE, lm_head__bias=WHOLE[:, 0])
+    adapter = jaxmix.load(save(tmp_path, tensors=tensors, modules_to_save=["head", "absent"]))
     replaced: Any = adapter.updates["lm_head"]
     assert replaced.family == "Replace"
     assert np.array_equal(replaced.weight, WHOLE) and np.array_equal(replaced.bias, WHOLE[:, 0])
@@ -89,7 +89,7 @@ def test_leaves_of_saved_modules_under_any_name(tmp_path):
 
 
 def test_missing_modules_to_save(tmp_path):
-    """The config lists what the file does not have."""
+    """The config lists modules that the file lacks."""
     folder = save(tmp_path, modules_to_save=["score"])
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: modules_to_save is ['score'], but the file" in text
@@ -109,17 +109,17 @@ def test_heads_of_the_task_that_the_model_does_not_have(tmp_path):
 
 def test_wrapper_next_to_a_saved_module(tmp_path):
     """With new tokens PEFT writes each saved embedding three times, and reads one."""
-    made = lora(
+    tensors = lora(
         lm_head__weight=WHOLE,
         lm_head__modules_to_save__weight=WHOLE,
         lm_head__original_module__weight=0 * WHOLE,
     )
-    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["lm_head"]))
+    adapter = jaxmix.load(save(tmp_path, tensors=tensors, modules_to_save=["lm_head"]))
     assert adapter.sites == (SITE, "lm_head")
     replaced: Any = adapter.updates["lm_head"]
     assert np.array_equal(replaced.weight, WHOLE)
-    del made["lm_head.weight"], made["lm_head.modules_to_save.weight"]
-    text = refused(CheckpointError, save(tmp_path, tensors=made, modules_to_save=["lm_head"]))
+    del tensors["lm_head.weight"], tensors["lm_head.modules_to_save.weight"]
+    text = refused(CheckpointError, save(tmp_path, tensors=tensors, modules_to_save=["lm_head"]))
     assert (
         "lm_head.original_module.weight: a part of PEFT's wrapper, but "
         "lm_head.weight, which PEFT reads, is missing" in text
@@ -144,8 +144,8 @@ def test_copy_of_the_base(key, tmp_path):
 
 def test_trained_bias_comes_first(tmp_path):
     """PEFT adds it to the base, below the adapter."""
-    made = lora() | {f"{ROOT}{SITE}.base_layer.bias": np.ones(6, np.float32)}
-    update = jaxmix.load(save(tmp_path, tensors=made, bias="all")).updates[SITE]
+    tensors = lora() | {f"{ROOT}{SITE}.base_layer.bias": np.ones(6, np.float32)}
+    update = jaxmix.load(save(tmp_path, tensors=tensors, bias="all")).updates[SITE]
     assert isinstance(update, Together)
     assert [type(part) for part in update.parts] == [Replace, LoRA]
 
@@ -153,8 +153,10 @@ def test_trained_bias_comes_first(tmp_path):
 @pytest.mark.parametrize("leaf", ["weight", "bias"])
 def test_plain_leaf_next_to_factors(leaf, tmp_path):
     """PEFT would not read it, because it looks below the wrapper."""
-    made = lora() | {f"{ROOT}{SITE}.{leaf}": np.ones((6, 4)[: 1 + (leaf == "weight")], np.float32)}
-    text = refused(CheckpointError, save(tmp_path, tensors=made, bias="all"))
+    tensors = lora() | {
+        f"{ROOT}{SITE}.{leaf}": np.ones((6, 4)[: 1 + (leaf == "weight")], np.float32)
+    }
+    text = refused(CheckpointError, save(tmp_path, tensors=tensors, bias="all"))
     expected = f"for a module with factors PEFT reads {SITE}.base_layer.{leaf}; rename it"
     assert f"{ROOT}{SITE}.{leaf}: {expected}" in text
 
@@ -164,16 +166,16 @@ def test_plain_leaf_next_to_factors(leaf, tmp_path):
 
 def test_training_state_is_skipped(tmp_path):
     """VeLoRA's direction and MonteCLoRA's distribution do not affect the forward."""
-    made = lora() | {
+    tensors = lora() | {
         f"{ROOT}{SITE}.lora_velora_embed": np.ones(4, np.float32),
         f"{ROOT}{SITE}.lora_monteclora_sampler.expert_weights": np.ones(8, np.float32),
     }
-    assert jaxmix.load(save(tmp_path, tensors=made)).updates[SITE].family == "LoRA"
-    made = keyed(factors(FORMS["loha"])) | {
+    assert jaxmix.load(save(tmp_path, tensors=tensors)).updates[SITE].family == "LoRA"
+    tensors = keyed(factors(FORMS["loha"])) | {
         f"{ROOT}{SITE}.lora_velora_embed": np.ones(4, np.float32)
     }
     assert "a parameter of another type, or one that this version does not know" in refused(
-        CheckpointError, save(tmp_path, "loha", made)
+        CheckpointError, save(tmp_path, "loha", tensors)
     )
 
 

@@ -149,7 +149,7 @@ def test_named_adapter_is_in_a_subfolder(tmp_path):
         adapted = peft.get_peft_model(Linears(), LoraConfig(**T), adapter_name="style")
         adapted.save_pretrained(str(tmp_path))
     with pytest.raises(
-        jaxmix.errors.CheckpointError, match="There is one in style: give subfolder='style'"
+        jaxmix.errors.CheckpointError, match="There is one in style: pass subfolder='style'"
     ):
         jaxmix.load(tmp_path)
     assert jaxmix.load(tmp_path, subfolder="style").sites == ("one", "two")

@@ -89,7 +89,7 @@ def test_remedy_of_the_error(init, tmp_path):
     config = LoraConfig(**T, init_lora_weights=init)
     torch.manual_seed(3)
     save(Linears(), config, tmp_path / "raw")
-    assert "for 'pissa' and 'olora' get_peft_model on the base creates it again" in refused(
+    assert "for 'pissa' and 'olora', get_peft_model on the base creates it again" in refused(
         UnsupportedError, tmp_path / "raw"
     )
     model = reload(Linears(), tmp_path / "raw")
@@ -154,7 +154,7 @@ def test_eva_does_not_change_the_base(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("init", ["pissa", "olora", "osf"])
 def test_16_bit_factors(init, dtype, tmp_path):
-    """What is subtracted from the base is not rounded to the file's dtype, as it nearly cancels."""
+    """The subtracted part is not rounded to the file's dtype, since it nearly cancels."""
     own = {"target_modules": ["one", "two"]}
     osf = peft.OSFConfig(**own, effective_rank=8)
     config = osf if init == "osf" else LoraConfig(**T, init_lora_weights=init)

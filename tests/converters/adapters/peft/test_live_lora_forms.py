@@ -82,7 +82,7 @@ def test_base_is_required(name, tmp_path):
     model, config, _ = CASES[name]
     save(model, config, tmp_path)
     message = refused(CheckpointError, tmp_path)
-    assert "Give the base: jaxmix.load(…, base=…)" in message
+    assert "Pass the base: jaxmix.load(…, base=…)" in message
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -136,7 +136,7 @@ def _assert_same(ours: Any, truth: dict[str, np.ndarray], base: dict[str, np.nda
 
 @pytest.mark.parametrize("flag", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_flag_of_the_whole_file(name: str, flag: bool, tmp_path: Path) -> None:
+def test_square_weights_ignore_the_files_flag(name: str, flag: bool, tmp_path: Path) -> None:
     """Square weights follow their modules, with either flag."""
     make, targets = MODELS[name]
     model = _model(make)
@@ -208,8 +208,8 @@ def test_export_of_both_kinds_of_layers(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=_MIXED)
     truth = _merged(save(model, config, tmp_path / "in"))
     base = _weights(model)
-    made = jaxmix.to_lora(jaxmix.load(tmp_path / "in"), base, rank=2)
-    jaxmix.export_peft(made, tmp_path / "out")
+    lora = jaxmix.to_lora(jaxmix.load(tmp_path / "in"), base, rank=2)
+    jaxmix.export_peft(lora, tmp_path / "out")
     with quiet():
         again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "out"))
     _assert_same(_merged(again), truth, base)

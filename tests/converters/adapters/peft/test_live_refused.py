@@ -75,7 +75,7 @@ def test_fields_that_need_a_special_setup(options, field, tmp_path):
     LoraConfig(**Q, **options).save_pretrained(str(tmp_path))
     message = refused(UnsupportedError, tmp_path)
     assert f"\n  {field}" in message
-    assert "Load the single adapters" in message or "Gather the parts" in message
+    assert "Load the individual adapters" in message or "Gather the parts" in message
 
 
 @pytest.mark.parametrize("targets", [["mlp.up"], ["mlp.up", "mlp.down"]])

@@ -226,7 +226,7 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
         (3, 4, 4),
         U,
         "mlp.up: the experts' matrices are square, (4, 4), and neither the file nor the base "
-        "states whether they are stored as (out, in) or (in, out). Give the base's folder with its "
+        "states whether they are stored as (out, in) or (in, out). Pass the base's folder with its "
         "config.json",
     ),
 }
@@ -237,7 +237,7 @@ def test_bad_experts(made, base, kind, message, tmp_path):
     folder = of_experts(tmp_path, "mlp.up", outer=made)
     assert message in refused(kind, folder, base={"mlp.up": np.ones(base)})
     if "experts·" not in message:
-        assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+        assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_ambiguous_parameters(down, how, tmp_path):
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
         f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down with "
-        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Give the base as a flat "
+        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Pass the base as a flat "
         f"dict in the model's own order, jaxmix.load(…, base={{name: array for name, array in "
         f"model.state_dict().items()}}), or train them as separate adapters."
     )
@@ -259,9 +259,9 @@ def test_parameters_in_the_order_of_the_model(tmp_path):
     """PEFT wraps the parameter that the module registers first innermost."""
     folder = of_experts(tmp_path, "mlp.down", "mlp.up", outer=UP, inner=UP)
     path = folder / "adapter_model.safetensors"
-    made = load_file(path)
-    made["base_model.model.mlp.lora_A.weight"] *= 2
-    save_file(made, path)
+    tensors = load_file(path)
+    tensors["base_model.model.mlp.lora_A.weight"] *= 2
+    save_file(tensors, path)
     base = {"mlp.up": np.ones((3, 5, 4)), "mlp.down": np.ones((3, 5, 4))}
     updates: Any = jaxmix.load(folder, base=base).updates
     assert [np.max(updates[f"mlp.{name}"].a) for name in ("up", "down")] == [1, 2]
@@ -270,9 +270,9 @@ def test_parameters_in_the_order_of_the_model(tmp_path):
 @pytest.mark.parametrize("tokens_config", [[1, 2, 3], {"embed": [1]}, {"other": [1, 2]}])
 def test_tokens_next_to_a_lora(tokens_config, tmp_path):
     """The numbers of rows and indices agree, and the name is the module's."""
-    made = keyed({name: np.ones(shape) for name, shape in FORMS["lora"].shapes.items()})
-    made["base_model.model.embed.token_adapter.trainable_tokens_delta"] = np.ones((2, 4))
-    text = refused(S, save(tmp_path, "lora", made, trainable_token_indices=tokens_config))
+    tensors = keyed({name: np.ones(shape) for name, shape in FORMS["lora"].shapes.items()})
+    tensors["base_model.model.embed.token_adapter.trainable_tokens_delta"] = np.ones((2, 4))
+    text = refused(S, save(tmp_path, "lora", tensors, trainable_token_indices=tokens_config))
     count = 3 if isinstance(tokens_config, list) else len(tokens_config.get("embed", ())) or "?"
     assert text == (
         f"{tmp_path}: embed has trainable_tokens_delta (2, 4), expected ({count}, D) by "
@@ -289,7 +289,7 @@ def attention(rank: int) -> dict[str, np.ndarray]:
 
 
 def test_patterns_do_not_apply_to_attention(tmp_path):
-    """PEFT gives the projections the attention's rank and alpha, whatever patterns match."""
+    """In PEFT the projections have the attention's rank and alpha, regardless of patterns."""
     fields = {"rank_pattern": {"at": 4, "out_proj": 3}, "alpha_pattern": {"at": 8, "out_proj": 5}}
     updates: Any = jaxmix.load(save(tmp_path, "lora", attention(4), **fields)).updates
     assert {site: update.scale for site, update in updates.items()} == {
@@ -318,11 +318,11 @@ def test_unreadable_even_with_a_base(fields, kind, message, tmp_path):
 
 def test_base_of_unknown_orientation(tmp_path):
     """A square weight of a file with the flag on, which PiSSA needs to know."""
-    made = keyed({"lora_A.weight": np.ones((2, 4)), "lora_B.weight": np.ones((4, 2))})
-    folder = save(tmp_path, tensors=made, init_lora_weights="pissa", fan_in_fan_out=True)
+    tensors = keyed({"lora_A.weight": np.ones((2, 4)), "lora_B.weight": np.ones((4, 2))})
+    folder = save(tmp_path, tensors=tensors, init_lora_weights="pissa", fan_in_fan_out=True)
     base = {f"{SITE}.weight": np.eye(4), f"{SITE}.bias": np.ones(4)}
     assert (
         "whether the weight at layer.proj is stored as (out, in) or (in, out) is stated neither in "
-        "a LORA adapter's file nor in the params given as base. Give a base with its biases"
+        "a LORA adapter's file nor in the params given as base. Pass a base with its biases"
     ) in refused(C, folder, base=base)
     assert jaxmix.load(folder, base={f"{SITE}.weight": np.eye(4)}).sites == (SITE,)

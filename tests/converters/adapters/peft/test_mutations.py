@@ -104,7 +104,7 @@ def _changed(name: str, seed: int) -> Made:
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FUZZED])
 def test_refused_or_finite(name: str, tmp_path: Path) -> None:
-    """No other exception; what is read composes, or is refused by its shapes."""
+    """No other exception is raised; adapters that are read compose, or their shapes are refused."""
     if name not in folders():
         return
     base = base_of(name)

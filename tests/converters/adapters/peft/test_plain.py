@@ -81,13 +81,13 @@ def test_wrappers_within(spelling, tmp_path):
 )
 def test_adapter_name_in_keys(form, parameter, spelled, tmp_path):
     """In one key or in all, for any name."""
-    made = keyed(factors(FORMS[form]))
-    made[f"{ROOT}{SITE}.{spelled}"] = made.pop(f"{ROOT}{SITE}.{parameter}")
-    assert same(save(tmp_path / "x", form, made), form)
+    tensors = keyed(factors(FORMS[form]))
+    tensors[f"{ROOT}{SITE}.{spelled}"] = tensors.pop(f"{ROOT}{SITE}.{parameter}")
+    assert same(save(tmp_path / "x", form, tensors), form)
 
 
 def test_several_adapters_in_one_file(tmp_path):
-    """As a DPO run with a reference adapter saves them: none of them is preferred."""
+    """A DPO run with a reference adapter saves such files; neither adapter is preferred."""
     made = {
         key.replace("lora_A", f"lora_A.{name}").replace("lora_B", f"lora_B.{name}"): array
         for name in ("default", "reference")
@@ -100,15 +100,15 @@ def test_several_adapters_in_one_file(tmp_path):
     )
     assert f"'default', as in {ROOT}{SITE}.lora_A.default.weight" in text
     assert f"'reference', as in {ROOT}{SITE}.lora_A.reference.weight" in text
-    assert "Save each in a folder of its own with save_pretrained, or remove the keys" in text
+    assert "Save each in its own folder with save_pretrained, or remove the keys" in text
 
 
 @pytest.mark.parametrize("other", ["_orig_mod.{}", "{}.default", "base_model.model.{}"])
 def test_keys_that_become_equal(other, tmp_path):
     """Both are listed."""
-    made = keyed(factors(FORMS["loha"]))
+    tensors = keyed(factors(FORMS["loha"]))
     key = f"{ROOT}{SITE}.hada_w1_a"
-    double = made | {other.format(key): made[key]}
+    double = tensors | {other.format(key): tensors[key]}
     text = refused(CheckpointError, save(tmp_path, "loha", double))
     pairs = (key, other.format(key)), (other.format(key), key)
     assert any(f"{left}: the same as {right}; keep one of the two" in text for left, right in pairs)
@@ -150,36 +150,36 @@ def test_base_overrides_the_rules(root, tmp_path):
 )
 def test_saved_module(keys, tmp_path):
     """The trained leaf is read, the original one is not."""
-    made = keyed(factors(FORMS["lora"]))
+    tensors = keyed(factors(FORMS["lora"]))
     for key in keys:
-        made[ROOT + key] = WHOLE * ("original" not in key)
-    update: Any = jaxmix.load(save(tmp_path, tensors=made)).updates["head"]
+        tensors[ROOT + key] = WHOLE * ("original" not in key)
+    update: Any = jaxmix.load(save(tmp_path, tensors=tensors)).updates["head"]
     assert isinstance(update, Replace) and np.array_equal(update.weight, WHOLE)
 
 
 @pytest.mark.parametrize("name", ["default.", "style.", ""])
 def test_parts_of_a_saved_module(name, tmp_path):
     """The original module distinguishes the adapter's name from a part's."""
-    made = keyed(factors(FORMS["lora"])) | {
+    tensors = keyed(factors(FORMS["lora"])) | {
         f"{ROOT}cls.modules_to_save.{name}dense.weight": WHOLE,
         f"{ROOT}cls.original_module.dense.weight": 0 * WHOLE,
     }
-    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["cls"]))
+    adapter = jaxmix.load(save(tmp_path, tensors=tensors, modules_to_save=["cls"]))
     assert adapter.sites == (SITE, "cls.dense")
 
 
 def test_tokens_in_training(tmp_path):
     """The rows with the adapter's name, and the wrapper's copies of the base."""
     rows = np.ones((2, 3), np.float32)
-    made = keyed(factors(FORMS["lora"])) | {
+    tensors = keyed(factors(FORMS["lora"])) | {
         f"{ROOT}emb.token_adapter.trainable_tokens_delta.default": rows,
         f"{ROOT}emb.token_adapter.trainable_tokens_original.default": 0 * rows,
     }
-    folder = save(tmp_path, tensors=made, trainable_token_indices={"emb": [1, 4]})
+    folder = save(tmp_path, tensors=tensors, trainable_token_indices={"emb": [1, 4]})
     update: Any = jaxmix.load(folder).updates["emb"]
     assert isinstance(update, Tokens) and np.array_equal(update.values, rows)
-    made[f"{ROOT}emb.token_adapter.base_layer.weight"] = WHOLE
-    save(tmp_path, tensors=made, trainable_token_indices={"emb": [1, 4]})
+    tensors[f"{ROOT}emb.token_adapter.base_layer.weight"] = WHOLE
+    save(tmp_path, tensors=tensors, trainable_token_indices={"emb": [1, 4]})
     out = jaxmix.compose({"emb.weight": WHOLE, **params(FORMS["lora"])}, jaxmix.load(folder))
     leaf = np.asarray(out["emb.weight"])
     assert np.array_equal(leaf[[1, 4]], rows)

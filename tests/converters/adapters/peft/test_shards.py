@@ -20,13 +20,13 @@ def sharded(folder: Path, index: str | None = INDEX) -> Path:
     """A LoRA with one factor in each shard."""
     save(folder)
     (folder / "adapter_model.safetensors").unlink()
-    made = keyed(factors(FORMS["lora"]))
-    for file, (key, array) in zip(SHARDS, made.items(), strict=True):
+    tensors = keyed(factors(FORMS["lora"]))
+    for file, (key, array) in zip(SHARDS, tensors.items(), strict=True):
         (folder / file).write_bytes(packed({key: array}))
     if index:
         contents = {
             "metadata": {"total_size": 1},
-            "weight_map": dict(zip(made, SHARDS, strict=True)),
+            "weight_map": dict(zip(tensors, SHARDS, strict=True)),
         }
         (folder / index).write_text(json.dumps(contents))
     return folder

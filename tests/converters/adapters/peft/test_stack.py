@@ -66,13 +66,13 @@ def order(*spelled):
         ("LEE", "abc"),
     ],
 )
-def test_one_site(letters, expected):
+def test_rotations_of_a_site_are_reversed(letters, expected):
     """Runs of consecutive OFT are reversed; nothing else changes."""
     assert order(*letters) == expected
 
 
-def test_all_chains_of_four():
-    """Against the rule in other terms: a rotation moves to the front of its run."""
+def test_all_chains_of_four_kinds():
+    """The order equals the rule in other terms: a rotation moves to the front of its run."""
     for letters in itertools.product("RL", repeat=4):
         expected: list[str] = []
         start = 0

@@ -66,11 +66,11 @@ def test_excluded_layers(tmp_path):
 
 def test_saved_module(tmp_path):
     """PEFT has no adapter within it."""
-    made = keyed(factors(FORMS["lora"]), "cls.dense") | {
+    tensors = keyed(factors(FORMS["lora"]), "cls.dense") | {
         "base_model.model.cls.dense.base_layer.bias": np.ones(6, np.float32)
     }
     fields: dict[str, Any] = {"target_modules": ["dense"], "modules_to_save": ["cls"]}
-    text = refused(CheckpointError, save(tmp_path, tensors=made, **fields))
+    text = refused(CheckpointError, save(tmp_path, tensors=tensors, **fields))
     assert 'cls.dense: excluded by modules_to_save = ["cls"]' in text
 
 

@@ -28,7 +28,9 @@ def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp
 
 def test_frod_shapes_disagree(tmp_path):
     """The bases do not fit the site."""
-    made: dict[str, Any] = keyed({"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)})
+    tensors: dict[str, Any] = keyed(
+        {"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)}
+    )
     shared = {"base_model.frod_V.layer_proj": np.eye(4)}
     for kind, size, indices, message in (
         (S, 4, np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
@@ -44,7 +46,7 @@ def test_frod_shapes_disagree(tmp_path):
             "base_model.frod_s_indices.layer_proj": indices,
             "base_model.frod_s_size.layer_proj": np.array([size, size]),
         }
-        text = refused(kind, save(tmp_path, Form("FROD", {}, {}), made | shared | places))
+        text = refused(kind, save(tmp_path, Form("FROD", {}, {}), tensors | shared | places))
         assert message in text, text
 
 
@@ -60,7 +62,7 @@ def test_base_of_another_model(family, config, made, tmp_path):
     stem = {"OSF": "osf_svd_params", "PSOFT": "psoft_R"}[family]
     tensors = keyed({f"{stem}.{name}": array for name, array in made.items()})
     folder = save(tmp_path, Form(family, config, {}), tensors)
-    assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+    assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
     wrong = {f"{SITE}.weight": np.ones((6, 1))}
     message = f"the base's weight at {SITE} has shape (6, 1), expected "
     assert message in refused(S, folder, base=wrong)
@@ -70,7 +72,7 @@ def test_ia3_of_ambiguous_convolution(tmp_path):
     """Its columns could be three points of each channel, or six points of half of them."""
     config = {"feedforward_modules": ["proj"]}
     folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
-    assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+    assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
     grouped = {f"{SITE}.weight": np.ones((6, 2, 3, 2))}
     message = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in a grouped"
     assert message in refused(U, folder, base=grouped)

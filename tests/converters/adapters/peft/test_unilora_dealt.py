@@ -35,7 +35,7 @@ def _save(folder, tensors=_THETA, **fields):
 
 
 def test_read(tmp_path):
-    """Every number of the vector is used equally often, or once more; sites are in order."""
+    """The uses of the vector's numbers differ by at most one; sites are in order."""
     updates = load(_save(tmp_path), base=_QK).updates
     assert list(updates) == ["layers.0.q", "layers.0.k", "layers.1.q", "layers.1.k"]
     indices = [np.ravel(x) for u in updates.values() for x in (u.a_indices, u.b_indices)]
@@ -65,10 +65,10 @@ _NESTED = {"layers": {"q": {"kernel": np.ones((4, 6))}, "k": {"kernel": np.ones(
 _TIED = {**_QK, "layers.1.q.weight": _QK["layers.0.q.weight"]}
 
 NO_ORDER: dict[str, tuple[Any, str]] = {
-    "none": (None, "found no base. Give the model's leaves in the model's order, from torch: "),
+    "none": (None, "found no base. Pass the model's leaves in the model's order, from torch: "),
     "names": (["layers.0.q", "layers.0.k"], "found a list of module names, which has no order"),
     "nested": (_NESTED, "found the params given as base, which has no order"),
-    "sorted": (_sorted(_QK), "as base, whose names in layers.0 are sorted. Give the model's"),
+    "sorted": (_sorted(_QK), "as base, whose names in layers.0 are sorted. Pass the model's"),
     "by number": (
         {f"{name}.weight": np.ones((6, 4)) for name in ("b.2.k", "b.10.k", "c.q")},
         "whose names in the whole model are sorted",
@@ -81,7 +81,7 @@ NO_ORDER: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("base", "message"), NO_ORDER.values(), ids=NO_ORDER)
-def test_no_order(base, message, tmp_path):
+def test_unknown_order_is_refused(base, message, tmp_path):
     text = refused(CheckpointError, _save(tmp_path), base=base)
     assert message in text, text
     assert "save_indices = false: the file has one vector and no modules." in text
@@ -131,12 +131,12 @@ def test_bad(fields, base, kind, message, tmp_path):
 
 
 def test_indices_that_peft_would_pass_over(tmp_path):
-    made = keyed({"unilora_indices_A": np.zeros((2, 4), np.int64)}, "layers.0.q")
-    text = refused(CheckpointError, _save(tmp_path, {**made, **_THETA}), base=_QK)
+    tensors = keyed({"unilora_indices_A": np.zeros((2, 4), np.int64)}, "layers.0.q")
+    text = refused(CheckpointError, _save(tmp_path, {**tensors, **_THETA}), base=_QK)
     assert "save_indices is false, but the file has indices, which PEFT then ignores" in text
 
 
-def test_no_vector(tmp_path):
+def test_missing_vector_is_refused(tmp_path):
     message = "unilora_theta_d is missing, which all sites share"
     folder = _save(tmp_path, keyed({"bias": np.ones(6)}, "head"), modules_to_save=["head"])
     assert message in refused(CheckpointError, folder, base=_QK)
@@ -173,6 +173,6 @@ def test_sorted_as_strings():
     )
 
 
-def test_the_same_numbers_in_another_shape_are_another_module(tmp_path):
+def test_same_numbers_in_another_shape_are_another_module(tmp_path):
     base = {"layers.q.weight": np.ones((6, 4)), "layers.k.weight": np.ones((4, 6))}
     assert len(load(_save(tmp_path), base=base).updates) == 2

@@ -17,7 +17,7 @@ CASES: dict[str, dict[str, Any]] = GOLDEN.json("cases")
 
 
 def packed(case: str, module: str = "") -> dict[str, np.ndarray]:
-    """A case's tensors, as a checkpoint has them, under a module."""
+    """Returns a case's tensors under a module, as a checkpoint stores them."""
     with tempfile.TemporaryDirectory() as folder:
         # From a file, since safetensors reads no bfloat16 from bytes into NumPy.
         path = Path(folder, "packed.safetensors")
@@ -26,14 +26,14 @@ def packed(case: str, module: str = "") -> dict[str, np.ndarray]:
 
 
 def unpacked(case: str) -> np.ndarray:
-    """What the quantization's own library makes of them."""
+    """Returns the weights that the quantization's own library unpacks."""
     return GOLDEN.tensors(f"{case}/unpacked")[""]
 
 
 def save(
     folder: Path, tensors: dict[str, Any], settings: dict[str, Any] | None, **config: Any
 ) -> Path:
-    """A folder of two shards, with the settings in its config.json."""
+    """Writes a folder of two shards, with the settings in its config.json."""
     folder.mkdir()
     fields = {"model_type": "llama", **config}
     fields |= {"quantization_config": settings} if settings is not None else {}

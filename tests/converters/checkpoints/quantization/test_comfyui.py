@@ -21,7 +21,7 @@ SCALE = 0.3125
 
 
 def weights(style: str) -> dict[str, np.ndarray]:
-    """An fp8 layer of a single file, with or without a scale, and a layer that is not packed."""
+    """Returns an fp8 layer, with or without a scale, and a layer that is not packed."""
     rng = np.random.default_rng(0)
     tensors: dict[str, Any] = {
         f"{NAME}.weight": rng.normal(size=(12, 4)).astype(FP8),
@@ -36,9 +36,9 @@ def weights(style: str) -> dict[str, np.ndarray]:
         tensors |= {f"{NAME}.scale_weight": scale.reshape(1)}
         tensors["scaled_fp8"] = np.zeros(0, np.float32)
     if style == "newer":
-        told = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True})
+        marker = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True})
         tensors |= {f"{NAME}.weight_scale": scale, f"{NAME}.input_scale": half}
-        tensors[f"{NAME}.comfy_quant"] = np.frombuffer(told.encode(), np.uint8)
+        tensors[f"{NAME}.comfy_quant"] = np.frombuffer(marker.encode(), np.uint8)
     if style == "16 bits":
         tensors[f"{NAME}.weight"] = tensors[f"{NAME}.weight"].astype(ml_dtypes.bfloat16)
         tensors |= {f"{NAME}.scale_weight": scale}
@@ -46,7 +46,7 @@ def weights(style: str) -> dict[str, np.ndarray]:
 
 
 def adapter(file: Path, style: str) -> tuple[Path, np.ndarray]:
-    """A LoRA of rank 2 in underscores or with dots, and its effect."""
+    """Returns a LoRA of rank 2 with underscores or dots in its names, and its effect."""
     rng = np.random.default_rng(1)
     down, up = rng.normal(size=(2, 4)), rng.normal(size=(12, 2))
     key = f"lora_unet_{KEY.replace('.', '_')}" if style == "kohya" else f"diffusion_model.{KEY}"
@@ -66,8 +66,8 @@ def adapter(file: Path, style: str) -> tuple[Path, np.ndarray]:
         ("16 bits", "dotted"),
     ],
 )
-def test_single_file(packing: str, style: str, tmp_path: Path) -> None:
-    """The adapter reaches `dequantize`; scales apply, and their tensors and markers are gone."""
+def test_fp8_files_are_dequantized(packing: str, style: str, tmp_path: Path) -> None:
+    """With `dequantize` the scales are applied and removed, together with their markers."""
     base, tensors = tmp_path / "base.safetensors", weights(packing)
     metadata = {"format": "pt", "_quantization_metadata": '{"layers": {}}'}
     save_file(tensors, base, metadata=metadata)
@@ -87,8 +87,8 @@ def test_single_file(packing: str, style: str, tmp_path: Path) -> None:
     assert read_checkpoint(out).shards[0].metadata == {"format": "pt"}
 
 
-def test_other_formats(tmp_path: Path) -> None:
-    """Formats with other scales are refused by name, and so are malformed ones."""
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    """Formats with other scales are refused by name, as are malformed ones."""
     tensors = weights("newer")
     for text, found in (
         ('{"format": "mxfp8"}', "its format is 'mxfp8', expected one of"),
@@ -104,7 +104,7 @@ def test_other_formats(tmp_path: Path) -> None:
     assert f"{NAME}.comfy_quant is F32" in problem
 
 
-def test_packed_weights_without_a_reader_have_names(tmp_path: Path) -> None:
+def test_packed_weights_without_a_reader_are_named(tmp_path: Path) -> None:
     """A kohya file finds its module, and the merge says how the weight is packed."""
     tensors = weights("plain") | {f"{NAME}.weight": np.zeros((12, 4), np.int8)}
     save_file(tensors, base := tmp_path / "base.safetensors")

@@ -1,4 +1,4 @@
-"""Packed weights, compared bit for bit with what the quantizations' own libraries unpack."""
+"""Packed weights equal the weights unpacked by the quantizations' own libraries, bit for bit."""
 
 import json
 from pathlib import Path
@@ -26,22 +26,22 @@ MODULE = "model.layers.0."
 
 
 def matrix(case: str) -> np.ndarray:
-    """What is to be had, in float32."""
+    """Returns the expected weights in float32."""
     return unpacked(case)
 
 
-def found(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder."""
+def tensors_in(folder: Path) -> dict[str, np.ndarray]:
+    """Returns all tensors of a folder."""
     return {n: a for f in sorted(folder.glob("*.safetensors")) for n, a in load_file(f).items()}
 
 
 def name_of(case: str, module: str = MODULE) -> str:
-    """The unpacked weight's name."""
+    """Returns the unpacked weight's name."""
     return module + CASES[case]["weight"]
 
 
 def adapter(case: str) -> jaxmix.Adapter:
-    """LoRA on a case's weight, or on its experts' tensor."""
+    """Returns a LoRA on a case's weight, or on its experts' tensor."""
     shape = unpacked(case).shape
     rng = np.random.default_rng(3)
     site, lead = name_of(case).removesuffix(".weight"), shape[:-2]
@@ -53,8 +53,8 @@ def adapter(case: str) -> jaxmix.Adapter:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rows(case: str, tmp_path: Path) -> None:
-    """Any run of rows is the library's, bit for bit; runs need not begin at bytes or words."""
+def test_runs_of_rows_match(case: str, tmp_path: Path) -> None:
+    """Any run of rows equals the library's; runs need not begin at bytes or words."""
     base = save(tmp_path / "base", packed(case, MODULE), CASES[case]["settings"])
     readout = find_packed(read_checkpoint(base))
     weight, want = readout.packed[name_of(case)], matrix(case)
@@ -68,7 +68,9 @@ def test_rows(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "case", ["nf4_nested", "nf4_odd", "int8", "gptq_3_desc_act", "awq", "mxfp4"]
 )
-def test_merged(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merged_weights_are_rounded_once(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights with and without an adapter are rounded once, and verified as proven."""
     monkeypatch.setattr(recipe, "BLOCK", 200)
     other, plain = "model.layers.1.", np.ones((6, 4), np.float16)
@@ -84,7 +86,7 @@ def test_merged(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert not verify_merge(base, 2 * adapter(case), out, dequantize=True).ok
     assert merged.verified is not None and merged.verified.ok and merged.dequantized == 2
     assert merged.copied == 3
-    made, want = found(out), matrix(case)
+    made, want = tensors_in(out), matrix(case)
     kept = {"lm_head.weight", f"{MODULE}proj.bias", "model.ids"}
     assert made.keys() == {*kept, name_of(case), name_of(case, other)}
     assert all(np.array_equal(made[name], tensors[name]) for name in kept)
@@ -107,8 +109,8 @@ def test_merged(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("case", ["nf4", "int8", "gptq_4", "awq", "mxfp4", "fp4_in_bfloat16"])
-def test_not_in_secret(case: str, tmp_path: Path) -> None:
-    """Where an adapter touches a packed weight, quantization and option are named."""
+def test_packed_weights_need_the_option(case: str, tmp_path: Path) -> None:
+    """The error names the quantization and the option where an adapter touches a packed weight."""
     tensors = packed(case, MODULE) | {"lm_head.weight": np.ones((6, 4), np.float32)}
     settings = CASES[case]["settings"]
     base = save(tmp_path / "base", tensors, settings)
@@ -131,8 +133,8 @@ def test_not_in_secret(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["nf4_nested", "gptq_3_desc_act", "awq", "mxfp4", "int8"])
-def test_readers_of_adapters_and_params(case: str, tmp_path: Path) -> None:
-    """They read what the packed tensors stand for, never the codes."""
+def test_readers_use_unpacked_weights(case: str, tmp_path: Path) -> None:
+    """Adapter readers and `load_params` read the unpacked weights, never the codes."""
     tensors = packed(case, MODULE) | {"norm.weight": np.ones(3, np.float32)}
     base, want = save(tmp_path / "base", tensors, CASES[case]["settings"]), matrix(case)
     module = name_of(case).removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""Packed weights that are damaged, incomplete or of a kind that has no reader: each is named."""
+"""Packed weights that are damaged, incomplete or of an unsupported kind: the error names each."""
 
 import json
 from collections.abc import Callable
@@ -22,12 +22,12 @@ STATE = "proj.weight.quant_state.bitsandbytes__nf4"
 
 
 def without(*names: str) -> Change:
-    """A case with tensors missing."""
+    """Returns a change that removes tensors."""
     return lambda tensors: [tensors.pop(name) for name in names]
 
 
 def having(**new: Any) -> Change:
-    """A case with other tensors, by the last parts of their names."""
+    """Returns a change that replaces tensors, by the last parts of their names."""
 
     def change(tensors: Tensors) -> None:
         for end, value in new.items():
@@ -38,7 +38,7 @@ def having(**new: Any) -> Change:
 
 
 def state(raw: bytes | None = None, **fields: Any) -> Change:
-    """Four-bit weights of bitsandbytes with another JSON next to them."""
+    """Returns a change of the JSON next to four-bit weights of bitsandbytes."""
 
     def change(tensors: Tensors) -> None:
         (name,) = [name for name in tensors if ".quant_state." in name]
@@ -50,7 +50,7 @@ def state(raw: bytes | None = None, **fields: Any) -> Change:
 
 
 def renamed(old: str, new: str) -> Change:
-    """A case with a tensor under another name."""
+    """Returns a change of a tensor's name."""
     return lambda tensors: tensors.update({new: tensors.pop(old)})
 
 
@@ -207,10 +207,10 @@ WRONG: list[tuple[str, Change, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("case", "change", "settings", "text"), WRONG)
-def test_refused(
+def test_malformed_weights_are_refused(
     case: str, change: Change, settings: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
-    """A misfit is reported before anything is written, even next to a valid weight."""
+    """The problem is reported before anything is written, even next to a valid weight."""
     tensors = packed(case)
     change(tensors)
     tensors |= {"zz.weight": np.ones((2, 2), np.float32)} | packed(case, "sound.")
@@ -225,8 +225,8 @@ def test_refused(
     assert not list(tmp_path.glob("out*"))
 
 
-def test_groups_that_are_none(tmp_path: Path) -> None:
-    """Which group an input is in is data: what is out of range is seen when it is read."""
+def test_groups_out_of_range_are_refused(tmp_path: Path) -> None:
+    """Groups of inputs are data, so they are checked when they are read."""
     groups = np.full(64, 4, np.int32)
     base = save(
         tmp_path / "base",
@@ -238,8 +238,8 @@ def test_groups_that_are_none(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_sound_case_is_not_refused(tmp_path: Path) -> None:
-    """So that the changes above are what is refused."""
+def test_unchanged_case_is_accepted(tmp_path: Path) -> None:
+    """The changes above are the reason for the refusals."""
     for case, (settings) in ((case, CASES[case]["settings"]) for case, *_ in WRONG):
         base = save(tmp_path / f"{case}{len(list(tmp_path.iterdir()))}", packed(case), settings)
         assert not find_packed(read_checkpoint(base)).problems

@@ -1,4 +1,4 @@
-"""Where the settings of a quantization stand, and what they change: versions, models, files."""
+"""The places of quantization settings, and their effects: versions, models, files."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,14 @@ NOTHING = jaxmix.Adapter({})
 
 
 def read(folder: Path, name: str = "proj.weight") -> np.ndarray:
-    """A packed weight as it is read."""
+    """Returns an unpacked weight."""
     readout = find_packed(read_checkpoint(folder))
     assert not readout.problems
     return readout.packed[name].read()
 
 
 def by_hand(tensors: dict[str, np.ndarray], bits: int, plus: int) -> np.ndarray:
-    """GPTQ's formula, number by number: a dense string of bits, the lowest first."""
+    """Returns GPTQ's formula, number by number, from a dense string of bits, the lowest first."""
     codes, zeros = tensors["proj.qweight"], tensors["proj.qzeros"]
     scales, groups = tensors["proj.scales"], tensors["proj.g_idx"]
 
@@ -51,16 +51,18 @@ def by_hand(tensors: dict[str, np.ndarray], bits: int, plus: int) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2", None])
-def test_zero_points_of_gptq(bits: int, version: str | None, tmp_path: Path) -> None:
-    """Those of version 1 are stored less 1; without a version it is that one."""
+def test_zero_points_depend_on_gptqs_version(
+    bits: int, version: str | None, tmp_path: Path
+) -> None:
+    """Version 1 stores them minus 1; without a version, version 1 is assumed."""
     tensors = packed(f"gptq_{bits}_desc_act")
     settings = {"quant_method": "gptq", "bits": bits, "checkpoint_format": version}
     want = by_hand(tensors, bits, plus=int(version != "gptq_v2"))
     np.testing.assert_array_equal(read(save(tmp_path / "base", tensors, settings)), want)
 
 
-def test_a_zero_point_of_0_is_a_borrow(tmp_path: Path) -> None:
-    """Version 1 takes 1 off whole words, so that a zero point of 0 takes one from the next."""
+def test_zero_point_of_0_borrows(tmp_path: Path) -> None:
+    """Version 1 subtracts 1 from whole words, so a zero point of 0 borrows from the next."""
     tensors, zeros = packed("gptq_4"), np.zeros((4, 96), np.uint32)
     zeros[:, 1::2] = 5
     integers = np.bitwise_or.reduce([zeros[:, k::8] << np.uint32(4 * k) for k in range(8)])
@@ -73,8 +75,8 @@ def test_a_zero_point_of_0_is_a_borrow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("group_size", [16, -1, "x"])
-def test_groups_in_order(group_size: Any, tmp_path: Path) -> None:
-    """Without an index of groups they follow each other."""
+def test_groups_without_an_index_are_consecutive(group_size: Any, tmp_path: Path) -> None:
+    """Without an index of groups, they are consecutive inputs."""
     tensors = packed("gptq_8")
     del tensors["proj.g_idx"]
     settings = CASES["gptq_8"]["settings"] | {"group_size": group_size}
@@ -85,8 +87,8 @@ def test_groups_in_order(group_size: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "case"), [("quantize_config.json", "gptq_4"), ("quant_config.json", "awq")]
 )
-def test_settings_beside_the_config(file: str, case: str, tmp_path: Path) -> None:
-    """Older repositories have them in a file of their own, which the output must not keep."""
+def test_settings_in_a_separate_file(file: str, case: str, tmp_path: Path) -> None:
+    """Older repositories have them in a separate file, which the output must not keep."""
     base = save(tmp_path / "base", packed(case) | {"z": np.ones(1)}, None)
     (base / file).write_text(json.dumps({"w_bit": 4, "group_size": 16, "version": "GEMM"}))
     if case == "gptq_4":
@@ -104,8 +106,8 @@ def test_settings_beside_the_config(file: str, case: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("case", ["nf4", "int8", "mxfp4"])
-def test_one_file_alone(case: str, tmp_path: Path) -> None:
-    """Where the tensors tell all, no config is needed."""
+def test_single_file_needs_no_config(case: str, tmp_path: Path) -> None:
+    """If the tensors determine everything, no config is needed."""
     file = tmp_path / "base.safetensors"
     save_file(packed(case), file)
     out = tmp_path / "out.safetensors"
@@ -117,8 +119,8 @@ def test_one_file_alone(case: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(*made.values(), *want.values())
 
 
-def test_the_settings_of_a_part(tmp_path: Path) -> None:
-    """An image model's config has them, and its dtype, for the text; all parts lose them."""
+def test_settings_of_a_nested_config(tmp_path: Path) -> None:
+    """An image model's config has them, and the dtype, in a part; all parts lose them."""
     settings = CASES["nf4"]["settings"]
     text = {"quantization_config": settings, "dtype": "float16", "a": 1}
     base = save(
@@ -135,8 +137,8 @@ def test_the_settings_of_a_part(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["nf4", "gptq_4"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_conv1d(case: str, nested: bool, tmp_path: Path) -> None:
-    """Quantizers make linear layers of GPT-2's Conv1D, and its checkpoints have it (in, out)."""
+def test_quantized_conv1d_is_transposed_back(case: str, nested: bool, tmp_path: Path) -> None:
+    """Quantizers convert GPT-2's Conv1D to linear layers; checkpoints store it as (in, out)."""
     tensors = {
         name.replace("proj.", f"h.0.attn.{module}."): tensor
         for module in ("c_attn", "other")
@@ -157,8 +159,10 @@ def test_conv1d(case: str, nested: bool, tmp_path: Path) -> None:
     np.testing.assert_array_equal(turned.rows(slice(3, 7)), want.T[3:7])
 
 
-def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A merge that was interrupted goes on with the shards that it had dequantized."""
+def test_interrupted_dequantization_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge continues with the shards that it had dequantized."""
     tensors = packed("gptq_4", "a.") | packed("gptq_4", "b.") | packed("gptq_4", "c.")
     base = save(tmp_path / "base", tensors, CASES["gptq_4"]["settings"])
     finish, whole = StagedOutput.finish_shard, []
@@ -185,8 +189,8 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not made
 
 
-def test_a_packed_head_is_no_tied_one(tmp_path: Path) -> None:
-    """Where the head is packed in tensors of other names, an embedding may change alone."""
+def test_packed_head_is_not_tied(tmp_path: Path) -> None:
+    """If the head is packed in tensors of other names, the embedding may change alone."""
     wide = np.ones((96, 64), np.float32)
     tensors = packed("gptq_4", "lm_head.") | {"model.embed_tokens.weight": wide}
     tensors = {name.replace("lm_head.proj", "lm_head"): tensor for name, tensor in tensors.items()}
@@ -199,8 +203,8 @@ def test_a_packed_head_is_no_tied_one(tmp_path: Path) -> None:
     assert made.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
 
 
-def test_weights_without_a_reader_have_only_names(tmp_path: Path) -> None:
-    """`base=` and `load_params` do not take the codes of another method for weights."""
+def test_codes_without_a_reader_are_not_weights(tmp_path: Path) -> None:
+    """`base=` and `load_params` do not use the codes of unsupported methods as weights."""
     from jaxmix.converters.checkpoints.sharded_reading import load_params
 
     tensors = {"a.weight": np.ones((2, 2), np.int8), "a.weight_scales": np.ones(2, np.float32)}
@@ -223,8 +227,8 @@ def test_weights_without_a_reader_have_only_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [["fp8"], "fp8", 8, [{"quant_method": "fp8"}]])
-def test_settings_that_are_no_object(value: Any, tmp_path: Path) -> None:
-    """Nothing can read them, and nothing is dequantized by guessing."""
+def test_settings_must_be_an_object(value: Any, tmp_path: Path) -> None:
+    """Nothing is dequantized by guessing."""
     base = save(tmp_path / "base", packed("gptq_4"), {"quant_method": "gptq", "bits": 4})
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
