@@ -49,6 +49,8 @@ def with_memory_names(
         UnsupportedError: If an update can't be joined or split, as most others than plain LoRAs.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxmix.families import LoRA
         >>> from jaxmix.layout import map_named
         >>> lora = LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)
         >>> sites = {f"model.layers.0.mlp.experts.{e}.down_proj": lora for e in range(4)}
@@ -121,6 +123,8 @@ def with_original_names(
         UnsupportedError: If they can't be joined, or the table has no such module; all are listed.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxmix.families import LoRA
         >>> from jaxmix.layout import map_named
         >>> lora = LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)
         >>> sites = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]

@@ -40,6 +40,7 @@ def sides(name: str) -> tuple[Arrays, Arrays]:
         row
         for row in rows_of(model.table.name, 60)
         if not re.search(rf"norm|{model.without}", row.source)
+        and not row.targets[0].startswith("text_encoder")
         and not re.match(model.lacks, row.source)
         and not re.match(model.lacks, row.targets[0].replace("{}", "1"))
     ]
