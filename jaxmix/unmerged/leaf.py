@@ -212,7 +212,9 @@ class Factored(NoArray):
         word = cast(self.words[which], dtype)
         held = self.norms[which] if self.norms else (None,) * len(word)
         pairs = list(zip(word, held, strict=True))
-        with jax.default_matmul_precision(_precision(self.dtype)):
+        # "high" has 16 bits, twice those of bfloat16.
+        precision = "highest" if jnp.dtype(self.dtype).itemsize >= 4 else "high"
+        with jax.default_matmul_precision(precision):
             base = Base(None, form.shape(self.shape), is_transposed=form.transposed)
             if any(update.reads_base and norms is None for (_, update), norms in pairs):
                 base = self._base(form, self._array())
@@ -262,11 +264,6 @@ class Factored(NoArray):
 
     def _array(self) -> Array:
         return jnp.asarray(dequantized(self.base))
-
-
-def _precision(dtype: Any) -> str:
-    """The precision of a map's products; "high" has 16 bits, twice those of bfloat16."""
-    return "highest" if jnp.finfo(dtype).bits >= 32 else "high"
 
 
 def stacked(every: Sequence[AffineMap]) -> AffineMap:

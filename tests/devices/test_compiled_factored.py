@@ -72,14 +72,14 @@ def test_it_costs_about_as_much_as_lora(name: str, tokens: int, bound: float) ->
 
 @needs_compiler
 def test_kronecker_products_are_added_while_the_weight_is_read() -> None:
-    """With 2048 tokens, where tokens cost 1.9 of the base, and a dense weight 1.5."""
+    """With 2048 tokens. The dense weight took 1.53 of the base, and the view takes 1.18."""
     assert cycles("LoKr", 2048) <= 1.25 * cycles("", 2048)
 
 
 @needs_compiler
 def test_tokens_are_rotated_in_coarse_blocks() -> None:
-    """With 128 tokens; blocks of 32 took 1.7 of the base."""
-    assert cycles("OFT", 128, ready=True) <= 1.35 * cycles("", 128)
+    """With 2048 tokens. Blocks of 32 took 1.22 of the base, and those of 128 take 1.12."""
+    assert cycles("OFT", 2048, ready=True) <= 1.18 * cycles("", 2048)
 
 
 # ---------------------------------------------------------------- a layer
