@@ -6,7 +6,6 @@ from pathlib import Path
 
 import typer
 
-from jaxmix.converters.files.hub import is_hub_id
 from jaxmix.converters.files.terminal import printable
 
 __all__ = ["NUMBER", "check_strength_spelling"]
@@ -26,6 +25,8 @@ def check_strength_spelling(text: str) -> None:
     Raises:
         typer.BadParameter: If the argument is ambiguous, or the strength is not a number.
     """
+    from jaxmix.converters.files.hub import is_hub_id  # not for help and completion: NumPy
+
     path, colon, tail = text.rpartition(":")
     has_strength = bool(colon and path and NUMBER.fullmatch(tail))
     if has_strength and _exists(text):
