@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import as_int32, position_misfit
-from jaxmix.families.solving import solve
 from jaxmix.operators import Dense, Sparse
+from jaxmix.operators.solving import solve
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["FRoD", "lengths", "module_category"]

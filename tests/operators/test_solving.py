@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmix.families.solving import solve, solve_by_blocks
+from jaxmix.operators.solving import solve, solve_by_blocks
 
 
 def system(n: int, m: int) -> tuple[Any, Any]:
