@@ -96,8 +96,9 @@ def _in_large_blocks(step: AffineMap) -> AffineMap:
     """The same step, with blocks that fill the matrix units."""
 
     def large(side: Operator) -> Operator:
-        fits = isinstance(side, BlockDiagonal) and BLOCK % side.block_size == 0
-        return side.coarse(BLOCK) if fits and side.shape[0] % BLOCK == 0 else side
+        if not isinstance(side, BlockDiagonal) or BLOCK % side.block_size or side.shape[0] % BLOCK:
+            return side
+        return side.coarse(BLOCK)
 
     return AffineMap(large(step.left), large(step.right), step.shift)
 
