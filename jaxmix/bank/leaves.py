@@ -9,12 +9,11 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
+from jaxmix.bank.padding import padded_factors, padded_terms
 from jaxmix.bank.stacks import (
     OperatorStack,
     build_stacks,
     insert,
-    padded_factors,
-    padded_terms,
     select,
     slot_for,
 )

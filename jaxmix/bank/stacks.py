@@ -19,22 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from jaxmix.bank.padding import structure_key
 from jaxmix.bank.per_row import PerRow
 from jaxmix.bank.slots import BROKEN
-from jaxmix.operators import (
-    Diagonal,
-    Hadamard,
-    Identity,
-    LowRank,
-    Operator,
-    Permutation,
-    Product,
-    Sparse,
-    Sum,
-    Zero,
-    terms,
-)
-from jaxmix.operators.lowrank import KHATRI_RAO_RANK
+from jaxmix.operators import Diagonal, Identity, Operator, Zero
 from jaxmix.pytrees import register_dataclass
 
 __all__ = [
@@ -43,8 +31,6 @@ __all__ = [
     "build_stacks",
     "insert",
     "owner_table",
-    "padded_factors",
-    "padded_terms",
     "route",
     "select",
     "slot_for",
@@ -73,22 +59,10 @@ class OperatorStack:
 
     @property
     def key(self) -> Hashable:
-        """A key that is equal to `_key` of the operators that fit this stack."""
+        """A key that is equal to `structure_key` of the operators that fit this stack."""
         leaves, structure = jax.tree.flatten(self.stack)
         shapes = ((*x.shape[: self.axis], *x.shape[self.axis + 1 :]) for x in leaves)
         return structure, tuple(zip(shapes, (str(x.dtype) for x in leaves), strict=True))
-
-
-def padded_terms(delta: Operator) -> list[Operator]:
-    """Returns the terms of a Δ, padded to the sizes of stacks."""
-    # Identities and permutations hold no values, so they become operators that do.
-    valued = (t.scaled(1.0) if isinstance(t, Identity | Permutation) else t for t in terms(delta))
-    return [_padded(term) for term in valued if not isinstance(term, Zero)]
-
-
-def padded_factors(side: Operator) -> list[Operator]:
-    """Returns an L or R, padded to the size of a stack; an empty list for the identity."""
-    return [] if isinstance(side, Identity) else [_padded(side)]
 
 
 def build_stacks(
@@ -110,7 +84,7 @@ def build_stacks(
     for number, items in members.items():
         seen: dict[Hashable, int] = {}
         for item in items:
-            key = _key(item)
+            key = structure_key(item)
             seen[key] = seen.get(key, 0) + 1
             found.setdefault((key, seen[key]), {})[number] = item
     stacks = tuple(
@@ -182,7 +156,7 @@ def insert(
     new = list(stacks)
     unused = list(range(len(new)))
     for item in items:
-        key = _key(item)
+        key = structure_key(item)
         at = next((i for i in unused if new[i].key == key and len(_free(new[i], owners))), None)
         if at is None:
             return None
@@ -278,42 +252,3 @@ def _diagonal(stacks: Sequence[OperatorStack], slots: Sequence[Array]) -> Array:
         own = jnp.take(stack.stack.d, jnp.maximum(slot, 0), axis=stack.axis, mode="clip")
         result = jnp.where(slot >= 0, own, result)
     return result
-
-
-# ---------------------------------------------------------------- one operator
-
-
-def _key(item: Any) -> Hashable:
-    """Returns a key that is equal for items that can share a stack."""
-    leaves, structure = jax.tree.flatten(item)
-    return structure, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
-
-
-def _padded(x: Any) -> Any:
-    """Pads an operator's ranks and counts; it may have a leading axis of layers."""
-    match x:
-        case LowRank():
-            return LowRank(_pad(x.b, -1), _pad(x.a, -2))
-        case Hadamard():
-            # A small one shares the stacks of low ranks.
-            if x.left.a.shape[-2] * x.right.a.shape[-2] > KHATRI_RAO_RANK:
-                return Hadamard(_padded(x.left), _padded(x.right))
-            to_low_rank = Hadamard.low_rank if x.left.a.ndim == 2 else jax.vmap(Hadamard.low_rank)
-            return _padded(to_low_rank(x))
-        case Sparse():
-            return Sparse(_pad(x.values, -1), _pad(x.indices, -1), x.n_rows, x.n_cols)
-        case Sum():
-            return Sum(tuple(map(_padded, x.terms)))
-        case Product():
-            return Product(_padded(x.first), _padded(x.second))
-        case _:
-            return x
-
-
-def _pad(x: Array, axis: int) -> Array:
-    """Pads an axis with zeros at its end, to the next power of two."""
-    size = x.shape[axis]
-    target = 1 << max(size - 1, 0).bit_length()
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, target - size)
-    return jnp.pad(x, widths)

@@ -9,8 +9,10 @@ write.
 """
 
 import importlib.util
+import math
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -34,6 +36,7 @@ __all__ = [
     "TPUS",
     "Program",
     "compiled",
+    "copied_bytes",
     "estimated_cycles",
     "has_tpu_compiler",
     "mix",
@@ -64,6 +67,7 @@ GOALS = {
 }
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SLICE = re.compile(r" dynamic-update-slice\(%?[\w.\-]+, %?([\w.\-]+)")
 _LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
@@ -84,6 +88,11 @@ class Program:
     def cycles(self) -> int:
         """The cycles that the TPU's compiler estimates."""
         return estimated_cycles(self.text)
+
+    @cached_property
+    def copied(self) -> int:
+        """The bytes of slices that are copied into an array besides these cycles."""
+        return copied_bytes(self.text)
 
     @cached_property
     def traffic(self) -> int:
@@ -125,6 +134,30 @@ def compiled(run: Any, *args: Any, on: str) -> Program:
 
 def estimated_cycles(text: str) -> int:
     """Sums a program's estimated cycles; a loop's body counts as often as it runs."""
+
+    def cost(line: str, _: Sequence[str]) -> int:
+        found = _CYCLES.search(line)
+        return int(found[1]) if found else 0
+
+    return _sum_of_runs(text, cost)
+
+
+def copied_bytes(text: str) -> int:
+    """Sums the slices that are copied into an array, for which no cycles are estimated."""
+
+    def cost(line: str, lines: Sequence[str]) -> int:
+        found = _SLICE.search(line)
+        if not found or _CYCLES.search(line):
+            return 0
+        shape = re.compile(rf" %?{re.escape(found[1])} = [a-z]+(\d+)\[([\d,]*)\]")
+        bits, sizes = next(match for other in lines if (match := shape.search(other))).groups()
+        return math.prod(int(n) for n in sizes.split(",") if n) * int(bits) // 8
+
+    return _sum_of_runs(text, cost)
+
+
+def _sum_of_runs(text: str, cost: Callable[[str, Sequence[str]], int]) -> int:
+    """Sums the costs of a program's lines; a loop's body counts as often as it runs."""
     bodies: dict[str, list[str]] = {}
     entry = current = ""
     for line in text.splitlines():
@@ -135,19 +168,19 @@ def estimated_cycles(text: str) -> int:
         elif current:
             bodies[current].append(line)
 
-    def cycles(name: str) -> int:
-        total = 0
+    def total(name: str) -> int:
+        result = 0
         for line in bodies[name]:
             if loop := _LOOP.search(line):
                 # The trip count is the largest constant of the condition, or of what it calls.
                 where = [loop[1], *re.findall(r"calls=%?([\w.\-]+)", "\n".join(bodies[loop[1]]))]
                 counts = [int(n) for at in where for n in _CONSTANT.findall("\n".join(bodies[at]))]
-                total += max(counts, default=1) * cycles(loop[2])
-            elif found := _CYCLES.search(line):
-                total += int(found[1])
-        return total
+                result += max(counts, default=1) * total(loop[2])
+            else:
+                result += cost(line, bodies[name])
+        return result
 
-    return cycles(entry)
+    return total(entry)
 
 
 def update(kind: str, shape: tuple[int, int]) -> Any:
@@ -184,8 +217,9 @@ def _pass(shape: tuple[int, int], on: str) -> int:
 def ratio(name: str, shape: tuple[int, int], layout: str, *, on: str) -> tuple[float, Program]:
     """Returns what a mix costs over the least that it can cost, and its program.
 
-    On a TPU these are its cycles over those of ``w + 1``. On a GPU it is its traffic over the bytes
-    of the leaf, twice, and of the factors.
+    On a TPU these are its cycles over those of ``w + 1``, which reads the leaf and writes it. Bytes
+    that are copied without estimated cycles take as long there as they do in ``w + 1``. On a GPU it
+    is its traffic over the bytes of the leaf, twice, and of the factors.
 
     Args:
         name: The mix, a key of `MIXES`.
@@ -200,6 +234,7 @@ def ratio(name: str, shape: tuple[int, int], layout: str, *, on: str) -> tuple[f
     adapters = mix(name, shape)
     program = compiled(lambda p, a: jaxmix.compose(p, a, layout=layout), params, adapters, on=on)
     if on in TPUS:
-        return program.cycles / _pass(stored, on), program
+        cycles = program.cycles / _pass(stored, on)
+        return cycles + program.copied / (4 * np.prod(shape)), program
     factors = sum(np.size(x) * 4 for x in jax.tree.leaves(adapters))
     return program.traffic / (4 * np.prod(shape) + factors), program

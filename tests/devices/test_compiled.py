@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from .compilers import GOALS, Program, estimated_cycles, has_tpu_compiler, ratio
+from .compilers import GOALS, Program, copied_bytes, estimated_cycles, has_tpu_compiler, ratio
 
 SHAPE = (14336, 4096)
 LEAF = 2 * SHAPE[0] * SHAPE[1]
@@ -44,7 +44,8 @@ def test_loops_are_counted() -> None:
     """A loop's body counts as often as it runs."""
     text = """
 %body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
-  %x = f32[4]{0} fusion(%p), backend_config={"estimated_cycles":"10"}
+  %x = f32[2]{0} fusion(%p), backend_config={"estimated_cycles":"10"}
+  %y = f32[4]{0} dynamic-update-slice(%p, %x, %i), backend_config={}
 }
 
 %limit (p: s32[]) -> pred[] {
@@ -61,4 +62,5 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 }
 """
     assert estimated_cycles(text) == 5 + 16 * 10
+    assert copied_bytes(text) == 16 * 2 * 4
     assert jax.default_backend() == "cpu"  # this file's programs are never run
