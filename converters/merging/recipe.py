@@ -127,7 +127,7 @@ class Recipe:
         base = None
         if any(update.reads_base for _, update in share.chain):
             leaf, base = _array(self.tensor), share.base and _array(share.base)
-        maps = plan.made(leaf, base, share.chain, share.form, share.base_form)
+        maps = plan.compiled_maps(leaf, base, share.chain, share.form, share.base_form)
         return Prepared(self, tuple(blocks.with_numpy_factors(step) for step in fold(list(maps))))
 
 

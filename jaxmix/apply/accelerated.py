@@ -74,13 +74,13 @@ def run(
     for i, step in enumerate(steps):
         dtype = matrix.dtype if i + 1 == len(steps) else arithmetic(matrix.dtype)
         if not step.is_shift:
-            x = _turned(x.astype(arithmetic(matrix.dtype)), step, sharding)
+            x = _multiplied(x.astype(arithmetic(matrix.dtype)), step, sharding)
         is_leaf = i == 0 and step.is_shift
         x = added_in_one_pass(backend, x, step.shift, dtype, is_leaf=is_leaf)
     return x.astype(matrix.dtype)
 
 
-def _turned(
+def _multiplied(
     x: Float[Array, "rows cols"], step: AffineMap, sharding: jax.sharding.NamedSharding | None
 ) -> Float[Array, "rows cols"]:
     """``L x Rᵀ``."""

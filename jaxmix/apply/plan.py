@@ -30,17 +30,17 @@ from jaxmix.operators.lowrank import KHATRI_RAO_RANK
 from jaxmix.operators.sharded import matrix_sharding, sharded_matmul, transposed_sharding
 from jaxmix.placement.form import At, Form, arithmetic, as_matrix
 
-__all__ = ["apply", "arithmetic", "as_matrix", "cast", "made", "run"]
+__all__ = ["apply", "arithmetic", "as_matrix", "cast", "compiled_maps", "run"]
 
 
 def cast(tree: Any, dtype: Any) -> Any:
     """Casts the floats of a pytree to a dtype and leaves integers unchanged."""
 
-    def one(x: Any) -> Array:
+    def cast_array(x: Any) -> Array:
         x = jnp.asarray(x)
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(cast_array, tree)
 
 
 def apply(
@@ -100,31 +100,33 @@ def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | Non
     tensor = form.tensor(leaf, at)
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form, at)
-        made = [
-            form.tensor_map(one)
-            for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)
+        tensor_maps = [
+            form.tensor_map(update_map)
+            for update_map in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)
         ]
-        now = by_platform(partial(_on_cpu, form), partial(_on_accelerator, form), tensor, made)
+        now = by_platform(
+            partial(_on_cpu, form), partial(_on_accelerator, form), tensor, tensor_maps
+        )
     out = form.back(leaf, now, at)
     return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)
 
 
-def _on_cpu(form: Form, tensor: Array, made: Sequence[AffineMap]) -> Array:
+def _on_cpu(form: Form, tensor: Array, tensor_maps: Sequence[AffineMap]) -> Array:
     """The tensor with the maps applied, by the passes that suit a CPU."""
     now = tensor.astype(arithmetic(tensor.dtype))
-    for work, operators in _passes(fold([_thrifty(one) for one in made])):
-        now = _in_matrix(work, now, operators, form, now.dtype)
+    for operation, operators in _passes(fold([_thrifty(tensor_map) for tensor_map in tensor_maps])):
+        now = _in_matrix(operation, now, operators, form, now.dtype)
     return now.astype(tensor.dtype)
 
 
 def _on_accelerator(
-    form: Form, backend: Backend, tensor: Array, made: Sequence[AffineMap]
+    form: Form, backend: Backend, tensor: Array, tensor_maps: Sequence[AffineMap]
 ) -> Array:
     """The tensor with the maps applied, as few passes."""
     leaf_sharding = form.sharding if form.is_plain else None
     matrix, sharding = as_matrix(tensor, form.part), matrix_sharding(leaf_sharding, tensor.shape)
     is_whole = form.sharding is None and jax.typeof(tensor).sharding.mesh.empty
-    out = accelerated.run(backend, matrix, fold(made), sharding, is_whole=is_whole)
+    out = accelerated.run(backend, matrix, fold(tensor_maps), sharding, is_whole=is_whole)
     out = out.reshape(tensor.shape)
     return out if leaf_sharding is None else lax.with_sharding_constraint(out, leaf_sharding)
 
@@ -146,7 +148,7 @@ def _by_pass(
     donate: bool,
 ) -> Array:
     """The same with one compiled function for each map and each pass."""
-    steps = fold(list(_made(leaf, base, chain, form, base_form, at)))
+    steps = fold(list(_compiled_maps(leaf, base, chain, form, base_form, at)))
     if not steps:
         return leaf
     if form.is_plain:
@@ -160,22 +162,22 @@ def run(
 ) -> Array:
     """Applies folded steps to a tensor, one compiled function per pass; the last one rounds."""
     passes, bare = list(_passes(steps)), form.bare
-    for i, (work, operators) in enumerate(passes):
+    for i, (operation, operators) in enumerate(passes):
         wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
-        run_pass = _PASSES[work, donate and tensor.dtype == wide]
+        run_pass = _PASSES[operation, donate and tensor.dtype == wide]
         tensor, donate = run_pass(tensor, operators, bare, wide), True
     return tensor
 
 
-def made(
+def compiled_maps(
     leaf: Any, base: Any, chain: Chain, form: Form, base_form: Form | None = None
 ) -> Iterator[AffineMap]:
     """Computes a chain's maps, one compiled function each. An unread leaf may be its shape."""
     form, at = form.picked
-    return _made(leaf, base, chain, form, base_form, at)
+    return _compiled_maps(leaf, base, chain, form, base_form, at)
 
 
-def _made(
+def _compiled_maps(
     leaf: Any, base: Any, chain: Chain, form: Form, base_form: Form | None, at: At
 ) -> Iterator[AffineMap]:
     """The maps of a chain, for a form without numbers in its index."""
@@ -195,8 +197,8 @@ def _made(
 def _one_map(update: Update, strength: Any, base: Base, form: Form, dtype: Any) -> AffineMap:
     """One update's map of the matrix as the leaf holds it."""
     with jax.default_matmul_precision("highest"):
-        (made,) = maps([cast((strength, update), dtype)], base, form.part)
-        return form.tensor_map(_thrifty(made))
+        (update_map,) = maps([cast((strength, update), dtype)], base, form.part)
+        return form.tensor_map(_thrifty(update_map))
 
 
 def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
@@ -220,25 +222,27 @@ def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) ->
     return Base(matrix, matrix.shape, own)
 
 
-def _thrifty(made: AffineMap) -> AffineMap:
+def _thrifty(tensor_map: AffineMap) -> AffineMap:
     """The map with Δ in the structure that is cheapest to add to a dense weight."""
-    delta = made.shift
+    delta = tensor_map.shift
     if isinstance(delta, Hadamard) and delta.left.rank * delta.right.rank <= KHATRI_RAO_RANK:
-        return AffineMap(made.left, made.right, delta.low_rank())
-    return made
+        return AffineMap(tensor_map.left, tensor_map.right, delta.low_rank())
+    return tensor_map
 
 
 def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:
     """The passes over the weight that steps need, in order."""
     for step in steps:
         if not step.is_shift:
-            yield _turn, (step.left, step.right)
+            yield _multiply, (step.left, step.right)
         for term in terms(step.shift):
             if not isinstance(term, Zero):
                 yield _add, term
 
 
-def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator], sharding: Any) -> Array:
+def _multiply(
+    w: Float[Array, "out in"], operators: tuple[Operator, Operator], sharding: Any
+) -> Array:
     """``L W Rᵀ``."""
     left, right = operators
     return sharded_matmul(
@@ -252,14 +256,14 @@ def _add(w: Float[Array, "out in"], term: Operator, sharding: Any) -> Array:
 
 
 def _in_matrix(
-    work: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
+    operation: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
 ) -> Array:
     """One pass over a tensor's matrix, in float32 or wider."""
     leaf_sharding = form.sharding if form.is_plain else None
     with jax.default_matmul_precision("highest"):
         matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
-        made = work(matrix, operators, matrix_sharding(leaf_sharding, tensor.shape))
-        out = made.reshape(tensor.shape).astype(dtype)
+        result = operation(matrix, operators, matrix_sharding(leaf_sharding, tensor.shape))
+        out = result.reshape(tensor.shape).astype(dtype)
     return out if leaf_sharding is None else lax.with_sharding_constraint(out, leaf_sharding)
 
 
@@ -276,11 +280,11 @@ def _left(leaf: Array, tensor: Array, at: At, form: Form) -> Array:
 _leave = jax.jit(_left, static_argnames="form")
 _leave_in_place = jax.jit(_left, static_argnames="form", donate_argnames="leaf")
 _PASSES = {
-    (work, in_place): jax.jit(
-        partial(_in_matrix, work),
+    (operation, in_place): jax.jit(
+        partial(_in_matrix, operation),
         static_argnames=("form", "dtype"),
         donate_argnames=("tensor",) if in_place else (),
     )
-    for work in (_turn, _add)
+    for operation in (_multiply, _add)
     for in_place in (False, True)
 }
