@@ -82,7 +82,7 @@ class Spot:
             raise AdapterError(
                 f"{self.name}: the file that the adapter was read from does not record whether "
                 f"PyTorch stores this weight {matrix.shape} as (out, in) or as (in, out), on which "
-                "a dense update depends. Give the base: params=…, or --base."
+                "a dense update depends. Pass the base: params=…, or --base."
             )
         # For other shapes, a wrong guess fits no leaf.
         is_guess = self.transposed is None and may_be_conv1d(f"{self.name}.weight")

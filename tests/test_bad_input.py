@@ -143,7 +143,7 @@ def test_missing_sites_list_the_nearest_leaves():
         )
         assert f"model.layers.{i}.self_attn.q_proj.weight" in line
     assert lines[3] == (
-        "Was the adapter trained on another model? If the leaves have other names, give "
+        "Was the adapter trained on another model? If the leaves have other names, pass "
         "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the "
         "leaves."
     )

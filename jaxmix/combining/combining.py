@@ -262,7 +262,7 @@ def _maker(method: Method, rank: Rank, groups: Sequence[Mixable], others: Sequen
         if others:
             raise AdapterError(
                 f"the method {method.name!r} got no rank, but some updates are not LoRAs:"
-                f"{listing(others)}\nGive a rank such as rank=16, or a share of the energy such "
+                f"{listing(others)}\nPass a rank such as rank=16, or a share of the energy such "
                 "as 0.99."
             )
         loras: list[Any] = [u for g in groups for part in g.parts for u in part.updates.values()]

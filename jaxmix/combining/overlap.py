@@ -94,13 +94,13 @@ def check_overlap(adapters: Sequence[Mixable]) -> None:
             f"combine got adapters without a base, and {alone}:{listing(lines)}\nDo their "
             "files use two names for one module, such as language_model.model.layers and "
             "model.language_model.layers? Then rename the sites of one. If they are for different "
-            "modules, give the base (combine(adapters, params, …), on the command line --base), "
+            "modules, pass the base (combine(adapters, params, …), on the command line --base), "
             "or mix them instead."
         )
     if pairs := look_alikes(adapters):
         warnings.warn(
             f"combine without a base: {look_alikes_text(pairs)} They are combined as different "
-            "modules. If they are one, rename the sites; if not, give the base to combine without "
+            "modules. If they are one, rename the sites; if not, pass the base to combine without "
             "this warning.",
             stacklevel=3,
         )

@@ -181,7 +181,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; found {folder_text(path.parent)}.\n"
-            "Give a folder that transformers' save_pretrained wrote."
+            "Pass a folder that transformers' save_pretrained wrote."
         ) from error
     except CheckpointError:
         raise

@@ -199,6 +199,6 @@ def _check(
         raise JaxmixError(f"temperature is {temperature}, expected a number of at least 0.")
     if temperature > 0 and key is None:
         raise JaxmixError(
-            "sampling needs a key. Give key=jax.random.key(0), or temperature=0 for the most "
+            "sampling needs a key. Pass key=jax.random.key(0), or temperature=0 for the most "
             "likely token."
         )

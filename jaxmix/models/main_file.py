@@ -57,7 +57,7 @@ def _no_weights(folder: Path) -> str:
             f"{text} jaxmix does not read .bin files, since they are pickles. Load the folder with "
             "transformers and save it with save_pretrained, which writes safetensors."
         )
-    return f"{text} Give a folder that transformers' save_pretrained wrote."
+    return f"{text} Pass a folder that transformers' save_pretrained wrote."
 
 
 def folder_text(folder: Path) -> str:

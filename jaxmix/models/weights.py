@@ -58,7 +58,7 @@ def load(folder: str | os.PathLike[str], *, dtype: Any = None, ignore: Sequence[
         Traceback (most recent call last):
         ...
         jaxmix.errors.CheckpointError: no/such/folder has no config.json; found no such folder.
-        Give a folder that transformers' save_pretrained wrote.
+        Pass a folder that transformers' save_pretrained wrote.
 
     Source: ``from_pretrained`` of ``transformers.AutoModelForCausalLM``, for BERT of ``AutoModel``.
     """
@@ -162,7 +162,7 @@ def from_torch(
     if unsupported:
         raise UnsupportedError(
             f"tensors of an unsupported dtype:{listing(unsupported)}\n"
-            "Use an unquantized checkpoint, or give dtype=jnp.float32."
+            "Use an unquantized checkpoint, or pass dtype=jnp.float32."
         )
     return assemble(graph, empty, leaves)
 

@@ -156,7 +156,7 @@ def with_original_names(
             try:
                 if piece.problem:
                     raise UnmappedError(
-                        f"it has {piece.problem}: give the base ({option('base', ...)})"
+                        f"it has {piece.problem}: pass the base ({option('base', ...)})"
                     )
                 if site in updates:
                     parts[piece.disk] = _cut(updates[site], piece.memory)
@@ -175,7 +175,7 @@ def with_original_names(
     if problems:
         raise UnsupportedError(
             f"updates that can't be mapped to the names of {names.name}'s own project:"
-            f"{listing(problems)}\nIf it is another model, give its name: {option('names', ...)}. "
+            f"{listing(problems)}\nIf it is another model, pass its name: {option('names', ...)}. "
             "jaxmix.to_lora makes a LoRA of any mix, which can be joined."
         )
     return renamed
@@ -237,7 +237,7 @@ def _joined_rows(parts: Mapping[Region, Update], heights: Mapping[int, int]) -> 
     if None in sizes or like.alternates or like.axis:
         raise UnmappedError(
             f"has updates of {len(parts)} of the {like.parts} weights that are fused in it, and "
-            f"the sizes of the others are unknown: give the base ({option('base', ...)})"
+            f"the sizes of the others are unknown: pass the base ({option('base', ...)})"
         )
     each = {region.part: update for region, update in parts.items()}
     ordered = [each.get(part) for part in range(like.parts)]

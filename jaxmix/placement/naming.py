@@ -204,7 +204,7 @@ def listing_tried_names(modules: Modules | None) -> Iterator[None]:
             f"{error}\nNames were also compared by the name map of "
             f"{modules.names.name}{f':{listing(lines)}' if lines else ''}"
             f"{chr(10) if lines else '; '}"
-            f"{'F' if lines else 'f'}or another model, give its type: {option('names', '…')}.",
+            f"{'F' if lines else 'f'}or another model, pass its type: {option('names', '…')}.",
             error.sites,
         ) from None
 

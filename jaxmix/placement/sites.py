@@ -100,7 +100,7 @@ def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site
         raise UnplacedError(
             f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
             f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
-            "trained on another model? If the leaves have other names, give "
+            "trained on another model? If the leaves have other names, pass "
             "layout=jaxmix.Layout(…) with rules.",
             dict.fromkeys(name for name, _, _ in unplaced),
         )

@@ -103,7 +103,7 @@ def _unclear(shapes: Mapping[str, tuple[int, ...]]) -> LayoutError:
     return LayoutError(
         "weights that may be linear layers, but neither names, classes nor biases show which of "
         f"their axes are inputs, outputs or layers:{listing(lines)}\nPass the nnx or Equinox "
-        "module itself, give layout=jaxmix.Layout(…) with a rule for each (layout='flax' for "
+        "module itself, pass layout=jaxmix.Layout(…) with a rule for each (layout='flax' for "
         "convolutions), or leave them out with exclude_modules."
     )
 
@@ -118,7 +118,7 @@ def survey_with_rules(tree: Tree, layout: Layout | str | None, rules: Rules) -> 
     if not full_paths and not surveyed.modules:
         raise LayoutError(
             f"the layout {surveyed.table.name!r} matches no module of the params, and "
-            f"target_modules is {names!r}. Give a list of modules by their full paths."
+            f"target_modules is {names!r}. Pass a list of modules by their full paths."
         )
     return replace(surveyed, modules={**surveyed.modules, **{name: name for name in full_paths}})
 
@@ -132,7 +132,7 @@ def _named_modules(surveyed: Survey, rules: Rules) -> list[str]:
     except re.error as error:
         raise AdapterError(
             "target_modules, exclude_modules, layers_pattern or modules_to_save is not a valid "
-            f"regular expression: {error}. Give a list of names, or a string that is a regular "
+            f"regular expression: {error}. Pass a list of names, or a string that is a regular "
             "expression for full paths."
         ) from error
     unmatched = [

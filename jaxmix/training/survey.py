@@ -92,7 +92,7 @@ class Survey:
                     return LayoutError(
                         "several layouts fit the params and read leaves in different ways:"
                         f"{listing([f'{site}: {self.table.name!r} and {rival.name!r}'])}\n"
-                        f"Give {choices}."
+                        f"Pass {choices}."
                     )
         return None
 

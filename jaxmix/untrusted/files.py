@@ -95,13 +95,13 @@ def output_path(path: str | os.PathLike[str], subject: str = "output") -> Path:
     """
     target = local_path(path, subject)
     if not os.fspath(path):
-        raise CheckpointError(f"the {subject} is an empty string, expected a path. Give one.")
+        raise CheckpointError(f"the {subject} is an empty string, expected a path. Pass one.")
     try:
         name = target.resolve().name
     except OSError as error:
         raise CheckpointError(
             f"the {subject} {path} can't be looked up: the working directory no longer exists. "
-            "Change to a folder that exists, or give an absolute path."
+            "Change to a folder that exists, or pass an absolute path."
         ) from error
     if not name:
         raise CheckpointError(

@@ -49,7 +49,7 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE, is_read_whole: bool =
             check_on_disk(path)
         return safe_open(path, framework="numpy")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist. Give the path of a file.") from error
+        raise CheckpointError(f"{path} does not exist. Pass the path of a file.") from error
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error, advice) from error
 

@@ -177,7 +177,7 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no rank for others": (
         [lora(), other("OFT")],
         {"method": "svd", "params": PARAMS},
-        "the method 'svd' got no rank, but some updates are not LoRAs:\n  two: lin has OFT\nGive a "
+        "the method 'svd' got no rank, but some updates are not LoRAs:\n  two: lin has OFT\nPass a "
         "rank such as rank=16, or a share of the energy such as 0.99.",
     ),
 }

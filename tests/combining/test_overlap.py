@@ -28,7 +28,7 @@ def test_no_shared_site_is_an_error():
     assert "combine got adapters without a base, and they share no site:" in text
     assert f"a: {OLD.format(0)}, {OLD.format(1)}, {OLD.format(2)} …" in text
     assert f"b: {NEW.format(0)}\n" in text
-    assert "two names for one module" in text and "give the base" in text and "--base" in text
+    assert "two names for one module" in text and "pass the base" in text and "--base" in text
     for method, rank in (("cat", None), ("svd", 1)):
         with pytest.raises(AdapterError, match="share no site"):
             combine([a, b], method=method, rank=rank)

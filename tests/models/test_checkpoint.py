@@ -71,7 +71,7 @@ def test_missing_files_are_reported(tmp_path: Path) -> None:
     ):
         tensor_files(folder)
     folder.mkdir()
-    with pytest.raises(CheckpointError, match=r"found an empty folder\. Give a folder that"):
+    with pytest.raises(CheckpointError, match=r"found an empty folder\. Pass a folder that"):
         tensor_files(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"does not read \.bin files, since they are pickles"):

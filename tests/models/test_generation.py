@@ -172,7 +172,7 @@ def test_arguments_are_unchanged() -> None:
             {"temperature": -0.5},
         ),
         (JaxmixError, "temperature is nan", {"temperature": float("nan")}),
-        (JaxmixError, "sampling needs a key. Give key=jax.random.key", {"temperature": 1.0}),
+        (JaxmixError, "sampling needs a key. Pass key=jax.random.key", {"temperature": 1.0}),
     ],
 )
 def test_invalid_arguments_are_refused(error: type[Exception], text: str, changes: Any) -> None:

@@ -219,7 +219,7 @@ def test_sites_without_a_map_are_reported() -> None:
     text = refused({"proj.weight": np.ones((4, 8))}, adapter, "bert")
     assert text.endswith(
         "\nNames were also compared by the name map of bert:\n"
-        "  nowhere.proj: bert.nowhere.proj\nFor another model, give its type: names='…'."
+        "  nowhere.proj: bert.nowhere.proj\nFor another model, pass its type: names='…'."
     )
 
 

@@ -190,7 +190,7 @@ def test_a_dense_update_of_an_unknown_orientation() -> None:
         jaxmix.combine(several, method="model_stock")
     assert str(caught.value) == (
         "a: the file that the adapter was read from does not record whether PyTorch stores this "
-        "weight (6, 6) as (out, in) or as (in, out), on which a dense update depends. Give the "
+        "weight (6, 6) as (out, in) or as (in, out), on which a dense update depends. Pass the "
         "base: params=…, or --base."
     )
     wide = [Adapter({"h.c_proj": lora(i, None, (4, 6))}) for i in range(2)]

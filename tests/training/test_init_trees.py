@@ -352,7 +352,7 @@ def test_ambiguous_leaves_are_listed() -> None:
     message = (
         "may be linear layers, but neither names, classes nor biases show which of their axes are "
         "inputs, outputs or layers:\n  mix_einsum: (2, 10, 6)\n  proj: (10, 2, 3)\nPass the nnx or "
-        "Equinox module itself, give layout=jaxmix.Layout(…)"
+        "Equinox module itself, pass layout=jaxmix.Layout(…)"
     )
     with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", params, _KEY, target_modules="all-linear")

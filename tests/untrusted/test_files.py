@@ -183,7 +183,7 @@ def test_sizes_on_disk(tmp_path):
 def test_output_paths(tmp_path):
     assert output_path(tmp_path / "x") == tmp_path / "x"
     for path, text in (
-        ("", "the picture is an empty string, expected a path. Give one."),
+        ("", "the picture is an empty string, expected a path. Pass one."),
         ("/", "the picture / is the root of the file system, expected a folder or file in it."),
         ("/..", "the picture /.. is the root of the file system, expected a folder or file in it."),
     ):

@@ -125,7 +125,7 @@ def test_missing_torch_file_is_reported(tmp_path: Path) -> None:
 
     for name, advice in (
         ("x.bin", r"Check the path\."),
-        ("x.safetensors", r"Give the path of a file\."),
+        ("x.safetensors", r"Pass the path of a file\."),
     ):
         with pytest.raises(CheckpointError, match=rf"{name} does not exist\. {advice}$"):
             read_tensors(tmp_path / name)

@@ -117,7 +117,7 @@ def test_user_defined_layout() -> None:
         jaxmix.init("lora", params, _KEY, target_modules="all-linear", layout=bare)
     assert str(caught.value) == (
         "the layout 'bare' matches no module of the params, and target_modules is 'all-linear'. "
-        "Give a list of modules by their full paths."
+        "Pass a list of modules by their full paths."
     )
 
 

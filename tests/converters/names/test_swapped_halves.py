@@ -139,7 +139,7 @@ def test_rotation_needs_the_base_to_be_exported(tmp_path: Path) -> None:
         export_kohya(adapter, file, names="sd3")
     assert (
         f"{DIFFUSERS.format(last)}: it has an order of rows that the weight's shape determines: "
-        f"give the base ({option('base', ...)})"
+        f"pass the base ({option('base', ...)})"
     ) in str(caught.value)
     export_kohya(adapter, file, names="sd3", base=base)
     again = jaxmix.load(file, base=base)
