@@ -74,7 +74,7 @@ def test_ambiguous_layouts_are_refused(stem: str) -> None:
     """The error names them; modules that all of them read alike need no layout."""
     (path,) = [path for path in GOLDENS if path.stem == stem]
     tree = tree_of(path)
-    message = "q_proj: 'maxtext_llama' and 'maxtext_qwen'\nGive layout='maxtext_llama' or "
+    message = "q_proj: 'maxtext_llama' and 'maxtext_qwen'\nPass layout='maxtext_llama' or "
     with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", tree, _KEY, target_modules="all-linear")
     adapter = jaxmix.init("lora", tree, _KEY, target_modules=["gate_proj"], rank=1)
