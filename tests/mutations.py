@@ -102,8 +102,8 @@ MUTATIONS = (
     ),
     Mutation(
         "placement: a rule's quotient and remainder exchanged",
-        'a // b if how == "//" else a % b',
-        'a % b if how == "//" else a // b',
+        'a // b if operator == "//" else a % b',
+        'a % b if operator == "//" else a // b',
         ("converters/layouts/test_rules.py", "placement/test_layout.py"),
     ),
     Mutation(

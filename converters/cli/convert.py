@@ -171,6 +171,7 @@ def convert(
     - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only their paths
     """
     from jaxmix.combining import look_alikes, look_alikes_text
+    from jaxmix.converters.adapters.common.base_model import base_model
     from jaxmix.low_rank import to_lora
     from jaxmix.mixing import mix
 

@@ -5,7 +5,7 @@ names in memory; checkpoints and older adapters have those on disk. A `NameMap` 
 the names in memory, which are then compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -115,9 +115,8 @@ class Modules:
         for tensor in (f"{site}.weight", site):
             pieces = tuple(self._fitted(self.names.loaded([tensor], self._count_experts)[tensor]))
             if (leaf := self._fused(pieces)) is not None:
-                return (
-                    Target(leaf.removesuffix(".weight"), places=self._fused_places(leaf, pieces)),
-                )
+                fused = self._fused_places(leaf, pieces)
+                return (Target(leaf.removesuffix(".weight"), places=fused),)
             found = [
                 target
                 for piece in pieces
@@ -244,18 +243,15 @@ class Modules:
                 # A bias in several pieces is divided like its weight.
                 equal = tuple(bias for bias in biases if bias.piece.memory == piece.memory)
                 for bias in equal or biases:
-                    held = bias.piece.disk
-                    bias_region = index if held == WHOLE else held
+                    rows = index if bias.piece.disk == WHOLE else bias.piece.disk
                     size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
-                    places["bias"] = part_place(bias.leaf, size, bias_region, heads=heads)
+                    places["bias"] = part_place(bias.leaf, size, rows, heads=heads)
             # Sites that share a leaf need distinct names, the same for every spelling of a site.
             position = places["weight"].index
             name = f"{module}[{position}]" if position else module
             yield Target(name, cut, siblings, places, experts, index)
 
-    def _siblings(
-        self, holdings: tuple[Holding, ...], piece: Piece, cut: Region
-    ) -> tuple[int, ...]:
+    def _siblings(self, holdings: Sequence[Holding], piece: Piece, cut: Region) -> tuple[int, ...]:
         """The number of rows of each part of the matrix to which a piece belongs."""
         sizes = {
             h.piece.memory.part: _size(
@@ -266,8 +262,7 @@ class Modules:
         }
         if len(sizes) != cut.parts:
             raise UnmappedError(
-                f"only {len(sizes)} of the {cut.parts} weights that make up {piece.name} are "
-                "present"
+                f"only {len(sizes)} of the {cut.parts} weights of {piece.name} are present"
             )
         return tuple(sizes[i] for i in range(cut.parts))
 
@@ -289,8 +284,7 @@ class Modules:
         ]
         if len(sizes) != region.parts:
             raise UnmappedError(
-                f"only {len(sizes)} of the {region.parts} weights into which it is split are "
-                "present"
+                f"only {len(sizes)} of the {region.parts} weights it is split into are present"
             )
         return tuple(sizes)
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -19,6 +18,7 @@ from jaxmix.operators import Kronecker, Operator, terms
 from jaxmix.operators.adding import added_in_view, common_rows
 from jaxmix.operators.backends import TPU
 from jaxmix.placement.devices import is_explicit
+from jaxmix.placement.form import arithmetic
 from jaxmix.placement.quantized import is_quantized
 from jaxmix.unmerged.weight import Weight
 
@@ -55,8 +55,7 @@ def product_in_view(x: Array, weight: Weight, *, is_last: bool, **params: Any) -
     leaf = base.T if weight.is_transposed else base
     size = common_rows(terms(delta))
     assert size is not None
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
-    total = added_in_view(TPU, leaf, delta, size, wide).astype(leaf.dtype)
+    total = added_in_view(TPU, leaf, delta, size, arithmetic(leaf.dtype)).astype(leaf.dtype)
     contracted, _ = params.pop("dimension_numbers")
     (x_axis,), (w_axis,) = contracted if is_last else contracted[::-1]
     if w_axis == (0 if weight.is_transposed else 1):

@@ -194,7 +194,7 @@ def test_missing_part_is_reported() -> None:
     """The experts lack one of the two matrices of a stack."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if not name.endswith("w3.weight")}
     text = refused(tree, of_parameters(), "mixtral")
-    assert f"only 1 of the 2 weights that make up {FUSED}.gate_up_proj are present" in text
+    assert f"only 1 of the 2 weights of {FUSED}.gate_up_proj are present" in text
 
 
 def test_two_names_of_one_module_are_refused() -> None:
