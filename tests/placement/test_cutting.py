@@ -197,6 +197,17 @@ def test_missing_part_is_reported() -> None:
     assert f"only 1 of the 2 weights of {FUSED}.gate_up_proj are present" in text
 
 
+def test_missing_part_of_a_split_weight_is_reported() -> None:
+    """The base lacks the values into which Flux's fused weight is split."""
+    block = "transformer_blocks.0.attn"
+    tree = {f"{block}.{name}.weight": np.zeros((4, 4), np.float32) for name in ("to_q", "to_k")}
+    update = LoRA(normal(1, 4, seed=1), normal(12, 1, seed=2), 1.0)
+    site = "double_blocks.0.img_attn.qkv"
+    text = refused(tree, jaxmix.Adapter({site: update}, name="all"), "flux")
+    expected = "only 2 of the 3 weights it is split into are present"
+    assert text.startswith(HEAD.format("all", "flux", site) + expected)
+
+
 def test_two_names_of_one_module_are_refused() -> None:
     """One adapter names the same weight in both schemes."""
     one = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
