@@ -1,6 +1,6 @@
 """Every family's programs as the TPU's own compiler makes them, without a TPU."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -131,27 +131,29 @@ def test_frod_has_no_lu_decomposition_on_a_tpu() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("layout", ["torch", "flax"])
 @pytest.mark.parametrize("spec", [("x", None), (None, "x")])
 @pytest.mark.parametrize("kind", ["LoRA", "DoRA", "LoHa", "LoKr", "IA3"])
-def test_sharded_weights_are_not_gathered(kind: str, spec: tuple[Any, ...]) -> None:
+def test_sharded_weights_are_not_gathered(kind: str, spec: tuple[Any, ...], layout: str) -> None:
     """On four chips only DoRA's norms are exchanged, if they cross the parts."""
     device("v5e")  # sets libtpu's environment
     found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS["v5e"])
     mesh = Mesh(np.array(found.devices), ("x",))
-    places = {
-        "a.weight": NamedSharding(mesh, P(*spec)),
-        "a.bias": NamedSharding(mesh, P(spec[0])),
+    torch = layout == "torch"
+    specs = {"weight": spec, "bias": (spec[0],)} if torch else {"kernel": spec, "bias": spec[1:]}
+    places: Any = {f"a.{name}": NamedSharding(mesh, P(*part)) for name, part in specs.items()}
+    shapes: Any = {
+        name: jax.ShapeDtypeStruct(leaf.shape[:: 1 if torch else -1], leaf.dtype, sharding=place)
+        for (name, place), leaf in zip(places.items(), base(kind).values(), strict=True)
     }
-    shapes = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
-        for name, leaf in base(kind).items()
-    }
+    if not torch:
+        shapes, places = ({"a": {k[2:]: v for k, v in x.items()}} for x in (shapes, places))
     replicated = NamedSharding(mesh, P())
     own = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=replicated),
         adapter(kind),
     )
-    run = jax.jit(jaxmix.compose, out_shardings=places)
+    run = jax.jit(partial(jaxmix.compose, layout=layout), out_shardings=places)
     text = run.lower(shapes, own).compile().as_text() or ""
     assert "callback" not in text and "f64[" not in text
     assert large(text, SIZE // 8) == []
