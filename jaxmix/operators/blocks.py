@@ -60,13 +60,10 @@ class BlockDiagonal(Operator):
         b = self.block_size
         if size == b:
             return self
-        below = self.all_blocks().reshape(-1, size, b)
-        beside = jnp.tile(below, (1, 1, size // b))
-        block = jnp.arange(size, dtype=np.int32) // b
-        return BlockDiagonal(jnp.where((block[:, None] == block[None])[None], beside, 0), 1)
+        return BlockDiagonal(_spread(self.all_blocks().reshape(-1, size, b)), 1)
 
     def dense(self) -> Array:
-        return _spread(self.all_blocks())
+        return _spread(self.all_blocks().reshape(1, self.shape[0], self.block_size))[0]
 
     def scaled(self, factor: Array | float) -> "BlockDiagonal":
         return BlockDiagonal(factor * self.blocks, self.copies)
@@ -190,11 +187,12 @@ class Kronecker(Operator):
         return 2 * rows * n * (m + k)
 
 
-def _spread(blocks: Float[Array, "k b b"]) -> Float[Array, "kb kb"]:
-    """Places blocks along the diagonal of a matrix of zeros."""
-    k, b, _ = blocks.shape
-    row, column = jnp.arange(k * b)[:, None] // b, jnp.arange(k * b)[None] // b
-    return jnp.where(row == column, jnp.tile(blocks.reshape(k * b, b), (1, k)), 0)
+def _spread(stacked: Float[Array, "m n b"]) -> Float[Array, "m n n"]:
+    """Places blocks that are stacked by rows along the diagonals of matrices of zeros."""
+    _, size, b = stacked.shape
+    block = jnp.arange(size, dtype=np.int32) // b
+    repeated = jnp.tile(stacked, (1, 1, size // b))
+    return jnp.where((block[:, None] == block[None])[None], repeated, 0)
 
 
 def covering_blocks(kept: range, size: int) -> tuple[int, int]:
