@@ -31,7 +31,7 @@ __all__ = [
 def tensor_files(folder: str | os.PathLike[str], variant: str | None = None) -> dict[str, Path]:
     """Returns the file of each tensor of a folder of transformers or of a component of diffusers.
 
-    Only the headers are read. If there are several sets of weights, the one that the library reads
+    Only the headers are read. If there are several sets of weights, the set that the library reads
     by default is used, see ``jaxmix.weight_files``.
 
     Args:

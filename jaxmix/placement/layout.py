@@ -130,7 +130,7 @@ def _check_pattern(pattern: str, subject: str) -> None:
 class Layout:
     r"""Where the sites of a model are in its params: a table of rules.
 
-    Each rule that matches a site names a leaf, and the one that the tree has is used. A table may
+    Each rule that matches a site names a leaf; the leaf that is in the tree is used. A table may
     therefore list several spellings.
 
     Args:

@@ -16,7 +16,7 @@ CONV1D_NAMES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 
 class OutAxes:
-    """Finds the output axis of a linear layer's weight: the one that has the size of the bias.
+    """Finds the output axis of a linear layer's weight: the axis of the bias's size.
 
     For a square weight, modules of the same name decide (``mlp.c_proj`` for ``attn.c_proj``). If
     there are none and the name is one of transformers' ``Conv1D``, other such modules of its block
