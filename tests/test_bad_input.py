@@ -10,7 +10,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter, JaxmixError
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
-from jaxmix.families import IA3, OFT, LoHa, LoRA, Replace
+from jaxmix.families import IA3, OFT, Delta, LoHa, LoRA, Replace
 
 from .converters.adapters.peft.folders import FORMS, SITE, factors, keyed, params, save
 
@@ -175,6 +175,21 @@ def test_missing_bias_says_what_to_add(tmp_path):
         LayoutError, match=r"changes its bias, but the tree has no such leaf; add one of"
     ):
         jaxmix.compose(base, [adapter])
+
+
+@pytest.mark.parametrize("has_delta", [True, False])
+def test_missing_bias_is_not_looked_up_by_other_names(has_delta):
+    """Here several name maps fit the names, but the module has a weight under its own name."""
+    site = "input_blocks.1.1.proj_in"
+    update = Delta(jnp.ones((8, 8)) if has_delta else None, jnp.ones(8))
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose({f"{site}.weight": jnp.ones((8, 8))}, jaxmix.Adapter({site: update}))
+    assert str(caught.value) == (
+        "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+        f"  {site}: the adapter changes its bias, but the tree has no such leaf; add one of zeros\n"
+        "Was the adapter trained on another model? If the leaves have other names, pass "
+        "layout=jaxmix.Layout(…) with rules."
+    )
 
 
 @pytest.mark.parametrize(

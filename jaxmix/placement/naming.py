@@ -133,7 +133,8 @@ def on_tree(
     try:
         return work(OnTree(parts, layout))
     except UnplacedError as error:
-        if names is not None:
+        # Other names would not help modules that lack only a bias, but might fit other modules.
+        if names is not None or error.lacks_only_biases:
             raise
         shapes = _shapes(params)
         found = inferred([site for part in parts for site in part.updates], shapes)

@@ -21,11 +21,14 @@ class UnplacedError(LayoutError):
 
     Attributes:
         sites: Their names.
+        lacks_only_biases: Whether each of them has a leaf for its weight, so that only biases are
+            missing.
     """
 
-    def __init__(self, message: str, sites: Iterable[str] = ()):
+    def __init__(self, message: str, sites: Iterable[str] = (), *, lacks_only_biases: bool = False):
         super().__init__(message)
         self.sites = tuple(sites)
+        self.lacks_only_biases = lacks_only_biases
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site
             "trained on another model? If the leaves have other names, pass "
             "layout=jaxmix.Layout(…) with rules.",
             dict.fromkeys(name for name, _, _ in unplaced),
+            lacks_only_biases=all(
+                part == "bias" and _has_weight(name, tree, table) for name, part, _ in unplaced
+            ),
         )
     return sites
 
@@ -147,6 +153,12 @@ def placed(
             break
         sites.append(Site(name, chain, found.get("weight"), found.get("bias")))
     return sites, unplaced
+
+
+def _has_weight(name: str, tree: Tree, table: Layout) -> bool:
+    """Whether the tree has a leaf for a site's weight."""
+    places = respelled(table, name, tree.where, tree.spellings)["weight"]
+    return any(place.leaf in tree.where for place in places)
 
 
 def _reason(name: str, part: Part, places: list[Place], tree: Tree) -> str:
