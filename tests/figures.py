@@ -80,8 +80,8 @@ def draw_maps(plt: Any) -> Any:
     )
     image: Any = None
     for line, (name, (formula, update)) in zip(axes, rows.items(), strict=True):
-        found = map_of(update, normal(OUT, IN))
-        for axis, operator in zip(line, (found.left, found.right, found.shift), strict=True):
+        map_ = map_of(update, normal(OUT, IN))
+        for axis, operator in zip(line, (map_.left, map_.right, map_.shift), strict=True):
             image = axis.imshow(np.asarray(operator.dense()), cmap="RdBu", vmin=-2, vmax=2)
             axis.set(xticks=[], yticks=[])
         # Where a map has no rotation or no shift, the picture is the identity or empty.

@@ -111,12 +111,12 @@ def main() -> None:
                 name = name[0]
             signal.alarm(_SECONDS)
             try:
-                found = described(model_type, name, task)
+                description = described(model_type, name, task)
             except Exception as error:  # of any kind: another library, a config without defaults
                 print(f"skipped {name}: {type(error).__name__} {str(error)[:60]}")
             else:
-                if found:
-                    table.setdefault(model_type, {})[name] = found
+                if description:
+                    table.setdefault(model_type, {})[name] = description
             finally:
                 signal.alarm(0)
     lines = [f'"{name}": {json.dumps(table[name], sort_keys=True)}' for name in sorted(table)]

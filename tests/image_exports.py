@@ -76,7 +76,7 @@ def _modules(state: Tensors) -> dict[str, tuple[int, ...]]:
 
 def _original(model: ImageModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The shapes by the original names; fused where these are one module."""
-    found: dict[str, Any] = {}
+    shapes_by_name: dict[str, Any] = {}
     for module in shapes:
         names = [item for item in model.templates.stored(module) if _is_used(model, item[0])]
         if not names:
@@ -85,8 +85,8 @@ def _original(model: ImageModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[
         targets = list(dict.fromkeys(piece.name.removesuffix(".weight") for piece in pieces))
         if shapes.keys() >= set(targets):
             rows = sum(shapes[target][0] for target in targets)
-            found[source] = (rows, *shapes[module][1:])
-    return found
+            shapes_by_name[source] = (rows, *shapes[module][1:])
+    return shapes_by_name
 
 
 def _is_used(model: ImageModel, name: str) -> bool:
@@ -121,10 +121,10 @@ def _adapters(model: ImageModel, state: Tensors) -> Iterator[tuple[str, str, jax
     shapes = _modules(state)
     component = f"{model.table.prefix}."
     for kind in ("lora", "dora", "loha", "lokr", "diff", "oft"):
-        for scheme, own in (("diffusers", shapes), ("original", _original(model, shapes))):
+        for scheme, tree in (("diffusers", shapes), ("original", _original(model, shapes))):
             draw = np.random.default_rng(1)
             start = component if scheme == "diffusers" else ""
-            updates = {start + name: _update(kind, shape, draw) for name, shape in own.items()}
+            updates = {start + name: _update(kind, shape, draw) for name, shape in tree.items()}
             yield kind, scheme, jaxmix.Adapter(updates, name=kind)
 
 
@@ -135,10 +135,10 @@ def _composed(state: Tensors, adapter: jaxmix.Adapter, component: str, names: st
         site if site.startswith(f"{component}.") else f"{component}.{site}": update
         for site, update in adapter.updates.items()
     }
-    own = jaxmix.Adapter(updates, adapter.strength, adapter.name)
+    renamed = jaxmix.Adapter(updates, adapter.strength, adapter.name)
     with jax.enable_x64(True):
-        made = jaxmix.compose(tree, [own], names=names)
-    return {key.partition(".")[2]: np.asarray(x) for key, x in made.items()}
+        composed = jaxmix.compose(tree, [renamed], names=names)
+    return {key.partition(".")[2]: np.asarray(x) for key, x in composed.items()}
 
 
 def _fused(name: str, file: Path) -> Tensors:
@@ -158,10 +158,10 @@ def _fused(name: str, file: Path) -> Tensors:
     }
 
 
-def _distance(found: Tensors, wanted: Tensors, base: Tensors) -> float:
+def _distance(tensors: Tensors, expected: Tensors, base: Tensors) -> float:
     """The largest difference, over the largest effect."""
-    top = max(np.abs(wanted[key] - np.asarray(base[key])).max() for key in wanted)
-    return max(float(np.abs(found[key] - wanted[key]).max()) for key in wanted) / float(top)
+    top = max(np.abs(expected[key] - np.asarray(base[key])).max() for key in expected)
+    return max(float(np.abs(tensors[key] - expected[key]).max()) for key in expected) / float(top)
 
 
 def _verdict(results: Mapping[str, float]) -> str:
@@ -177,23 +177,23 @@ def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
     (model,) = [m for m in image_models() if m.name == _MODELS.get(name, name)]
     component = model.table.prefix
     for kind, scheme, adapter in _adapters(model, state):
-        wanted = _composed(state, adapter, component, model.table.name)
+        expected = _composed(state, adapter, component, model.table.name)
         for program, export in _EXPORTS.items():
             file = folder / "x.safetensors"
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     # Blocks of rotations do not tell whether SD 3's modulation is swapped.
-                    own = {"base": state} if (name, kind) == ("sd3", "oft") else {}
-                    export(adapter, file, names=model.name, force=True, **own)
+                    options = {"base": state} if (name, kind) == ("sd3", "oft") else {}
+                    export(adapter, file, names=model.name, force=True, **options)
             except JaxmixError as error:
                 yield kind, scheme, program, f"refused: {' '.join(str(error).split())[:90]}"
                 continue
-            again = jaxmix.load(file, base=state)
-            found = _composed(state, again, component, model.table.name)
-            results = {"jaxmix": _distance(found, wanted, state)}
+            reloaded = jaxmix.load(file, base=state)
+            output = _composed(state, reloaded, component, model.table.name)
+            results = {"jaxmix": _distance(output, expected, state)}
             if program == "diffusers":
-                results["diffusers"] = _distance(_fused(name, file), wanted, state)
+                results["diffusers"] = _distance(_fused(name, file), expected, state)
             yield kind, scheme, program, _verdict(results)
 
 
@@ -225,25 +225,25 @@ def _text_checked(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     updates |= {site: _update("lora", shape, draw) for site, shape in unet.items()}
     adapter = jaxmix.Adapter(updates)
     with jax.enable_x64(True):
-        wanted = {k: np.asarray(x) for k, x in jaxmix.compose(wide, adapter).items()}
+        expected = {k: np.asarray(x) for k, x in jaxmix.compose(wide, adapter).items()}
     for program, export in _EXPORTS.items():
         file = export(adapter, folder / "x.safetensors", force=True)
         with jax.enable_x64(True):
-            made = jaxmix.compose(wide, jaxmix.load(file, base=tree))
-            found = {key: np.asarray(x) for key, x in made.items()}
-        results = {"jaxmix": _distance(found, wanted, tree)}
+            composed = jaxmix.compose(wide, jaxmix.load(file, base=tree))
+            output = {key: np.asarray(x) for key, x in composed.items()}
+        results = {"jaxmix": _distance(output, expected, tree)}
         if program == "diffusers":
             mixin = pipelines.StableDiffusionXLLoraLoaderMixin
             pipeline = type("Pipeline", (_Pipeline, mixin), parts)()
             pipeline.load_lora_weights(str(folder), weight_name=file.name)
             pipeline.fuse_lora(components=list(parts))
-            found = {
+            output = {
                 f"{part}.{key}".replace(".base_layer", ""): tensor.detach().numpy()
                 for part, model in parts.items()
                 for key, tensor in model.state_dict().items()
                 if "lora_" not in key
             }
-            results["diffusers"] = _distance(found, wanted, tree)
+            results["diffusers"] = _distance(output, expected, tree)
         yield "text encoders", "diffusers", program, _verdict(results)
 
 
@@ -251,17 +251,17 @@ def main() -> None:
     """Checks the models that are named, or all; exits with an error if one is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", choices=[*_MIXINS, []])
-    given, wrong = parser.parse_args().models, 0
+    models, failures = parser.parse_args().models, 0
     logging.disable(logging.WARNING)  # of text encoders, which these pipelines lack
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        rows = ((name, *row) for name in given or _MIXINS for row in _checked(name, place))
-        text = (("sdxl", *row) for row in (() if given else _text_checked(place)))
+        rows = ((name, *row) for name in models or _MIXINS for row in _checked(name, place))
+        text = (("sdxl", *row) for row in (() if models else _text_checked(place)))
         for row in chain(text, rows):
             print(*row, sep=" | ", flush=True)
-            wrong += "WRONG" in row[-1]
-    if wrong:
-        raise SystemExit(f"{wrong} files are wrong")
+            failures += "WRONG" in row[-1]
+    if failures:
+        raise SystemExit(f"{failures} files are wrong")
 
 
 if __name__ == "__main__":

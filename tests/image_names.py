@@ -59,22 +59,22 @@ def _flux() -> dict[str, Any]:
     }
 
 
-def _same(names: str, at: str = "") -> list[Row]:
+def _same(names: str, prefix: str = "") -> list[Row]:
     """Rows of modules that have the same name in both schemes."""
-    return [[at + name] for name in names.split()]
+    return [[prefix + name] for name in names.split()]
 
 
 def _xlabs() -> list[Row]:
     """The processors of XLabs' x-flux, which have adapters only."""
     double, single = "double_blocks.{}.processor.", "single_blocks.{}.processor."
-    at, alone = "transformer_blocks.{}.attn.", "single_transformer_blocks.{}."
+    joint, single_block = "transformer_blocks.{}.attn.", "single_transformer_blocks.{}."
     return [
-        [f"{double}qkv_lora1", *(f"{at}to_{x}" for x in "qkv")],
-        [f"{double}qkv_lora2", *(f"{at}add_{x}_proj" for x in "qkv")],
-        [f"{double}proj_lora1", f"{at}to_out.0"],
-        [f"{double}proj_lora2", f"{at}to_add_out"],
-        [f"{single}qkv_lora", *(f"{alone}attn.to_{x}" for x in "qkv")],
-        [f"{single}proj_lora", f"{alone}proj_out"],
+        [f"{double}qkv_lora1", *(f"{joint}to_{x}" for x in "qkv")],
+        [f"{double}qkv_lora2", *(f"{joint}add_{x}_proj" for x in "qkv")],
+        [f"{double}proj_lora1", f"{joint}to_out.0"],
+        [f"{double}proj_lora2", f"{joint}to_add_out"],
+        [f"{single}qkv_lora", *(f"{single_block}attn.to_{x}" for x in "qkv")],
+        [f"{single}proj_lora", f"{single_block}proj_out"],
     ]
 
 
@@ -116,16 +116,16 @@ def _joined(row: Row) -> Row:
 
 def _single(modulation: Row) -> list[Row]:
     """Flux's and Hunyuan's single blocks."""
-    at = "single_transformer_blocks.{}."
-    parts = [f"{at}attn.to_q", f"{at}attn.to_k", f"{at}attn.to_v", f"{at}proj_mlp"]
+    block = "single_transformer_blocks.{}."
+    parts = [f"{block}attn.to_q", f"{block}attn.to_k", f"{block}attn.to_v", f"{block}proj_mlp"]
     return [
         ["single_blocks.{}.linear1", *parts, {"ratio": [1, 1, 1, 4]}],
-        ["single_blocks.{}.linear2", f"{at}proj_out"],
+        ["single_blocks.{}.linear2", f"{block}proj_out"],
         modulation,
-        ["single_blocks.{}.norm.query_norm", f"{at}attn.norm_q"],
-        ["single_blocks.{}.norm.key_norm", f"{at}attn.norm_k"],
-        ["single_blocks.{}.q_norm", f"{at}attn.norm_q"],
-        ["single_blocks.{}.k_norm", f"{at}attn.norm_k"],
+        ["single_blocks.{}.norm.query_norm", f"{block}attn.norm_q"],
+        ["single_blocks.{}.norm.key_norm", f"{block}attn.norm_k"],
+        ["single_blocks.{}.q_norm", f"{block}attn.norm_q"],
+        ["single_blocks.{}.k_norm", f"{block}attn.norm_k"],
     ]
 
 
@@ -267,32 +267,32 @@ def _sd3() -> dict[str, Any]:
         ["final_layer.linear", "proj_out"],
         ["final_layer.adaLN_modulation.1", "norm_out.linear", {"swap": True}],
     ]
-    at = "transformer_blocks.{}."
+    new = "transformer_blocks.{}."
     for block, names, out, added, ff in (
         ("x_block", ("to_q", "to_k", "to_v"), "to_out.0", "", "ff"),
         ("context_block", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "added_",
          "ff_context"),
     ):  # fmt: skip
-        here = f"joint_blocks.{{}}.{block}."
+        old = f"joint_blocks.{{}}.{block}."
         rows += [
-            [f"{here}attn.qkv", *(f"{at}attn.{name}" for name in names)],
-            [f"{here}attn.proj", f"{at}attn.{out}"],
-            [f"{here}attn.ln_q", f"{at}attn.norm_{added}q"],
-            [f"{here}attn.ln_k", f"{at}attn.norm_{added}k"],
-            [f"{here}mlp.fc1", f"{at}{ff}.net.0.proj"],
-            [f"{here}mlp.fc2", f"{at}{ff}.net.2"],
+            [f"{old}attn.qkv", *(f"{new}attn.{name}" for name in names)],
+            [f"{old}attn.proj", f"{new}attn.{out}"],
+            [f"{old}attn.ln_q", f"{new}attn.norm_{added}q"],
+            [f"{old}attn.ln_k", f"{new}attn.norm_{added}k"],
+            [f"{old}mlp.fc1", f"{new}{ff}.net.0.proj"],
+            [f"{old}mlp.fc2", f"{new}{ff}.net.2"],
         ]
-    here = "joint_blocks.{}.x_block."
+    old = "joint_blocks.{}.x_block."
     rows += [
-        [f"{here}attn2.qkv", *(f"{at}attn2.to_{x}" for x in "qkv")],
-        [f"{here}attn2.proj", f"{at}attn2.to_out.0"],
-        [f"{here}attn2.ln_q", f"{at}attn2.norm_q"],
-        [f"{here}attn2.ln_k", f"{at}attn2.norm_k"],
-        [f"{here}adaLN_modulation.1", f"{at}norm1.linear"],
+        [f"{old}attn2.qkv", *(f"{new}attn2.to_{x}" for x in "qkv")],
+        [f"{old}attn2.proj", f"{new}attn2.to_out.0"],
+        [f"{old}attn2.ln_q", f"{new}attn2.norm_q"],
+        [f"{old}attn2.ln_k", f"{new}attn2.norm_k"],
+        [f"{old}adaLN_modulation.1", f"{new}norm1.linear"],
         # The last block's has a scale and a shift only, which are swapped in diffusers.
         [
             "joint_blocks.{}.context_block.adaLN_modulation.1",
-            f"{at}norm1_context.linear",
+            f"{new}norm1_context.linear",
             {"swap_ratio": 2},
         ],
         *_same("context_embedder"),
@@ -369,13 +369,13 @@ _PARAMETERS = {
 }
 
 
-def _clip_rows(at: str, component: str) -> list[Row]:
+def _clip_rows(prefix: str, component: str) -> list[Row]:
     """OpenCLIP's text encoder below a name, and that of transformers below a component."""
     model, block = f"{component}text_model.", "transformer.resblocks.{}."
     layer = f"{model}encoder.layers.{{}}."
     rows: list[Row] = [
-        [f"{at}{block}attn.in_proj", *(f"{layer}self_attn.{x}_proj" for x in "qkv")],
-        [f"{at}text_projection", f"{component}text_projection", {"transposed": True}],
+        [f"{prefix}{block}attn.in_proj", *(f"{layer}self_attn.{x}_proj" for x in "qkv")],
+        [f"{prefix}text_projection", f"{component}text_projection", {"transposed": True}],
     ]
     names = {
         "attn.out_proj": "self_attn.out_proj",
@@ -384,13 +384,13 @@ def _clip_rows(at: str, component: str) -> list[Row]:
         "ln_1": "layer_norm1",
         "ln_2": "layer_norm2",
     }
-    rows += _each(f"{at}{block}|{layer}", names)
+    rows += _each(f"{prefix}{block}|{layer}", names)
     rest = {
         "token_embedding": "embeddings.token_embedding",
         "positional_embedding": "embeddings.position_embedding",
         "ln_final": "final_layer_norm",
     }
-    return rows + list(_each(f"{at}|{model}", rest))
+    return rows + list(_each(f"{prefix}|{model}", rest))
 
 
 def _z_image() -> dict[str, Any]:
@@ -400,12 +400,12 @@ def _z_image() -> dict[str, Any]:
         ["final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"],
     ]
     for part in ("layers", "noise_refiner", "context_refiner"):
-        at = f"{part}.{{}}.attention."
+        attention = f"{part}.{{}}.attention."
         rows += [
-            [f"{at}qkv", *(f"{at}to_{x}" for x in "qkv"), {"ratio": [0, 0, 0]}],
-            [f"{at}out", f"{at}to_out.0"],
-            [f"{at}q_norm", f"{at}norm_q"],
-            [f"{at}k_norm", f"{at}norm_k"],
+            [f"{attention}qkv", *(f"{attention}to_{x}" for x in "qkv"), {"ratio": [0, 0, 0]}],
+            [f"{attention}out", f"{attention}to_out.0"],
+            [f"{attention}q_norm", f"{attention}norm_q"],
+            [f"{attention}k_norm", f"{attention}norm_k"],
         ]
         rows += _same("attention_norm1 attention_norm2 ffn_norm1 ffn_norm2", f"{part}.{{}}.")
         rows += _same("w1 w2 w3", f"{part}.{{}}.feed_forward.")
@@ -430,20 +430,24 @@ def _lumina2() -> dict[str, Any]:
         ["final_layer.linear", "norm_out.linear_2"],
     ]
     for part in ("layers", "noise_refiner", "context_refiner"):
-        at = f"{part}.{{}}."
+        block = f"{part}.{{}}."
         is_plain = part == "context_refiner"
         rows += [
-            [f"{at}attention.qkv", *(f"{at}attn.to_{x}" for x in "qkv"), {"ratio": [0, 0, 0]}],
-            [f"{at}attention.out", f"{at}attn.to_out.0"],
-            [f"{at}attention.q_norm", f"{at}attn.norm_q"],
-            [f"{at}attention.k_norm", f"{at}attn.norm_k"],
-            [f"{at}attention_norm1", f"{at}norm1" + ("" if is_plain else ".norm")],
-            [f"{at}attention_norm2", f"{at}norm2"],
-            *([f"{at}feed_forward.w{n}", f"{at}feed_forward.linear_{n}"] for n in (1, 2, 3)),
+            [
+                f"{block}attention.qkv",
+                *(f"{block}attn.to_{x}" for x in "qkv"),
+                {"ratio": [0, 0, 0]},
+            ],
+            [f"{block}attention.out", f"{block}attn.to_out.0"],
+            [f"{block}attention.q_norm", f"{block}attn.norm_q"],
+            [f"{block}attention.k_norm", f"{block}attn.norm_k"],
+            [f"{block}attention_norm1", f"{block}norm1" + ("" if is_plain else ".norm")],
+            [f"{block}attention_norm2", f"{block}norm2"],
+            *([f"{block}feed_forward.w{n}", f"{block}feed_forward.linear_{n}"] for n in (1, 2, 3)),
         ]
         if not is_plain:
-            rows.append([f"{at}adaLN_modulation.1", f"{at}norm1.linear"])
-        rows += _same("ffn_norm1 ffn_norm2", at)
+            rows.append([f"{block}adaLN_modulation.1", f"{block}norm1.linear"])
+        rows += _same("ffn_norm1 ffn_norm2", block)
     rows += _same("x_embedder")
     return {
         "source": "Alpha-VLLM/Lumina-Image-2.0, models/model.py",
@@ -469,9 +473,9 @@ def _ltx() -> dict[str, Any]:
     rows += [["patchify_proj", "proj_in"], ["audio_patchify_proj", "audio_proj_in"]]
     attentions = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn")
     for attention in (*attentions, "video_to_audio_attn"):
-        at = f"transformer_blocks.{{}}.{attention}."
-        rows += [[f"{at}q_norm", f"{at}norm_q"], [f"{at}k_norm", f"{at}norm_k"]]
-        rows += _same("to_q to_k to_v to_out.{}", at)
+        prefix = f"transformer_blocks.{{}}.{attention}."
+        rows += [[f"{prefix}q_norm", f"{prefix}norm_q"], [f"{prefix}k_norm", f"{prefix}norm_k"]]
+        rows += _same("to_q to_k to_v to_out.{}", prefix)
     rows += _same(
         "ff.net.{} ff.net.{}.proj audio_ff.net.{} audio_ff.net.{}.proj", "transformer_blocks.{}."
     )
@@ -505,12 +509,12 @@ def _hidream() -> dict[str, Any]:
     rows: list[Row] = []
     attention = "to_q to_k to_v to_out q_rms_norm k_rms_norm"
     for blocks, streams in (("double", ("", "_t")), ("single", ("",))):
-        at = f"{blocks}_stream_blocks.{{}}.block."
+        prefix = f"{blocks}_stream_blocks.{{}}.block."
         for stream in streams:
-            rows += [[f"{at}attn1.{name}{stream}"] for name in attention.split()]
+            rows += [[f"{prefix}attn1.{name}{stream}"] for name in attention.split()]
         for ff in ("ff_i.experts.{}", "ff_i.shared_experts", "ff_t")[: 2 + len(streams) // 2]:
-            rows += _same("w1 w2 w3", f"{at}{ff}.")
-        rows += _same("ff_i.gate adaLN_modulation.{}", at)
+            rows += _same("w1 w2 w3", f"{prefix}{ff}.")
+        rows += _same("ff_i.gate adaLN_modulation.{}", prefix)
     rows += _same("caption_projection.{}.linear final_layer.adaLN_modulation.{} x_embedder.proj")
     rows += _same("final_layer.linear")
     for embedder in ("p_embedder.pooled_embedder.", "t_embedder.timestep_embedder."):

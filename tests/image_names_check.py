@@ -249,7 +249,7 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
     """A model's tensors in the original names."""
     import torch
 
-    found, used = Tensors(), set[str]()
+    tensors, used = Tensors(), set[str]()
     scales = {new: old for old, new in table.suffixes}
     unused = re.compile(_UNUSED.get(name, "$^"))
     for source, targets in table.sources({key.rpartition(".")[0] for key in state}).items():
@@ -263,16 +263,16 @@ def _original(name: str, table: Templates, state: Mapping[str, Any]) -> Tensors:
             if _is_swapped(table, targets[0], state):
                 tensor = torch.cat(tensor.chunk(2)[::-1])
             is_norm = end == "weight" and "norm." in source
-            found[f"{source}.{scales.get(end, end) if is_norm else end}"] = tensor
+            tensors[f"{source}.{scales.get(end, end) if is_norm else end}"] = tensor
             used.update(keys)
     for row in table.rows if any(row.is_tensor for row in table.rows) else ():
         pattern = re.compile(re.escape(row.targets[0]).replace(r"\{\}", r"(\d+)"))
         for key in state:
             if row.is_tensor and (match := pattern.fullmatch(key)):
-                found[row.source.format(*match.groups())] = state[key]
+                tensors[row.source.format(*match.groups())] = state[key]
                 used.add(key)
     rest = {key: tensor for key, tensor in state.items() if key not in used}
-    return _without_rows(name, {**found, **rest})
+    return _without_rows(name, {**tensors, **rest})
 
 
 def _is_swapped(table: Templates, target: str, state: Mapping[str, Any]) -> bool:
@@ -303,16 +303,16 @@ def _problems(name: str, case: Case, convert: Callable[..., Tensors]) -> tuple[i
 
     model = _tiny(case)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    table = next(found for found in image_maps() if found.name == case.table).templates
+    table = next(names for names in image_maps() if names.name == case.table).templates
     assert table is not None
     tensors, options = _original(name, table, state), {}
     if case.table == "unet":
         tensors = {f"model.diffusion_model.{key}": x for key, x in tensors.items()}
         options = {"config": dict(model.config)}
-    found = convert(tensors, **options)
-    problems = [f"{key}: only on one side" for key in sorted(found.keys() ^ state.keys())]
-    for key in sorted(found.keys() & state.keys()):
-        if not torch.equal(found[key], state[key]):
+    converted = convert(tensors, **options)
+    problems = [f"{key}: only on one side" for key in sorted(converted.keys() ^ state.keys())]
+    for key in sorted(converted.keys() & state.keys()):
+        if not torch.equal(converted[key], state[key]):
             problems.append(f"{key}: other numbers")
     return len(state), problems
 
@@ -325,32 +325,32 @@ _TEXT = {
 }
 
 
-def open_clip_tensors(at: str, component: str, state: Mapping[str, Any]) -> Tensors:
+def open_clip_tensors(prefix: str, component: str, state: Mapping[str, Any]) -> Tensors:
     """A text encoder of transformers under OpenCLIP's names, by the table.
 
     Args:
-        at: What is in front of OpenCLIP's names.
-        component: What is in front of the names in the table.
+        prefix: The prefix of OpenCLIP's names.
+        component: The prefix of the names in the table.
         state: The model's tensors.
     """
     import torch
 
-    table = next(found for found in image_maps() if found.name == "unet").templates
+    table = next(names for names in image_maps() if names.name == "unet").templates
     assert table is not None
     parameters = {new: old for old, new in table.suffixes}
     transposed = {row.source for row in table.rows if row.is_transposed}
-    found = Tensors()
+    tensors = Tensors()
     modules = {f"{component}{key.rpartition('.')[0]}" for key in state}
     for source, targets in table.sources(modules).items():
-        for end in ("weight", "bias") if source.startswith(at) else ():
+        for end in ("weight", "bias") if source.startswith(prefix) else ():
             keys = [f"{target.removeprefix(component)}.{end}" for target in targets]
             if all(key in state for key in keys):
                 tensor = torch.cat([state[key] for key in keys])
                 tensor = tensor.T.contiguous() if source in transposed else tensor
                 start, _, module = source.rpartition(".")
                 name = f"{module}.{end}"
-                found[f"{start}.{parameters.get(name, name)}"] = tensor
-    return found
+                tensors[f"{start}.{parameters.get(name, name)}"] = tensor
+    return tensors
 
 
 def tiny_text_encoder(seed: int = 1) -> Any:
@@ -367,18 +367,18 @@ def tiny_text_encoder(seed: int = 1) -> Any:
     return model
 
 
-def _text_problems(at: str, convert: Callable[..., Tensors]) -> tuple[int, list[str]]:
+def _text_problems(prefix: str, convert: Callable[..., Tensors]) -> tuple[int, list[str]]:
     """As `_problems`, for a text encoder in OpenCLIP's names."""
     import torch
 
     model = tiny_text_encoder()
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    found = convert(model, open_clip_tensors(at, _TEXT[at], state), prefix=at)
+    converted = convert(model, open_clip_tensors(prefix, _TEXT[prefix], state), prefix=prefix)
     # diffusers leaves the projection of Stable Diffusion 2 out, which has no use there.
-    lacking = {"text_projection.weight"} if _TEXT[at] == "text_encoder." else set[str]()
-    problems = [f"{k}: only on one side" for k in sorted(found.keys() ^ state.keys() - lacking)]
-    for key in sorted(found.keys() & state.keys()):
-        if not torch.equal(found[key], state[key]):
+    lacking = {"text_projection.weight"} if _TEXT[prefix] == "text_encoder." else set[str]()
+    problems = [f"{k}: only on one side" for k in sorted(converted.keys() ^ state.keys() - lacking)]
+    for key in sorted(converted.keys() & state.keys()):
+        if not torch.equal(converted[key], state[key]):
             problems.append(f"{key}: other numbers")
     return len(state), problems
 
@@ -387,7 +387,10 @@ def main() -> None:
     """Compares every model; exits with an error that lists what differs."""
     converters = _converters()
     failed = False
-    text = {at: _text_problems(at, converters["convert_open_clip_checkpoint"]) for at in _TEXT}
+    text = {
+        prefix: _text_problems(prefix, converters["convert_open_clip_checkpoint"])
+        for prefix in _TEXT
+    }
     models = (
         (name, _problems(name, case, converters[case.converter])) for name, case in CASES.items()
     )

@@ -264,17 +264,19 @@ def failure(tree: Path, args: tuple[str, ...]) -> str | None:
     """Returns the first test that fails; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *args]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    if done.returncode == 0:
+    process = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if process.returncode == 0:
         return None
-    lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", process.stdout, re.MULTILINE)
     # 1 is a failure, 2 an error while tests are collected; other codes are no result.
-    if done.returncode not in (1, 2) or not lines:
-        raise SystemExit(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    if process.returncode not in (1, 2) or not lines:
+        raise SystemExit(f"{' '.join(command)}:\n{process.stdout[-2000:]}{process.stderr[-2000:]}")
     return lines[0]
 
 
-def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bool) -> str | None:
+def caught(
+    tree: Path, mutation: Mutation, selection: tuple[str, ...], near_only: bool
+) -> str | None:
     """Returns the test that catches a mutation in this copy of the tree; None if no test does."""
     path = file_of(tree, mutation.old)
     text = path.read_text(encoding="utf-8")
@@ -282,14 +284,14 @@ def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bo
     try:
         tests = tree / "tests"
         near = [f"tests/{name}" if (tests / name).exists() else name for name in mutation.near]
-        failed = failure(tree, (*which, *near))
-        return failed if failed or near_only else failure(tree, which)
+        failed = failure(tree, (*selection, *near))
+        return failed if failed or near_only else failure(tree, selection)
     finally:
         path.write_text(text, encoding="utf-8")
 
 
 def table(
-    tree: Path, patterns: list[str], which: tuple[str, ...], near_only: bool
+    tree: Path, patterns: list[str], selection: tuple[str, ...], near_only: bool
 ) -> Iterator[tuple[str, str | None]]:
     """Yields each mutation's name with the test that catches it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -300,7 +302,7 @@ def table(
         for mutation in selected:
             file_of(copy, mutation.old)
         for mutation in selected:
-            yield mutation.name, caught(copy, mutation, which, near_only)
+            yield mutation.name, caught(copy, mutation, selection, near_only)
 
 
 def main() -> None:
@@ -313,13 +315,13 @@ def main() -> None:
     parser.add_argument("--near", action="store_true", help="the likely tests alone")
     parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout")
     options = parser.parse_args()
-    lost = 0
+    uncaught = 0
     print("| broken | caught by |\n| --- | --- |", flush=True)
-    which = () if options.all else QUICK
-    for name, test in table(options.tree.resolve(), options.words, which, options.near):
-        lost += test is None
+    selection = () if options.all else QUICK
+    for name, test in table(options.tree.resolve(), options.words, selection, options.near):
+        uncaught += test is None
         print(f"| {name} | {test or '**nothing**'} |", flush=True)
-    sys.exit(lost > 0)
+    sys.exit(uncaught > 0)
 
 
 if __name__ == "__main__":

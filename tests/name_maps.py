@@ -184,21 +184,21 @@ def _models() -> Iterator[tuple[str, dict[str, Any]]]:
     for model_type, name in classes.items():
         name = name if isinstance(name, str) else name[0]
         has_base = model_type in MODEL_MAPPING_NAMES
-        found: dict[str, Any] = {"class": name} if has_base else {"heads": [name]}
-        found["parts"] = _PARTS.get(model_type)
+        entry: dict[str, Any] = {"class": name} if has_base else {"heads": [name]}
+        entry["parts"] = _PARTS.get(model_type)
         try:
             cls = getattr(transformers, name)
-            found["prefix"] = cls.base_model_prefix if has_base else ""
+            entry["prefix"] = cls.base_model_prefix if has_base else ""
             config = transformers.CONFIG_MAPPING[model_type]()
             shorten(config)
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
                 model = cls(config)
-            found["parts"] = _parts(model, config)
-            found["inputs_first"] = _inputs_first(model)
+            entry["parts"] = _parts(model, config)
+            entry["inputs_first"] = _inputs_first(model)
         except Exception:  # The class or its config needs more than defaults: parts unknown.
             pass
-        yield model_type, {key: value for key, value in found.items() if value}
+        yield model_type, {key: value for key, value in entry.items() if value}
 
 
 def _head_classes() -> dict[str, str]:
@@ -210,11 +210,11 @@ def _head_classes() -> dict[str, str]:
         for name, table in vars(modeling_auto).items()
         if re.fullmatch("MODEL_.*_MAPPING_NAMES", name)
     }
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for _, table in sorted(tables.items()):
         for model_type, name in table.items():
-            found.setdefault(model_type, name if isinstance(name, str) else name[0])
-    return found
+            classes.setdefault(model_type, name if isinstance(name, str) else name[0])
+    return classes
 
 
 def _inputs_first(model: Any) -> list[str]:

@@ -119,28 +119,28 @@ def test_division_and_sums_are_unsupported() -> None:
 
 def test_values_that_are_not_updates_are_listed() -> None:
     """All invalid updates are listed by site in one error."""
-    wrong: Any = {"q": ones((2, 3)), "k": LoRA(ones((1, 3)), ones((2, 1)), 1.0), 3: None}
+    updates: Any = {"q": ones((2, 3)), "k": LoRA(ones((1, 3)), ones((2, 1)), 1.0), 3: None}
     with pytest.raises(AdapterError, match="not updates of a family") as caught:
-        Adapter(wrong)
+        Adapter(updates)
     assert "\n  q: ndarray" in str(caught.value) and "\n  3: NoneType" in str(caught.value)
     assert "k:" not in str(caught.value)
 
 
 def test_updates_must_be_a_mapping() -> None:
     """A list of updates has no sites and is refused."""
-    wrong: Any = [LoRA(ones((1, 3)), ones((2, 1)), 1.0)]
+    updates: Any = [LoRA(ones((1, 3)), ones((2, 1)), 1.0)]
     with pytest.raises(AdapterError, match=r"updates are a list, expected \{site: update\}"):
-        Adapter(wrong)
+        Adapter(updates)
 
 
 def test_name_and_source_must_be_strings() -> None:
     """A name or source that is not a string is refused."""
-    wrong: Any = 3
-    for call in (lambda: Adapter({}, name=wrong), lambda: lora().renamed(wrong)):
+    value: Any = 3
+    for call in (lambda: Adapter({}, name=value), lambda: lora().renamed(value)):
         with pytest.raises(AdapterError, match=r"name is 3, expected a string"):
             call()
     with pytest.raises(AdapterError, match=r"source is 3, expected a string"):
-        Adapter({}, source=wrong)
+        Adapter({}, source=value)
 
 
 def test_source_is_kept_and_ignored_in_comparisons() -> None:
@@ -239,8 +239,8 @@ def test_tree_map_keeps_names_and_static_data() -> None:
     assert [part.name for part in doubled.parts] == list(FAMILIES)
     assert [part.strength for part in doubled.parts] == [1.0] * 6
     assert jax.tree.structure(doubled) == jax.tree.structure(mixed)
-    again = jax.tree.unflatten(jax.tree.structure(mixed), jax.tree.leaves(mixed))
-    assert repr(again) == repr(mixed)
+    rebuilt = jax.tree.unflatten(jax.tree.structure(mixed), jax.tree.leaves(mixed))
+    assert repr(rebuilt) == repr(mixed)
 
 
 def test_paths_of_leaves_are_readable() -> None:

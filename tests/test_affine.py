@@ -101,11 +101,11 @@ def cost(steps: Chain) -> int:
     return sum(step.flops() for step in steps)
 
 
-def close(ours: Any, expected: Any) -> None:
+def close(output: Any, expected: Any) -> None:
     """Asserts equality up to float64's rounding."""
-    assert ours.shape == expected.shape
+    assert output.shape == expected.shape
     scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(np.asarray(ours) / scale, expected / scale, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.asarray(output) / scale, expected / scale, rtol=0, atol=1e-12)
 
 
 @pytest.fixture(autouse=True)
@@ -310,9 +310,9 @@ def test_transforms(w: np.ndarray) -> None:
         close(applied(chain, jnp.asarray(w)), naive(chain, w))
     assert len(traces) == 1
     stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), *chains)
-    both = jax.vmap(lambda chain: run(fold(chain), jnp.asarray(w)))(stacked)
-    for found, chain in zip(both, chains, strict=True):
-        close(found, naive(chain, w))
+    outputs = jax.vmap(lambda chain: run(fold(chain), jnp.asarray(w)))(stacked)
+    for output, chain in zip(outputs, chains, strict=True):
+        close(output, naive(chain, w))
     slope = jax.grad(lambda chain: jnp.sum(applied(chain, jnp.asarray(w)) ** 2))(chains[0])
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(slope))
     shaped = jax.eval_shape(applied, chains[0], jnp.asarray(w, jnp.float64))
@@ -334,9 +334,9 @@ def test_dtypes_are_kept(dtype: Any) -> None:
 def test_frozen() -> None:
     """Maps and bases are immutable."""
     map_, base = identity(SHAPE), Base(None, SHAPE)
-    for thing, name in ((map_, "left"), (base, "matrix")):
+    for instance, name in ((map_, "left"), (base, "matrix")):
         with pytest.raises(FrozenInstanceError):
-            setattr(thing, name, None)
+            setattr(instance, name, None)
     assert map_ == map_ and map_ != identity(SHAPE)
     assert jax.tree.leaves(base) == [] and hash(jax.tree.structure(base))
 

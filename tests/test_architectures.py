@@ -23,16 +23,16 @@ def test_architecture_without_problems() -> None:
     """Its line names the adapters that were checked, and its notes are short."""
     rows = [row("all", "a"), row("all", "b"), row("saved", "a"), row("all", "c")]
     rows.append(row("saved", "b", notes=["untied", "never called: x"]))
-    own = "also as a model of `jaxmix.models`"
-    assert line(*rows) == f"| `tiny` | linear, saved | ok | ok | untied: saved; {own} |"
+    note = "also as a model of `jaxmix.models`"
+    assert line(*rows) == f"| `tiny` | linear, saved | ok | ok | untied: saved; {note} |"
 
 
 def test_failures_state_their_reason_without_folders() -> None:
     """A refusal is counted and stated once, without the folder of the run."""
     rows = [row(variant, "b", "refused") for variant in ("order", "each")]
-    found = line(row("all", "a"), row("all", "b"), *rows)
+    text = line(row("all", "a"), row("all", "b"), *rows)
     notes = "refused: order, each expert (LayoutError: no leaf in b)"
-    assert found == f"| `tiny` | linear, order, each expert | ok | 1 of 3 | {notes} |"
+    assert text == f"| `tiny` | linear, order, each expert | ok | 1 of 3 | {notes} |"
 
 
 def test_files_that_peft_misreads_do_not_count() -> None:

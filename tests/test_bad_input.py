@@ -61,7 +61,7 @@ def test_scalar_weight_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("leaf", "found"),
+    ("leaf", "description"),
     [
         (np.ones((6, 4), np.int8), "has dtype int8; dequantize or cast it first"),
         (np.ones((6, 4), np.uint8), "has dtype uint8; dequantize or cast it first"),
@@ -73,7 +73,7 @@ def test_scalar_weight_is_refused():
         ("weights.bin", "is a str"),
     ],
 )
-def test_non_float_leaves_are_listed(leaf, found):
+def test_non_float_leaves_are_listed(leaf, description):
     """Quantized, boolean and complex leaves, and non-arrays, are listed by site."""
     base = {f"{SITE}.weight": leaf, "b.weight": leaf, "c.weight": np.ones((6, 4), np.float32)}
     with pytest.raises(LayoutError) as caught:
@@ -81,7 +81,7 @@ def test_non_float_leaves_are_listed(leaf, found):
     message = str(caught.value)
     assert message == (
         "leaves that can't take an adapter, expected arrays of floats:\n"
-        f"  {SITE}: {SITE}.weight {found}\n  b: b.weight {found}"
+        f"  {SITE}: {SITE}.weight {description}\n  b: b.weight {description}"
     )
 
 
@@ -99,14 +99,14 @@ def test_weight_stored_as_a_subtree_is_refused():
 def test_empty_weight_keeps_its_shape(shape):
     """An empty weight keeps its shape, or the update does not fit."""
     rows, columns = shape
-    a, b, ones = jnp.ones((2, columns)), jnp.ones((rows, 2)), jnp.ones
-    updates = [LoRA(a, b, 1.0), LoRA(a, b, 1.0, magnitude=ones(rows)), LoHa(b, a, b, a, 1.0)]
-    updates += [IA3(ones(rows)), IA3(ones(columns), on_input=True), Replace(ones(shape))]
+    a, b, make = jnp.ones((2, columns)), jnp.ones((rows, 2)), jnp.ones
+    updates = [LoRA(a, b, 1.0), LoRA(a, b, 1.0, magnitude=make(rows)), LoHa(b, a, b, a, 1.0)]
+    updates += [IA3(make(rows)), IA3(make(columns), on_input=True), Replace(make(shape))]
     base = {f"{SITE}.weight": np.ones(shape, np.float32)}
     for update in updates:
         out = jaxmix.compose(base, Adapter({SITE: update}))
         assert out[f"{SITE}.weight"].shape == shape
-    turn = Adapter({SITE: OFT(ones((columns // 2, 1)))})
+    turn = Adapter({SITE: OFT(make((columns // 2, 1)))})
     if columns:
         assert jaxmix.compose(base, turn)[f"{SITE}.weight"].shape == shape
     else:
@@ -130,9 +130,9 @@ def test_missing_sites_list_the_nearest_leaves():
         for m in "qkv"
     }
     sites = [f"transformer.layers.{i}.attn.q_proj" for i in range(2)]
-    found = "model.layers.0.self_attn.v_proj"
+    nearest = "model.layers.0.self_attn.v_proj"
     with pytest.raises(LayoutError) as caught:
-        jaxmix.compose(base, [lora([*sites, found])])
+        jaxmix.compose(base, [lora([*sites, nearest])])
     lines = str(caught.value).splitlines()
     assert lines[0] == (
         "2 sites of the adapters can't be placed in the params by the layout 'names':"
@@ -255,9 +255,9 @@ def test_arguments_are_unchanged(name, tmp_path):
     out = jaxmix.compose(base, [0.5 * adapter, -second])
     jaxmix.mix(adapter, second, strength=[1.0, 2.0])(base)
     assert list(base) == keys and out is not base
-    now = [x for x in jax.tree.leaves((base, adapter, second)) if isinstance(x, np.ndarray)]
-    assert all(a is b for a, b in zip(now, leaves, strict=True))
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(now, before, strict=True))
+    after = [x for x in jax.tree.leaves((base, adapter, second)) if isinstance(x, np.ndarray)]
+    assert all(a is b for a, b in zip(after, leaves, strict=True))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(after, before, strict=True))
     assert out["other.weight"] is base["other.weight"]
     assert isinstance(adapter, Adapter) and isinstance(second, Adapter)
     assert (adapter.strength, second.strength) == (1.0, 1.0)

@@ -115,14 +115,14 @@ def test_duplicate_names_are_refused(make):
     )
 
 
-@pytest.mark.parametrize("thing", ["folder", None, 3, [lora()], {"a": 1}, BASE])
-def test_values_that_are_not_adapters_are_refused(thing):
+@pytest.mark.parametrize("value", ["folder", None, 3, [lora()], {"a": 1}, BASE])
+def test_values_that_are_not_adapters_are_refused(value):
     """The error shows the value's type and how to load an adapter."""
-    kind = type(thing).__name__
+    kind = type(value).__name__
     for make, expected in (
-        (lambda: jaxmix.mix(thing), rf"mix got {kind} .*, expected adapters and mixes"),
+        (lambda: jaxmix.mix(value), rf"mix got {kind} .*, expected adapters and mixes"),
         (
-            lambda: jaxmix.compose(BASE, [thing]),
+            lambda: jaxmix.compose(BASE, [value]),
             rf"compose got for its adapters:\n  0: {kind} .*\nExpected an adapter",
         ),
     ):

@@ -25,8 +25,8 @@ def test_each_adapter_helps_in_its_own_domain() -> None:
 def test_order_matters_with_oft() -> None:
     """PEFT's figures depend on the order, so a swapped order would show."""
     for kind in ("lora", "loha"):
-        forward, back = DEMO.peft((kind, "oft")), DEMO.peft(("oft", kind))
-        assert min(abs(forward[domain] - back[domain]) for domain in forward) > 5e-3
+        forward, backward = DEMO.peft((kind, "oft")), DEMO.peft(("oft", kind))
+        assert min(abs(forward[domain] - backward[domain]) for domain in forward) > 5e-3
 
 
 # Programs are not optimized in tests, so a model's losses take three seconds.
@@ -62,8 +62,8 @@ def test_loss_that_differs_from_pefts_is_reported(
 ) -> None:
     """With other recorded losses the exit code is 1."""
     orders = ((),)
-    wrong = {domain: loss + 0.01 for domain, loss in DEMO.peft(()).items()}
-    recorded = {**DEMO.recorded, "losses": [{"order": [], "peft_forward": wrong}]}
+    losses = {domain: loss + 0.01 for domain, loss in DEMO.peft(()).items()}
+    recorded = {**DEMO.recorded, "losses": [{"order": [], "peft_forward": losses}]}
     short = {domain: windows[:8] for domain, windows in DEMO.windows.items()}
     demo = replace(DEMO, recorded=recorded, windows=short)
     monkeypatch.setattr(run, "read_demo", lambda: demo)

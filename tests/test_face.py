@@ -16,9 +16,9 @@ from jaxmix.converters.adapters.loading import FORMATS
 
 def test_dir_shows_the_public_names_only() -> None:
     """Submodules that Python adds to the package on import are not shown."""
-    shown = {name for name in dir(jaxmix) if not name.startswith("__")}
-    assert shown == set(jaxmix.__all__)
-    assert all(hasattr(jaxmix, name) for name in shown)
+    names = {name for name in dir(jaxmix) if not name.startswith("__")}
+    assert names == set(jaxmix.__all__)
+    assert all(hasattr(jaxmix, name) for name in names)
 
 
 def test_load_states_what_it_returns_and_reads() -> None:
@@ -53,8 +53,8 @@ def test_subpackages_are_attributes() -> None:
 
 
 def _packages() -> list[str]:
-    found = pkgutil.walk_packages(jaxmix.__path__, "jaxmix.")
-    return ["jaxmix", *(info.name for info in found if info.ispkg and ".demo" not in info.name)]
+    modules = pkgutil.walk_packages(jaxmix.__path__, "jaxmix.")
+    return ["jaxmix", *(info.name for info in modules if info.ispkg and ".demo" not in info.name)]
 
 
 @pytest.mark.parametrize("name", _packages())

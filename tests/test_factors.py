@@ -39,11 +39,11 @@ SPELLED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", SPELLED)
-def test_equivalent_arrays_give_the_same_result(how: str) -> None:
+@pytest.mark.parametrize("kind", SPELLED)
+def test_equivalent_arrays_give_the_same_result(kind: str) -> None:
     """Each way to pass the same numbers gives the same result."""
     np.testing.assert_allclose(
-        composed(LoRA(**{"a": A, "b": B, "scale": 1.0, **SPELLED[how]})), TRUTH, rtol=1e-5
+        composed(LoRA(**{"a": A, "b": B, "scale": 1.0, **SPELLED[kind]})), TRUTH, rtol=1e-5
     )
 
 
@@ -55,9 +55,9 @@ def test_scales_beyond_32_bits(scale: int) -> None:
 
 def test_integers_in_place_of_floats() -> None:
     """Integers work in place of floats under strict promotion."""
-    whole = np.arange(8).reshape(2, 4)
+    integers = np.arange(8).reshape(2, 4)
     np.testing.assert_allclose(
-        composed(LoRA(whole, B, 1)), PARAMS["q.weight"] + B @ whole, rtol=1e-5, atol=1e-5
+        composed(LoRA(integers, B, 1)), PARAMS["q.weight"] + B @ integers, rtol=1e-5, atol=1e-5
     )
 
 
@@ -69,13 +69,13 @@ def test_pytorch_tensors_are_copied(dtype: str) -> None:
     tensor = torch.tensor(
         tensors.astype(np.float64), dtype=getattr(torch, dtype), requires_grad=True
     )
-    made: Any = checked_factors({"q": LoRA(tensor, B, 1.0)})["q"]
-    assert made.a.dtype == tensors.dtype and made.a.tobytes() == tensors.tobytes()
+    update: Any = checked_factors({"q": LoRA(tensor, B, 1.0)})["q"]
+    assert update.a.dtype == tensors.dtype and update.a.tobytes() == tensors.tobytes()
     with torch.no_grad():
         tensor.zero_()
-    assert made.a.tobytes() == tensors.tobytes()
+    assert update.a.tobytes() == tensors.tobytes()
     truth = PARAMS["q.weight"] + B @ tensors.astype(np.float32)
-    np.testing.assert_allclose(composed(made), truth, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(composed(update), truth, rtol=1e-5, atol=1e-6)
 
 
 def test_valid_updates_are_returned_unchanged() -> None:
@@ -171,13 +171,13 @@ def test_sparse_tensor_is_refused() -> None:
 def test_numpy_integers_are_valid_ranks(rank: Any) -> None:
     """Every function that takes a rank accepts NumPy's integers."""
     adapter, key = Adapter({"q": LORA}), jax.random.key(0)
-    made = {
+    adapters = {
         "to_lora": jaxmix.to_lora(adapter, PARAMS, rank=rank),
         "combine": jaxmix.combine([adapter], PARAMS, method="svd", rank=rank),
     }
     if isinstance(rank, np.integer):
-        made["init"] = jaxmix.init("lora", PARAMS, key, target_modules=["q"], rank=rank)  # pyright: ignore[reportArgumentType]
-    for factors in made.values():
+        adapters["init"] = jaxmix.init("lora", PARAMS, key, target_modules=["q"], rank=rank)  # pyright: ignore[reportArgumentType]
+    for factors in adapters.values():
         assert factors.updates["q"].a.shape == (2, 4)  # pyright: ignore[reportAttributeAccessIssue]
     share = jaxmix.to_lora(adapter, PARAMS, rank=np.float32(0.9999))  # pyright: ignore[reportArgumentType]
     assert share.updates["q"].a.shape == (2, 4)  # pyright: ignore[reportAttributeAccessIssue]

@@ -55,8 +55,8 @@ def test_bank_of_a_path_is_refused():
 def test_result_of_fit_is_refused_with_advice():
     """A `fit` result in place of an adapter is refused, and the error names its mix."""
 
-    def loss(params, wanted):
-        return jnp.sum((params["proj.weight"] - wanted) ** 2)
+    def loss(params, expected):
+        return jnp.sum((params["proj.weight"] - expected) ** 2)
 
     result = jaxmix.fit(ADAPTER, PARAMS, loss, [jnp.ones((2, 3))], how="dense", progress=False)
     for adapters in (result, [result]):

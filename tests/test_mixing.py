@@ -88,7 +88,7 @@ def test_invalid_strengths_are_refused(strength: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("thing", "text"),
+    ("value", "text"),
     [
         ([lora()], r"list \[a: LoRA.*(not mix\(\[a, b\]\)|write compose\(params, \[a, b\]\))"),
         ("folder", "str 'folder'.* jaxmix.load"),
@@ -98,9 +98,9 @@ def test_invalid_strengths_are_refused(strength: Any, text: str) -> None:
         (PARAMS, "dict .*….*xpected"),
     ],
 )
-def test_values_that_are_not_adapters_are_refused(thing: Any, text: str) -> None:
+def test_values_that_are_not_adapters_are_refused(value: Any, text: str) -> None:
     """The error shows the value, shortened, and the correct call."""
-    for call in (lambda: jaxmix.mix(lora(), thing), lambda: jaxmix.compose(PARAMS, [thing])):
+    for call in (lambda: jaxmix.mix(lora(), value), lambda: jaxmix.compose(PARAMS, [value])):
         with pytest.raises(AdapterError, match=f"(?s){text}") as caught:
             call()
         assert len(str(caught.value)) < 250
@@ -133,18 +133,18 @@ def test_compose_takes_one_or_several_adapters() -> None:
     assert value(a(PARAMS)) == 0.5 and value(jaxmix.mix(a, b)(PARAMS)) == 1.0
 
 
-@pytest.mark.parametrize("nothing", [[], (), jaxmix.mix(), iter(())], ids="abcd")
-def test_compose_without_adapters_returns_params(nothing: Any) -> None:
+@pytest.mark.parametrize("adapters", [[], (), jaxmix.mix(), iter(())], ids="abcd")
+def test_compose_without_adapters_returns_params(adapters: Any) -> None:
     """Without adapters the result is `params` itself, of any type."""
     for params in (PARAMS, {}, None, 3, object()):
-        assert jaxmix.compose(params, nothing) is params
+        assert jaxmix.compose(params, adapters) is params
 
 
-@pytest.mark.parametrize("thing", [None, 0.5, "folder", {"a": lora()}, b"x"], ids=repr)
-def test_arguments_that_are_not_adapters_are_refused(thing: Any) -> None:
+@pytest.mark.parametrize("value", [None, 0.5, "folder", {"a": lora()}, b"x"], ids=repr)
+def test_arguments_that_are_not_adapters_are_refused(value: Any) -> None:
     """Values that can't be a list of adapters are refused."""
     with pytest.raises(AdapterError, match=r"compose got .* expected an adapter, a mix, or a list"):
-        jaxmix.compose(PARAMS, thing)
+        jaxmix.compose(PARAMS, value)
 
 
 def test_arguments_are_not_changed() -> None:
@@ -182,11 +182,11 @@ def test_help_is_complete(name: str) -> None:
     assert max(map(len, doc.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("wrong", [None, [None], [[1.0], [1.0, 2.0]], "1"])
-def test_invalid_strengths_of_a_mix_are_refused(wrong: Any) -> None:
+@pytest.mark.parametrize("strength", [None, [None], [[1.0], [1.0, 2.0]], "1"])
+def test_invalid_strengths_of_a_mix_are_refused(strength: Any) -> None:
     """Refused also for a mix's own strength, and where NumPy itself would fail."""
     with pytest.raises(AdapterError, match=r"a strength is .*expected a real number|strengths for"):
-        jaxmix.mix(Adapter({}, name="a"), strength=wrong)
-    if wrong != [None]:
+        jaxmix.mix(Adapter({}, name="a"), strength=strength)
+    if strength != [None]:
         with pytest.raises(AdapterError, match=r"a strength is .*expected a real number"):
-            _ = Adapter({}, name="a") * wrong
+            _ = Adapter({}, name="a") * strength

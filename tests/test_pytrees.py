@@ -50,7 +50,9 @@ def test_children_have_the_names_of_their_fields() -> None:
 
 def test_every_dataclass_is_registered_by_our_function() -> None:
     """No source calls JAX's own registration function."""
-    ours = [path for path in tracked() if path.suffix == ".py" and path.name != "pytrees.py"]
-    theirs = re.compile(r"tree_util(\.| import )register_data" + "class")
-    found = [str(path) for path in ours if theirs.search(path.read_text(encoding="utf-8"))]
-    assert found == []
+    paths = [path for path in tracked() if path.suffix == ".py" and path.name != "pytrees.py"]
+    pattern = re.compile(r"tree_util(\.| import )register_data" + "class")
+    registrations = [
+        str(path) for path in paths if pattern.search(path.read_text(encoding="utf-8"))
+    ]
+    assert registrations == []

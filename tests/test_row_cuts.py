@@ -59,7 +59,7 @@ def test_runs_equal_the_rows_of_the_complete_map(name: str) -> None:
     steps, weight = [step(left), step(Diagonal(normal(ROWS)))], normal(ROWS, COLUMNS)
     expected = steps[1](steps[0](weight))
     for start, stop in itertools.combinations(range(0, ROWS + 1, unit), 2):
-        found = weight[start:stop]
+        output = weight[start:stop]
         for cut in cut_rows(steps, slice(start, stop)):
-            found = cut(found)
-        np.testing.assert_allclose(found, expected[start:stop], rtol=1e-5, atol=1e-5)
+            output = cut(output)
+        np.testing.assert_allclose(output, expected[start:stop], rtol=1e-5, atol=1e-5)

@@ -40,7 +40,7 @@ def table() -> dict[str, Any]:
     """
     import transformers
 
-    parts = {name: found for name in class_names() if (found := inner_models(name))}
+    parts = {name: models for name in class_names() if (models := inner_models(name))}
     inner = {cls for rows in parts.values() for _, cls, _, _ in rows}
     lists, classes, unless = ties_of_classes({*class_names(), *inner})
     by_flag: dict[str, list[str]] = {"untied": [], "always": [], "text": []}

@@ -36,10 +36,10 @@ def test_host_decomposition_gives_the_same_map(kind: str, is_together: bool) -> 
     update = Together((update_of(kind),)) if is_together else update_of(kind)
     on_host = update.decomposed(np.asarray(w))
     assert update.decomposes and not on_host.decomposes
-    expected, found = (
-        one.weight_map(Base(w, w.shape), jnp.float32(0.7))(w) for one in (update, on_host)
+    expected, output = (
+        variant.weight_map(Base(w, w.shape), jnp.float32(0.7))(w) for variant in (update, on_host)
     )
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(output, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,12 +47,12 @@ def test_accelerator_program_has_no_decomposition(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An eager `compose` passes the decomposition to the program, which calls no LAPACK."""
-    seen: list[str] = []
+    programs: list[str] = []
     real = plan._fused
 
     def spied(*args: Any) -> Any:
         lowered = real.lower(*args)
-        seen.append(lowered.as_text())
+        programs.append(lowered.as_text())
         return lowered.compile()(*[x for i, x in enumerate(args) if i not in (3, 4)])
 
     w = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_accelerator_program_has_no_decomposition(
     monkeypatch.setattr(plan, "_fused", spied)
     jaxmix.compose({"a.weight": w}, adapter)
     monkeypatch.setattr(decomposing, "is_on_cpu", lambda leaf: False)
-    found = jaxmix.compose({"a.weight": w}, adapter)["a.weight"]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    before, after = seen
+    composed = jaxmix.compose({"a.weight": w}, adapter)["a.weight"]
+    np.testing.assert_allclose(composed, expected, atol=1e-4)
+    before, after = programs
     assert "lapack" in before and "lapack" not in after

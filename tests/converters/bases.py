@@ -45,10 +45,10 @@ def weights(dtype: Any = np.float32, tied: bool = False) -> dict[str, np.ndarray
     shapes["model.norm.weight"] = (WIDTH,)
     if not tied:
         shapes["lm_head.weight"] = (VOCAB, WIDTH)
-    made: dict[str, np.ndarray] = {
+    tensors: dict[str, np.ndarray] = {
         name: np.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()
     }
-    return {**made, "model.positions": np.arange(5)}
+    return {**tensors, "model.positions": np.arange(5)}
 
 
 def save_base(
@@ -71,14 +71,14 @@ def save_base(
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata=metadata)
         return folder
-    names, where = list(tensors), {}
+    names, weight_map = list(tensors), {}
     for i in range(shards):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         part = {name: tensors[name] for name in names[i::shards]}
         save_file(part, folder / file, metadata=metadata)
-        where.update(dict.fromkeys(part, file))
+        weight_map.update(dict.fromkeys(part, file))
     total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total, "total_parameters": 1}, "weight_map": where}
+    index = {"metadata": {"total_size": total, "total_parameters": 1}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
@@ -127,10 +127,10 @@ def save_adapters(folder: Path) -> dict[str, Path]:
 def load(folder: Path) -> dict[str, np.ndarray]:
     """Returns all tensors of a folder, read by safetensors; bfloat16 as in ml_dtypes."""
     assert ml_dtypes
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for file in sorted(folder.rglob("*.safetensors")):
-        found.update(load_file(file))
-    return found
+        tensors.update(load_file(file))
+    return tensors
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -105,9 +105,9 @@ def _pipelines() -> dict[str, tuple[str, dict[str, Any]]]:
 
 def main() -> None:
     """Writes the table."""
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for name, (kind, components) in _pipelines().items():
-        found[name] = {"_class_name": kind, "components": {}}
+        table[name] = {"_class_name": kind, "components": {}}
         for component, model in components.items():
             with tempfile.TemporaryDirectory() as text:
                 model.save_pretrained(text)
@@ -118,13 +118,13 @@ def main() -> None:
                 shapes = {key: "x".join(map(str, x.get_shape())) for key, x in slices.items()}
             library = "transformers" if component.startswith("text_") else "diffusers"
             kept = ("_class_name", "architectures", "model_type", "tie_word_embeddings")
-            found[name]["components"][component] = {
+            table[name]["components"][component] = {
                 "class": [library, type(model).__name__],
                 "file": file.name,
                 "config": {key: config[key] for key in kept if key in config},
                 "tensors": shapes,
             }
-    TABLE.write_text(json.dumps(found, indent=1) + "\n")
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

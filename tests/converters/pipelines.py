@@ -43,14 +43,14 @@ def save_pipeline(
     index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
     for component, fields in row["components"].items():
         index[component] = fields["class"]
-        where = folder / component
-        where.mkdir(parents=True)
-        (where / "config.json").write_text(json.dumps(fields["config"]))
+        component_folder = folder / component
+        component_folder.mkdir(parents=True)
+        (component_folder / "config.json").write_text(json.dumps(fields["config"]))
         tensors = {
             name: np.asarray(rng.normal(size=[int(size) for size in shape.split("x")]), dtype)
             for name, shape in fields["tensors"].items()
         }
-        save_weights(where, tensors, fields["file"], shards=shards, variant=variant)
+        save_weights(component_folder, tensors, fields["file"], shards=shards, variant=variant)
     for name in ("scheduler/scheduler_config.json", "tokenizer/vocab.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
@@ -67,13 +67,13 @@ def save_weights(
     if shards == 1:
         save_file(dict(tensors), folder / f"{stem}{part}.safetensors", metadata=metadata)
         return
-    names, where = list(tensors), {}
+    names, weight_map = list(tensors), {}
     for i in range(shards):
         shard = f"{stem}{part}-{i + 1:05d}-of-{shards:05d}.safetensors"
-        own = {name: tensors[name] for name in names[i::shards]}
-        save_file(own, folder / shard, metadata=metadata)
-        where |= dict.fromkeys(own, shard)
-    index = {"metadata": {"total_size": 1}, "weight_map": where}
+        shard_tensors = {name: tensors[name] for name in names[i::shards]}
+        save_file(shard_tensors, folder / shard, metadata=metadata)
+        weight_map |= dict.fromkeys(shard_tensors, shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / f"{stem}.safetensors.index{part}.json").write_text(json.dumps(index))
 
 
@@ -106,14 +106,14 @@ def factors(
     alpha: bool = True,
 ) -> dict[str, np.ndarray]:
     """LoRA's factors for a component's attention, under the keys of some trainer."""
-    rng, made = np.random.default_rng(seed), {}
+    rng, arrays = np.random.default_rng(seed), {}
     for module in attention(tensors, component):
         out, width = tensors[f"{component}.{module}.weight"].shape
-        made[f"{key(module)}.{ends[0]}"] = np.asarray(rng.normal(size=(RANK, width)), np.float32)
-        made[f"{key(module)}.{ends[1]}"] = np.asarray(rng.normal(size=(out, RANK)), np.float32)
+        arrays[f"{key(module)}.{ends[0]}"] = np.asarray(rng.normal(size=(RANK, width)), np.float32)
+        arrays[f"{key(module)}.{ends[1]}"] = np.asarray(rng.normal(size=(out, RANK)), np.float32)
         if alpha:
-            made[f"{key(module)}.alpha"] = np.asarray(ALPHA, np.float32)
-    return made
+            arrays[f"{key(module)}.alpha"] = np.asarray(ALPHA, np.float32)
+    return arrays
 
 
 def merged_by_hand(
@@ -122,9 +122,9 @@ def merged_by_hand(
     """Base plus the LoRAs of `factors`, in float64."""
     merged = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     for component in components:
-        own = factors(tensors, component, lambda name: name, seed=seed, alpha=alpha)
+        update = factors(tensors, component, lambda name: name, seed=seed, alpha=alpha)
         for module in attention(tensors, component):
-            down, up = (own[f"{module}.lora_{end}.weight"] for end in ("down", "up"))
+            down, up = (update[f"{module}.lora_{end}.weight"] for end in ("down", "up"))
             scale = ALPHA / RANK if alpha else 1.0
             merged[f"{component}.{module}.weight"] += scale * up.astype(np.float64) @ down
     return merged
@@ -137,40 +137,40 @@ PEFT = ("lora_A.weight", "lora_B.weight")
 
 def kohya(file: Path, tensors: dict[str, np.ndarray], *components: str, **prefixes: str) -> Path:
     """A file of kohya's scripts for these components."""
-    made: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for component in components:
         prefix = prefixes.get(component, KOHYA[component])
-        made |= factors(tensors, component, lambda name: f"{prefix}_{name.replace('.', '_')}")  # noqa: B023
-    save_file(made, file)
+        arrays |= factors(tensors, component, lambda name: f"{prefix}_{name.replace('.', '_')}")  # noqa: B023
+    save_file(arrays, file)
     return file
 
 
 def dotted(file: Path, tensors: dict[str, np.ndarray], **prefixes: str) -> Path:
     """A file with dots in its names, for each component under a prefix."""
-    made: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for component, prefix in prefixes.items():
-        made |= factors(tensors, component, lambda name: prefix + name, PEFT, alpha=False)  # noqa: B023
-    save_file(made, file)
+        arrays |= factors(tensors, component, lambda name: prefix + name, PEFT, alpha=False)  # noqa: B023
+    save_file(arrays, file)
     return file
 
 
 def assert_merged(base: Path, out: Path, *components: str, alpha: bool = True) -> None:
     """The output is the base plus the LoRAs of the components; everything else is its bytes."""
-    before, files, found = contents(base), contents(out), tensors_of(out)
+    before, files, merged = contents(base), contents(out), tensors_of(out)
     tensors = tensors_of(base)
     right = merged_by_hand(tensors, *components, alpha=alpha)
     changed = {f"{c}.{name}.weight" for c in components for name in attention(tensors, c)}
     assert changed and files.keys() == before.keys()
     for name, tensor in tensors.items():
         if name in changed:
-            assert found[name].dtype == tensor.dtype
-            wide = found[name].astype(np.float64)
+            assert merged[name].dtype == tensor.dtype
+            wide = merged[name].astype(np.float64)
             size = np.abs(right[name]).max()
             eps = float(ml_dtypes.finfo(tensor.dtype).eps)
             assert np.abs(wide - right[name]).max() <= 2 * eps * size, name
             assert np.abs(wide - tensor.astype(np.float64)).max() > 0.1, name
         else:
-            assert found[name].tobytes() == tensor.tobytes(), name
+            assert merged[name].tobytes() == tensor.tobytes(), name
     for name, data in files.items():
         if not name.endswith(".safetensors"):
             assert data == before[name], name
@@ -182,5 +182,5 @@ def assert_merged(base: Path, out: Path, *components: str, alpha: bool = True) -
 
 def peft_folder(folder: Path, tensors: dict[str, np.ndarray], component: str) -> Path:
     """A folder of PEFT, whose names have no component."""
-    own = factors(tensors, component, lambda name: name, PEFT, alpha=False)
-    return save_adapter(folder, {"peft_type": "LORA", "r": 2, "lora_alpha": 2}, own)
+    update = factors(tensors, component, lambda name: name, PEFT, alpha=False)
+    return save_adapter(folder, {"peft_type": "LORA", "r": 2, "lora_alpha": 2}, update)

@@ -71,8 +71,8 @@ def test_ignored_number_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     before = Config.by_site
 
     def by_site(self: Config, patterns: str, field: str, site: str) -> Any:
-        found = before(self, patterns, field, site)
-        return found * 1.01 if field == "lora_alpha" else found
+        number = before(self, patterns, field, site)
+        return number * 1.01 if field == "lora_alpha" else number
 
     monkeypatch.setattr(Config, "by_site", by_site)
     verdict = judge("peft-lora", 0, tmp_path)
@@ -147,7 +147,7 @@ def test_dead_or_silent_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> N
         def __init__(self) -> None:
             workers.append(self)
 
-        def judged(self, one: Any) -> Verdict:
+        def judged(self, case: Any) -> Verdict:
             return Verdict("crashed", "the process ended with -9")
 
         def end(self) -> None:

@@ -88,14 +88,14 @@ def test_oracle_matches_peft(kind: str, tmp_path: Path) -> None:
         except BadFileError:
             continue
         try:
-            found = _weights(case, tmp_path / str(number))
+            weights = _weights(case, tmp_path / str(number))
         except Exception:  # PEFT says in many ways that it can't
             assert number
             continue
-        if found is None:
+        if weights is None:
             continue
         compared += 1
-        for name, weight in found.items():
+        for name, weight in weights.items():
             leaf = right.changed.get(name)
             expected = right.base.numbers(name) if leaf is None else leaf.numbers
             # LoHa's scale and OFT's numbers pass through float32 in PEFT.

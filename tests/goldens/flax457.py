@@ -91,10 +91,10 @@ def by_peft(root: Path) -> None:
             model = make(config).eval().double()
             for name, leaf in model.named_parameters():
                 center = 1.0 if name.endswith("weight") and leaf.ndim == 1 else 0.0
-                drawn = center + 0.4 * rng.normal(size=leaf.shape)
-                leaf.copy_(torch.from_numpy(drawn.astype(np.float32).astype(np.float64)))
-        for i, (name, made) in enumerate(adapters(kind).items()):
-            harness.save_adapter(model, made, folder / "adapters" / name, seed=i)
+                value = center + 0.4 * rng.normal(size=leaf.shape)
+                leaf.copy_(torch.from_numpy(value.astype(np.float32).astype(np.float64)))
+        for i, (name, adapter) in enumerate(adapters(kind).items()):
+            harness.save_adapter(model, adapter, folder / "adapters" / name, seed=i)
         stack = [folder / "adapters" / name for name in STACKS[kind]]
         tokens = rng.integers(0, 23, (2, 9))
         mixed = nested.nested(model, stack)
@@ -147,7 +147,7 @@ def by_flax(root: Path) -> None:
 
 def linen(state: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
     """Returns the leaves of a Flax model for a state dict; FlaxConv1D's kernel is (out, in)."""
-    found = {}
+    params = {}
     for name, tensor in state.items():
         module, _, leaf = name.rpartition(".")
         path = module.split(".")
@@ -155,8 +155,8 @@ def linen(state: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
             leaf = "embedding"
         elif leaf == "weight":
             leaf, tensor = ("scale", tensor) if tensor.ndim == 1 else ("kernel", tensor.T)
-        found[*path, leaf] = tensor
-    return found
+        params[*path, leaf] = tensor
+    return params
 
 
 def main(step: str, folder: str) -> None:

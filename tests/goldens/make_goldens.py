@@ -61,9 +61,11 @@ def _loads(stack: tuple[str, ...]) -> bool:
 def _layers(root: Path) -> int:
     rows, outputs = [], {}
     for case in layer_cases.CASES:
-        made = truth.make(case, root)
-        rows.append({"name": case.name, "net": case.net, "folders": [f.name for f in made.folders]})
-        outputs[case.name] = made.output
+        layer = truth.make(case, root)
+        rows.append(
+            {"name": case.name, "net": case.net, "folders": [f.name for f in layer.folders]}
+        )
+        outputs[case.name] = layer.output
     used = {row["net"]: layer_cases.NETS[row["net"]] for row in rows}
     data = {
         "written_by.json": WRITTEN_BY,

@@ -67,13 +67,13 @@ def cases(version: tuple[int, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
         size = {"r": 0, "oft_block_size": 4}
         rows = {"exact": {**size, "use_cayley_neumann": False}}
         for n in (1, 2, 3, 4, 5):
-            more = {"use_cayley_neumann": True, "num_cayley_neumann_terms": n}
-            rows[f"terms{n}"] = {**size, **more}
-    found = {f"linear-{name}": ("linear", options) for name, options in rows.items()}
+            neumann = {"use_cayley_neumann": True, "num_cayley_neumann_terms": n}
+            rows[f"terms{n}"] = {**size, **neumann}
+    all_cases = {f"linear-{name}": ("linear", options) for name, options in rows.items()}
     if version < (0, 16):
         name = next(iter(rows))
-        found[f"conv2d-{name}"] = ("conv2d", rows[name])
-    return found
+        all_cases[f"conv2d-{name}"] = ("conv2d", rows[name])
+    return all_cases
 
 
 def network(torch: Any, kind: str) -> Any:

@@ -38,7 +38,7 @@ def _loaded(package: str, file: str) -> Any:
 def _bitsandbytes() -> dict[str, Case]:
     import bitsandbytes.functional as bnb  # pyright: ignore[reportMissingImports]
 
-    made: dict[str, Case] = {}
+    cases: dict[str, Case] = {}
     for name, kind, dtype, shape, nested, storage in (
         ("nf4", "nf4", torch.bfloat16, (12, 64), False, torch.uint8),
         ("nf4_nested", "nf4", torch.float16, (270, 64), True, torch.uint8),
@@ -53,18 +53,18 @@ def _bitsandbytes() -> dict[str, Case]:
         parts = {f"proj.weight.{key}": part for key, part in state.as_dict(packed=True).items()}
         settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         tensors = {"proj.weight": codes, **parts}
-        made[name] = settings, tensors, "proj.weight", bnb.dequantize_4bit(codes, state)
+        cases[name] = settings, tensors, "proj.weight", bnb.dequantize_4bit(codes, state)
     codes, scale, _ = bnb.int8_vectorwise_quant(torch.randn(12, 20).half())
     layout = torch.tensor(0, dtype=torch.uint8)
     settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     tensors = {"proj.weight": codes, "proj.SCB": scale, "proj.weight_format": layout}
-    want = bnb.int8_vectorwise_dequant(codes, scale)
-    return {**made, "int8": (settings, tensors, "proj.weight", want)}
+    expected = bnb.int8_vectorwise_dequant(codes, scale)
+    return {**cases, "int8": (settings, tensors, "proj.weight", expected)}
 
 
 def _gptq() -> dict[str, Case]:
     linear = _loaded("auto_gptq", "nn_modules/qlinear/qlinear_cuda.py").QuantLinear
-    made: dict[str, Case] = {}
+    cases: dict[str, Case] = {}
     for bits in (2, 3, 4, 8):
         for name, groups in (("", torch.arange(64) // 16), ("_desc_act", torch.randperm(64) // 16)):
             source = torch.nn.Linear(64, 96, bias=False).half()
@@ -75,11 +75,11 @@ def _gptq() -> dict[str, Case]:
             codes = torch.randint(0, 2**bits, (96, 64)).half()
             source.weight.data = scales[:, groups] * (codes - zeros[:, groups])
             layer.pack(source, scales, zeros, groups.to(torch.int32))
-            want = layer(torch.eye(64, dtype=torch.float16)).T
+            expected = layer(torch.eye(64, dtype=torch.float16)).T
             settings = {"quant_method": "gptq", "bits": bits, "group_size": 16}
             tensors = {f"proj.{key}": part for key, part in layer.state_dict().items()}
-            made[f"gptq_{bits}{name}"] = settings, tensors, "proj.weight", want
-    return made
+            cases[f"gptq_{bits}{name}"] = settings, tensors, "proj.weight", expected
+    return cases
 
 
 def _awq() -> dict[str, Case]:
@@ -102,8 +102,8 @@ def _mxfp4() -> dict[str, Case]:
     scales = torch.randint(96, 140, (3, 10, 2), dtype=torch.uint8)
     scales[0, 0] = torch.tensor([0, 251], dtype=torch.uint8)
     tensors = {"experts.down_proj_blocks": blocks, "experts.down_proj_scales": scales}
-    want = convert_moe_packed_tensors(blocks, scales)
-    return {"mxfp4": ({"quant_method": "mxfp4"}, tensors, "experts.down_proj", want)}
+    expected = convert_moe_packed_tensors(blocks, scales)
+    return {"mxfp4": ({"quant_method": "mxfp4"}, tensors, "experts.down_proj", expected)}
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -124,9 +124,9 @@ def main() -> None:
         for name, (settings, _, weight, _) in cases.items()
     }
     tensors: dict[str, dict[str, np.ndarray]] = {}
-    for name, (_, parts, _, want) in cases.items():
+    for name, (_, parts, _, expected) in cases.items():
         tensors[f"{name}/packed"] = {key: _array(part) for key, part in parts.items()}
-        tensors[f"{name}/unpacked"] = {"": want.detach().float().numpy()}
+        tensors[f"{name}/unpacked"] = {"": expected.detach().float().numpy()}
     with tempfile.TemporaryDirectory() as empty:
         size = pack("packed", {"cases": records}, tensors, Path(empty))
     print(f"packed.zip: {len(cases)} cases, {size:,} bytes")

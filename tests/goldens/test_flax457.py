@@ -56,9 +56,9 @@ def run(model: Any, tokens: Any, mask: Any) -> Any:
     return model(tokens, positions=jnp.where(mask, jnp.arange(tokens.shape[1])[None], -1))
 
 
-def error(found: Any, expected: np.ndarray, mask: np.ndarray) -> float:
+def error(output: Any, expected: np.ndarray, mask: np.ndarray) -> float:
     """Returns the largest difference outside the padding, relative to the largest output."""
-    return float(np.abs(np.asarray(found) - expected)[mask].max() / np.abs(expected).max())
+    return float(np.abs(np.asarray(output) - expected)[mask].max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", STACKS)

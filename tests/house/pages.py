@@ -50,28 +50,28 @@ class Block:
 
     def commands(self) -> list[list[str]]:
         """Returns the arguments of each `jaxmix` command of a shell block."""
-        found = []
+        arguments = []
         for line in self.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words and words[0] == "jaxmix":
-                found.append(words[1:])
+                arguments.append(words[1:])
             elif words and words[0] not in _OTHERS:
                 raise AssertionError(f"{self.place}: unknown program {words[0]!r}: {line}")
-        return found
+        return arguments
 
 
 def pages() -> list[Path]:
     """Returns README.md and every page in docs/ that has blocks of code."""
-    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [page for page in found if list(blocks_of(page))]
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in paths if list(blocks_of(page))]
 
 
 def blocks_of(page: Path, text: str | None = None) -> Iterator[Block]:
     """Yields the Python and shell blocks of a page; a block in an unknown language is an error."""
     text = page.read_text(encoding="utf-8") if text is None else text
-    for found in _FENCE.finditer(text):
-        indent, language, code = found.groups()
-        line = text[: found.start()].count("\n") + 2
+    for match in _FENCE.finditer(text):
+        indent, language, code = match.groups()
+        line = text[: match.start()].count("\n") + 2
         if language in ("python", "sh"):
             lines = code.splitlines(keepends=True)
             unindented = "".join(part.removeprefix(indent) for part in lines)

@@ -42,14 +42,14 @@ class Module:
 @cache
 def modules() -> tuple[Module, ...]:
     """Returns every Python file of jaxmix/, converters/ and demo/."""
-    found = []
+    sources = []
     for folder, package in ROOTS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             inner = path.relative_to(ROOT / folder).with_suffix("").parts
             is_package = inner[-1] == "__init__"
             parts = inner[:-1] if is_package else inner
-            found.append(Module(path, ".".join((package, *parts)), is_package))
-    return tuple(found)
+            sources.append(Module(path, ".".join((package, *parts)), is_package))
+    return tuple(sources)
 
 
 def imports_of(text: str, name: str, is_package: bool) -> Iterator[Import]:

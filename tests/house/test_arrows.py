@@ -130,24 +130,24 @@ def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
     package = package_of(name)
     if package is None or (package == "" and name != "jaxmix"):
         return [f"{name}: its package is not in the table; list its imports there"]
-    wrong = []
-    for found in imports_of(text, name, is_package):
-        target = package_of(found.name)
+    problems = []
+    for imported in imports_of(text, name, is_package):
+        target = package_of(imported.name)
         allowed = target is None or target == package or target in ARROWS[package]
-        allowed |= package == "" and found.name.startswith(FACE_MAY)
+        allowed |= package == "" and imported.name.startswith(FACE_MAY)
         allowed |= (
-            package == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
+            package == "converters.cli" and imported.lazy and imported.name.startswith(COMMANDS_MAY)
         )
-        allowed |= package == "tables" and found.lazy and found.name.startswith(TABLES_MAY)
+        allowed |= package == "tables" and imported.lazy and imported.name.startswith(TABLES_MAY)
         if not allowed:
-            wrong.append(f"{name}:{found.line} imports {found.name}")
-    return wrong
+            problems.append(f"{name}:{imported.line} imports {imported.name}")
+    return problems
 
 
 def test_arrows() -> None:
     """A room imports only the rooms that the table allows."""
-    wrong = [line for m in modules() for line in wrong_arrows(m.text, m.name, m.is_package)]
-    assert wrong == []
+    problems = [line for m in modules() for line in wrong_arrows(m.text, m.name, m.is_package)]
+    assert problems == []
 
 
 @pytest.mark.parametrize(
@@ -247,19 +247,19 @@ PLACEMENT = (
 
 def test_placement_goes_one_way() -> None:
     """No module of placement imports one that builds on it."""
-    wrong, found = [], []
+    problems, names = [], []
     for module in modules():
         room, _, name = module.name.removeprefix("jaxmix.").partition(".")
         if room != "placement" or not name:
             continue
-        found.append(name)
+        names.append(name)
         for other in imports_of(module.text, module.name, module.is_package):
             inner = other.name.removeprefix("jaxmix.placement.").partition(".")[0]
             is_sibling = other.name.startswith("jaxmix.placement.") and inner in PLACEMENT
             if is_sibling and PLACEMENT.index(inner) >= PLACEMENT.index(name):
-                wrong.append(f"{name} imports {inner}")
-    assert not wrong
-    assert sorted(found) == sorted(PLACEMENT)
+                problems.append(f"{name} imports {inner}")
+    assert not problems
+    assert sorted(names) == sorted(PLACEMENT)
 
 
 def _family_files() -> list[Module]:
@@ -270,21 +270,21 @@ def _family_files() -> list[Module]:
 def test_families_do_not_import_each_other() -> None:
     """A new family is one new file and a line in the table."""
     shared = tuple(f"jaxmix.families.{name}." for name in SHARED_BY_FAMILIES)
-    wrong = [
-        f"{module}:{found.line} imports {found.name}"
+    problems = [
+        f"{module}:{imported.line} imports {imported.name}"
         for module in _family_files()
-        for found in imports_of(module.text, module.name, module.is_package)
-        if found.name.startswith("jaxmix.families") and not found.name.startswith(shared)
+        for imported in imports_of(module.text, module.name, module.is_package)
+        if imported.name.startswith("jaxmix.families") and not imported.name.startswith(shared)
     ]
-    assert wrong == []
+    assert problems == []
 
 
 def third_party_imports(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
     """Returns (top-level name, full name, lazy) of imports from other projects."""
     return [
-        (found.name.split(".")[0], found.name, found.lazy)
-        for found in imports_of(text, name, is_package)
-        if found.name.split(".")[0] not in sys.stdlib_module_names | {"jaxmix", "demo"}
+        (imported.name.split(".")[0], imported.name, imported.lazy)
+        for imported in imports_of(text, name, is_package)
+        if imported.name.split(".")[0] not in sys.stdlib_module_names | {"jaxmix", "demo"}
     ]
 
 
@@ -295,19 +295,26 @@ def dependencies() -> frozenset[str]:
     declared = {line.split(">=")[0].strip().lower() for line in project["dependencies"]}
     imported = packages_distributions().items()  # reads every installed package
     return frozenset(
-        [*declared, *(top for top, found in imported if declared & {d.lower() for d in found})]
+        [
+            *declared,
+            *(
+                top
+                for top, distributions in imported
+                if declared & {d.lower() for d in distributions}
+            ),
+        ]
     )
 
 
 def undeclared(text: str, name: str, is_package: bool) -> list[str]:
     """Describes imports that are neither dependencies nor extras imported inside a function."""
-    wrong = []
+    problems = []
     for top, full, lazy in third_party_imports(text, name, is_package):
         if top in EXTRAS:
-            wrong += [] if lazy else [f"{name} imports the extra {full} outside of a function"]
+            problems += [] if lazy else [f"{name} imports the extra {full} outside of a function"]
         elif top not in dependencies():
-            wrong.append(f"{name} imports {full}, which is no dependency in pyproject.toml")
-    return wrong
+            problems.append(f"{name} imports {full}, which is no dependency in pyproject.toml")
+    return problems
 
 
 def test_only_declared_dependencies() -> None:
@@ -325,10 +332,10 @@ def test_undeclared_dependencies_are_reported(source: str) -> None:
 
 def forbidden(text: str, name: str, is_package: bool) -> list[str]:
     """Returns imports of private modules, and of modules that can run code from a file."""
-    names = [found.name for found in imports_of(text, name, is_package)]
-    wrong = [n for n in names if any(f"{n}.".startswith(f"{f}.") for f in FORBIDDEN)]
+    names = [imported.name for imported in imports_of(text, name, is_package)]
+    problems = [n for n in names if any(f"{n}.".startswith(f"{f}.") for f in FORBIDDEN)]
     private = [n for n in names if n.split(".")[0] in {"jax", "flax", "numpy", "peft"}]
-    return wrong + [n for n in private if any(part.startswith("_") for part in n.split(".")[1:])]
+    return problems + [n for n in private if any(part.startswith("_") for part in n.split(".")[1:])]
 
 
 def test_forbidden_modules_are_not_imported() -> None:
@@ -336,7 +343,7 @@ def test_forbidden_modules_are_not_imported() -> None:
     imported = {str(m): forbidden(m.text, m.name, m.is_package) for m in modules()}
     assert {file: names for file, names in imported.items() if names} == {}
     words = ("jax._src", "allow_pickle=True")
-    assert [(str(m), word) for m in modules() for word in words if word in m.text] == []
+    assert [(str(m), text) for m in modules() for text in words if text in m.text] == []
 
 
 @pytest.mark.parametrize(

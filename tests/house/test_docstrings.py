@@ -30,10 +30,10 @@ def public() -> Iterator[tuple[str, Any]]:
     for face in FACES:
         module = importlib.import_module(face)
         for name in module.__all__:
-            found = getattr(module, name)
-            if (inspect.isclass(found) or inspect.isfunction(found)) and id(found) not in seen:
-                seen.add(id(found))
-                yield f"{face}.{name}", found
+            value = getattr(module, name)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and id(value) not in seen:
+                seen.add(id(value))
+                yield f"{face}.{name}", value
 
 
 PUBLIC = dict(public())
@@ -45,85 +45,85 @@ def sections(doc: str) -> dict[str, str]:
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
-def arguments(found: Any) -> list[str]:
+def arguments(value: Any) -> list[str]:
     """Returns the names that a caller can pass: parameters, or a dataclass's fields."""
-    if dataclasses.is_dataclass(found):
-        return [f.name for f in dataclasses.fields(found) if f.init and f.name[0] != "_"]
-    if inspect.isclass(found):
-        made = vars(found).get("__init__")
-        return list(inspect.signature(made).parameters)[1:] if made else []
-    return list(inspect.signature(found).parameters)
+    if dataclasses.is_dataclass(value):
+        return [f.name for f in dataclasses.fields(value) if f.init and f.name[0] != "_"]
+    if inspect.isclass(value):
+        init = vars(value).get("__init__")
+        return list(inspect.signature(init).parameters)[1:] if init else []
+    return list(inspect.signature(value).parameters)
 
 
-def raises(found: Any) -> bool:
+def raises(value: Any) -> bool:
     """Returns whether its source has a `raise`, other than of NotImplementedError."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(found)))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
     body = tree.body[0]
     parts: list[ast.AST] = [tree]
     if isinstance(body, ast.ClassDef):
-        made = {"__init__", "__post_init__"}
-        parts = [n for n in body.body if isinstance(n, ast.FunctionDef) and n.name in made]
+        constructors = {"__init__", "__post_init__"}
+        parts = [n for n in body.body if isinstance(n, ast.FunctionDef) and n.name in constructors]
     raised = [n for part in parts for n in ast.walk(part) if isinstance(n, ast.Raise)]
     return any("NotImplementedError" not in ast.unparse(n) for n in raised)
 
 
-def has_arrays(found: Any) -> bool:
+def has_arrays(value: Any) -> bool:
     """Returns whether arrays go in or come out; the docstring then needs shapes or a formula."""
-    if dataclasses.is_dataclass(found):
-        annotations = [str(f.type) for f in dataclasses.fields(found)]
-    elif inspect.isclass(found):
+    if dataclasses.is_dataclass(value):
+        annotations = [str(f.type) for f in dataclasses.fields(value)]
+    elif inspect.isclass(value):
         annotations = []
     else:
-        annotations = [str(annotation) for annotation in found.__annotations__.values()]
-    return any("Array" in text for text in annotations) or "params" in arguments(found)
+        annotations = [str(annotation) for annotation in value.__annotations__.values()]
+    return any("Array" in text for text in annotations) or "params" in arguments(value)
 
 
-def lacks(found: Any) -> list[str]:
+def lacks(value: Any) -> list[str]:
     """Lists what the docstring of a public class or function lacks."""
-    inherited = inspect.isclass(found) and not vars(found).get("__doc__")
-    doc = None if inherited else inspect.getdoc(found)
+    inherited = inspect.isclass(value) and not vars(value).get("__doc__")
+    doc = None if inherited else inspect.getdoc(value)
     if not doc:
         return ["a docstring"]
     first = doc.splitlines()[0]
     lacking = [] if re.search(r"[.:`?]$", first) else ["a first line that is a sentence"]
-    if inspect.isclass(found) and issubclass(found, Exception):
+    if inspect.isclass(value) and issubclass(value, Exception):
         return lacking
     documentation = sections(doc)
-    given = arguments(found)
+    names = arguments(value)
     documented = re.findall(
         r"^ *\*{0,2}(\w+)(?: \([^)]*\))?:", documentation.get("Args", ""), re.MULTILINE
     )
-    lacking += [f"Args: {name}" for name in given if name not in documented]
-    lacking += [f"no argument {name}" for name in documented if name not in given]
-    if inspect.isfunction(found) and inspect.signature(found).return_annotation is not None:
+    lacking += [f"Args: {name}" for name in names if name not in documented]
+    lacking += [f"no argument {name}" for name in documented if name not in names]
+    if inspect.isfunction(value) and inspect.signature(value).return_annotation is not None:
         lacking += [] if {"Returns", "Yields"} & set(documentation) else ["Returns"]
-    if raises(found) and "Raises" not in documentation:
+    if raises(value) and "Raises" not in documentation:
         lacking.append("Raises")
-    if given or inspect.isfunction(found):
+    if names or inspect.isfunction(value):
         lacking += [] if ">>> " in documentation.get("Example", "") else ["Example"]
         lacking += [] if documentation.get("Source", "").strip() else ["Source"]
-    if has_arrays(found) and not SHAPE_OR_FORMULA.search(doc):
+    if has_arrays(value) and not SHAPE_OR_FORMULA.search(doc):
         lacking.append("a shape or a formula")
     return lacking
 
 
 def test_public_names_explain_themselves() -> None:
     """A public class or function has all that its kind needs."""
-    missing = {name: lacks(found) for name, found in PUBLIC.items()}
+    missing = {name: lacks(value) for name, value in PUBLIC.items()}
     assert {name: parts for name, parts in missing.items() if parts} == {}
 
 
 def bare_methods(cls: type) -> Iterator[str]:
     """The public methods and properties of a class without a docstring, own or inherited."""
-    for method, found in vars(cls).items():
-        is_code = inspect.isfunction(found) or isinstance(found, property | classmethod)
+    for method, value in vars(cls).items():
+        is_code = inspect.isfunction(value) or isinstance(value, property | classmethod)
         if is_code and not method.startswith("_") and not inspect.getdoc(getattr(cls, method)):
             yield method
 
 
 def test_public_methods_explain_themselves() -> None:
     """A public method or property has a docstring, its own or the one that it overrides."""
-    classes = {name: found for name, found in PUBLIC.items() if inspect.isclass(found)}
+    classes = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
     assert [
         f"{name}.{method}" for name, cls in classes.items() for method in bare_methods(cls)
     ] == []

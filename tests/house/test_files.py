@@ -38,15 +38,15 @@ def test_longest_files_exist() -> None:
 
 def test_no_tracked_file_has_a_machine_path() -> None:
     """No tracked file contains an absolute path of one machine."""
-    found = {}
+    matches = {}
     for path in tracked():
         try:
             lines = machine_paths(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             continue
         if lines:
-            found[path.relative_to(ROOT).as_posix()] = lines
-    assert not found
+            matches[path.relative_to(ROOT).as_posix()] = lines
+    assert not matches
 
 
 def test_machine_path_is_found() -> None:

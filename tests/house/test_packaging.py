@@ -68,10 +68,10 @@ def packages() -> set[str]:
 def imports(clone: Path, installed: Path, tmp_path: Path) -> None:
     """Asserts that the import works from inside the clone, next to it, and elsewhere."""
     for place in (clone, clone.parent, tmp_path):
-        found = Path(run(sys.executable, "-c", IMPORT, cwd=place, path=installed).strip())
+        location = Path(run(sys.executable, "-c", IMPORT, cwd=place, path=installed).strip())
         # Python looks in the current folder before the installed packages.
         expected = clone if place == clone else installed
-        assert found.resolve() == (expected / "jaxmix" / "__init__.py").resolve()
+        assert location.resolve() == (expected / "jaxmix" / "__init__.py").resolve()
 
 
 def test_wheel_holds_every_module(wheel: Path) -> None:
@@ -110,9 +110,9 @@ def test_sdist_builds_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path) -
     [unpacked] = tmp_path.glob("jaxmix_peft-*")
     for path in ("CHANGELOG.md", "Makefile", "docs/index.md", "tests/house/test_packaging.py"):
         assert (unpacked / path).is_file()
-    again = build(unpacked, "build_wheel", tmp_path / "again")
+    rebuilt = build(unpacked, "build_wheel", tmp_path / "again")
     ours = set(zipfile.ZipFile(wheel).namelist())
-    assert set(zipfile.ZipFile(again).namelist()) == ours
+    assert set(zipfile.ZipFile(rebuilt).namelist()) == ours
 
 
 def test_editable_install_imports_from_every_folder(clone: Path, tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_editable_install_imports_from_every_folder(clone: Path, tmp_path: Path)
 
 def test_uninstalled_clone_imports(clone: Path) -> None:
     """The package imports inside the clone with only its dependencies installed."""
-    found = run(sys.executable, "-c", IMPORT, cwd=clone)
-    assert Path(found.strip()).resolve().is_relative_to(clone.resolve())
+    output = run(sys.executable, "-c", IMPORT, cwd=clone)
+    assert Path(output.strip()).resolve().is_relative_to(clone.resolve())
 
 
 def test_jaxmix_links_to_converters_and_demo() -> None:

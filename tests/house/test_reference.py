@@ -46,11 +46,11 @@ def documented() -> list[str]:
     for page in sorted((DOCS / "api").glob("*.rst")):
         module = "jaxmix"
         for line in page.read_text(encoding="utf-8").splitlines():
-            if found := _DIRECTIVE.match(line):
+            if match := _DIRECTIVE.match(line):
                 if _MODULE.match(line):
-                    module = found[1]
+                    module = match[1]
                 else:
-                    names.append(f"{module}.{found[1]}")
+                    names.append(f"{module}.{match[1]}")
     return names
 
 
@@ -62,21 +62,21 @@ def resolved(name: str) -> Any:
 
 def identity(name: str) -> Any:
     """Returns a key of an object: its id, or a constant's name, as constants may be equal."""
-    found = resolved(name)
-    return id(found) if callable(found) else name
+    value = resolved(name)
+    return id(value) if callable(value) else name
 
 
 def undocumented(names: list[str]) -> list[str]:
     """Returns the public names whose object is on no page, under this or another name."""
     known = {identity(name) for name in names}
-    lost = []
+    missing = []
     for module in PUBLIC:
         for attribute in importlib.import_module(module).__all__:
             name = f"{module}.{attribute}"
             is_module = isinstance(resolved(name), ModuleType)
             if name not in INTERNAL and not is_module and identity(name) not in known:
-                lost.append(name)
-    return lost
+                missing.append(name)
+    return missing
 
 
 def test_reference_has_every_public_name() -> None:

@@ -134,9 +134,9 @@ def test_truncated_files_are_described(tmp_path):
     assert header_problem(path) is None
     for size in (len(data) - 1, 20):
         path.write_bytes(data[:size])
-        whole = len(data) if size > 20 else len(data) - 16
+        size_needed = len(data) if size > 20 else len(data) - 16
         assert header_problem(path) == (
-            f"it ends after {size} of {whole} bytes. Was the download interrupted?"
+            f"it ends after {size} of {size_needed} bytes. Was the download interrupted?"
         )
     path.write_bytes(b"")
     assert header_problem(path) == "it is empty. Was the download interrupted?"

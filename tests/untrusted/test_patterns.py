@@ -69,8 +69,8 @@ def test_invalid_expression():
 
 
 def test_groups():
-    found = find(r".*?\.(\d+)\.", SITE)
-    assert found is not None and found[1] == "10" and find("x", SITE) is None
+    groups = find(r".*?\.(\d+)\.", SITE)
+    assert groups is not None and groups[1] == "10" and find("x", SITE) is None
     with pytest.raises(UnsupportedError, match="its groups can match in too many ways"):
         find(r"([\w.]+)*q_proj", SITE)
 
@@ -115,8 +115,12 @@ def test_agrees_with_re(monkeypatch):
         except re.error:
             continue
         for full in (False, True):
-            theirs = compiled.fullmatch(text) if full else compiled.match(text)
-            assert is_match(pattern, text, full=full) is (theirs is not None), (pattern, text, full)
+            expected = compiled.fullmatch(text) if full else compiled.match(text)
+            assert is_match(pattern, text, full=full) is (expected is not None), (
+                pattern,
+                text,
+                full,
+            )
         count += 1
     patterns._is_quick_at.cache_clear()
 

@@ -134,13 +134,13 @@ def test_torch_and_peft_are_not_imported(tmp_path):
         assert not [m for m in sys.modules if m.split(".")[0] in blocked and sys.modules[m]]
         print(out["{SITE}.weight"].shape)
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "(6, 4)\n"), done.stderr
+    assert (process.returncode, process.stdout) == (0, "(6, 4)\n"), process.stderr
 
 
 # ------------------------------------------------------------------------------------ formats
@@ -178,14 +178,14 @@ def test_file_of_unknown_format(tmp_path):
 
 def test_new_format_is_a_row_of_the_table(tmp_path, monkeypatch):
     """It reads files that it recognizes, unless another format is forced."""
-    mine = Format(
+    new_format = Format(
         name="mine",
         description="a file .mine",
         recognizes=lambda path: path.suffix == ".mine",
         read=lambda path, name, strength, *, rank=1: Adapter({}, strength, f"{name} {rank}"),
         options=("rank",),
     )
-    monkeypatch.setattr(loading, "FORMATS", (mine, *loading.FORMATS))
+    monkeypatch.setattr(loading, "FORMATS", (new_format, *loading.FORMATS))
     folder = save(tmp_path / "style")
     path = tmp_path / "x.mine"
     path.write_bytes(b"")

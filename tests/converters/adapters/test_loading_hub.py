@@ -74,14 +74,14 @@ def test_damaged_in_the_cache(cache):
     assert message.startswith(f"{cache / COMMIT / FILES[1]} is not a complete safetensors file")
 
 
-def failing(kind, at=FILES[0], folder=Path()):
+def failing(kind, failing_file=FILES[0], folder=Path()):
     """A download that raises at one file, like the hub's client, and finds the other."""
 
     def download(repo_id, filename, *, subfolder=None, revision=None):
         assert repo_id == "owner/name"
         if filename not in FILES:  # of another format: a PEFT repository has none
             raise errors.EntryNotFoundError("not there")
-        if filename == at:
+        if filename == failing_file:
             error = kind.__new__(kind)
             error.args = ("what the client said",)
             raise error

@@ -78,28 +78,28 @@ def test_part_selects_the_keys_of_its_role(tmp_path: Path) -> None:
         part = part.partition(".")[0]
         (site,) = jaxmix.load(file, base=base, part=part).parts[0].sites
         assert site.startswith(f"{part}.")
-    one = save(tmp_path / "y.safetensors", "diffusion_model.a.b", "text_encoder.c.d")
+    mixed_file = save(tmp_path / "y.safetensors", "diffusion_model.a.b", "text_encoder.c.d")
     for part in ("transformer", "transformer_2"):
-        (site,) = jaxmix.load(one, base=base, part=part).parts[0].sites
+        (site,) = jaxmix.load(mixed_file, base=base, part=part).parts[0].sites
         assert site == f"{part}.a.b"
     with pytest.raises(CheckpointError, match="has no keys for part='text_encoder_3'"):
-        jaxmix.load(one, base=base, part="text_encoder_3")
+        jaxmix.load(mixed_file, base=base, part="text_encoder_3")
 
 
 def test_absent_component_lists_keys(tmp_path: Path) -> None:
     """Keys of a component that the base lacks are listed with the base's components."""
     base = MODULES[:2]
-    one = save(tmp_path / "x.safetensors", "lora_te2_a", "lora_unet_mid_block_attn_to_q")
-    two = save(tmp_path / "y.safetensors", "transformer_2.mid_block.attn.to_q")
+    kohya_file = save(tmp_path / "x.safetensors", "lora_te2_a", "lora_unet_mid_block_attn_to_q")
+    diffusers_file = save(tmp_path / "y.safetensors", "transformer_2.mid_block.attn.to_q")
     with pytest.raises(CheckpointError) as refused:
-        jaxmix.load(one, base=base)
+        jaxmix.load(kohya_file, base=base)
     text = str(refused.value)
     absent = "the base has no text_encoder_2, only text_encoder, unet"
     assert f"\n  lora_te2_a: {absent}\n" in text and "lora_unet" not in text
     assert "Was the adapter trained on another model, or does the file use other names" in text
     assert "Pass the base" not in text
     with pytest.raises(CheckpointError) as refused:
-        jaxmix.load(two, base=base)
+        jaxmix.load(diffusers_file, base=base)
     absent = "the base has no transformer_2, only text_encoder, unet"
     assert f"\n  transformer_2.mid_block.attn.to_q: {absent}\n" in str(refused.value)
     assert "Pass the base" not in str(refused.value)
@@ -114,8 +114,10 @@ def test_part_that_the_base_lacks(tmp_path: Path) -> None:
         "part='transformer_2' names a component that is absent: the base has no transformer_2, "
         "only text_encoder, text_encoder_2, unet. Pass one of these."
     )
-    ones = {"q.lora_A.weight": np.ones((1, 2)), "q.lora_B.weight": np.ones((3, 1))}
-    folder = save_adapter(tmp_path / "peft", {"peft_type": "LORA", "r": 1, "lora_alpha": 1}, ones)
+    factors = {"q.lora_A.weight": np.ones((1, 2)), "q.lora_B.weight": np.ones((3, 1))}
+    folder = save_adapter(
+        tmp_path / "peft", {"peft_type": "LORA", "r": 1, "lora_alpha": 1}, factors
+    )
     with pytest.raises(CheckpointError, match="has no text_encoder_3, only text_encoder, text_"):
         jaxmix.load(folder, base=MODULES, part="text_encoder_3")
     assert jaxmix.load(folder, base=MODULES, part="unet").parts[0].sites == ("unet.q",)
@@ -123,8 +125,8 @@ def test_part_that_the_base_lacks(tmp_path: Path) -> None:
 
 def test_saved_mix_for_a_component(tmp_path: Path) -> None:
     """All parts of a mix are read for the component."""
-    one, two = (save(tmp_path / f"{name}.safetensors", "mid.q") for name in "xy")
-    folder = jaxmix.save(jaxmix.mix(jaxmix.load(one), jaxmix.load(two)), tmp_path / "mix")
+    first, second = (save(tmp_path / f"{name}.safetensors", "mid.q") for name in "xy")
+    folder = jaxmix.save(jaxmix.mix(jaxmix.load(first), jaxmix.load(second)), tmp_path / "mix")
     loaded = jaxmix.load(folder, base=MODULES, part="unet")
     assert [part.sites for part in loaded.parts] == [("unet.mid.q",)] * 2
     assert [part.name for part in loaded.parts] == ["x", "y"]

@@ -45,8 +45,8 @@ def test_conv1d_follows_the_model_type(
     tensor = np.zeros((2, 2), np.float32)
     base = save_base(tmp_path / "base", config=config, extra={f"{module}.weight": tensor})
     pattern = conv1d_pattern(read_checkpoint(base))
-    found = None if pattern is None else bool(re.fullmatch(pattern, module))
-    assert found == expected
+    is_conv1d = None if pattern is None else bool(re.fullmatch(pattern, module))
+    assert is_conv1d == expected
     assert base_model(base).is_conv1d(module) is expected
 
 
@@ -70,16 +70,16 @@ def test_types_match_transformers() -> None:
     if (spec := importlib.util.find_spec("transformers")) is None or spec.origin is None:
         pytest.skip("transformers is not installed")
     folder = Path(spec.origin).parent / "models"
-    made = re.compile(r"self\.(\w+) = Conv1D\(")
-    found, names = set(), set()
+    construction = re.compile(r"self\.(\w+) = Conv1D\(")
+    model_types, names = set(), set()
     for file in folder.glob("*/modeling_*.py"):
         text = file.read_text(encoding="utf-8")
-        if "pytorch_utils import" in text and (attributes := made.findall(text)):
+        if "pytorch_utils import" in text and (attributes := construction.findall(text)):
             names.update(attributes)
-            found.add(file.parent.name)
+            model_types.add(file.parent.name)
     assert names == CONV1D_NAMES
     types = {name.replace("-", "_").removesuffix("_gpt") for name in CONV1D_TYPES}
-    assert {name if name != "clvp" else "clvp_decoder" for name in found} <= types
+    assert {name if name != "clvp" else "clvp_decoder" for name in model_types} <= types
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_merge_follows_the_config(square: Adapters, tmp_path: Path) -> None:
     for name, turn in (("gpt2", True), ("llama", False)):
         jaxmix.merge_checkpoint(square[name], jaxmix.load(square["lora"]), tmp_path / f"{name} out")
         delta = _delta(square["lora"])
-        found = load(tmp_path / f"{name} out")["h.0.attn.c_proj.weight"]
-        np.testing.assert_allclose(found, delta.T if turn else delta, rtol=1e-6)
+        merged = load(tmp_path / f"{name} out")["h.0.attn.c_proj.weight"]
+        np.testing.assert_allclose(merged, delta.T if turn else delta, rtol=1e-6)
 
 
 def test_ambiguous_merge_is_refused(square: Adapters, tmp_path: Path, capsys: Captured) -> None:

@@ -40,20 +40,22 @@ def own(tmp_path: Path) -> dict[str, Stored]:
     ],
     ids=["same", "bfloat16", "quantized", "numbers", "shapes", "names", "a few"],
 )
-def test_safetensors_are_compared(tmp_path: Path, own, tensors, expected) -> None:
+def test_safetensors_are_compared(tmp_path: Path, original, tensors, expected) -> None:
     save_file(tensors, tmp_path / "copy.safetensors")
-    assert is_copy(tmp_path / "copy.safetensors", own) is expected
+    assert is_copy(tmp_path / "copy.safetensors", original) is expected
 
 
-def test_damaged_file_counts_as_a_copy(tmp_path: Path, own) -> None:
+def test_damaged_file_counts_as_a_copy(tmp_path: Path, original) -> None:
     save_file(OTHERS, tmp_path / "copy.safetensors")
     data = (tmp_path / "copy.safetensors").read_bytes()
     (tmp_path / "copy.safetensors").write_bytes(data[:-1])
-    assert is_copy(tmp_path / "copy.safetensors", own)
+    assert is_copy(tmp_path / "copy.safetensors", original)
 
 
 @pytest.mark.parametrize(("prefix", "expected"), [("", True), ("other.", False)])
-def test_archives_are_compared_by_names(tmp_path: Path, own, prefix: str, expected: bool) -> None:
+def test_archives_are_compared_by_names(
+    tmp_path: Path, original, prefix: str, expected: bool
+) -> None:
     """NumPy's archives and both of PyTorch's formats; nothing is unpickled."""
     names = {f"{prefix}{name}": None for name in TENSORS}
     arrays = {f"{prefix}{name}": tensor for name, tensor in TENSORS.items()}
@@ -65,10 +67,10 @@ def test_archives_are_compared_by_names(tmp_path: Path, own, prefix: str, expect
         pickle.dump(content, legacy)
     (tmp_path / "copy.bin").write_bytes(legacy.getvalue())
     for suffix in ("npz", "pt", "bin"):
-        assert is_copy(tmp_path / f"copy.{suffix}", own) is expected, suffix
+        assert is_copy(tmp_path / f"copy.{suffix}", original) is expected, suffix
 
 
 @pytest.mark.parametrize("suffix", ["npz", "pt", "bin", "json"])
-def test_other_files_are_no_copies(tmp_path: Path, own, suffix: str) -> None:
+def test_other_files_are_no_copies(tmp_path: Path, original, suffix: str) -> None:
     (tmp_path / f"file.{suffix}").write_bytes(b"neither an archive nor a pickle")
-    assert not is_copy(tmp_path / f"file.{suffix}", own)
+    assert not is_copy(tmp_path / f"file.{suffix}", original)

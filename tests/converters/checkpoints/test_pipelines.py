@@ -31,9 +31,9 @@ def test_component_folder(shards: int, variant: str, tmp_path: Path) -> None:
     index = f"diffusion_pytorch_model.safetensors.index{part}.json" if shards > 1 else None
     assert checkpoint.index == index and len(checkpoint.shards) == shards
     right = {n.removeprefix("transformer."): x for n, x in tensors.items() if "transformer." in n}
-    found = read_tensors(folder)
-    assert found.keys() == right.keys() and not checkpoint.components and is_model(folder)
-    assert all((found[name] == right[name]).all() for name in right)
+    read_back = read_tensors(folder)
+    assert read_back.keys() == right.keys() and not checkpoint.components and is_model(folder)
+    assert all((read_back[name] == right[name]).all() for name in right)
     assert conv1d_pattern(checkpoint) == ""
 
 
@@ -47,13 +47,13 @@ def test_older_name_of_an_index(tmp_path: Path) -> None:
 
 def test_precedence(tmp_path: Path) -> None:
     """Weights without a variant take precedence; among these, diffusers prefers the index."""
-    one, two = {"a": np.ones(1), "b": np.ones(2)}, {"a": np.zeros(1), "b": np.zeros(2)}
+    first, second = {"a": np.ones(1), "b": np.ones(2)}, {"a": np.zeros(1), "b": np.zeros(2)}
     file = "diffusion_pytorch_model.safetensors"
-    save_weights(tmp_path, two, file, variant="fp16")
+    save_weights(tmp_path, second, file, variant="fp16")
     assert read_tensors(tmp_path)["a"] == 0
-    save_weights(tmp_path, one, file)
+    save_weights(tmp_path, first, file)
     assert read_tensors(tmp_path)["a"] == 1
-    save_weights(tmp_path, two, file, shards=2)
+    save_weights(tmp_path, second, file, shards=2)
     assert read_tensors(tmp_path)["a"] == 0
 
 
@@ -87,11 +87,11 @@ def test_load_params(tmp_path: Path) -> None:
     tensors, mesh = tensors_of(base), jax.make_mesh((1,), ("x",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     name = "transformer.blocks.0.attn1.to_q.weight"
-    whole = load_params(base, {name: rows})
-    own = load_params(base / "transformer", names=[name.removeprefix("transformer.")])
-    assert whole.keys() == tensors.keys() and whole[name].sharding == rows
-    assert (np.asarray(whole[name]) == tensors[name]).all()
-    assert (np.asarray(next(iter(own.values()))) == tensors[name]).all()
+    pipeline = load_params(base, {name: rows})
+    component = load_params(base / "transformer", names=[name.removeprefix("transformer.")])
+    assert pipeline.keys() == tensors.keys() and pipeline[name].sharding == rows
+    assert (np.asarray(pipeline[name]) == tensors[name]).all()
+    assert (np.asarray(next(iter(component.values()))) == tensors[name]).all()
 
 
 def test_packed_component(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ DENSE = {"linear.weight": np.ones((3, 6), np.float32), "linear.bias": np.ones(3,
 
 def sides(folder: Path) -> tuple[list[str], dict[str, str]]:
     """Returns the files copied besides tokenizer and configs, and the files that are left out."""
-    found, left_out = side_files(read_checkpoint(folder))
-    new = [name for name in found if Path(name).suffix not in (".json", ".md", ".model", ".jinja")]
+    copied, left_out = side_files(read_checkpoint(folder))
+    new = [name for name in copied if Path(name).suffix not in (".json", ".md", ".model", ".jinja")]
     return new, dict(line.split(": ", 1) for line in left_out)
 
 
@@ -110,8 +110,8 @@ def test_duplicates_are_left_out(base: Path) -> None:
     torch_archive(base / "old/state.ckpt", names, zipped=False)
     np.savez(base / "old/all.npz", **dict.fromkeys(names, np.ones(1)))
     np.savez(base / "old/voices.npz", one=np.ones(1))
-    found, left_out = sides(base)
-    assert found == ["old/voices.npz"]
+    copied, left_out = sides(base)
+    assert copied == ["old/voices.npz"]
     assert set(left_out) == {*exports, "checkpoint-5/state.bin", "old/state.ckpt", "old/all.npz"}
     assert set(left_out.values()) == {"weights that are still the base's"}
 
@@ -124,8 +124,8 @@ def test_trainer_state_and_adapter_are_left_out(base: Path) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "adapter_config.json").write_text("{}")
         save(folder, "adapter_model.safetensors", DENSE)
-    found, left_out = sides(base)
-    assert found == ["vision-lora/adapter_model.safetensors"]
+    copied, left_out = sides(base)
+    assert copied == ["vision-lora/adapter_model.safetensors"]
     assert left_out == {
         "adapter_config.json": "an adapter's config",
         "adapter_model.safetensors": "an adapter's weights",
@@ -145,8 +145,8 @@ def test_index_is_kept_with_its_files(base: Path) -> None:
     }.items():
         (base / name).write_text(json.dumps({"weight_map": {"x": file}}))
     (base / "documents.index.json").write_text("[]")
-    found, left_out = side_files(read_checkpoint(base))
-    assert {"head/a.safetensors.index.json", "documents.index.json"} <= set(found)
+    copied, left_out = side_files(read_checkpoint(base))
+    assert {"head/a.safetensors.index.json", "documents.index.json"} <= set(copied)
     assert [line.split(":")[0] for line in left_out] == [
         "pytorch_model-00001-of-00001.bin",
         "pytorch_model.bin.index.json",

@@ -26,9 +26,9 @@ PLAIN = "diffusion_pytorch_model.safetensors"
 def base(tmp_path: Path) -> Path:
     """A pipeline whose U-Net has other numbers in fp16 (one file) and in bf16 (shards)."""
     folder = save_pipeline(tmp_path / "base", "sd")
-    own = load_file(folder / "unet" / PLAIN)
-    save_weights(folder / "unet", {n: x + 1 for n, x in own.items()}, PLAIN, variant="fp16")
-    twos = {n: x + 2 for n, x in own.items()}
+    tensors = load_file(folder / "unet" / PLAIN)
+    save_weights(folder / "unet", {n: x + 1 for n, x in tensors.items()}, PLAIN, variant="fp16")
+    twos = {n: x + 2 for n, x in tensors.items()}
     save_weights(folder / "unet", twos, PLAIN, variant="bf16", shards=2)
     return folder
 
@@ -53,13 +53,13 @@ def name(base: Path) -> str:
 @pytest.mark.parametrize(("variant", "added"), [(None, 0), ("fp16", 1), ("bf16", 2)])
 def test_chosen_variant_is_read(base: Path, variant: str | None, added: int) -> None:
     """The plain files by default; of a pipeline, components without the variant are plain."""
-    wanted = first(base) + added
+    expected = first(base) + added
     alone = read_checkpoint(base / "unet", variant)
-    assert np.array_equal(alone.tensors[name(base)].read(), wanted)
+    assert np.array_equal(alone.tensors[name(base)].read(), expected)
     pipeline = read_checkpoint(base, variant)
-    assert np.array_equal(pipeline.tensors[f"unet.{name(base)}"].read(), wanted)
+    assert np.array_equal(pipeline.tensors[f"unet.{name(base)}"].read(), expected)
     assert [s.name for s in pipeline.components["text_encoder"].shards] == ["model.safetensors"]
-    assert np.array_equal(load_params(base / "unet", variant=variant)[name(base)], wanted)
+    assert np.array_equal(load_params(base / "unet", variant=variant)[name(base)], expected)
 
 
 @pytest.mark.parametrize(
@@ -82,20 +82,20 @@ def test_output_has_the_names_of_the_variant(
     """And the change is that of the plain weights; the plain ones are left out."""
     adapter = jaxmix.load(lora, base=base, variant=variant)
     plain = merge_checkpoint(base, adapter, tmp_path / "plain")
-    made = merge_checkpoint(base, adapter, tmp_path / "out", variant=variant, verify=True)
+    merge = merge_checkpoint(base, adapter, tmp_path / "out", variant=variant, verify=True)
     assert {p.name for p in (tmp_path / "out/unet").iterdir()} == {*files, "config.json"}
-    assert f"unet/{PLAIN}: weights that are still the base's" in made.left_out
-    assert set(made.changed) == set(plain.changed)
-    found = {
+    assert f"unet/{PLAIN}: weights that are still the base's" in merge.left_out
+    assert set(merge.changed) == set(plain.changed)
+    written = {
         f"unet.{n}": x
         for file in (tmp_path / "out/unet").glob("*.safetensors")
         for n, x in load_file(file).items()
     }
-    wanted = load_file(tmp_path / "plain/unet" / PLAIN)
+    expected = load_file(tmp_path / "plain/unet" / PLAIN)
     added = {"fp16": 1, "bf16": 2}[variant]
-    for site in attention(found, "unet"):
+    for site in attention(written, "unet"):
         leaf = f"{site}.weight"
-        np.testing.assert_allclose(found[f"unet.{leaf}"], wanted[leaf] + added, atol=1e-5)
+        np.testing.assert_allclose(written[f"unet.{leaf}"], expected[leaf] + added, atol=1e-5)
     assert verify_merge(base, adapter, tmp_path / "out", variant=variant).ok
     path = f'"{tmp_path / "out"}", variant="{variant}"'
     assert opening(tmp_path / "out") == f"diffusers.DiffusionPipeline.from_pretrained({path})"

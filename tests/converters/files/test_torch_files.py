@@ -30,22 +30,22 @@ def pickled(folder: Path, content: Any, **options: Any) -> Path:
 
 def tensors(dtype: Any = torch.float32) -> dict[str, Any]:
     """Returns LoRA's factors under PEFT's keys."""
-    made = keyed(factors(FORMS["lora"]))
-    return {key: torch.from_numpy(array).to(dtype) for key, array in made.items()}
+    content = keyed(factors(FORMS["lora"]))
+    return {key: torch.from_numpy(array).to(dtype) for key, array in content.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_bin_file_keeps_dtype_and_bits(dtype: str, tmp_path: Path) -> None:
     """Equal bit for bit to the same tensors in safetensors."""
     content = tensors(getattr(torch, dtype))
-    found = jaxmix.load(pickled(tmp_path / "bin", content)).updates[SITE]
-    wanted = {
+    loaded = jaxmix.load(pickled(tmp_path / "bin", content)).updates[SITE]
+    expected_arrays = {
         key: np.asarray(x.double()).astype(getattr(ml_dtypes, dtype, dtype))
         for key, x in content.items()
     }
-    expected: Any = jaxmix.load(save(tmp_path / "safe", tensors=wanted)).updates[SITE]
+    expected: Any = jaxmix.load(save(tmp_path / "safe", tensors=expected_arrays)).updates[SITE]
     for name in ("a", "b"):
-        left, right = getattr(found, name), getattr(expected, name)
+        left, right = getattr(loaded, name), getattr(expected, name)
         assert left.dtype == right.dtype == dtype and left.tobytes() == right.tobytes()
 
 
@@ -61,15 +61,15 @@ def test_bin_file_keeps_dtype_and_bits(dtype: str, tmp_path: Path) -> None:
 )
 def test_other_contents_of_a_bin_file(change: Any, tmp_path: Path) -> None:
     """A trainer's checkpoint, parameters with gradients, tensors with other strides."""
-    found: Any = jaxmix.load(pickled(tmp_path / "x", change(tensors()))).updates[SITE]
-    np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
+    loaded: Any = jaxmix.load(pickled(tmp_path / "x", change(tensors()))).updates[SITE]
+    np.testing.assert_array_equal(loaded.a, factors(FORMS["lora"])["lora_A.weight"])
 
 
 def test_bin_file_of_old_torch(tmp_path: Path) -> None:
     """Before version 1.6 the file was no zip."""
     folder = pickled(tmp_path, tensors(), _use_new_zipfile_serialization=False)
-    found: Any = jaxmix.load(folder).updates[SITE]
-    np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
+    loaded: Any = jaxmix.load(folder).updates[SITE]
+    np.testing.assert_array_equal(loaded.a, factors(FORMS["lora"])["lora_A.weight"])
 
 
 @pytest.mark.parametrize(

@@ -87,11 +87,11 @@ def shapes(kind: str, layers: int | None = None) -> Iterator[tuple[str, tuple[in
 def state(kind: str, layers: int | None = None) -> dict[str, np.ndarray]:
     """Returns a checkpoint of random weights."""
     rng = np.random.default_rng(len(kind))
-    made = {}
+    tensors = {}
     for name, shape in shapes(kind, layers):
         center = 1.0 if len(shape) == 1 and "norm" in name and "gemma" not in kind else 0.0
-        made[name] = (center + 0.3 * rng.normal(size=shape)).astype(np.float32)
-    return made
+        tensors[name] = (center + 0.3 * rng.normal(size=shape)).astype(np.float32)
+    return tensors
 
 
 def linears(kind: str, layers: int | None = None) -> dict[str, tuple[int, int]]:

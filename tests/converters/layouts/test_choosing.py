@@ -81,8 +81,8 @@ def test_layout_is_inferred_from_shapes(shape: tuple[int, ...]) -> None:
     params = {"layer_0": {"mlp": {"gating_einsum": zeros(*shape)}}}
     update = LoRA(jnp.ones((1, 12)), jnp.arange(20.0)[:, None], 1.0)
     out = jaxmix.compose(params, Adapter({GATE: update}))["layer_0"]["mlp"]["gating_einsum"]
-    want = np.broadcast_to(np.arange(20.0), (12, 20))
-    np.testing.assert_array_equal(out[0], want.T if shape[1] == 20 else want)
+    expected = np.broadcast_to(np.arange(20.0), (12, 20))
+    np.testing.assert_array_equal(out[0], expected.T if shape[1] == 20 else expected)
     assert not np.asarray(out[1]).any()
 
 
@@ -119,11 +119,11 @@ def test_names_need_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attach_and_bank_infer_the_layout() -> None:
     """Also under an outer trace, where only shapes are known."""
     mixed = at(V, 12, 12)
-    want = jaxmix.compose(scanned(), mixed)
+    expected = jaxmix.compose(scanned(), mixed)
     leaves = jaxmix.attach(scanned(), mixed)
-    held = leaves["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"]
-    kernel = want["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"]
-    assert bool((held.dense() == kernel).all())
+    leaf = leaves["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"]
+    kernel = expected["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"]
+    assert bool((leaf.dense() == kernel).all())
     traced = jax.jit(lambda p: jaxmix.compose(p, mixed))(scanned())
     np.testing.assert_array_equal(
         traced["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"], kernel

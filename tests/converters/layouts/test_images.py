@@ -40,9 +40,9 @@ _OPEN = {
 }
 
 
-def is_open(path: Path, name: str, which: int) -> bool:
+def is_open(path: Path, name: str, index: int) -> bool:
     """Whether the table has no rule for a tensor (0) or a leaf (1), as documented."""
-    pattern = _OPEN.get(golden(path)[0]["layout"], ("", ""))[which]
+    pattern = _OPEN.get(golden(path)[0]["layout"], ("", ""))[index]
     return re.fullmatch(pattern, re.sub(r"\.(weight|bias|kernel)$", "", name)) is not None
 
 
@@ -61,9 +61,9 @@ def place_of(path: Path, name: str) -> Place | None:
     is_bias = name.endswith(".bias")
     site = name.removesuffix(".bias").removesuffix(".weight")
     places = named(record["layout"]).places(site, "bias" if is_bias else "weight")
-    found = [place for place in places if place.leaf in leaves]
-    assert len(found) == (not is_open(path, name, 0)), (name, found)
-    return found[0] if found else None
+    hits = [place for place in places if place.leaf in leaves]
+    assert len(hits) == (not is_open(path, name, 0)), (name, hits)
+    return hits[0] if hits else None
 
 
 @by_golden
@@ -89,12 +89,12 @@ def test_table_finds_every_site_of_its_tree(path: Path) -> None:
     """Each weight has one site, under diffusers' name."""
     record, _, tensors = golden(path)
     shapes = {name: tuple(shape) for name, shape in record["leaves"].items()}
-    found = set(sites_of(named(record["layout"]), shapes))
+    sites = set(sites_of(named(record["layout"]), shapes))
     weights = [name for name in tensors if not name.endswith(".bias")]
     named_ = {name.removesuffix(".weight") for name in weights if not is_open(path, name, 0)}
     # By their authors' names they have leaves.
     original = r"(final_layer|joint_blocks\.\d+\.context_block)\.adaLN_modulation\.1"
-    assert {name for name in found if not re.fullmatch(original, name)} == named_
+    assert {name for name in sites if not re.fullmatch(original, name)} == named_
 
 
 def at(path: Path, name: str) -> Place:
@@ -179,18 +179,18 @@ def test_composed_trees_match_the_formulas(path: Path) -> None:
             place = place_of(path, name)
             if place is None or tensor.size >= 5000:
                 continue
-            got = np.asarray(place.get(new[place.leaf]))
-            word = [(a.strength, a.updates[site]) for a in mixed if site in a.updates]
-            want = tensor
+            output = np.asarray(place.get(new[place.leaf]))
+            chain = [(a.strength, a.updates[site]) for a in mixed if site in a.updates]
+            expected = tensor
             if part == "bias":
-                changes = [update.bias for _, update in word if isinstance(update, Replace)]
-                want = np.asarray(changes[-1] if changes else tensor)
+                changes = [update.bias for _, update in chain if isinstance(update, Replace)]
+                expected = np.asarray(changes[-1] if changes else tensor)
             else:
-                word = [one for one in word if not isinstance(one[1], Replace)]
-                matrix = fold(word, tensor.reshape(len(tensor), -1).astype(float))[0]
+                chain = [link for link in chain if not isinstance(link[1], Replace)]
+                matrix = fold(chain, tensor.reshape(len(tensor), -1).astype(float))[0]
                 assert matrix is not None
-                want = matrix.reshape(tensor.shape)
-            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-8, err_msg=name)
+                expected = matrix.reshape(tensor.shape)
+            np.testing.assert_allclose(output, expected, rtol=1e-9, atol=1e-8, err_msg=name)
 
 
 def test_every_table_has_a_golden() -> None:
@@ -210,12 +210,12 @@ def tree_of(stem: str) -> Any:
 def written(folder: Path, **tensors: Any) -> Path:
     """Writes a file with LoRAs, given by their names up to the factors and their shapes."""
     path = folder / "lora.safetensors"
-    made = {}
+    arrays = {}
     for name, (out, *ins) in tensors.items():
-        made[f"{name}.lora_A.weight"] = np.ones((1, *ins), np.float32)
+        arrays[f"{name}.lora_A.weight"] = np.ones((1, *ins), np.float32)
         column = np.arange(1, out + 1, dtype=np.float32).reshape(out, 1, *(1 for _ in ins[1:]))
-        made[f"{name}.lora_B.weight"] = column
-    save_file(made, path)
+        arrays[f"{name}.lora_B.weight"] = column
+    save_file(arrays, path)
     return path
 
 
@@ -353,13 +353,13 @@ def test_swapped_halves_of_keras_hub(tmp_path: Path) -> None:
     lora = jaxmix.load(written(tmp_path, **{name: (n, 12) for name, n in names.items()}))
     new = changed(jaxmix.compose(tree_of("keras_hub-sd3"), lora))
     swapped = np.concatenate([np.arange(13.0, 25), np.arange(1.0, 13)])
-    wanted = {
+    expected = {
         "joint_block_0.context_block.ada_layer_norm.dense.kernel": np.arange(1.0, 73),
         "joint_block_1.context_block.ada_layer_norm.dense.kernel": swapped,
         "output_ada_layer_norm.dense.kernel": swapped,
     }
-    assert set(new) == set(wanted)
-    for name, rows in wanted.items():
+    assert set(new) == set(expected)
+    for name, rows in expected.items():
         np.testing.assert_array_equal(new[name], np.broadcast_to(rows, (12, len(rows))))
 
 
@@ -371,11 +371,11 @@ def test_names_of_both_schemes_mix(tmp_path: Path) -> None:
     second = jaxmix.load(written(tmp_path, **apart), name="second")
     for name in ("maxdiffusion-flux", "maxdiffusion-flux-unscanned"):
         tree = tree_of(name)
-        both, one, other = (
+        both, in_diffusers, in_original = (
             changed(jaxmix.compose(tree, parts)) for parts in ([first, second], first, second)
         )
         [leaf] = both
-        np.testing.assert_array_equal(both[leaf], one[leaf] + other[leaf])
+        np.testing.assert_array_equal(both[leaf], in_diffusers[leaf] + in_original[leaf])
 
 
 def test_sites_of_no_model_are_refused(tmp_path: Path) -> None:
@@ -407,5 +407,5 @@ def test_queries_and_keys_of_a_stack_stay_apart() -> None:
     with uncompiled():
         leaf = jaxmix.attach(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]["attn"]
         weight = leaf["i_qkv"]["kernel"].apart()
-        want = jaxmix.compose(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]
-        np.testing.assert_allclose(weight.dense(), want["attn"]["i_qkv"]["kernel"], rtol=1e-5)
+        expected = jaxmix.compose(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]
+        np.testing.assert_allclose(weight.dense(), expected["attn"]["i_qkv"]["kernel"], rtol=1e-5)

@@ -47,26 +47,28 @@ def test_all_linear_matches_peft(path: Path) -> None:
     leaves = golden(path)[1]
     held = {p.leaf for s in sizes for p in table(path).places(s, "weight")} & set(leaves)
     for name, leaf in leaves.items():
-        got = np.asarray(new.leaves[new.where[name]])
-        assert (got != leaf).all() if name in held else got is leaf or (got == leaf).all()
+        output = np.asarray(new.leaves[new.where[name]])
+        assert (output != leaf).all() if name in held else output is leaf or (output == leaf).all()
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_names_are_ends_of_paths(path: Path) -> None:
     """PEFT's suffix rule, with its excludes and layers, on names that no leaf has."""
     tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
-    how: dict[str, Any] = {"rank": 1, "layout": layout}
-    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
+    config: dict[str, Any] = {"rank": 1, "layout": layout}
+    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **config)
     assert set(adapter.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}
     options: Any = {"exclude_modules": ["mlp"], "layers_to_transform": [1]}
-    adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **options, **how)
+    adapter = jaxmix.init(
+        "lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **options, **config
+    )
     assert set(adapter.sites) == {f"model.layers.1.self_attn.{x}_proj" for x in "qv"}
     adapter = jaxmix.init("oft", tree, _KEY, target_modules=r".*\.1\..*o_proj", layout=layout)
     assert adapter.sites == ("model.layers.1.self_attn.o_proj",)
 
 
-def _loras(made: jaxmix.Adapter) -> dict[str, Any]:
-    return dict(made.updates)
+def _loras(adapter: jaxmix.Adapter) -> dict[str, Any]:
+    return dict(adapter.updates)
 
 
 @pytest.mark.parametrize("stem", ["maxtext-llama", "maxtext-qwen3", "maxtext-llama-unscanned"])
@@ -87,8 +89,8 @@ def test_leaf_without_a_rule_is_listed() -> None:
     tree = {**tree_of(path), "value_head": {"kernel": jnp.ones((24, 1))}}
     with pytest.raises(LayoutError, match=r"which of their axes .*\n  value_head: \(24, 1\)\n"):
         jaxmix.init("lora", tree, _KEY, target_modules="all-linear")
-    how: Any = {"target_modules": "all-linear", "exclude_modules": ["value_head"]}
-    assert len(jaxmix.init("lora", tree, _KEY, **how).sites) == 14
+    options: Any = {"target_modules": "all-linear", "exclude_modules": ["value_head"]}
+    assert len(jaxmix.init("lora", tree, _KEY, **options).sites) == 14
 
 
 def test_user_defined_layout() -> None:
@@ -107,10 +109,10 @@ def test_user_defined_layout() -> None:
         "even_1": {"out": jnp.ones((1, 4, 3))},
         "any": jnp.ones((5, 4)),
     }
-    how: dict[str, Any] = {"rank": 1, "layout": layout}
-    adapter = jaxmix.init("lora", params, _KEY, target_modules=["up", "out"], **how)
+    options: dict[str, Any] = {"rank": 1, "layout": layout}
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["up", "out"], **options)
     assert set(adapter.sites) == {"net.h.0.up", "net.h.1.up", "h.0.out", "h.1.out"}
-    adapter = jaxmix.init("lora", params, _KEY, target_modules=["x.anyz"], **how)
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["x.anyz"], **options)
     assert adapter.sites == ("x.anyz",)
     bare = Layout("bare", (Rule(r"x\.any[a-z]", "any"),))
     with pytest.raises(LayoutError) as caught:
@@ -124,8 +126,8 @@ def test_user_defined_layout() -> None:
 def test_layers_and_experts_are_counted_by_their_axes() -> None:
     """Each is counted by its own axis, not by the largest."""
     shapes = {"decoder.layers.moe_block.wi_0": (2, 3, 4000, 5000)}
-    found = sites_of(jaxmix.layout.named("maxtext_qwen"), shapes)
-    assert set(found) == {
+    sites = sites_of(jaxmix.layout.named("maxtext_qwen"), shapes)
+    assert set(sites) == {
         f"model.layers.{i}.mlp.experts.{e}.gate_proj" for i in range(3) for e in range(2)
     }
 

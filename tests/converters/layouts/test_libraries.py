@@ -71,11 +71,11 @@ def test_every_tensor_is_at_its_place(path: Path) -> None:
         if not places and _is_left_out(record, name):
             continue
         assert len(places) == 1, name
-        got = np.asarray(places[0].get(jnp.asarray(leaves[places[0].leaf])))
-        np.testing.assert_allclose(got.reshape(tensor.shape), tensor, rtol=1e-6, err_msg=name)
+        value = np.asarray(places[0].get(jnp.asarray(leaves[places[0].leaf])))
+        np.testing.assert_allclose(value.reshape(tensor.shape), tensor, rtol=1e-6, err_msg=name)
         seen.add(places[0].leaf)
-    left = [name for name in set(leaves) - seen if not _is_left_out(record, name)]
-    assert not left
+    unplaced = [name for name in set(leaves) - seen if not _is_left_out(record, name)]
+    assert not unplaced
 
 
 def _is_left_out(record: dict[str, Any], name: str) -> bool:
@@ -92,13 +92,13 @@ def test_library_matches_torch(path: Path) -> None:
     """With the base, and with a LoRA, an OFT and a DoRA at every linear layer."""
     record, _, outputs = golden(path)
     # EasyDeL's logits are off by 3e-3 without adapters too.
-    off = 1e-2 if record["library"] == "easydel" else 1e-4
+    tolerance = 1e-2 if record["library"] == "easydel" else 1e-4
     if not outputs:
         assert path.stem.startswith("maxtext")
         return
     for name in ("base", "composed"):
-        want = outputs[f"torch_{name}"]
-        np.testing.assert_allclose(outputs[name], want, atol=off * np.abs(want).max())
+        expected = outputs[f"torch_{name}"]
+        np.testing.assert_allclose(outputs[name], expected, atol=tolerance * np.abs(expected).max())
     assert np.abs(outputs["base"] - outputs["composed"]).max() > 0.1
 
 
@@ -111,22 +111,22 @@ def test_composed_trees_match(path: Path) -> None:
     # What adds is the DoRA's too, and every kind is tried on every form of rule elsewhere.
     mixed = jaxmix.mix(*(_at(part, ".1.") for part in adapters(kind).parts[1:]))
     with uncompiled():
-        want = jaxmix.compose(state(kind), mixed)
+        expected = jaxmix.compose(state(kind), mixed)
         tree = nested(leaves)
-        got = dict(
+        output = dict(
             zip(leaves, _flat(jaxmix.compose(tree, mixed, layout=layout), leaves), strict=True)
         )
     for site in (s for s in linears(kind) if ".1." in s):
         (place,) = [p for p in table(path).places(site, "weight") if p.leaf in leaves]
-        array = np.asarray(place.get(jnp.asarray(got[place.leaf])))
-        np.testing.assert_allclose(array, want[f"{site}.weight"], rtol=3e-5, atol=3e-6)
+        array = np.asarray(place.get(jnp.asarray(output[place.leaf])))
+        np.testing.assert_allclose(array, expected[f"{site}.weight"], rtol=3e-5, atol=3e-6)
     touched = {p.leaf for s in linears(kind) for p in table(path).places(s, "weight")}
-    assert all(got[name] is leaf for name, leaf in leaves.items() if name not in touched)
+    assert all(output[name] is leaf for name, leaf in leaves.items() if name not in touched)
 
 
 def _at(part: jaxmix.Adapter, ending: str) -> jaxmix.Adapter:
-    own = {site: update for site, update in part.updates.items() if ending in site}
-    return jaxmix.Adapter(own, part.strength, part.name)
+    updates = {site: update for site, update in part.updates.items() if ending in site}
+    return jaxmix.Adapter(updates, part.strength, part.name)
 
 
 def nested(leaves: dict[str, np.ndarray]) -> Any:
@@ -158,5 +158,5 @@ def test_torchax_keeps_the_state_dict() -> None:
     """Its tree is PyTorch's own, with its names and axes."""
     tensors = state("llama")
     mixed = adapters("llama").parts[0]
-    plain, named_ = (jaxmix.compose(tensors, mixed, layout=how) for how in (None, "torchax"))
+    plain, named_ = (jaxmix.compose(tensors, mixed, layout=layout) for layout in (None, "torchax"))
     assert all(bool((plain[name] == named_[name]).all()) for name in tensors)

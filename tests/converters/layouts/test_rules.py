@@ -163,18 +163,20 @@ def test_factored(held: Held) -> None:
         params = jax.tree.map(jnp.asarray, old)
         for mixed in (adapters(held)[:2], adapters(held)[2:4]):
             leaves = jaxmix.attach(params, mixed, layout=layout)
-            own = [x for x in jax.tree.leaves(leaves, is_leaf=_held) if _held(x)]
-            want = jax.tree.leaves(jaxmix.compose(params, mixed, layout=layout))
-            made_dense = [leaf.dense() for leaf in own]
-            apart = [leaf.apart() for leaf in own]
+            factored = [x for x in jax.tree.leaves(leaves, is_leaf=_held) if _held(x)]
+            all_expected = jax.tree.leaves(jaxmix.compose(params, mixed, layout=layout))
+            made_dense = [leaf.dense() for leaf in factored]
+            apart = [leaf.apart() for leaf in factored]
             # A rotation of inputs can't act on a part of the rows only.
             is_shared = "OFT" in (one.name for one in mixed) and "parts" in _name(held)
-            for one, dense, wanted in zip(apart, made_dense, want[-len(own) :], strict=True):
-                same(dense, wanted)
+            for terms, dense, expected in zip(
+                apart, made_dense, all_expected[-len(factored) :], strict=True
+            ):
+                same(dense, expected)
                 if "one of three" not in _name(held):
                     assert isinstance(one, NotApart) == is_shared
                 if not isinstance(one, NotApart):
-                    same(one.dense(), wanted)
+                    same(terms.dense(), expected)
 
 
 def _held(x: Any) -> bool:
@@ -199,14 +201,14 @@ def test_runs(name: str) -> None:
     x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 8)), jnp.float32)
     close = partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
     leaves = jaxmix.attach(params, mixed, layout=layout)
-    want = run(jaxmix.compose(params, mixed, layout=layout), x)
-    close(jax.jit(jaxmix.factored(run, "factored"))(leaves, x), want)
+    expected = run(jaxmix.compose(params, mixed, layout=layout), x)
+    close(jax.jit(jaxmix.factored(run, "factored"))(leaves, x), expected)
     bank = jaxmix.Bank({adapter.name: adapter for adapter in mixed}, params, layout=layout)
     who = ["DoRA", None, "OFT"]
     rows = bank(lambda p, x: run(p, x))(params, x[:, None], who)
     for i, adapter in enumerate(who):
-        own = [a for a in mixed if a.name == adapter]
-        close(rows[i], run(jaxmix.compose(params, own, layout=layout), x[i][None]))
+        own_parts = [a for a in mixed if a.name == adapter]
+        close(rows[i], run(jaxmix.compose(params, own_parts, layout=layout), x[i][None]))
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
@@ -288,7 +290,7 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
     """Said with the leaf's shape."""
     lora = Adapter({"a": made("LoRA", Module("linear", (12, 8)), 0)})
     params = {"w": jnp.zeros((8, 3, 4), jnp.float32)}
-    for how, text in (
+    for place, text in (
         (
             dict(sizes=(("two", 3),)),
             r"w of shape \(8, 3, 4\) does not have the axes 'd n \(h two\)",
@@ -296,7 +298,7 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
         (dict(sizes=TWO, scale=(("x", 1.0),)), "does not have the axis 'x' of the scale"),
     ):
         with pytest.raises(LayoutError, match=text):
-            rule = Rule("a", "w", ROTARY, **how)  # pyright: ignore[reportCallIssue]
+            rule = Rule("a", "w", ROTARY, **place)  # pyright: ignore[reportCallIssue]
             jaxmix.compose(params, [lora], layout=Layout("mine", (rule,)))
 
 

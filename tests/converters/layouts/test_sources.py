@@ -106,8 +106,8 @@ def test_composing_and_converting_commute(name: str) -> None:
     with jax.enable_x64(True), uncompiled():
         lora = loras(state)
         tree = jax.tree.map(jnp.asarray, convert(state))
-        got = jaxmix.compose(tree, lora, layout=layout)
+        composed = jaxmix.compose(tree, lora, layout=layout)
         new = jaxmix.compose({k: jnp.asarray(v) for k, v in state.items()}, lora)
-        want = convert({k: np.asarray(v) for k, v in new.items()})
+        expected = convert({k: np.asarray(v) for k, v in new.items()})
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)  # noqa: E731
-    jax.tree.map(close, got, want)
+    jax.tree.map(close, composed, expected)

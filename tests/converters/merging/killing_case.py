@@ -63,9 +63,9 @@ class Case:
         self.other = self.merged("other", jaxmix.load(self.other_adapter))
         self.old = self.merged("old", [])
         self.changed: dict[str, Contents] = {}
-        for how, change in CHANGES.items():
+        for name, change in CHANGES.items():
             change(self.shard)
-            self.changed[how] = self.merged(how, self.lora)
+            self.changed[name] = self.merged(name, self.lora)
             self.begin(is_there=False)
 
     @property
@@ -92,11 +92,11 @@ class Case:
         Raises:
             RuntimeError: If it differs from all possible outputs.
         """
-        found = contents(self.out) if self.out.exists() else None
-        if found == (self.old if is_there else None):
+        files = contents(self.out) if self.out.exists() else None
+        if files == (self.old if is_there else None):
             return "old"
         for name, output in outputs.items():
-            if found == output:
+            if files == output:
                 return name
         raise RuntimeError("the output is neither the old one nor a new one")
 

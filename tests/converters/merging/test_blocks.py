@@ -52,5 +52,5 @@ def test_factors_of_a_shift_become_numpy_arrays() -> None:
     assert all(isinstance(array, np.ndarray) for array in jax.tree.leaves(moved.shift))
     assert moved.left is left
     apply = jax.jit(lambda step, weight: step(weight))
-    ones = jnp.ones((4, 3))
-    np.testing.assert_array_equal(apply(moved, ones), apply(step, ones))
+    factor = jnp.ones((4, 3))
+    np.testing.assert_array_equal(apply(moved, factor), apply(step, factor))

@@ -51,10 +51,10 @@ def test_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", verify=True)
     proof = merged.verified
     assert proof is not None and proof.ok, proof and proof.text
-    expected, found = (
+    expected, output = (
         jaxmix.compose(tensors, adapter),
         load_file(tmp_path / "out" / "model.safetensors"),
     )
-    for name, array in found.items():
+    for name, array in output.items():
         np.testing.assert_allclose(array, expected[name], rtol=2e-4, atol=2e-4, err_msg=name)
     assert len(merged.changed) >= len(CHOSEN) and max(runs) > 3

@@ -111,6 +111,6 @@ def test_bias_with_several_axes(shape: tuple[int, ...], tmp_path: Path) -> None:
     save_file(base, tmp_path / "base.safetensors")
     adapter = jaxmix.Adapter({"q": IA3(np.arange(2, 8, dtype=np.float32))})
     merge_checkpoint(tmp_path / "base.safetensors", adapter, tmp_path / "out.safetensors")
-    found = load_file(tmp_path / "out.safetensors")["q.bias"]
+    bias = load_file(tmp_path / "out.safetensors")["q.bias"]
     expected = np.arange(6) * np.arange(2, 8)
-    assert found.shape == shape and found.reshape(-1).tolist() == expected.tolist()
+    assert bias.shape == shape and bias.reshape(-1).tolist() == expected.tolist()

@@ -41,8 +41,8 @@ def test_output_is_base_plus_mix(
     assert set(merged.changed) == {name for name in params if "_proj." in name}
     for name, array in params.items():
         assert (loaded[name].dtype, loaded[name].shape) == (array.dtype, array.shape)
-        want = np.asarray(expected[name]) if name in merged.changed else array
-        assert loaded[name].tobytes() == want.tobytes(), name
+        tensor = np.asarray(expected[name]) if name in merged.changed else array
+        assert loaded[name].tobytes() == tensor.tobytes(), name
         assert (name in merged.changed) == (loaded[name].tobytes() != array.tobytes())
     assert files.keys() == before.keys() and contents(base) == before
     for name, data in files.items():
@@ -153,9 +153,9 @@ def test_written_runs_are_freed(
 
     def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
         assert not [ref for ref in seen if ref() is not None]
-        made = plain(self, read, rows)
-        seen.extend((weakref.ref(made.array), weakref.ref(read)))
-        return made
+        array = plain(self, read, rows)
+        seen.extend((weakref.ref(array.array), weakref.ref(read)))
+        return array
 
     monkeypatch.setattr(recipe.Prepared, "compute", spy)
     monkeypatch.setattr(pipeline, "BOUND", 0)
@@ -234,9 +234,9 @@ def test_large_tensors_are_processed_in_pieces(
 
     monkeypatch.setattr(recipe.Prepared, "compute", spy)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "b")
-    whole, cut = load(tmp_path / "a"), load(tmp_path / "b")
+    uncut, cut = load(tmp_path / "a"), load(tmp_path / "b")
     assert contents(tmp_path / "a").keys() == contents(tmp_path / "b").keys()
-    for name, array in whole.items():
+    for name, array in uncut.items():
         np.testing.assert_allclose(cut[name], array, rtol=1e-5, atol=1e-6)
         assert name in merged.changed or cut[name].tobytes() == array.tobytes()
     assert sorted(sizes) == [2] * 14 + [8] * 2  # each bias is one run
@@ -266,9 +266,9 @@ def test_files_that_are_left_out(base: Path, adapters: Adapters, tmp_path: Path)
     (base / "within").symlink_to("README.md")
     os.mkfifo(base / "pipe")
     merged = merge_checkpoint(base, mixed(adapters), tmp_path / "out")
-    found = contents(tmp_path / "out")
-    assert found.keys() == before.keys() | {"within"}
-    assert found["within"] == before["README.md"] and not (tmp_path / "out/within").is_symlink()
+    files = contents(tmp_path / "out")
+    assert files.keys() == before.keys() | {"within"}
+    assert files["within"] == before["README.md"] and not (tmp_path / "out/within").is_symlink()
     assert list(merged.left_out) == [
         "a.safetensors: weights that are still the base's",
         "adapter_config.json: an adapter's config",

@@ -48,11 +48,11 @@ def model(tied: bool = False) -> Any:
         attention_bias=True,
         tie_word_embeddings=tied,
     )
-    made = hf.LlamaForCausalLM(config).eval()
+    llama = hf.LlamaForCausalLM(config).eval()
     with torch.no_grad():
-        for param in made.parameters():
+        for param in llama.parameters():
             param.copy_(torch.randn_like(param) * 0.2 + (param.ndim == 1 and 0.9))
-    return made
+    return llama
 
 
 @cache
@@ -109,14 +109,14 @@ def test_logits_of_peft(
     args = [arg for path in paths for arg in ("-a", str(path))]
     assert cli.main(["merge", str(base), *args, "--out", str(out)]) == 0
     merged = opened(out, dtype)
-    params, found = load(base), load(out)
+    params, merged_params = load(base), load(out)
     with jax.enable_x64(True) if dtype == torch.float64 else nullcontext():
         expected = jaxmix.compose(params, [jaxmix.load(path) for path in paths])
     changed = 0
-    for name, tensor in found.items():
+    for name, tensor in merged_params.items():
         assert tensor.tobytes() == np.asarray(expected[name]).tobytes(), name
         changed += tensor.tobytes() != params[name].tobytes()
-    assert changed >= 8 and found.keys() == params.keys()
+    assert changed >= 8 and merged_params.keys() == params.keys()
     assert all(header(path) == header(base / path.name) for path in out.glob("*.safetensors"))
     # bfloat16 weights are rounded once; the bound is for these few layers.
     assert difference(logits(merged.to(wide)), truth) < TOLERANCES[dtype]

@@ -134,10 +134,10 @@ def test_untie_without_a_tie(base: Path, adapters: Adapters, tmp_path: Path) -> 
 )
 def test_heads_that_cannot_be_untied(site: str, others: list[str], tmp_path: Path) -> None:
     """BERT's and T5's heads have more parts; another name needs the model's own code."""
-    ones = np.ones((7, 3), np.float32)
+    head = np.ones((7, 3), np.float32)
     (tmp_path / "base").mkdir()
     tensors: dict[str, Any] = dict.fromkeys(
-        [*others, *([f"{site}.weight"] if site != "proj_out" else [])], ones
+        [*others, *([f"{site}.weight"] if site != "proj_out" else [])], head
     )
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     adapter = jaxmix.Adapter({site: LoRA(jnp.ones((1, 3)), jnp.ones((7, 1)), 1.0)})

@@ -93,13 +93,13 @@ def test_adapter_of_one_transformer(prefix: str, component: str | None, tmp_path
     merge_checkpoint(base, lora, tmp_path / "out")
     # The same factors fit both transformers.
     right = merged_by_hand(tensors, "transformer", alpha=False)
-    found = tensors_of(tmp_path / "out")
+    merged = tensors_of(tmp_path / "out")
     chosen = component or "transformer"
     for module in attention(tensors, "transformer"):
         first, own = f"transformer.{module}.weight", f"{chosen}.{module}.weight"
         effect = right[first] - tensors[first]
-        assert np.allclose(found[own], tensors[own] + effect, rtol=1e-5, atol=1e-5)
-    changed = {name for name, tensor in tensors.items() if (found[name] != tensor).any()}
+        assert np.allclose(merged[own], tensors[own] + effect, rtol=1e-5, atol=1e-5)
+    changed = {name for name, tensor in tensors.items() if (merged[name] != tensor).any()}
     assert {name.partition(".")[0] for name in changed} == {chosen}
 
 

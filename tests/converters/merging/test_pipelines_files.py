@@ -131,12 +131,12 @@ def test_dequantized_component(tmp_path: Path) -> None:
         merge_checkpoint(base, lora, tmp_path / "out")
     merged = merge_checkpoint(base, lora, tmp_path / "out", dequantize=True, verify=True)
     assert merged.dequantized > 0
-    found = tensors_of(tmp_path / "out")
+    written = tensors_of(tmp_path / "out")
     name = next(name for name in merged.changed if name.endswith("to_q.weight"))
     before = tensors[name].astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
     effect = merged_by_hand(tensors, "unet")[name] - tensors[name]
-    assert found[name].dtype == ml_dtypes.bfloat16
-    assert np.allclose(found[name].astype(np.float32), before + effect, rtol=1e-2, atol=1e-2)
+    assert written[name].dtype == ml_dtypes.bfloat16
+    assert np.allclose(written[name].astype(np.float32), before + effect, rtol=1e-2, atol=1e-2)
     index = tmp_path / "out/unet/diffusion_pytorch_model.safetensors.index.json"
-    own = {name.removeprefix("unet.") for name in found if name.startswith("unet.")}
+    own = {name.removeprefix("unet.") for name in written if name.startswith("unet.")}
     assert json.loads(index.read_text())["weight_map"].keys() == own

@@ -21,20 +21,20 @@ def test_fused_projection_next_to_a_text_encoder(tmp_path: Path) -> None:
         "lora_unet_double_blocks_0_img_attn_qkv",
         "lora_te1_text_model_encoder_layers_0_mlp_fc2",
     )
-    own = [rng.normal(size=s).astype(np.float32) for s in ((2, 12), (8, 2))]
-    made = {}
-    for key, (a, b) in zip(keys, ((down, up), own), strict=True):
-        made |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b}
-    save_file(made, tmp_path / "x.safetensors")
+    factors = [rng.normal(size=s).astype(np.float32) for s in ((2, 12), (8, 2))]
+    file_tensors = {}
+    for key, (a, b) in zip(keys, ((down, up), factors), strict=True):
+        file_tensors |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b}
+    save_file(file_tensors, tmp_path / "x.safetensors")
     lora = jaxmix.load(tmp_path / "x.safetensors", base=base)
     merged = merge_checkpoint(base, lora, tmp_path / "out", verify=True)
-    found, effect = tensors_of(tmp_path / "out"), up @ down
+    written, effect = tensors_of(tmp_path / "out"), up @ down
     for i, name in enumerate(("to_q", "to_k", "to_v")):
         name = f"transformer.transformer_blocks.0.attn.{name}.weight"
         right = tensors[name] + effect[16 * i : 16 * (i + 1)]
-        assert np.allclose(found[name], right, rtol=1e-5, atol=1e-5)
+        assert np.allclose(written[name], right, rtol=1e-5, atol=1e-5)
     name = "text_encoder.text_model.encoder.layers.0.mlp.fc2.weight"
-    assert np.allclose(found[name], tensors[name] + own[1] @ own[0], rtol=1e-5, atol=1e-5)
+    assert np.allclose(written[name], tensors[name] + factors[1] @ factors[0], rtol=1e-5, atol=1e-5)
     assert len(merged.changed) == 4
 
 
@@ -46,8 +46,8 @@ def test_adapter_of_one_transformer(key: str, component: str, tmp_path: Path) ->
     """Wan's own names are for the first transformer by default."""
     base, rng = save_pipeline(tmp_path / "base", "wan"), np.random.default_rng(1)
     down, up = (rng.normal(size=s).astype(np.float32) for s in ((2, 24), (24, 2)))
-    made = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
-    save_file(made, tmp_path / "x.safetensors")
+    tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+    save_file(tensors, tmp_path / "x.safetensors")
     part = {} if component == "transformer" else {"part": component}
     lora = jaxmix.load(tmp_path / "x.safetensors", base=base, **part)
     merged = merge_checkpoint(base, lora, tmp_path / "out", verify=True)

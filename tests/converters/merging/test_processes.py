@@ -65,9 +65,9 @@ print(json.dumps({**told, "written": written, "read": read}), flush=True)
 
 def run(base: Path, adapters: Adapters, out: Path) -> list[dict[str, Any]]:
     """The outputs of two processes."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
     # The settings of this process, for equal rounding.
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     around = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -88,7 +88,7 @@ def run(base: Path, adapters: Adapters, out: Path) -> list[dict[str, Any]]:
     assert all(child.returncode == 0 for child in children), outputs
     lines = [[line for line in out.splitlines() if line.startswith("{")] for out, _ in outputs]
     # Gloo's threads print too, sometimes before this line has ended.
-    return [json.JSONDecoder().raw_decode(found[-1])[0] for found in lines]
+    return [json.JSONDecoder().raw_decode(pieces[-1])[0] for pieces in lines]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="loopback and locks")

@@ -54,8 +54,8 @@ def codes(dtype: Any, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 def by_blocks(q: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.ndarray:
     """The values, computed one by one in float64."""
     out = np.empty(q.shape)
-    for at in np.ndindex(q.shape):
-        out[at] = float(q[at]) * float(scale[at[0] // block[0], at[1] // block[1]])
+    for index in np.ndindex(q.shape):
+        out[index] = float(q[index]) * float(scale[index[0] // block[0], index[1] // block[1]])
     return out
 
 
@@ -88,20 +88,20 @@ def test_dequantized(
         tensors |= {f"{site}.weight": q, f"{site}.{end}": stored, f"{site}.input_scale": norm[:1]}
     base, out = save(tmp_path / "base", tensors, torch_dtype="float16"), tmp_path / "out"
     merged = merge_checkpoint(base, lora(), out, dequantize=True, verify=True)
-    found = {n: a for f in sorted(out.glob("*.safetensors")) for n, a in load_file(f).items()}
-    assert found.keys() == {n for n in tensors if not n.endswith(("_scale", "_scale_inv"))}
+    written = {n: a for f in sorted(out.glob("*.safetensors")) for n, a in load_file(f).items()}
+    assert written.keys() == {n for n in tensors if not n.endswith(("_scale", "_scale_inv"))}
     values = by_blocks(q, scale, block)
     assert np.array_equal(
-        found["model.layers.0.other.weight"], values.astype(np.float32).astype(BF16)
+        written["model.layers.0.other.weight"], values.astype(np.float32).astype(BF16)
     )
     update: Any = lora().updates[SITE]
     exact = values + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
-    off = np.abs(found[f"{SITE}.weight"].astype(np.float64) - exact)
+    off = np.abs(written[f"{SITE}.weight"].astype(np.float64) - exact)
     assert (off <= np.abs(exact) * 2**-8 + 1e-6).all()
     config = json.loads((out / "config.json").read_text())
     assert config == {"model_type": "x", "torch_dtype": "bfloat16"}
     index = json.loads((out / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(a.nbytes for a in found.values())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in written.values())
     assert index["weight_map"] == {
         n: f.name for f in sorted(out.glob("*.safetensors")) for n in load_file(f)
     }
@@ -125,12 +125,12 @@ def test_experts_and_casts(tmp_path: Path) -> None:
         },
     )
     merge_checkpoint(tmp_path / "1", lora(), tmp_path / "2", dequantize=True)
-    found = load_file(tmp_path / "2" / "model-1.safetensors") | load_file(
+    written = load_file(tmp_path / "2" / "model-1.safetensors") | load_file(
         tmp_path / "2" / "model-2.safetensors"
     )
     for expert in range(2):
         values = by_blocks(q[expert], scale[expert], (2, 3)).astype(np.float32)
-        assert np.array_equal(found["experts.up"][expert], values.astype(BF16))
+        assert np.array_equal(written["experts.up"][expert], values.astype(BF16))
     save(tmp_path / "3", {f"{SITE}.weight": q[0], "experts.up": q}, None)
     merge_checkpoint(tmp_path / "3", lora(), tmp_path / "4", dequantize=True)
     merged = load_file(tmp_path / "4" / "model-1.safetensors")["experts.up"]
@@ -194,12 +194,12 @@ def test_scales_that_are_powers_of_two(kind: str, shape: tuple[int, ...], tmp_pa
     scale = np.exp2(exponents.astype(np.float64) - 127)
     if shape == (3, 3):
         scale = np.repeat(np.repeat(scale, 2, 0), 3, 1)[:5, :7]
-    made = load_file(tmp_path / "out" / "model-1.safetensors") | load_file(
+    written = load_file(tmp_path / "out" / "model-1.safetensors") | load_file(
         tmp_path / "out" / "model-2.safetensors"
     )
-    assert made.keys() == {f"{SITE}.weight", "z"}
-    want = (q.astype(np.float64) * scale).astype(np.float32).astype(BF16)
-    np.testing.assert_array_equal(made[f"{SITE}.weight"], want)
+    assert written.keys() == {f"{SITE}.weight", "z"}
+    expected = (q.astype(np.float64) * scale).astype(np.float32).astype(BF16)
+    np.testing.assert_array_equal(written[f"{SITE}.weight"], expected)
 
 
 def test_block_size_differs_from_the_config(tmp_path: Path) -> None:
@@ -352,6 +352,6 @@ def test_infinite_scales(shape: tuple[int, ...], tmp_path: Path) -> None:
     base = save(tmp_path / "base", tensors)
     merge_checkpoint(base, [], tmp_path / "out", dequantize=True)
     shards = (tmp_path / "out").glob("*.safetensors")
-    found = {name: x for file in shards for name, x in load_file(file).items()}[f"{SITE}.weight"]
+    merged = {name: x for file in shards for name, x in load_file(file).items()}[f"{SITE}.weight"]
     large = np.abs(codes(E4).astype(np.float64) * 3e38) > 3.4e38
-    assert large.any() and np.array_equal(~np.isfinite(found.astype(np.float32)), large)
+    assert large.any() and np.array_equal(~np.isfinite(merged.astype(np.float32)), large)

@@ -31,8 +31,8 @@ def test_every_run_of_rows_is_read(rows: int) -> None:
     assert (resized.shape, resized.size, resized.file) == ((rows, 3), rows * 12, FILE)
     for start in range(rows):
         for stop in range(start + 1, rows + 1):
-            found = resized.rows(slice(start, stop), read)
-            np.testing.assert_array_equal(found, expected[start:stop], strict=True)
+            run = resized.rows(slice(start, stop), read)
+            np.testing.assert_array_equal(run, expected[start:stop], strict=True)
 
 
 def test_new_tensor_has_only_new_rows() -> None:
@@ -53,8 +53,8 @@ def test_new_tensor_has_only_new_rows() -> None:
 def test_new_rows_have_the_dtype_that_was_read(dtype: type) -> None:
     """`read` may return another dtype than that of the file."""
     resized = resize_tensor(STORED, 5, EXTRA[:1])
-    found = resized.rows(slice(3, 5), lambda stored, part: BASE[part].astype(dtype))
-    assert found.dtype == dtype and found.shape == (2, 3)
+    rows = resized.rows(slice(3, 5), lambda stored, part: BASE[part].astype(dtype))
+    assert rows.dtype == dtype and rows.shape == (2, 3)
 
 
 def test_numbers_beyond_the_dtype_are_refused() -> None:

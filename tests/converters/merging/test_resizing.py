@@ -68,20 +68,20 @@ def test_saved_modules(
     config = {"vocab_size": VOCAB, "x_config": {"vocab_size": VOCAB, "y": 1}, "z": {}}
     config["vision_config"] = {"vocab_size": VOCAB}
     base = save_base(tmp_path / "base", shards=shards, dtype=dtype, config=config)
-    own = saved(rows, EMBED, HEAD)
-    mix, out = jaxmix.mix(mixed(adapters), own), tmp_path / "out"
+    adapter = saved(rows, EMBED, HEAD)
+    mix, out = jaxmix.mix(mixed(adapters), adapter), tmp_path / "out"
     merged = merge_checkpoint(base, mix, out, resize=True, verify=True)
     names = [f"{EMBED}.weight", f"{HEAD}.weight"]
     assert merged.resized == dict.fromkeys(names, (VOCAB, rows))
     assert merged.verified is not None and merged.verified.ok
     loaded = load(out)
-    whole = {site: weight_of(own, site) for site in (EMBED, HEAD)}
-    expected = jaxmix.compose(padded(load(base), rows, whole), mix)
+    weights = {site: weight_of(adapter, site) for site in (EMBED, HEAD)}
+    expected = jaxmix.compose(padded(load(base), rows, weights), mix)
     assert loaded.keys() == expected.keys()
     for name, array in loaded.items():
         assert array.tobytes() == np.asarray(expected[name]).tobytes(), name
     for site in (EMBED, HEAD):
-        assert np.array_equal(loaded[f"{site}.weight"], whole[site].astype(dtype))
+        assert np.array_equal(loaded[f"{site}.weight"], weights[site].astype(dtype))
     new_config = json.loads((out / "config.json").read_text())
     changed = {"vocab_size": rows, "x_config": {"vocab_size": rows, "y": 1}}
     assert new_config == {**config, **changed}
@@ -200,11 +200,11 @@ def test_tied_base(both: bool, tmp_path: Path) -> None:
     merge_checkpoint(base, adapter, tmp_path / "one", resize=True, verify=True)
     tokens = Tokens(weight[-3:], np.arange(rows - 3, rows, dtype=np.int32))
     merge_checkpoint(base, jaxmix.Adapter({EMBED: tokens}), tmp_path / "two", resize=True)
-    found = [load(tmp_path / name) for name in ("one", "two")]
-    assert np.array_equal(found[0][f"{EMBED}.weight"], weight)
+    merged = [load(tmp_path / name) for name in ("one", "two")]
+    assert np.array_equal(merged[0][f"{EMBED}.weight"], weight)
     expected = np.concatenate([load(base)[f"{EMBED}.weight"][:-1], weight[-3:]])
-    assert np.array_equal(found[1][f"{EMBED}.weight"], expected)
-    for tensors in found:
+    assert np.array_equal(merged[1][f"{EMBED}.weight"], expected)
+    for tensors in merged:
         assert (f"{HEAD}.weight" in tensors) == both
         assert tensors.get(f"{HEAD}.weight", np.ones((rows, 1))).shape[0] == rows
     new_config = json.loads((tmp_path / "one/config.json").read_text())

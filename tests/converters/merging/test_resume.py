@@ -31,7 +31,7 @@ def test_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Complete shards stay, the rest is written; files and rounding are those of one run."""
-    whole = [path.stat().st_ino for path in sorted((broken / "new").glob("*.safetensors"))]
+    inodes = [path.stat().st_ino for path in sorted((broken / "new").glob("*.safetensors"))]
     seen: list[int] = []
     merged = merge_checkpoint(
         sharded,
@@ -42,10 +42,10 @@ def test_resume(
     )
     unbroken = merge_checkpoint(sharded, mixed(adapters), tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert merged.resumed == len(whole) > 0 and unbroken.resumed == 0
-    made = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert [path.stat().st_ino for path in made[: len(whole)]] == whole
-    assert seen[0] > sum(path.stat().st_size for path in made[: len(whole)])
+    assert merged.resumed == len(inodes) > 0 and unbroken.resumed == 0
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert [path.stat().st_ino for path in shards[: len(inodes)]] == inodes
+    assert seen[0] > sum(path.stat().st_size for path in shards[: len(inodes)])
     assert seen[-1] == merged.size and not broken.exists()
 
 
@@ -172,8 +172,8 @@ def test_killed_during_cleanup(
     before = contents(out)
     assert (tmp_path / "out.partial").exists()
     shutil.copytree(tmp_path / "out.partial", tmp_path / "saved")
-    again = merge_checkpoint(sharded, mixed(adapters), out, resume=True)
-    assert again.resumed == 3 and (again.changed, again.rounding) == (
+    resumed = merge_checkpoint(sharded, mixed(adapters), out, resume=True)
+    assert resumed.resumed == 3 and (resumed.changed, resumed.rounding) == (
         result.changed,
         result.rounding,
     )

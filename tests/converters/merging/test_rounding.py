@@ -97,5 +97,5 @@ def test_numbers_beyond_float16(tmp_path: Path) -> None:
     weights = np.array([[np.inf, 1], [np.nan, 2], [3, 4]], np.float16)
     save_file({"proj.weight": weights}, file)
     merge_checkpoint(tmp_path / "base", 0.25 * adapter, tmp_path / "out", force=True, verify=True)
-    found = load_file(tmp_path / "out" / "model.safetensors")["proj.weight"]
-    assert np.array_equal(np.isfinite(found), np.isfinite(weights))
+    merged = load_file(tmp_path / "out" / "model.safetensors")["proj.weight"]
+    assert np.array_equal(np.isfinite(merged), np.isfinite(weights))

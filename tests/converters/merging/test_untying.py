@@ -68,7 +68,7 @@ T5_TENSORS = {"shared.weight": (V, D), ATTENTION["t5"]: (D, D)}
 def test_bert_has_a_weight_and_a_bias(tmp_path: Path) -> None:
     """One flag ties both; each gets a tensor, also if the adapter changes one of them only."""
     base = save(tmp_path / "base", BERT, **BERT_TENSORS)
-    word, head = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
+    embedding, head = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
     adapter, out = saved(head, bias=True), tmp_path / "out"
     merged = merge_checkpoint(base, adapter, out, untie=True, verify=True)
     loaded, before = load(out), load(base)
@@ -80,18 +80,18 @@ def test_bert_has_a_weight_and_a_bias(tmp_path: Path) -> None:
     assert merged.copies == (f"{head}.weight", f"{head}.bias")
     assert config_of(out) == {**BERT, "tie_word_embeddings": False}
     assert verify_merge(base, adapter, out, untie=True).ok
-    merge_checkpoint(base, lora(word.removesuffix(".weight")), tmp_path / "two", untie=True)
+    merge_checkpoint(base, lora(embedding.removesuffix(".weight")), tmp_path / "two", untie=True)
     loaded = load(tmp_path / "two")
-    assert loaded[f"{head}.weight"].tobytes() == before[word].tobytes()
+    assert loaded[f"{head}.weight"].tobytes() == before[embedding].tobytes()
     assert loaded[f"{head}.bias"].tobytes() == before["cls.predictions.bias"].tobytes()
 
 
 def test_bias_alone_needs_no_untying(tmp_path: Path) -> None:
     """The module around BERT's head only holds its bias, which changes there."""
     base = save(tmp_path / "base", BERT, **BERT_TENSORS)
-    word, head = "bert.embeddings.word_embeddings", "cls.predictions.decoder"
+    embedding, head = "bert.embeddings.word_embeddings", "cls.predictions.decoder"
     weight, bias = draw(V, D, seed=9), draw(V, seed=8)
-    as_one = jaxmix.Adapter({word: Replace(weight, None), head: Replace(weight, bias)})
+    as_one = jaxmix.Adapter({embedding: Replace(weight, None), head: Replace(weight, bias)})
     only_bias = jaxmix.Adapter({head: Replace(None, bias)})
     for name, adapter in (("one", as_one), ("bias", only_bias)):
         merged = merge_checkpoint(base, adapter, tmp_path / name, verify=True)
@@ -99,7 +99,7 @@ def test_bias_alone_needs_no_untying(tmp_path: Path) -> None:
         loaded = load(tmp_path / name)
         assert loaded.keys() == load(base).keys() and config_of(tmp_path / name) == BERT
         assert loaded["cls.predictions.bias"].tobytes() == bias.tobytes()
-    assert load(tmp_path / "one")[f"{word}.weight"].tobytes() == weight.tobytes()
+    assert load(tmp_path / "one")[f"{embedding}.weight"].tobytes() == weight.tobytes()
 
 
 @pytest.mark.parametrize("prefix", ["model.", ""])
@@ -134,9 +134,9 @@ def test_tensors_that_were_trained_as_one_stay_tied(tmp_path: Path) -> None:
         "Use untie=True to untie them in the output: each is then written as a separate tensor, "
         "and tie_word_embeddings set to false in config.json."
     )
-    two = jaxmix.mix(lora("model.shared", "lm_head"), lora("lm_head").renamed("more"))
+    mixed = jaxmix.mix(lora("model.shared", "lm_head"), lora("lm_head").renamed("more"))
     with pytest.raises(LayoutError, match=r"change lm_head and model\.shared, differently"):
-        merge_checkpoint(base, two, tmp_path / "no")
+        merge_checkpoint(base, mixed, tmp_path / "no")
 
 
 def test_flag_of_one_tie_is_changed(tmp_path: Path) -> None:
@@ -180,8 +180,10 @@ def test_names_on_disk(tmp_path: Path) -> None:
     assert merged.copies == ("lm_head.weight",)
     assert config_of(tmp_path / "two")["architectures"] == ["BloomForCausalLM"]
     # With the base model's prefix the adapter is one of the model with the head.
-    word = lora("transformer.word_embeddings")
-    assert merge_checkpoint(bare, word, tmp_path / "three", untie=True).untied == "lm_head.weight"
+    adapter = lora("transformer.word_embeddings")
+    assert (
+        merge_checkpoint(bare, adapter, tmp_path / "three", untie=True).untied == "lm_head.weight"
+    )
     # Without it, of the base model, which has no head.
     merged = merge_checkpoint(bare, lora("word_embeddings"), tmp_path / "four")
     assert merged.untied is None and config_of(tmp_path / "four") == bloom

@@ -56,8 +56,8 @@ def test_correct_merge_is_proven(
         if is_changed:
             assert tensor.residual is not None and tensor.residual <= 1
             assert tensor.kept is not None and abs(tensor.kept - 1) < 1e-2
-    whole = [report for report in seen if report[0] == merged.size]
-    assert seen[-1][:2] == (merged.size, merged.size) and len(whole) >= 2
+    complete = [report for report in seen if report[0] == merged.size]
+    assert seen[-1][:2] == (merged.size, merged.size) and len(complete) >= 2
 
 
 def test_other_adapters(base: Path, adapters: Adapters, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ def merged(tree: dict[str, Any], adapters: Any, folder: Path) -> dict[str, np.nd
     """A tree as a checkpoint in one file, merged and verified."""
     folder.mkdir()
     save_file(tree, folder / "base.safetensors")
-    found = jaxmix.merge_checkpoint(
+    report = jaxmix.merge_checkpoint(
         folder / "base.safetensors", adapters, folder / "out.safetensors", verify=True
     )
-    assert found.verified is not None and found.verified.ok
+    assert report.verified is not None and report.verified.ok
     return load_file(folder / "out.safetensors")
 
 
@@ -41,9 +41,9 @@ def test_rounded_tensors(tmp_path: Path) -> None:
     _, split_tree = trees()
     halves = {name: leaf.astype(np.float16) for name, leaf in split_tree.items()}
     adapters, _ = in_row(whole_update("BOFT of outputs"))
-    found = merged(halves, adapters, tmp_path / "halves")
+    output = merged(halves, adapters, tmp_path / "halves")
     expected = jaxmix.compose(halves, adapters)
-    for name, leaf in found.items():
+    for name, leaf in output.items():
         np.testing.assert_allclose(leaf, np.asarray(expected[name]), rtol=2e-3, atol=2e-3)
         assert leaf.dtype == np.float16 and not np.array_equal(leaf, halves[name])
 
@@ -52,10 +52,10 @@ def test_fused_tensor_with_an_update_of_one_part(tmp_path: Path) -> None:
     """One tensor holds the parts: an update that mixes its rows, and one of k."""
     fused_tree, _ = trees()
     whole = jaxmix.Adapter({FUSED_QKV: whole_update("biases")}, name="whole")
-    own = SAMPLES["Together"].draw(np.random.default_rng(2), K)
-    part = jaxmix.Adapter({"transformer_blocks.0.attn.to_k": own}, name="k")
+    update = SAMPLES["Together"].draw(np.random.default_rng(2), K)
+    part = jaxmix.Adapter({"transformer_blocks.0.attn.to_k": update}, name="k")
     with jax.enable_x64(True):
         expected = jaxmix.compose(fused_tree, [whole, part])
-    found = merged(fused_tree, [whole, part], tmp_path / "fused")
-    for name, leaf in found.items():
+    output = merged(fused_tree, [whole, part], tmp_path / "fused")
+    for name, leaf in output.items():
         np.testing.assert_allclose(leaf, expected[name], rtol=1e-9, atol=1e-12)

@@ -20,9 +20,9 @@ Arrays = dict[str, np.ndarray]
 
 def templates(model: str) -> Templates:
     """A model's table."""
-    found = next(names for names in image_maps() if names.name == model).templates
-    assert found is not None
-    return found
+    table = next(names for names in image_maps() if names.name == model).templates
+    assert table is not None
+    return table
 
 
 def rows_of(model: str, limit: int = 10) -> list[Template]:
@@ -113,15 +113,15 @@ def file_of(
 
 def merged(path: Path, tree: Mapping[str, np.ndarray]) -> Arrays:
     """The tree with the adapter."""
-    made = jaxmix.compose(dict(tree), [jaxmix.load(path, base=tree)])
-    return {name: np.asarray(x) for name, x in made.items()}
+    composed = jaxmix.compose(dict(tree), [jaxmix.load(path, base=tree)])
+    return {name: np.asarray(x) for name, x in composed.items()}
 
 
-def assert_equal(found: Arrays, base: Arrays, deltas: Arrays) -> None:
+def assert_equal(tensors: Arrays, base: Arrays, deltas: Arrays) -> None:
     """Compares with the formula."""
-    assert deltas.keys() <= base.keys() == found.keys()
+    assert deltas.keys() <= base.keys() == tensors.keys()
     for name, weight in base.items():
-        np.testing.assert_allclose(found[name], weight + deltas.get(name, 0), atol=2e-6)
+        np.testing.assert_allclose(tensors[name], weight + deltas.get(name, 0), atol=2e-6)
 
 
 def kohya(name: str) -> str:
@@ -156,8 +156,8 @@ def test_rows_are_found_from_both_sides(model: str) -> None:
 
 def test_maps_are_found_by_class() -> None:
     """A model's map is found by diffusers' class, or by the name of its file."""
-    found = image_map({"_class_name": "ChromaTransformer2DModel"})
-    assert found is not None and found.name == "flux" and found == image_map({"model_type": "flux"})
+    names = image_map({"_class_name": "ChromaTransformer2DModel"})
+    assert names is not None and names.name == "flux" and names == image_map({"model_type": "flux"})
     assert image_map({"model_type": "bert"}) is None
 
 
@@ -186,11 +186,11 @@ def test_original_names_on_diffusers_names(model: str, tmp_path: Path) -> None:
         (lambda name: f"diffusion_model.{name}", loha, f"{component}."),
     ):
         path, deltas = file_of(tmp_path / f"{kind.__name__}.safetensors", original, key, kind)
-        wanted: Arrays = {}
+        expected: Arrays = {}
         for leaf, delta in deltas.items():
-            wanted |= {prefix + name: x for name, x in in_memory(by_leaf[leaf], delta).items()}
+            expected |= {prefix + name: x for name, x in in_memory(by_leaf[leaf], delta).items()}
         base = {prefix + name: x for name, x in memory.items()}
-        assert_equal(merged(path, base), base, wanted)
+        assert_equal(merged(path, base), base, expected)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -201,14 +201,14 @@ def test_diffusers_names_on_original_names(model: str, tmp_path: Path) -> None:
     path, deltas = file_of(
         tmp_path / "x.safetensors", memory, lambda name: f"transformer.{name}", lora
     )
-    wanted: Arrays = {}
+    expected: Arrays = {}
     for row in rows:
         parts = [deltas[f"{named(target)}.weight"] for target in row.targets]
-        whole = np.concatenate(parts)
+        fused = np.concatenate(parts)
         if row.has_swapped_halves:
-            whole = np.concatenate(np.split(whole, 2)[::-1])
-        wanted[f"{named(row.source)}.weight"] = whole
-    assert_equal(merged(path, original), original, wanted)
+            fused = np.concatenate(np.split(fused, 2)[::-1])
+        expected[f"{named(row.source)}.weight"] = fused
+    assert_equal(merged(path, original), original, expected)
 
 
 FLUX = rows_of("flux", 20)
@@ -248,11 +248,11 @@ def test_text_encoder_next_to_original_names(tmp_path: Path) -> None:
         tmp_path / "b.safetensors", te, lambda n: f"lora_te1_{n.replace('.', '_')}", lora
     )
     save_file({**load_file(path), **load_file(other)}, path)
-    wanted = {f"text_encoder.{name}": x for name, x in extra.items()}
+    expected = {f"text_encoder.{name}": x for name, x in extra.items()}
     for row in FLUX:
         parts = in_memory(row, deltas[f"{named(row.source)}.weight"])
-        wanted |= {f"transformer.{name}": x for name, x in parts.items()}
-    assert_equal(merged(path, base), base, wanted)
+        expected |= {f"transformer.{name}": x for name, x in parts.items()}
+    assert_equal(merged(path, base), base, expected)
 
 
 def xlabs(name: str) -> str | None:
@@ -284,10 +284,10 @@ def test_names_of_xlabs(tmp_path: Path) -> None:
         factors, delta = lora((count, INPUTS), draw)
         tensors[f"{name}.down.weight"] = factors["lora_down.weight"]
         tensors[f"{name}.up.weight"] = factors["lora_up.weight"] / 2
-        whole = np.zeros((sum(sizes(row)), INPUTS), np.float32)
-        whole[:count] = delta
-        on_original[f"{source}.weight"] = whole
-        on_memory |= in_memory(row, whole)
+        fused = np.zeros((sum(sizes(row)), INPUTS), np.float32)
+        fused[:count] = delta
+        on_original[f"{source}.weight"] = fused
+        on_memory |= in_memory(row, fused)
     save_file(tensors, tmp_path / "x.safetensors")
     assert len(tensors) == 12
     assert_equal(merged(tmp_path / "x.safetensors", memory), memory, on_memory)
@@ -316,12 +316,12 @@ def test_spellings_of_trainers(
     path, deltas = file_of(
         tmp_path / "x.safetensors", original if is_original else memory, key, lora
     )
-    wanted = deltas
+    expected = deltas
     if is_original:
-        wanted = {}
+        expected = {}
         for row in FLUX[:3]:
-            wanted |= in_memory(row, deltas[f"{named(row.source)}.weight"])
-    assert_equal(merged(path, memory), memory, wanted)
+            expected |= in_memory(row, deltas[f"{named(row.source)}.weight"])
+    assert_equal(merged(path, memory), memory, expected)
 
 
 def test_alpha_of_a_single_file_of_peft_is_the_rank(tmp_path: Path) -> None:
@@ -331,8 +331,8 @@ def test_alpha_of_a_single_file_of_peft_is_the_rank(tmp_path: Path) -> None:
     tensors = {f"{name}.lora_A.default.weight": a, f"{name}.lora_B.default.weight": b}
     save_file(tensors, tmp_path / "x.safetensors")
     base = {"transformer_blocks.1.attn.to_q.weight": np.zeros((4, INPUTS), np.float32)}
-    found = merged(tmp_path / "x.safetensors", base)
-    assert_equal(found, base, {next(iter(base)): b @ a})
+    output = merged(tmp_path / "x.safetensors", base)
+    assert_equal(output, base, {next(iter(base)): b @ a})
 
 
 def test_duplicates_are_dropped(tmp_path: Path) -> None:
@@ -374,13 +374,13 @@ def test_embeddings_are_skipped_with_a_warning(tmp_path: Path) -> None:
     path, deltas = file_of(tmp_path / "x.safetensors", memory, kohya, lora)
     save_file({**load_file(path), "bundle_emb.cat.clip_l": np.ones((1, 2), np.float32)}, path)
     with pytest.warns(UserWarning) as caught:
-        found = merged(path, memory)
+        output = merged(path, memory)
     assert str(caught[0].message) == (
         f"{path}: bundled embeddings of new tokens are left out:\n  bundle_emb.cat.clip_l\n"
         "The adapter works without them; prompts with these tokens need them in the tokenizer "
         "and the text encoder."
     )
-    assert_equal(found, memory, deltas)
+    assert_equal(output, memory, deltas)
 
 
 def test_norms_of_control_loras(tmp_path: Path) -> None:
@@ -422,5 +422,5 @@ def test_float8_factors(tmp_path: Path) -> None:
         name = "transformer.transformer_blocks.1.attn.to_q.lora"
         tensors = {f"{name}_A.weight": a, f"{name}_B.weight": b}
         save_torch(tensors, tmp_path / "x.safetensors")
-        wanted = (b.float() @ a.float()).numpy()
-        assert_equal(merged(tmp_path / "x.safetensors", base), base, {next(iter(base)): wanted})
+        expected = (b.float() @ a.float()).numpy()
+        assert_equal(merged(tmp_path / "x.safetensors", base), base, {next(iter(base)): expected})

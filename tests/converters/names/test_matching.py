@@ -36,7 +36,7 @@ def base_of(folder: Path, names: list[str], config: dict[str, Any] | None) -> Pa
 def lora(*sites: str) -> jaxmix.Adapter:
     """A LoRA of rank 1 with other factors at each site."""
     rng = np.random.default_rng(1)
-    made = {
+    updates = {
         site: LoRA(
             a=rng.normal(size=(1, 2)).astype(np.float32),
             b=rng.normal(size=(3, 1)).astype(np.float32),
@@ -44,7 +44,7 @@ def lora(*sites: str) -> jaxmix.Adapter:
         )
         for site in sites
     }
-    return jaxmix.Adapter(made, name="style")
+    return jaxmix.Adapter(updates, name="style")
 
 
 @pytest.mark.parametrize("spelling", [IN_MEMORY, ON_DISK], ids=["in memory", "on disk"])

@@ -32,26 +32,26 @@ def normal(*shape: int) -> np.ndarray:
     return DRAW.normal(size=shape).astype(np.float32)
 
 
-def text_encoder(at: str = "") -> Arrays:
+def text_encoder(prefix: str = "") -> Arrays:
     """A text encoder in transformers' names; the projection is square, as in SDXL."""
-    model, wide = f"{at}text_model.", 4 * WIDTH
-    found = {
+    model, wide = f"{prefix}text_model.", 4 * WIDTH
+    tensors = {
         f"{model}embeddings.token_embedding.weight": normal(11, WIDTH),
         f"{model}embeddings.position_embedding.weight": normal(7, WIDTH),
         f"{model}final_layer_norm.weight": normal(WIDTH),
         f"{model}final_layer_norm.bias": normal(WIDTH),
-        f"{at}text_projection.weight": normal(WIDTH, WIDTH),
+        f"{prefix}text_projection.weight": normal(WIDTH, WIDTH),
     }
     for i in range(LAYERS):
         layer = f"{model}encoder.layers.{i}."
         sizes = {f"self_attn.{x}_proj": (WIDTH, WIDTH) for x in ("q", "k", "v", "out")}
         sizes |= {"mlp.fc1": (wide, WIDTH), "mlp.fc2": (WIDTH, wide)}
         for name, shape in sizes.items():
-            found[f"{layer}{name}.weight"] = normal(*shape)
-            found[f"{layer}{name}.bias"] = normal(shape[0])
+            tensors[f"{layer}{name}.weight"] = normal(*shape)
+            tensors[f"{layer}{name}.bias"] = normal(shape[0])
         for name in ("layer_norm1.weight", "layer_norm2.weight", "layer_norm1.bias"):
-            found[f"{layer}{name}"] = normal(WIDTH)
-    return found
+            tensors[f"{layer}{name}"] = normal(WIDTH)
+    return tensors
 
 
 _PARTS = {
@@ -69,21 +69,21 @@ _OTHERS = {
 }
 
 
-def in_open_clip(tree: Mapping[str, Any], component: str, at: str) -> Arrays:
+def in_open_clip(tree: Mapping[str, Any], component: str, prefix: str) -> Arrays:
     """A text encoder by OpenCLIP's names: q, k and v are joined, the projection is transposed."""
     tree = {name.removeprefix(component): np.asarray(x) for name, x in tree.items()}
-    found = {f"{at}{new}": tree[old] for old, new in _OTHERS.items()}
-    found[f"{at}text_projection"] = np.ascontiguousarray(tree["text_projection.weight"].T)
+    tensors = {f"{prefix}{new}": tree[old] for old, new in _OTHERS.items()}
+    tensors[f"{prefix}text_projection"] = np.ascontiguousarray(tree["text_projection.weight"].T)
     for i in range(LAYERS):
-        layer, block = f"text_model.encoder.layers.{i}.", f"{at}transformer.resblocks.{i}."
+        layer, block = f"text_model.encoder.layers.{i}.", f"{prefix}transformer.resblocks.{i}."
         for end in ("weight", "bias"):
             parts = [tree[f"{layer}self_attn.{x}_proj.{end}"] for x in "qkv"]
-            found[f"{block}attn.in_proj_{end}"] = np.concatenate(parts)
+            tensors[f"{block}attn.in_proj_{end}"] = np.concatenate(parts)
         for name, x in tree.items():
             if name.startswith(layer) and name.split(".")[-2] not in ("q_proj", "k_proj", "v_proj"):
                 module, _, end = name.removeprefix(layer).rpartition(".")
-                found[f"{block}{_PARTS[module]}.{end}"] = x
-    return found
+                tensors[f"{block}{_PARTS[module]}.{end}"] = x
+    return tensors
 
 
 def rest_of_sdxl() -> Arrays:
@@ -133,16 +133,18 @@ def layers(tree: Arrays, component: str) -> Iterator[tuple[str, tuple[int, ...]]
 
 def save(path: Path, modules: Mapping[str, Arrays]) -> Path:
     """A file with the factors of modules."""
-    tensors = {f"{module}.{end}": x for module, own in modules.items() for end, x in own.items()}
+    tensors = {
+        f"{module}.{end}": x for module, factors in modules.items() for end, x in factors.items()
+    }
     save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, path)
     return path
 
 
-def assert_equal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def assert_equal(tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Compares all leaves."""
-    assert found.keys() == wanted.keys()
-    for name, x in wanted.items():
-        np.testing.assert_allclose(np.asarray(found[name]), x, atol=1e-5, err_msg=name)
+    assert tensors.keys() == expected.keys()
+    for name, x in expected.items():
+        np.testing.assert_allclose(np.asarray(tensors[name]), x, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "difference"])
@@ -166,13 +168,13 @@ def test_text_encoder_of_a_single_file(at: str, prefix: str, kind: str, tmp_path
         tmp_path / "x.safetensors", {f"{prefix}{spelled[m]}": own for m, own in updates.items()}
     )
     plain = save(tmp_path / "y.safetensors", {f"{component}{m}": u for m, u in updates.items()})
-    wanted = in_open_clip(jaxmix.compose(tree, jaxmix.load(plain, base=tree)), component, at)
+    expected = in_open_clip(jaxmix.compose(tree, jaxmix.load(plain, base=tree)), component, at)
     out = tmp_path / "out.safetensors"
     merge_checkpoint(base, jaxmix.load(file, base=base), out, verify=True)
-    made = load_file(out)
-    untouched = made.pop("model.diffusion_model.x.weight")
+    merged = load_file(out)
+    untouched = merged.pop("model.diffusion_model.x.weight")
     assert np.array_equal(untouched, load_file(base)["model.diffusion_model.x.weight"])
-    assert_equal(made, wanted)
+    assert_equal(merged, expected)
 
 
 def test_merge_of_sdxl_on_the_command_line(tmp_path: Path, capsys: Captured) -> None:
@@ -193,16 +195,16 @@ def test_merge_of_sdxl_on_the_command_line(tmp_path: Path, capsys: Captured) -> 
         ),
         "lora_te2_text_model_encoder_layers_1_mlp_fc2": (f"{block}mlp.c_proj.weight", slice(None)),
     }
-    updates, wanted = {}, dict(weights)
+    updates, expected = {}, dict(weights)
     for name, (leaf, rows) in names.items():
         shape = weights[leaf][rows].shape
-        updates[name] = own = factors("lora", *shape)
-        wanted[leaf] = wanted[leaf].copy()
-        wanted[leaf][rows] += own["lora_up.weight"] @ own["lora_down.weight"] / 2
+        updates[name] = update = factors("lora", *shape)
+        expected[leaf] = expected[leaf].copy()
+        expected[leaf][rows] += update["lora_up.weight"] @ update["lora_down.weight"] / 2
     save(file, updates)
     assert main("merge", base, "-a", file, "-o", out) == 0
     assert "4 tensors changed" in capsys.readouterr().out
-    assert_equal(load_file(out), wanted)
+    assert_equal(load_file(out), expected)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "difference"])
@@ -223,8 +225,8 @@ def test_open_clip_names_on_transformers_names(at: str, kind: str, tmp_path: Pat
     adapter = jaxmix.load(file)
     on_disk = jaxmix.compose(original, adapter, names="unet")
     assert_equal(in_open_clip(jaxmix.compose(tree, adapter, names="unet"), component, at), on_disk)
-    again = jaxmix.load(file, base=tree)
-    assert_equal(in_open_clip(jaxmix.compose(tree, again), component, at), on_disk)
+    reloaded = jaxmix.load(file, base=tree)
+    assert_equal(in_open_clip(jaxmix.compose(tree, reloaded), component, at), on_disk)
     changed = {name for name, x in on_disk.items() if not np.array_equal(x, original[name])}
     ends = ("weight", "bias") if kind == "difference" else ("weight",)
     assert changed == {
@@ -236,19 +238,19 @@ def test_projection_is_transposed_in_both_directions(tmp_path: Path) -> None:
     """A square projection has equal names and sizes in both, but not the same numbers."""
     tree = text_encoder("text_encoder_2.")
     original = in_open_clip(tree, "text_encoder_2.", SDXL)
-    own = factors("lora", WIDTH, WIDTH)
-    delta = own["lora_up.weight"] @ own["lora_down.weight"] / 2
+    update = factors("lora", WIDTH, WIDTH)
+    delta = update["lora_up.weight"] @ update["lora_down.weight"] / 2
     leaves = {"text_encoder_2.text_projection.weight": tree, f"{SDXL}text_projection": original}
     for key, mine in (
         ("lora_te2_text_projection", "text_encoder_2.text_projection.weight"),
         ("text_encoder_2.text_projection", "text_encoder_2.text_projection.weight"),
         (f"{SDXL}text_projection", f"{SDXL}text_projection"),
     ):
-        file = save(tmp_path / "x.safetensors", {key: own})
+        file = save(tmp_path / "x.safetensors", {key: update})
         for leaf, base in leaves.items():
-            made = jaxmix.compose(dict(base), jaxmix.load(file, base=base))
+            composed = jaxmix.compose(dict(base), jaxmix.load(file, base=base))
             change = delta if leaf == mine else delta.T
-            assert_equal(made, {**base, leaf: base[leaf] + change})
+            assert_equal(composed, {**base, leaf: base[leaf] + change})
 
 
 def test_fused_update_of_a_tree_in_open_clip_names() -> None:
@@ -256,19 +258,19 @@ def test_fused_update_of_a_tree_in_open_clip_names() -> None:
     tree = in_open_clip(text_encoder(), "", SDXL)
     name = f"{SDXL}transformer.resblocks.0.attn.in_proj"
     weight, bias = normal(3 * WIDTH, WIDTH), normal(3 * WIDTH)
-    wanted = {**tree, f"{name}_weight": tree[f"{name}_weight"] + weight}
-    made = jaxmix.compose(dict(tree), jaxmix.Adapter({f"{name}_weight": Delta(weight)}))
-    assert_equal(made, wanted)
-    wanted[f"{name}_bias"] = tree[f"{name}_bias"] + bias
-    whole = jaxmix.Adapter({name: Delta(weight, bias)})
-    assert_equal(jaxmix.compose(dict(tree), whole, names="unet"), wanted)
+    expected = {**tree, f"{name}_weight": tree[f"{name}_weight"] + weight}
+    composed = jaxmix.compose(dict(tree), jaxmix.Adapter({f"{name}_weight": Delta(weight)}))
+    assert_equal(composed, expected)
+    expected[f"{name}_bias"] = tree[f"{name}_bias"] + bias
+    adapter = jaxmix.Adapter({name: Delta(weight, bias)})
+    assert_equal(jaxmix.compose(dict(tree), adapter, names="unet"), expected)
     lora = LoRA(normal(2, WIDTH), normal(WIDTH, 2), 0.5)
     part = jaxmix.Adapter(
         {"text_encoder_2.text_model.encoder.layers.0.self_attn.v_proj": lora}, name="v"
     )
-    wanted[f"{name}_weight"] = wanted[f"{name}_weight"].copy()
-    wanted[f"{name}_weight"][2 * WIDTH :] += 0.5 * lora.b @ lora.a
-    assert_equal(jaxmix.compose(dict(tree), [whole, part], names="unet"), wanted)
+    expected[f"{name}_weight"] = expected[f"{name}_weight"].copy()
+    expected[f"{name}_weight"][2 * WIDTH :] += 0.5 * lora.b @ lora.a
+    assert_equal(jaxmix.compose(dict(tree), [adapter, part], names="unet"), expected)
 
 
 def test_open_clip_names_are_exported_as_transformers_names(tmp_path: Path) -> None:
@@ -281,14 +283,14 @@ def test_open_clip_names_are_exported_as_transformers_names(tmp_path: Path) -> N
         }
     )
     tree = text_encoder("text_encoder_2.")
-    wanted = jaxmix.compose(dict(tree), adapter, names="unet")
+    expected = jaxmix.compose(dict(tree), adapter, names="unet")
     for export, start in (
         (export_kohya, "lora_te2_text_model_encoder_layers_1_self_attn_k_proj."),
         (export_comfyui, "text_encoder_2.text_model.encoder.layers.1.mlp.fc1."),
     ):
         file = export(adapter, tmp_path / "x.safetensors", force=True)
         assert any(key.startswith(start) for key in load_file(file))
-        assert_equal(jaxmix.compose(dict(tree), jaxmix.load(file, base=tree)), wanted)
+        assert_equal(jaxmix.compose(dict(tree), jaxmix.load(file, base=tree)), expected)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

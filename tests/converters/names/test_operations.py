@@ -51,27 +51,27 @@ def on_disk(transform: Any, sizes: tuple[int, ...]) -> dict[str, list[tuple[str,
     first = transform.operations[0]
     is_stack = 1 in (getattr(first, "dim", 0), getattr(first, "dim0", 0))
     rows = sum(sizes) or 24
-    found: dict[str, list[tuple[str, np.ndarray]]] = {}
+    tensors: dict[str, list[tuple[str, np.ndarray]]] = {}
     for source in transform.source_patterns:
         shape = (2, rows, 4) if is_stack else (rows,) if "bias" in source else (rows, 4)
         plain = re.sub(r"\(\?[^)]*\)|[\\^$]", "", source)
         names = [plain.replace("*", str(i)) for i in range(3 if "*" in plain else 1)]
-        found[source] = [(n, RNG.normal(size=shape).astype(np.float32)) for n in names]
-    return found
+        tensors[source] = [(n, RNG.normal(size=shape).astype(np.float32)) for n in names]
+    return tensors
 
 
 def by_transformers(transform: Any, inputs: dict[str, Any], sizes: tuple[int, ...]) -> Any:
     """The tensors that transformers makes of them; its operations ask the model for shapes."""
-    found: Any = {
+    outputs: Any = {
         source: [torch.from_numpy(t) for _, t in named] for source, named in inputs.items()
     }
     shapes = {t: (size,) for t, size in zip(transform.target_patterns, sizes, strict=False)}
-    first = found[transform.source_patterns[0]][0].shape
+    first = outputs[transform.source_patterns[0]][0].shape
     model = SimpleNamespace(get_parameter=lambda n: SimpleNamespace(shape=shapes.get(n, first)))
     vision = SimpleNamespace(**FIELDS)
     for operation in transform.operations:
-        found = operation.convert(
-            found,
+        outputs = operation.convert(
+            outputs,
             source_patterns=transform.source_patterns,
             target_patterns=transform.target_patterns,
             full_layer_name=transform.target_patterns[0],
@@ -79,8 +79,8 @@ def by_transformers(transform: Any, inputs: dict[str, Any], sizes: tuple[int, ..
             config=SimpleNamespace(**FIELDS, vision_config=vision),
         )
     return {
-        name.replace("\\", ""): (made[0] if isinstance(made, list) else made).numpy()
-        for name, made in found.items()
+        name.replace("\\", ""): (tensor[0] if isinstance(tensor, list) else tensor).numpy()
+        for name, tensor in outputs.items()
     }
 
 
@@ -92,14 +92,14 @@ def test_operations() -> None:
         inputs = on_disk(transform, sizes)
         leaves = {name: tensor for named in inputs.values() for name, tensor in named}
         modules = {name.removesuffix(".weight"): tensor for name, tensor in leaves.items()}
-        made: dict[str, list[Holding]] = {}
+        holdings_of: dict[str, list[Holding]] = {}
         for leaf, pieces in loaded_pieces(leaves, [ours]).items():
             for piece in pieces:
-                made.setdefault(piece.name, []).append(Holding(leaf, piece))
+                holdings_of.setdefault(piece.name, []).append(Holding(leaf, piece))
         for name, truth in by_transformers(transform, inputs, sizes).items():
-            holdings = sorted(made[name], key=lambda holding: holding.piece.memory)
-            found = assembled(holdings, modules.__getitem__)
-            assert np.array_equal(found, truth), (name, transform)
+            holdings = sorted(holdings_of[name], key=lambda holding: holding.piece.memory)
+            output = assembled(holdings, modules.__getitem__)
+            assert np.array_equal(output, truth), (name, transform)
             shapes = {module: tensor.shape for module, tensor in modules.items()}
             assert assembled_shape(holdings, shapes) == truth.shape
         count += 1

@@ -57,12 +57,12 @@ def applied(update: Update, weight: np.ndarray) -> np.ndarray:
 def test_parts_of_unequal_sizes(tmp_path: Path) -> None:
     """Molmo's queries, keys and values are one leaf, split by the config's numbers of heads."""
     leaf = "model.transformer.blocks.0.self_attn.att_proj.weight"
-    at = "model.language_model.layers.0.self_attn.{}_proj"
+    site = "model.language_model.layers.0.self_attn.{}_proj"
     weight, q, v = random(24, 6), lora(16, 6), lora(4, 6)
-    updates = {at.format("q"): q, at.format("v"): v}
-    found = merged(tmp_path, MOLMO, {leaf: weight}, updates)[leaf]
+    updates = {site.format("q"): q, site.format("v"): v}
+    output = merged(tmp_path, MOLMO, {leaf: weight}, updates)[leaf]
     expected = [applied(q, weight[:16]), weight[16:20], applied(v, weight[20:])]
-    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
+    np.testing.assert_allclose(output, np.concatenate(expected), atol=1e-5)
 
 
 def halves(rows: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def pairs(rows: np.ndarray) -> np.ndarray:
 def test_rows_of_rotary_heads(family: str, tmp_path: Path) -> None:
     """Kimi's queries and keys have another order of rows in memory than on disk."""
     leaf = "vision_tower.encoder.blocks.0.wqkv.{}"
-    at = "model.vision_tower.layers.0.attn.{}_proj"
+    site = "model.vision_tower.layers.0.attn.{}_proj"
     updates: dict[str, Update] = {
         "lora": LoRA(random(2, 6), random(8, 2), 0.5, bias=random(8)),
         "loha": LoHa(random(8, 2), random(2, 6), random(8, 2), random(2, 6), 0.5),
@@ -87,16 +87,16 @@ def test_rows_of_rotary_heads(family: str, tmp_path: Path) -> None:
     }
     update = updates[family]
     leaves = {leaf.format("weight"): random(24, 6), leaf.format("bias"): random(24)}
-    found = merged(tmp_path, KIMI, leaves, {at.format("k"): update})
+    output = merged(tmp_path, KIMI, leaves, {site.format("k"): update})
     weight = leaves[leaf.format("weight")]
     expected = pairs(applied(update, halves(weight[8:16])))
     parts = [weight[:8], expected, weight[16:]]
-    np.testing.assert_allclose(found[leaf.format("weight")], np.concatenate(parts), atol=1e-5)
+    np.testing.assert_allclose(output[leaf.format("weight")], np.concatenate(parts), atol=1e-5)
     if family == "lora":
         bias = leaves[leaf.format("bias")]
         new = bias[8:16] + 0.5 * pairs(np.asarray(update.bias)[:, None])[:, 0]  # pyright: ignore
-        np.testing.assert_allclose(found[leaf.format("bias")][8:16], new, atol=1e-5)
-        assert np.array_equal(found[leaf.format("bias")][:8], bias[:8])
+        np.testing.assert_allclose(output[leaf.format("bias")][8:16], new, atol=1e-5)
+        assert np.array_equal(output[leaf.format("bias")][:8], bias[:8])
 
 
 def test_convolutions_joined_in_memory(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_convolutions_joined_in_memory(tmp_path: Path) -> None:
     leaves = {leaf.format(name): random(size, 1, 3) for name, size in sizes.items()}
     new = random(16, 1, 3)
     site = "model.layers.0.linear_attn.conv1d"
-    found = merged(tmp_path, OLMO, leaves, {site: Replace(new)})
-    joined = np.concatenate([found[leaf.format(name)] for name in sizes])
+    output = merged(tmp_path, OLMO, leaves, {site: Replace(new)})
+    joined = np.concatenate([output[leaf.format(name)] for name in sizes])
     np.testing.assert_allclose(joined, new, atol=1e-6)
 
 

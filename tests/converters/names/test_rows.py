@@ -60,9 +60,9 @@ LEAF = np.arange(24 * 2, dtype=np.float32).reshape(24, 2)
 
 def in_memory(config: dict[str, Any], leaf: str, tensor: str) -> np.ndarray:
     """A tensor in memory of a checkpoint with one leaf of 24 rows."""
-    found = name_map(config)
-    assert found is not None
-    pieces = Modules(found, {leaf: LEAF.shape}).pieces(tensor)
+    names = name_map(config)
+    assert names is not None
+    pieces = Modules(names, {leaf: LEAF.shape}).pieces(tensor)
     assert [holding.leaf for holding in pieces] == [leaf]
     return assembled(pieces, lambda name: LEAF)
 
@@ -75,9 +75,9 @@ def test_molmo_splits_by_heads() -> None:
         "text_config": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 4},
     }
     leaf = "model.transformer.blocks.0.self_attn.att_proj.weight"
-    at = "model.language_model.layers.0.self_attn.{}_proj.weight"
+    template = "model.language_model.layers.0.self_attn.{}_proj.weight"
     for name, part in {"q": slice(16), "k": slice(16, 20), "v": slice(20, 24)}.items():
-        assert np.array_equal(in_memory(config, leaf, at.format(name)), LEAF[part])
+        assert np.array_equal(in_memory(config, leaf, template.format(name)), LEAF[part])
 
 
 def test_kimi_permutes_the_heads_of_queries_and_keys() -> None:
@@ -88,10 +88,10 @@ def test_kimi_permutes_the_heads_of_queries_and_keys() -> None:
         "vision_config": {"num_attention_heads": 2},
     }
     leaf = "vision_tower.encoder.blocks.0.wqkv.weight"
-    at = "model.vision_tower.layers.0.attn.{}_proj.weight"
+    template = "model.vision_tower.layers.0.attn.{}_proj.weight"
     queries = LEAF[:8].reshape(2, 2, 2, 2).swapaxes(1, 2).reshape(8, 2)
-    assert np.array_equal(in_memory(config, leaf, at.format("q")), queries)
-    assert np.array_equal(in_memory(config, leaf, at.format("v")), LEAF[16:])
+    assert np.array_equal(in_memory(config, leaf, template.format("q")), queries)
+    assert np.array_equal(in_memory(config, leaf, template.format("v")), LEAF[16:])
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_without_a_config_the_numbers_are_unknown(
     model_type: str, leaf: str, site: str, message: str
 ) -> None:
     """A model's name alone, as in `names=`, does not state them."""
-    found = name_map({"model_type": model_type})
-    assert found is not None
+    names = name_map({"model_type": model_type})
+    assert names is not None
     with pytest.raises(UnmappedError) as caught:
-        Modules(found, {leaf: LEAF.shape}).targets(site)
+        Modules(names, {leaf: LEAF.shape}).targets(site)
     assert str(caught.value) == message
 
 
@@ -138,25 +138,25 @@ def test_without_a_config_the_numbers_are_unknown(
 )
 def test_experts_stored_as_in_out(model_type: str, module: str, expected: bool) -> None:
     """These are the classes whose `is_transposed` is true."""
-    found = name_map({"model_type": model_type})
-    assert found is not None and found.has_inputs_first(module) == expected
+    names = name_map({"model_type": model_type})
+    assert names is not None and names.has_inputs_first(module) == expected
 
 
 def test_experts_of_a_submodel() -> None:
     """A submodel that the config names has its own."""
     config = {"model_type": "llava", "text_config": {"model_type": "gpt_oss"}}
-    found = name_map(config)
-    assert found is not None
-    assert found.has_inputs_first("model.language_model.layers.0.mlp.experts")
+    names = name_map(config)
+    assert names is not None
+    assert names.has_inputs_first("model.language_model.layers.0.mlp.experts")
 
 
 def pieces_of(config: dict[str, Any], leaf: str) -> tuple[Piece, ...]:
     """What a tensor on disk is in memory."""
-    found = name_map(config)
-    assert found is not None
+    names = name_map(config)
+    assert names is not None
     return tuple(
         holding.piece
-        for holdings in Modules(found, {leaf: (8, 2)})._tensors.values()  # pyright: ignore
+        for holdings in Modules(names, {leaf: (8, 2)})._tensors.values()  # pyright: ignore
         for holding in holdings
     )
 
@@ -174,9 +174,9 @@ def test_models_inside_encoder_decoders() -> None:
     assert piece == Piece("encoder.layers.0.attention.q_proj.weight")
     swiglu = {"model_type": "dinov2", "use_swiglu_ffn": True}
     leaf = "encoder.encoder.layer.0.mlp.weights_in.weight"
-    found = pieces_of({**config, "encoder": swiglu}, leaf)
-    assert [piece.disk for piece in found] == [Region(-1, 0, 2), Region(-1, 1, 2)]
-    assert found[0].name.startswith("encoder.") and found[0].name.endswith("gate_proj.weight")
+    pieces = pieces_of({**config, "encoder": swiglu}, leaf)
+    assert [piece.disk for piece in pieces] == [Region(-1, 0, 2), Region(-1, 1, 2)]
+    assert pieces[0].name.startswith("encoder.") and pieces[0].name.endswith("gate_proj.weight")
 
 
 def test_classes_with_renamings_of_their_own_are_candidates() -> None:

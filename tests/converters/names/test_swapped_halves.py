@@ -56,27 +56,27 @@ KINDS: dict[str, Callable[[int], Update]] = {
 }
 
 
-def in_original(made: Arrays, last: int) -> Arrays:
+def in_original(in_diffusers: Arrays, last: int) -> Arrays:
     """A tree in diffusers' names by the original ones."""
-    found = {}
+    tensors = {}
     for block in (last - 1, last):
         for end in ("weight", "bias"):
-            x = np.asarray(made[f"{DIFFUSERS.format(block)}.{end}"])
-            found[f"{ORIGINAL.format(block)}.{end}"] = swapped(x) if block == last else x
-    return found
+            x = np.asarray(in_diffusers[f"{DIFFUSERS.format(block)}.{end}"])
+            tensors[f"{ORIGINAL.format(block)}.{end}"] = swapped(x) if block == last else x
+    return tensors
 
 
 def composed(base: Arrays, adapter: jaxmix.Adapter) -> Arrays:
     """The tree with the adapter."""
-    made = jaxmix.compose(dict(base), adapter, names="sd3")
-    return {name: np.asarray(x) for name, x in made.items()}
+    tensors = jaxmix.compose(dict(base), adapter, names="sd3")
+    return {name: np.asarray(x) for name, x in tensors.items()}
 
 
-def assert_equal(found: Arrays, wanted: Arrays) -> None:
+def assert_equal(tensors: Arrays, expected: Arrays) -> None:
     """Compares all leaves."""
-    assert found.keys() == wanted.keys()
-    for name, x in wanted.items():
-        np.testing.assert_allclose(found[name], x, atol=2e-6)
+    assert tensors.keys() == expected.keys()
+    for name, x in expected.items():
+        np.testing.assert_allclose(tensors[name], x, atol=2e-6)
 
 
 @pytest.mark.parametrize("last", [1, 23, 37])
@@ -85,15 +85,15 @@ def test_context_of_the_last_block_is_swapped_for_every_depth(kind: str, last: i
     """Each scheme's adapter has its effect on a tree in the other's names."""
     base = tree(DIFFUSERS, last)
     original = in_original(base, last)
-    for names, own, others in ((DIFFUSERS, base, original), (ORIGINAL, original, base)):
+    for names, params, other_params in ((DIFFUSERS, base, original), (ORIGINAL, original, base)):
         updates = {names.format(n): KINDS[kind](rows(n, last)) for n in (last - 1, last)}
         adapter = jaxmix.Adapter(updates)
-        made, other = composed(own, adapter), composed(others, adapter)
+        output, other_output = composed(params, adapter), composed(other_params, adapter)
         if names == DIFFUSERS:
-            made = in_original(made, last)
-            assert_equal(other, made)
+            output = in_original(output, last)
+            assert_equal(other_output, output)
         else:
-            assert_equal(in_original(other, last), made)
+            assert_equal(in_original(other_output, last), output)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,11 +104,11 @@ def test_bias_of_swapped_halves_is_swapped_with_its_weight(kind: str) -> None:
     original = {f"{names[0]}.weight": weight, f"{names[0]}.bias": bias}
     base = {f"{names[1]}.weight": swapped(weight), f"{names[1]}.bias": swapped(bias)}
     adapter = jaxmix.Adapter({names[1]: KINDS[kind](2 * WIDTH)})
-    made = jaxmix.compose(base, adapter)
-    found = jaxmix.compose(original, adapter, names="flux")
+    in_diffusers_names = jaxmix.compose(base, adapter)
+    in_original_names = jaxmix.compose(original, adapter, names="flux")
     for end in ("weight", "bias"):
-        wanted = swapped(np.asarray(made[f"{names[1]}.{end}"]))
-        np.testing.assert_allclose(found[f"{names[0]}.{end}"], wanted, atol=2e-6)
+        expected = swapped(np.asarray(in_diffusers_names[f"{names[1]}.{end}"]))
+        np.testing.assert_allclose(in_original_names[f"{names[0]}.{end}"], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,16 +117,16 @@ def test_exported_context_has_the_effect_of_the_adapter(kind: str, tmp_path: Pat
     last = 23
     base = tree(DIFFUSERS, last)
     original = in_original(base, last)
-    for names, own in ((DIFFUSERS, base), (ORIGINAL, original)):
+    for names, params in ((DIFFUSERS, base), (ORIGINAL, original)):
         updates = {names.format(n): KINDS[kind](rows(n, last)) for n in (last - 1, last)}
         adapter = jaxmix.Adapter(updates, name=kind)
-        wanted = composed(own, adapter)
-        wanted = in_original(wanted, last) if names == DIFFUSERS else wanted
+        expected = composed(params, adapter)
+        expected = in_original(expected, last) if names == DIFFUSERS else expected
         exports = [export_kohya, export_original]
         for export in [*exports, *([export_diffusers] if kind in ("lora", "dora") else [])]:
             file = export(adapter, tmp_path / "x.safetensors", names="sd3", force=True)
-            again = jaxmix.load(file, base=original)
-            assert_equal(composed(original, again.parts[0]), wanted)
+            reloaded = jaxmix.load(file, base=original)
+            assert_equal(composed(original, reloaded.parts[0]), expected)
 
 
 def test_rotation_needs_the_base_to_be_exported(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_rotation_needs_the_base_to_be_exported(tmp_path: Path) -> None:
         f"pass the base ({option('base', ...)})"
     ) in str(caught.value)
     export_kohya(adapter, file, names="sd3", base=base)
-    again = jaxmix.load(file, base=base)
-    assert_equal(composed(base, again.parts[0]), composed(base, adapter))
+    reloaded = jaxmix.load(file, base=base)
+    assert_equal(composed(base, reloaded.parts[0]), composed(base, adapter))
 
 
 def test_rotation_in_memory_names_needs_the_base(tmp_path: Path) -> None:
@@ -164,5 +164,5 @@ def test_pieces_follow_from_the_shape() -> None:
     assert piece.fitted((8, 4)) == swapped_halves("x.bias")
     assert piece.fitted((24, 4)) == (Piece("x.bias"),)
     for shape in ((8,), None):
-        (found,) = piece.fitted(shape)
-        assert found.problem == "an order of rows that the weight's shape determines"
+        (fitted,) = piece.fitted(shape)
+        assert fitted.problem == "an order of rows that the weight's shape determines"

@@ -26,9 +26,9 @@ def test_base_prefix() -> None:
 
 def test_unknown_models_have_the_general_renamings() -> None:
     """`LayerNorm.gamma` is renamed in every model."""
-    found = transforms_for({"model_type": "nothing-like-it"})
-    assert found is not None and found == transforms_for({})
-    assert found[0].match("h.LayerNorm.gamma") == (0, "h.LayerNorm.weight")
+    transforms = transforms_for({"model_type": "nothing-like-it"})
+    assert transforms is not None and transforms == transforms_for({})
+    assert transforms[0].match("h.LayerNorm.gamma") == (0, "h.LayerNorm.weight")
 
 
 def test_renamings_that_are_code() -> None:
@@ -43,9 +43,9 @@ def test_parts_by_config() -> None:
         "model_type": "llava",
         "vision_config": {"model_type": "vit"},
     }
-    found = transforms_for(config)
-    assert found is not None
-    vit = [t for t in found if t.scope == "vision_tower"]
+    transforms = transforms_for(config)
+    assert transforms is not None
+    vit = [t for t in transforms if t.scope == "vision_tower"]
     assert any(t.sources == ("attention.query",) for t in vit)
     assert not any(
         t.sources == ("attention.query",)
@@ -80,9 +80,9 @@ def test_transformers_does_the_same(model_type: str, name: str) -> None:
         (tuple(t.source_patterns), tuple(t.target_patterns), t.scope_prefix)
         for t in mapping.get_model_conversion_mapping(model)
     ]
-    found = transforms_for({**config.to_dict(), "architectures": [name]})
-    assert found is not None
-    assert [(t.sources, t.targets, t.scope) for t in found] == truth
+    transforms = transforms_for({**config.to_dict(), "architectures": [name]})
+    assert transforms is not None
+    assert [(t.sources, t.targets, t.scope) for t in transforms] == truth
 
 
 def test_the_table_is_written_by_the_script() -> None:

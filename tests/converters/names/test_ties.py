@@ -130,13 +130,13 @@ def test_models_that_scale_by_the_flag() -> None:
     if (spec := importlib.util.find_spec("transformers")) is None or spec.origin is None:
         pytest.skip("transformers is not installed")
     pattern = r"if self\.config\.(tie_word_embeddings|scale_decoder_outputs):\n +#? ?.*Rescale"
-    found = {
+    models = {
         file.parent.name
         for file in Path(spec.origin).parent.glob("models/*/modeling_*.py")
         if re.search(pattern, file.read_text(encoding="utf-8"))
     }
     always = json.loads(TIE_TABLE.read_text())["always"]
-    assert found <= {*ties._SCALED, *ties._KEPT, *always} and "switch_transformers" in found
+    assert models <= {*ties._SCALED, *ties._KEPT, *always} and "switch_transformers" in models
 
 
 def test_the_table_is_written_by_the_script() -> None:
@@ -155,8 +155,8 @@ def test_the_table_is_written_by_the_script() -> None:
     }
     sample = [*sorted(rows)[::12], *saved["unless"], "BertModel"]
     lists, classes, unless = tie_table.ties_of_classes(sample)
-    found = {name: lists[n] for named in classes.values() for name, n in named.items()}
-    assert found == {name: saved["lists"][rows[name]] for name in sample if name in rows}
+    table = {name: lists[n] for named in classes.values() for name, n in named.items()}
+    assert table == {name: saved["lists"][rows[name]] for name in sample if name in rows}
     for name, (field, value, number) in saved["unless"].items():
         assert unless[name][:2] == [field, value]
         assert lists[unless[name][2]] == saved["lists"][number]

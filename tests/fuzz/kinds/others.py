@@ -93,17 +93,17 @@ def _mix() -> Case:
     import jaxmix
     from jaxmix.families import OFT, LoHa, LoRA
 
-    one, two = {}, {}
+    first, second = {}, {}
     for site, (out, size) in bases.MODULES.items():
         a, b = drawn(site + "a", 2, size), drawn(site + "b", out, 2)
         if "down" in site:
-            one[site] = LoHa(b, a, drawn(site + "c", out, 2), drawn(site + "d", 2, size), 0.5)
+            first[site] = LoHa(b, a, drawn(site + "c", out, 2), drawn(site + "d", 2, size), 0.5)
         else:
-            one[site] = LoRA(a, b, 1.5)
-        two[site] = OFT(0.3 * drawn(site + "g", size // 2, 1), terms=5)
+            first[site] = LoRA(a, b, 1.5)
+        second[site] = OFT(0.3 * drawn(site + "g", size // 2, 1), terms=5)
     mixed = jaxmix.mix(
-        0.5 * jaxmix.Adapter(one, name="one", metadata={"task_type": "CAUSAL_LM"}),
-        jaxmix.Adapter(two, name="two"),
+        0.5 * jaxmix.Adapter(first, name="one", metadata={"task_type": "CAUSAL_LM"}),
+        jaxmix.Adapter(second, name="two"),
     )
     with tempfile.TemporaryDirectory() as folder:
         jaxmix.save(mixed, f"{folder}/mix")

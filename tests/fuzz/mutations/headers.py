@@ -18,15 +18,15 @@ def header_changed(text: bytes, rng: random.Random) -> tuple[bytes, str]:
         return json_changed(text, rng)
     key = rng.choice(keys)
     entry = header[key]
-    how = rng.choice(
+    change = rng.choice(
         ["dtype", "shape", "offsets", "swap", "extra", "field", "twice", "spaces", "metadata"]
     )
-    if how == "dtype":
+    if change == "dtype":
         same = [name for name, size in SIZES.items() if size == SIZES[entry["dtype"]]]
         entry["dtype"] = rng.choice(
             [*same, *SIZES, "f32", "F4", "F8_E4M3FNUZ", "I4", "X", "", None, 3]
         )
-    elif how == "shape":
+    elif change == "shape":
         shape, size = entry["shape"], math.prod(entry["shape"])
         entry["shape"] = rng.choice(
             [
@@ -51,7 +51,7 @@ def header_changed(text: bytes, rng: random.Random) -> tuple[bytes, str]:
                 [[size]],
             ]
         )
-    elif how == "offsets":
+    elif change == "offsets":
         start, end = entry["data_offsets"]
         other = header[rng.choice(keys)]["data_offsets"]
         entry["data_offsets"] = rng.choice(
@@ -74,21 +74,21 @@ def header_changed(text: bytes, rng: random.Random) -> tuple[bytes, str]:
                 [start, start],
             ]
         )
-    elif how == "swap":
+    elif change == "swap":
         other = rng.choice(keys)
         header[key], header[other] = header[other], header[key]
-    elif how == "extra":
+    elif change == "extra":
         header[rng.choice(["x", "", key + ".x"])] = rng.choice(
             [{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, dict(entry), 3, [], {}]
         )
-    elif how == "field":
+    elif change == "field":
         entry[rng.choice([*entry, "x"])] = rng.choice(VALUES)
-    elif how == "twice":
+    elif change == "twice":
         copied = json.dumps(header[rng.choice(keys)])
         return text.rstrip()[:-1] + f", {json.dumps(key)}: {copied}}}".encode(), f"twice {key}"
-    elif how == "spaces":
+    elif change == "spaces":
         spaces = rng.choice([b" ", b"\n\t", b" " * 5000])
         return rng.choice([spaces + text, text + spaces]), "spaces"
     else:
         header["__metadata__"] = rng.choice([*VALUES, {"format": 3}, {"format": "pt", "x": "y"}])
-    return json.dumps(header).encode(), f"{how} {key}: {json.dumps(header.get(key))[:80]}"
+    return json.dumps(header).encode(), f"{change} {key}: {json.dumps(header.get(key))[:80]}"

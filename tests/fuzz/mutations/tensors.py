@@ -17,26 +17,28 @@ Tensors = dict[str, Tensor]
 
 def tensors_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     """Makes one change; of bytes, if the file is already damaged."""
-    how = rng.choice(["inside", "inside", "inside", "header", "header", "bytes", "data", "length"])
+    place = rng.choice(
+        ["inside", "inside", "inside", "header", "header", "bytes", "data", "length"]
+    )
     try:
         tensors, metadata = unpack(data)
     except BadFileError:
         return bytes_changed(data, rng)
-    if how == "inside" and tensors:
+    if place == "inside" and tensors:
         name, change = rng.choice(_INSIDE)
         description = change(tensors, rng)
         if name == "metadata":
             description = _metadata(metadata, rng)
         return pack(tensors, metadata), f"{name}: {description}"
     header, rest = split(data)
-    if how == "header":
+    if place == "header":
         text, description = header_changed(header, rng)
         text += b" " * (-len(text) % 8) if rng.random() < 0.5 else b""
         return len(text).to_bytes(8, "little") + text + rest, f"header: {description}"
-    if how == "data":
+    if place == "data":
         new, description = bytes_changed(rest, rng)
         return data[: 8 + len(header)] + new, f"data: {description}"
-    if how == "length":
+    if place == "length":
         length = rng.choice(
             [0, 1, 2, len(header) - 1, len(header) + 1, len(data), 2**32, 2**63, 2**64 - 1]
         )
@@ -63,13 +65,13 @@ _PREFIXES = (
 def _rename(tensors: Tensors, rng: random.Random) -> str:
     """Replaces a key's end or module by another's, or changes a letter."""
     key, other = _pick(tensors, rng), _pick(tensors, rng)
-    at = rng.randrange(len(key) + 1)
+    position = rng.randrange(len(key) + 1)
     new = rng.choice(
         [
             key.rpartition(".")[0] + "." + other.rpartition(".")[2],
             other.rpartition(".")[0] + "." + key.rpartition(".")[2],
-            key[:at] + rng.choice(" .-/_lA0é\0") + key[at + 1 :],
-            key[:at] + key[at + 1 :],
+            key[:position] + rng.choice(" .-/_lA0é\0") + key[position + 1 :],
+            key[:position] + key[position + 1 :],
             rng.choice(_PREFIXES) + key,
             rng.choice(_PREFIXES) + key.partition(".")[2],
             key.replace(".weight", rng.choice(["", ".bias", ".default.weight", ".weight.weight"])),
@@ -153,9 +155,9 @@ def _number(tensors: Tensors, rng: random.Random) -> str:
 
 
 def _swap(tensors: Tensors, rng: random.Random) -> str:
-    one, other = _pick(tensors, rng), _pick(tensors, rng)
-    tensors[one], tensors[other] = tensors[other], tensors[one]
-    return f"{one} and {other}"
+    first, second = _pick(tensors, rng), _pick(tensors, rng)
+    tensors[first], tensors[second] = tensors[second], tensors[first]
+    return f"{first} and {second}"
 
 
 def _order(tensors: Tensors, rng: random.Random) -> str:

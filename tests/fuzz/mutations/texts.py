@@ -37,31 +37,31 @@ _KEYS = (
 def bytes_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     """Flips, removes or inserts bytes, or cuts off the end."""
     changed = bytearray(data)
-    at = (
+    position = (
         rng.randrange(len(data) + 1)
         if rng.random() < 0.5
         else rng.randrange(min(len(data), 300) + 1)
     )
-    how = rng.choice(["flip", "flip", "set", "cut", "insert", "end", "more", "copy", "empty"])
-    if how == "flip" and at < len(data):
-        changed[at] ^= 1 << rng.randrange(8)
-    elif how == "set" and at < len(data):
-        changed[at] = rng.choice([0, 9, 32, 34, 44, 48, 57, 91, 93, 123, 125, 127, 128, 255])
-    elif how == "cut":
-        del changed[at : at + rng.randrange(1, 20)]
-    elif how == "insert":
-        changed[at:at] = rng.randbytes(rng.randrange(1, 10))
-    elif how == "end":
-        del changed[at:]
-    elif how == "more":
+    change = rng.choice(["flip", "flip", "set", "cut", "insert", "end", "more", "copy", "empty"])
+    if change == "flip" and position < len(data):
+        changed[position] ^= 1 << rng.randrange(8)
+    elif change == "set" and position < len(data):
+        changed[position] = rng.choice([0, 9, 32, 34, 44, 48, 57, 91, 93, 123, 125, 127, 128, 255])
+    elif change == "cut":
+        del changed[position : position + rng.randrange(1, 20)]
+    elif change == "insert":
+        changed[position:position] = rng.randbytes(rng.randrange(1, 10))
+    elif change == "end":
+        del changed[position:]
+    elif change == "more":
         changed += rng.choice([b"\0", b" ", b"\n", b"}", bytes(64)])
-    elif how == "copy":
-        changed[at:at] = changed[at : at + rng.randrange(1, 60)]
-    elif how == "empty":
+    elif change == "copy":
+        changed[position:position] = changed[position : position + rng.randrange(1, 60)]
+    elif change == "empty":
         changed = bytearray(
             rng.choice([b"", b"{}", b"null", b"[]", b"\xff\xfe", b"\xef\xbb\xbf" + data])
         )
-    return bytes(changed), f"{how} at byte {at}"
+    return bytes(changed), f"{change} at byte {position}"
 
 
 def json_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
@@ -78,44 +78,44 @@ def json_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     for step in above:
         holder = holder[step]
     old, new = holder[last], copy.deepcopy(rng.choice(VALUES))
-    how = rng.choice(
+    change = rng.choice(
         ["set", "set", "set", "near", "drop", "add", "swap", "nest", "twice", "raw", "type"]
     )
-    if how == "set":
+    if change == "set":
         holder[last] = new
-    elif how == "near":
+    elif change == "near":
         new = _near(old, rng)
         holder[last] = new
-    elif how == "drop":
+    elif change == "drop":
         del holder[last]
-    elif how == "add":
+    elif change == "add":
         last = rng.choice(_KEYS)
         if isinstance(holder, dict):
             holder[last] = new
         else:
             holder.append(new)
-    elif how == "swap":
+    elif change == "swap":
         new = _at(value, rng.choice(places))
         holder[last] = copy.deepcopy(new)
-    elif how == "nest":
+    elif change == "nest":
         new = rng.choice([[old], {"x": old}, _DEEP])
         holder[last] = new
-    elif how == "type":
+    elif change == "type":
         new = _retyped(old)
         holder[last] = new
     else:
         holder[last] = "@@"
-        raw = rng.choice(_RAW) if how == "raw" else json.dumps(old)
-        if how == "twice":
+        raw = rng.choice(_RAW) if change == "raw" else json.dumps(old)
+        if change == "twice":
             raw = f"{json.dumps(old)}, {json.dumps(str(last))}: {json.dumps(new)}"
             if isinstance(holder, list):
                 raw = f"{json.dumps(old)}, {json.dumps(old)}"
         text = json.dumps(value).replace('"@@"', raw)
-        return text.encode("utf-8", "surrogatepass"), f"{how} {last}: {raw[:60]}"
+        return text.encode("utf-8", "surrogatepass"), f"{change} {last}: {raw[:60]}"
     dumped = json.dumps(new)
     return json.dumps(
         value
-    ).encode(), f"{how} {'.'.join(map(str, (*above, last)))[:60]}: {dumped[:60]}"
+    ).encode(), f"{change} {'.'.join(map(str, (*above, last)))[:60]}: {dumped[:60]}"
 
 
 def _near(old: Any, rng: random.Random) -> Any:
@@ -126,8 +126,10 @@ def _near(old: Any, rng: random.Random) -> Any:
         wide = float(max(-(10**300), min(old, 10**300)))  # some integers are beyond all floats
         return rng.choice([old + 1, old - 1, old * 2, -old, wide, wide / 2, wide * 1e10])
     if isinstance(old, str):
-        at = rng.randrange(len(old) + 1)
-        return old[:at] + rng.choice(["", "x", ".", " ", "_", "é", "\0"]) + old[at + 1 :]
+        position = rng.randrange(len(old) + 1)
+        return (
+            old[:position] + rng.choice(["", "x", ".", " ", "_", "é", "\0"]) + old[position + 1 :]
+        )
     if isinstance(old, list):
         return rng.choice([old[:-1], old * 2, old[::-1]])
     return {} if isinstance(old, dict) else 1

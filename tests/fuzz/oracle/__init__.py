@@ -57,10 +57,10 @@ class Leaf:
         wrong = ~np.where(np.isfinite(self.numbers), near, ~np.isfinite(numbers))
         if not wrong.any():
             return None
-        at = tuple(np.argwhere(wrong)[0])
+        index = tuple(np.argwhere(wrong)[0])
         return (
-            f"{wrong.sum()} of {wrong.size} numbers, such as {at}: {numbers[at]}, expected "
-            f"{self.numbers[at]} within {self.tolerance[at]:.3g}"
+            f"{wrong.sum()} of {wrong.size} numbers, such as {index}: {numbers[index]}, expected "
+            f"{self.numbers[index]} within {self.tolerance[index]:.3g}"
         )
 
 
@@ -126,25 +126,27 @@ def _changed(base: Base, site: str, steps: list[Change]) -> dict[str, Leaf]:
         first = base.numbers(weight).astype(kind)
         lies = first.T if base.is_transposed(site) else first
         flat = lies.reshape(len(lies), math.prod(lies.shape[1:])) if lies.ndim > 1 else lies
-        own = base.numbers(bias).astype(kind).reshape(-1) if has_bias else None
-        leaves = Leaves(flat, flat, own)
+        old_bias = base.numbers(bias).astype(kind).reshape(-1) if has_bias else None
+        leaves = Leaves(flat, flat, old_bias)
         for step in steps:
             new, new_bias = step(leaves)
             if new_bias is not leaves.bias:
-                expect(own is not None and len(own) == len(flat), f"{site} has no such bias")
+                expect(
+                    old_bias is not None and len(old_bias) == len(flat), f"{site} has no such bias"
+                )
             leaves = replace(leaves, weight=new, bias=new_bias)
         results.append((leaves.weight.reshape(lies.shape), leaves.bias))
     if base.is_transposed(site):
         results = [(new.T, new_bias) for new, new_bias in results]
     new = [result[0] for result in results]
-    found = {weight: _leaf(base.dtype(weight), new[0], new[1], base.numbers(weight))}
+    new_leaves = {weight: _leaf(base.dtype(weight), new[0], new[1], base.numbers(weight))}
     if has_bias and results[0][1] is not None:
         before = base.numbers(bias)
         new = [result[1].reshape(before.shape) for result in results]
         if not np.array_equal(new[0], before, equal_nan=True):
             expect(base.dtype(bias) in _PRECISION, f"{bias} is {base.dtype(bias)}")
-            found[bias] = _leaf(base.dtype(bias), new[0], new[1], before)
-    return found
+            new_leaves[bias] = _leaf(base.dtype(bias), new[0], new[1], before)
+    return new_leaves
 
 
 def _leaf(dtype: str, numbers: Any, in_float32: Any, before: np.ndarray) -> Leaf:

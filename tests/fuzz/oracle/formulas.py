@@ -79,12 +79,12 @@ def added(
     return change
 
 
-def _plus(one: Array | None, other: Array | None) -> Array | None:
-    if other is None:
-        return one
-    if one is None:
+def _plus(x: Array | None, y: Array | None) -> Array | None:
+    if y is None:
+        return x
+    if x is None:
         raise BadFileError("a module without a bias")
-    return one + other.astype(one.dtype)
+    return x + y.astype(x.dtype)
 
 
 def replaced(weight: Array | None, bias: Array | None) -> Change:
@@ -168,8 +168,8 @@ def oft(
             turns = turns * (size // width)
         new = leaves.weight.copy()
         for i, turn in enumerate(turns):
-            at = slice(i * width, (i + 1) * width)
-            new[:, at] = leaves.weight[:, at] @ turn.T
+            block_rows = slice(i * width, (i + 1) * width)
+            new[:, block_rows] = leaves.weight[:, block_rows] @ turn.T
         return new, leaves.bias
 
     return change
@@ -186,10 +186,10 @@ def _rotation(skew: Array, terms: int | None, ends_twice: bool) -> Array:
         return eye + 2 * skew
     # PEFT's code gives three terms and four the same sum.
     last = max(terms, 4) - 1
-    found = eye + 2 * skew + 2 * (skew @ skew)
+    rotation = eye + 2 * skew + 2 * (skew @ skew)
     for n in range(3, last):
-        found = found + 2 * np.linalg.matrix_power(skew, n)
-    return found + (2 if ends_twice else 1) * np.linalg.matrix_power(skew, last)
+        rotation = rotation + 2 * np.linalg.matrix_power(skew, n)
+    return rotation + (2 if ends_twice else 1) * np.linalg.matrix_power(skew, last)
 
 
 def lora_delta(a: Array, b: Array, scale: float) -> Callable[[Any], Array]:
@@ -201,14 +201,16 @@ def loha_delta(f: Mapping[str, Array], scale: float) -> Callable[[Any], Array]:
     """``s·(B₁A₁)⊙(B₂A₂)``."""
 
     def delta(kind: Any) -> Array:
-        one, two = (f[f"hada_w{i}_a"].astype(kind) @ f[f"hada_w{i}_b"].astype(kind) for i in "12")
-        return kind.type(scale) * one * two
+        first, second = (
+            f[f"hada_w{i}_a"].astype(kind) @ f[f"hada_w{i}_b"].astype(kind) for i in "12"
+        )
+        return kind.type(scale) * first * second
 
     return delta
 
 
 def kron_delta(
-    one: tuple[Array, ...], two: tuple[Array, ...], scale: float
+    left: tuple[Array, ...], right: tuple[Array, ...], scale: float
 ) -> Callable[[Any], Array]:
     """``s·X ⊗ Y``, each of them whole or a product of two."""
 
@@ -217,7 +219,7 @@ def kron_delta(
         return arrays[0] if len(arrays) == 1 else arrays[0] @ arrays[1]
 
     def delta(kind: Any) -> Array:
-        x, y = whole(one, kind), whole(two, kind)
+        x, y = whole(left, kind), whole(right, kind)
         # A Conv2d's kernel belongs to Y alone; of other axes `np.kron` puts those of X in front.
         x = x.reshape(*x.shape, 1, 1) if x.ndim == 2 and y.ndim == 4 else x
         return kind.type(scale) * np.kron(x, y)

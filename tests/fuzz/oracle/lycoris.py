@@ -114,16 +114,16 @@ def _built(
     scale: float | None = None,
 ) -> Change:  # fmt: skip
     """Returns the change that the tensors of one module make."""
-    found = {
+    by_name = {
         name: tensor.numbers.astype(np.float64)
         if name == "alpha"
         else floats(tensor, f"{site}.{name}")
         for name, tensor in factors.items()
     }
-    alpha, norm = found.pop("alpha", None), found.pop("dora_scale", None)
+    alpha, norm = by_name.pop("alpha", None), by_name.pop("dora_scale", None)
     expect(alpha is None or (alpha.size == 1 and np.isfinite(alpha).all()), f"{site}: alpha")
     size = (shape[0], math.prod(shape[1:]))
-    rank, build = _family(site, found, shape)
+    rank, build = _family(site, by_name, shape)
     if scale is None:
         number = 0.0 if alpha is None else float(alpha.reshape(()))
         scale = number / rank if number and rank else 1.0
@@ -138,11 +138,13 @@ def _built(
     return added(delta, magnitude=norm.reshape(-1), eps=_EPS, axis=1 if by_output else 0)
 
 
-def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> tuple[int, Any]:
+def _family(
+    site: str, factors: Mapping[str, np.ndarray], shape: tuple[int, ...]
+) -> tuple[int, Any]:
     """Returns the rank of one module's factors, and a function from a scale to Δ."""
-    names = set(found)
+    names = set(factors)
     if names == {"down", "up"}:
-        down, up = found["down"], found["up"]
+        down, up = factors["down"], factors["up"]
         expect(down.ndim in (2, 3, 4, 5) and down.size and up.size, f"{site}: down {down.shape}")
         rank = down.shape[0]
         fits = up.ndim in (2, down.ndim) and up.shape[1:] == (rank,) + (1,) * (up.ndim - 2)
@@ -151,27 +153,27 @@ def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) 
         a, b = down.reshape(rank, -1), up.reshape(-1, rank)
         return rank, lambda scale: lora_delta(a, b, scale)
     if names == {f"hada_w{i}_{x}" for i in "12" for x in "ab"}:
-        matrices(site, *found.values())
-        rank = found["hada_w1_b"].shape[0]
-        expect(all(found[f"hada_w{i}_a"].shape[1] == rank for i in "12"), f"{site}: ranks")
-        expect(all(found[f"hada_w{i}_b"].shape[0] == rank for i in "12"), f"{site}: ranks")
-        expect(found["hada_w1_a"].shape == found["hada_w2_a"].shape, f"{site}: shapes")
-        expect(found["hada_w1_b"].shape == found["hada_w2_b"].shape, f"{site}: shapes")
-        return rank, lambda scale: loha_delta(found, scale)
+        matrices(site, *factors.values())
+        rank = factors["hada_w1_b"].shape[0]
+        expect(all(factors[f"hada_w{i}_a"].shape[1] == rank for i in "12"), f"{site}: ranks")
+        expect(all(factors[f"hada_w{i}_b"].shape[0] == rank for i in "12"), f"{site}: ranks")
+        expect(factors["hada_w1_a"].shape == factors["hada_w2_a"].shape, f"{site}: shapes")
+        expect(factors["hada_w1_b"].shape == factors["hada_w2_b"].shape, f"{site}: shapes")
+        return rank, lambda scale: loha_delta(factors, scale)
     sides, ranks = [], set()
     for i in "12":
-        whole, pair = f"lokr_w{i}", (f"lokr_w{i}_a", f"lokr_w{i}_b")
-        own = (whole,) if whole in found else pair
-        expect(all(name in found for name in own), f"{site}: {sorted(found)}")
-        sides.append(tuple(found[name] for name in own))
-        names -= set(own)
-        if len(own) == 2 and i == "2" and found[own[1]].ndim > 2:  # (r, in, *kernel)
-            sides[-1] = found[own[0]], found[own[1]].reshape(len(found[own[1]]), -1)
+        full_name, pair = f"lokr_w{i}", (f"lokr_w{i}_a", f"lokr_w{i}_b")
+        needed = (full_name,) if full_name in factors else pair
+        expect(all(name in factors for name in needed), f"{site}: {sorted(factors)}")
+        sides.append(tuple(factors[name] for name in needed))
+        names -= set(needed)
+        if len(needed) == 2 and i == "2" and factors[needed[1]].ndim > 2:  # (r, in, *kernel)
+            sides[-1] = factors[needed[0]], factors[needed[1]].reshape(len(factors[needed[1]]), -1)
         matrices(site, *sides[-1])
-        if len(own) == 2:
+        if len(needed) == 2:
             expect(sides[-1][0].shape[1] == sides[-1][1].shape[0], f"{site}: ranks")
             ranks.add(sides[-1][1].shape[0])
-    expect(not names and len(ranks) < 2, f"{site}: {sorted(found)}")
+    expect(not names and len(ranks) < 2, f"{site}: {sorted(factors)}")
     return (ranks.pop() if ranks else 0), lambda scale: kron_delta(sides[0], sides[1], scale)
 
 
@@ -200,13 +202,13 @@ def read_mlx(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -> 
         expect(site and name in names and name not in sites.get(site, {}), f"{key} is unknown")
         sites.setdefault(site, {})[name] = floats(tensor, key)
     changes = {}
-    for site, found in sites.items():
-        expect(site in modules and set(found) == names, f"{site}: {sorted(found)}")
-        a, b = found["lora_a"], found["lora_b"]
+    for site, factors in sites.items():
+        expect(site in modules and set(factors) == names, f"{site}: {sorted(factors)}")
+        a, b = factors["lora_a"], factors["lora_b"]
         matrices(site, a, b)
         out, size = modules[site][0], math.prod(modules[site][1:])
         expect(a.shape == (size, b.shape[0]) and b.shape == (a.shape[1], out), f"{site}: shapes")
-        expect("m" not in found or found["m"].shape == (out,), f"{site}: m")
+        expect("m" not in factors or factors["m"].shape == (out,), f"{site}: m")
         delta = lora_delta(a.T, b.T, adapter.strength * float(fields["scale"]))
-        changes[site] = added(delta, magnitude=found.get("m"))
+        changes[site] = added(delta, magnitude=factors.get("m"))
     return changes

@@ -21,7 +21,7 @@ def read_mix(
     expect(head.get("format") == "jaxmix" and head.get("version") == 1, "no mix")
     parts = head.get("parts")
     expect(isinstance(parts, list), "no parts")
-    found = []
+    chain = []
     for part in parts or []:
         expect(isinstance(part, dict) and isinstance(part.get("updates"), dict), "a part")
         strength: Any = part.get("strength")
@@ -31,8 +31,8 @@ def read_mix(
             expect(site in modules, f"no module {site}")
             shape = (modules[site][0], math.prod(modules[site][1:]))
             changes[site] = _update(update, tensors, shape, strength * adapter.strength)
-        found.append(changes)
-    return found
+        chain.append(changes)
+    return chain
 
 
 def _update(data: Any, tensors: Mapping[str, Tensor], shape: Any, strength: float) -> Change:
@@ -56,9 +56,9 @@ def _update(data: Any, tensors: Mapping[str, Tensor], shape: Any, strength: floa
             expect(set(data) == {"family", "b1", "a1", "b2", "a2", "scale"}, "fields")
             expect(is_number(data["scale"]), "a scale")
             names = {"hada_w1_a": "b1", "hada_w1_b": "a1", "hada_w2_a": "b2", "hada_w2_b": "a2"}
-            found = {theirs: array(ours) for theirs, ours in names.items()}
-            matrices("LoHa", *found.values())
-            return added(loha_delta(found, strength * data["scale"]))
+            fields = {theirs: array(ours) for theirs, ours in names.items()}
+            matrices("LoHa", *fields.values())
+            return added(loha_delta(fields, strength * data["scale"]))
         case "OFT":
             expect(set(data) <= {"family", "generator", "terms"}, "fields")
             terms = data.get("terms")

@@ -104,14 +104,14 @@ def _by_site(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, np.ndarray]]]:
     """Returns the factors of each module, and the saved leaves."""
     # The state of a model in training has the adapter's name in its keys.
-    own = r"\.(?!weight\.|bias\.|weight$|bias$)[^.]+"
-    names = "|".join(name.replace(".", rf"(?:{own})?\.") for name in _PARAMETERS[kind])
-    factor = re.compile(rf"(?:base_model\.model\.)?(.+?)\.({names}|(?:{names}){own})")
+    suffix = r"\.(?!weight\.|bias\.|weight$|bias$)[^.]+"
+    names = "|".join(name.replace(".", rf"(?:{suffix})?\.") for name in _PARAMETERS[kind])
+    factor = re.compile(rf"(?:base_model\.model\.)?(.+?)\.({names}|(?:{names}){suffix})")
     sites: dict[str, dict[str, Tensor]] = {}
     saved: dict[str, dict[str, np.ndarray]] = {}
     for key, tensor in _unwrapped(tensors).items():
-        if found := factor.fullmatch(key):
-            site, name = without_wrappers(found[1]), _plain(found[2], kind)
+        if match := factor.fullmatch(key):
+            site, name = without_wrappers(match[1]), _plain(match[2], kind)
             expect(name not in sites.setdefault(site, {}), f"{key} is there twice")
             sites[site][name] = tensor
             continue
@@ -210,11 +210,11 @@ def _adalora(factors: Any, config: Any, site: str, shape: Any, strength: float) 
 def _loha(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
     rank, scale = _rank_and_scale(config, site, "alpha")
     names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    found = dict(zip(names, _take(factors, *names), strict=True))
-    for name, array in found.items():
+    arrays = dict(zip(names, _take(factors, *names), strict=True))
+    for name, array in arrays.items():
         expected = (shape[0], rank) if name.endswith("a") else (rank, shape[1])
         expect(array.shape == expected, f"{site}.{name} {array.shape}")
-    return added(loha_delta(found, strength * scale))
+    return added(loha_delta(arrays, strength * scale))
 
 
 def _lokr(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
@@ -226,10 +226,10 @@ def _lokr(factors: Any, config: Any, site: str, shape: Any, strength: float) -> 
             [f"lokr_w{end}"] if f"lokr_w{end}" in factors else [f"lokr_w{end}_a", f"lokr_w{end}_b"]
         )
     ]
-    found = dict(zip(names, _take(factors, *names), strict=True))
+    arrays = dict(zip(names, _take(factors, *names), strict=True))
     # PEFT's trap: `torch.kron` puts axes that one of the two lacks in front, as `np.kron` does.
-    expect(all(x.ndim > 1 and x.size for x in found.values()), f"{site}: no matrices")
-    sides = [tuple(x for name, x in found.items() if name.startswith(f"lokr_w{i}")) for i in "12"]
+    expect(all(x.ndim > 1 and x.size for x in arrays.values()), f"{site}: no matrices")
+    sides = [tuple(x for name, x in arrays.items() if name.startswith(f"lokr_w{i}")) for i in "12"]
     for side in sides:
         expect(len(side) == 1 or side[0].shape[1] == side[1].shape[0] == rank, f"{site}: ranks")
     delta = kron_delta(sides[0], sides[1], strength * scale)
@@ -288,10 +288,10 @@ def _shira(factors: Any, config: Any, site: str, shape: Any, strength: float) ->
     values, places = floats(factors["shira_weight"], site), factors["shira_indices"]
     expect(places.dtype in _INTEGERS or places.is_float, f"{site}: no places")
     expect((places.numbers % 1 == 0).all(), f"{site}: places between numbers")  # Windows: floats
-    found = places.numbers.astype(np.int64)
-    expect(values.ndim == 1 and found.shape == (2, len(values)), f"{site}: shapes")
-    expect((found >= 0).all() and (found < np.array([shape]).T).all(), f"{site}: places")
-    return scattered(values, found)
+    indices = places.numbers.astype(np.int64)
+    expect(values.ndim == 1 and indices.shape == (2, len(values)), f"{site}: shapes")
+    expect((indices >= 0).all() and (indices < np.array([shape]).T).all(), f"{site}: places")
+    return scattered(values, indices)
 
 
 _BUILDERS: dict[str, Any] = {

@@ -38,14 +38,14 @@ def _is_layer(config: Mapping[str, Any], site: str) -> bool:
     if layers is None or layers == []:
         return True
     if not patterns:
-        found = re.match(r".*?\.[^.]*\.(\d+)\.", site)
+        match = re.match(r".*?\.[^.]*\.(\d+)\.", site)
     else:
         patterns = [patterns] if isinstance(patterns, str) else patterns
         tries = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", site) for pattern in patterns)
-        found = next((one for one in tries if one), None)
-    if found is None:
+        match = next((attempt for attempt in tries if attempt), None)
+    if match is None:
         return False
-    return int(found[1]) == layers if isinstance(layers, int) else int(found[1]) in layers
+    return int(match[1]) == layers if isinstance(layers, int) else int(match[1]) in layers
 
 
 def _is_named(names: Any, site: str) -> bool:

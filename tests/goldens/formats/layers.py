@@ -14,23 +14,23 @@ def fill(parameters: "list[tuple[str, nn.Parameter]]", seed: int = 11) -> None:
     """Replaces every parameter by random numbers, so none is zero or one."""
     torch.manual_seed(seed)
     for name, parameter in parameters:
-        drawn = 0.4 * torch.randn_like(parameter)
+        values = 0.4 * torch.randn_like(parameter)
         is_scale = name.endswith(("dora_scale", "rescale", "scalar", "default"))
-        parameter.data.copy_(1 + drawn.abs() if is_scale else drawn)
+        parameter.data.copy_(1 + values.abs() if is_scale else values)
 
 
 def effective_all(
     root: nn.Module, names: "list[str]", dtype: torch.dtype, prefix: str = ""
 ) -> dict[str, np.ndarray]:
     """Returns the weights and biases of these modules, under ``<prefix><name>.weight``."""
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for name in names:
         layer = root.get_submodule(name)
         weight, bias = effective(layer, dtype)
-        found[f"{prefix}{name}.weight"] = weight
+        tensors[f"{prefix}{name}.weight"] = weight
         if np.abs(bias).max() > 0:
-            found[f"{prefix}{name}.bias"] = bias
-    return found
+            tensors[f"{prefix}{name}.bias"] = bias
+    return tensors
 
 
 def effective(layer: nn.Module, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:

@@ -74,45 +74,45 @@ def _models() -> dict[str, nn.Module]:
 
 def _wrapped(parts: dict[str, list[str]], **options: Any) -> dict[str, tuple[nn.Module, Any]]:
     """Returns the models with PEFT's adapters in them, and the configs."""
-    models, made = _models(), {}
+    models, wrapped = _models(), {}
     for part, targets in parts.items():
         config = LoraConfig(r=2, target_modules=targets, **options)
         model = inject_adapter_in_model(config, models[part]).double()
         fill([(n, p) for n, p in model.named_parameters() if "lora_" in n])
-        made[part] = (model, config)
-    return made
+        wrapped[part] = (model, config)
+    return wrapped
 
 
-def _expected(made: dict[str, tuple[nn.Module, Any]]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for part, (model, _) in made.items():
+def _expected(wrapped: dict[str, tuple[nn.Module, Any]]) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for part, (model, _) in wrapped.items():
         layers = (nn.Linear, nn.Conv2d)
         names = [
             name.removesuffix(".base_layer")
             for name, m in model.named_modules()
             if isinstance(m, layers) and ".lora_" not in name
         ]
-        found |= effective_all(model, names, torch.float64, f"{part}.")
-    return found
+        tensors |= effective_all(model, names, torch.float64, f"{part}.")
+    return tensors
 
 
-def _states(made: dict[str, tuple[nn.Module, Any]]) -> dict[str, dict[str, torch.Tensor]]:
-    return {part: get_peft_model_state_dict(model) for part, (model, _) in made.items()}
+def _states(wrapped: dict[str, tuple[nn.Module, Any]]) -> dict[str, dict[str, torch.Tensor]]:
+    return {part: get_peft_model_state_dict(model) for part, (model, _) in wrapped.items()}
 
 
-def _write(folder: Path, name: str, made: Any, with_metadata: bool) -> None:
+def _write(folder: Path, name: str, wrapped: Any, with_metadata: bool) -> None:
     """As diffusers' pipelines save: ``<part>.….lora_A.weight``, and their metadata."""
-    configs = {part: config.to_dict() for part, (_, config) in made.items()}
+    configs = {part: config.to_dict() for part, (_, config) in wrapped.items()}
     LoraBaseMixin._save_lora_weights(
         save_directory=str(folder),
-        lora_layers=_states(made),
+        lora_layers=_states(wrapped),
         lora_metadata=configs if with_metadata else {},
         weight_name=f"{name}.safetensors",
     )
 
 
-def _flat(made: Any) -> dict[str, torch.Tensor]:
-    states = _states(made)
+def _flat(wrapped: Any) -> dict[str, torch.Tensor]:
+    states = _states(wrapped)
     return {f"{part}.{key}": x for part, state in states.items() for key, x in state.items()}
 
 
@@ -141,21 +141,21 @@ def _cases(folder: Path) -> dict[str, dict[str, np.ndarray]]:
         ("new-dora", both, {"lora_alpha": 3, "use_dora": True}, True),
         ("new-bias", {"unet": ["proj", "conv1"]}, {"lora_alpha": 3, "lora_bias": True}, True),
     ):
-        made = _wrapped(parts, **options)
-        _write(folder, name, made, with_metadata)
-        expected[name] = _expected(made)
-    made = _wrapped(both, lora_alpha=2)
+        wrapped = _wrapped(parts, **options)
+        _write(folder, name, wrapped, with_metadata)
+        expected[name] = _expected(wrapped)
+    wrapped = _wrapped(both, lora_alpha=2)
     plain = {"format": "pt"}
-    old = convert_state_dict_to_diffusers(_flat(made))
+    old = convert_state_dict_to_diffusers(_flat(wrapped))
     assert set(convert_state_dict_to_peft(old)) and LORA_ADAPTER_METADATA_KEY not in plain
     save_file(old, folder / "diffusers.safetensors", plain)
-    kohya = {k: x.contiguous() for k, x in convert_state_dict_to_kohya(_flat(made)).items()}
+    kohya = {k: x.contiguous() for k, x in convert_state_dict_to_kohya(_flat(wrapped)).items()}
     save_file(kohya, folder / "to-kohya.safetensors", plain)
-    expected["diffusers"] = expected["to-kohya"] = _expected(made)
-    made = _wrapped({"unet": ["to_q", "to_out.0"]}, lora_alpha=2)
-    processors = _processors(_states(made)["unet"])
+    expected["diffusers"] = expected["to-kohya"] = _expected(wrapped)
+    wrapped = _wrapped({"unet": ["to_q", "to_out.0"]}, lora_alpha=2)
+    processors = _processors(_states(wrapped)["unet"])
     save_file({f"unet.{k}": x for k, x in processors.items()}, folder / "processors.safetensors")
-    expected["processors"] = _expected(made)
+    expected["processors"] = _expected(wrapped)
     return expected
 
 

@@ -101,11 +101,11 @@ def _models() -> dict[str, nn.Module]:
 
 
 def _expected(models: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for part, model in models.items():
         names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        found |= effective_all(model, names, dtype, f"{part}.")
-    return found
+        tensors |= effective_all(model, names, dtype, f"{part}.")
+    return tensors
 
 
 def _save(network: nn.Module, file: Path, drop: str = "") -> None:
@@ -164,18 +164,18 @@ def main() -> None:
     }
     tensors = {"base.safetensors": base}
     with tempfile.TemporaryDirectory() as folder:
-        made = {
+        networks = {
             "sd": lambda file: _lora(file, ["text_encoder"]),
             "sdxl": lambda file: _lora(file, ["text_encoder", "text_encoder_2"]),
             "no-alpha": lambda file: _lora(file, ["text_encoder"], ".alpha"),
             "oft": _oft,
         }
-        for name, make in made.items():
+        for name, make in networks.items():
             expected = make(Path(folder, f"{name}.safetensors"))
             tensors[f"{name}.expected.safetensors"] = expected
         data = {
             "written_by.json": {"sd-scripts": COMMIT, "torch": torch.__version__},
-            "cases.json": {name: name == "oft" for name in made},
+            "cases.json": {name: name == "oft" for name in networks},
         }
         print(f"kohya.zip: {pack('formats/kohya', data, tensors, Path(folder)):,} bytes")
 

@@ -73,8 +73,8 @@ def _forward(layer: nn.Module) -> dict[str, np.ndarray]:
     plain = layer if isinstance(layer, nn.Linear) else layer.linear
     size = plain.weight.shape[1]
     zero = np.array(layer(mx.zeros((1, size))))[0]
-    found = {"weight": (np.array(layer(mx.eye(size))) - zero).T}
-    return {**found, "bias": zero} if "bias" in plain else found
+    tensors = {"weight": (np.array(layer(mx.eye(size))) - zero).T}
+    return {**tensors, "bias": zero} if "bias" in plain else tensors
 
 
 def _case(folder: Path, kind: str, keys: list[str] | None) -> dict[str, np.ndarray]:
@@ -99,13 +99,13 @@ def _case(folder: Path, kind: str, keys: list[str] | None) -> dict[str, np.ndarr
     }
     save_config(full_config, folder / "adapter_config.json")
     names = ["embed_tokens", *(f"layers.{i}.{x}" for i in (0, 1) for x in ("q_proj", "down_proj"))]
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for name in names:
         layer: Any = model
         for part in name.split("."):
             layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
-        found |= {f"{name}.{leaf}": x for leaf, x in _forward(layer).items()}
-    return found
+        tensors |= {f"{name}.{leaf}": x for leaf, x in _forward(layer).items()}
+    return tensors
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ class Net(nnx.Module):
 
     def __call__(self, x: jax.Array, heads: jax.Array) -> list[tuple[jax.Array, ...]]:
         """Each layer's outputs, for inputs and for inputs of heads."""
-        return [(one.up(x), one.query(x), one.out(heads)) for one in self.layers]
+        return [(layer.up(x), layer.query(x), layer.out(heads)) for layer in self.layers]
 
 
 def _units() -> tuple[jax.Array, jax.Array]:

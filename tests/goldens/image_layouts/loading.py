@@ -72,9 +72,9 @@ def _folder(state: State, root: str) -> None:
 
 def _checked(leaves: dict[str, np.ndarray], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the leaves, which must be those of the model itself."""
-    ours = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-    own = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
-    assert ours == own, sorted(set(ours.items()) ^ set(own.items()))
+    loaded = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
+    assert loaded == expected, sorted(set(loaded.items()) ^ set(expected.items()))
     return leaves
 
 
@@ -89,9 +89,9 @@ def _small_groups() -> Any:
     """Uses norms of two groups instead of 32, which the Flax models have at any width."""
     from flax import linen
 
-    whole = linen.GroupNorm
+    group_norm = linen.GroupNorm
     return mock.patch.object(
-        linen, "GroupNorm", lambda *_, **how: whole(**{**how, "num_groups": 2})
+        linen, "GroupNorm", lambda *_, **options: group_norm(**{**options, "num_groups": 2})
     )
 
 
@@ -107,8 +107,8 @@ def _unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
         model = FlaxUNet2DConditionModel(**config)
         with _small_groups():
             tree = model.init_weights(jax.random.key(0), eval_only=True)
-            found = utils.convert_pytorch_state_dict_to_flax(as_torch(state), model)
-        return _checked(_flat(found), _shapes(tree))
+            params = utils.convert_pytorch_state_dict_to_flax(as_torch(state), model)
+        return _checked(_flat(params), _shapes(tree))
 
     return load
 
@@ -123,8 +123,8 @@ def _old_unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
         model = FlaxUNet2DConditionModel(**config)
         with _small_groups():
             tree = jax.eval_shape(model.init_weights, jax.random.key(0))
-            found = utils.convert_pytorch_state_dict_to_flax(as_torch(state), model)
-        return _checked(_flat(found), _shapes(tree))
+            params = utils.convert_pytorch_state_dict_to_flax(as_torch(state), model)
+        return _checked(_flat(params), _shapes(tree))
 
     return load
 
@@ -152,8 +152,8 @@ def _flux(state: State) -> dict[str, np.ndarray]:
         space = dict(vars(util))
         exec(source, space)
         util.configs["flux-dev"].ckpt_path = str(path)
-        found = space["load_flow_model"]("flux-dev", keyed, "cpu", False)
-    leaves = _flat(found)
+        params = space["load_flow_model"]("flux-dev", keyed, "cpu", False)
+    leaves = _flat(params)
     # The older model is traced with inputs of Flux's own widths.
     inputs = ("img_in", "txt_in", "time_text_embed.PixArtAlphaTextProjection_0.linear_1")
     fixed = {f"{name}.kernel": leaves[f"{name}.kernel"] for name in inputs}
@@ -170,10 +170,10 @@ def _wan(scan: bool, **config: Any) -> Callable[[State], dict[str, np.ndarray]]:
         )
         with tempfile.TemporaryDirectory() as root:
             _folder(state, root)
-            found = wan_utils.load_wan_transformer(
+            params = wan_utils.load_wan_transformer(
                 root, tree, "cpu", num_layers=config["num_layers"], scan_layers=scan
             )
-        return _checked(_flat(found), _shapes(tree))
+        return _checked(_flat(params), _shapes(tree))
 
     return load
 
@@ -194,8 +194,8 @@ def _z_image(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
         )
         with tempfile.TemporaryDirectory() as root:
             _folder(state, root)
-            found = load_z_image_transformer(root, tree, subfolder="", scan_layers=scan)
-        return _checked(_flat(found), _shapes(tree))
+            params = load_z_image_transformer(root, tree, subfolder="", scan_layers=scan)
+        return _checked(_flat(params), _shapes(tree))
 
     return load
 
@@ -216,8 +216,8 @@ def _ltx2(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
             _folder(state, root)
             local = lambda _, filename, subfolder="": str(Path(root) / filename)  # noqa: E731
             ltx2_utils.hf_hub_download = local
-            found = ltx2_utils.load_transformer_weights(root, tree, "cpu", scan_layers=scan)
-        return _checked(_flat(found), _shapes(tree))
+            params = ltx2_utils.load_transformer_weights(root, tree, "cpu", scan_layers=scan)
+        return _checked(_flat(params), _shapes(tree))
 
     return load
 
@@ -243,7 +243,7 @@ def _ltx(state: State) -> dict[str, np.ndarray]:
     model = Transformer3DModel(**config)
     # It needs a width of 256 at least; the converter looks at names only.
     tree = model.init_weights(channels, jax.random.key(0), config["caption_channels"])
-    own = {}
+    tensors = {}
     for name, tensor in state.items():
         for old, new in (
             ("proj_in", "patchify_proj"),
@@ -252,13 +252,15 @@ def _ltx(state: State) -> dict[str, np.ndarray]:
             ("norm_k", "k_norm"),
         ):
             name = name.replace(old, new)
-        own[name] = tensor
+        tensors[name] = tensor
     from flax.linen import meta
 
-    found = _flat(torch_statedict_to_jax({"params": meta.unbox(tree)}, as_torch(own))["params"])
+    params = _flat(
+        torch_statedict_to_jax({"params": meta.unbox(tree)}, as_torch(tensors))["params"]
+    )
     wide = _shapes(tree)
-    assert {k: v.ndim for k, v in found.items()} == {k: len(v.shape) for k, v in wide.items()}
-    return found
+    assert {k: v.ndim for k, v in params.items()} == {k: len(v.shape) for k, v in wide.items()}
+    return params
 
 
 def _klein(state: State) -> dict[str, np.ndarray]:
@@ -275,11 +277,11 @@ def _klein(state: State) -> dict[str, np.ndarray]:
             )
         )
     shapes = nnx.state(model, nnx.Param)
-    found = util.load_and_convert_flux_klein_nnx_weights(
+    params = util.load_and_convert_flux_klein_nnx_weights(
         "", shapes, 2, 2, dtype=np.float32, pt_state_dict=dict(state)
     )
     # PyTorch's model has no pooled text, and no biases.
-    leaves = {name: leaf for name, leaf in _flat(found).items() if not name.endswith(".bias")}
+    leaves = {name: leaf for name, leaf in _flat(params).items() if not name.endswith(".bias")}
     return {name: leaf for name, leaf in leaves.items() if "pooled_embedder" not in name}
 
 
@@ -297,13 +299,13 @@ def _sd3(state: State) -> dict[str, np.ndarray]:
         qk_norm="rms_norm",
         dual_attention_indices=(0,),
     )
-    made = original_sd3(state)
+    tensors = original_sd3(state)
 
     def port(layer: Any, name: str) -> None:
-        weight = made[f"{name}.weight"]
+        weight = tensors[f"{name}.weight"]
         kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
         layer.kernel.assign(kernel)
-        layer.bias.assign(made[f"{name}.bias"])
+        layer.bias.assign(tensors[f"{name}.bias"])
 
     port(model.patch_embedding.patch_embedding, "x_embedder.proj")
     port(model.context_embedding, "context_embedder")
@@ -312,21 +314,21 @@ def _sd3(state: State) -> dict[str, np.ndarray]:
         port(layer.dense2, f"{name}_embedder.mlp.2")
     for i, joint in enumerate(model.joint_blocks):
         for name, block in (("x_block", joint.x_block), ("context_block", joint.context_block)):
-            at = f"joint_blocks.{i}.{name}"
-            port(block.ada_layer_norm.dense, f"{at}.adaLN_modulation.1")
-            port(block.attention_qkv, f"{at}.attn.qkv")
-            block.q_norm.scale.assign(made[f"{at}.attn.ln_q.weight"])
-            block.k_norm.scale.assign(made[f"{at}.attn.ln_k.weight"])
+            prefix = f"joint_blocks.{i}.{name}"
+            port(block.ada_layer_norm.dense, f"{prefix}.adaLN_modulation.1")
+            port(block.attention_qkv, f"{prefix}.attn.qkv")
+            block.q_norm.scale.assign(tensors[f"{prefix}.attn.ln_q.weight"])
+            block.k_norm.scale.assign(tensors[f"{prefix}.attn.ln_k.weight"])
             if name == "context_block" and i == len(model.joint_blocks) - 1:
                 continue
-            port(block.attention_proj, f"{at}.attn.proj")
-            port(block.mlp.dense1, f"{at}.mlp.fc1")
-            port(block.mlp.dense2, f"{at}.mlp.fc2")
+            port(block.attention_proj, f"{prefix}.attn.proj")
+            port(block.mlp.dense1, f"{prefix}.mlp.fc1")
+            port(block.mlp.dense2, f"{prefix}.mlp.fc2")
             if block.use_dual_attention:
-                port(block.attention_qkv2, f"{at}.attn2.qkv")
-                block.q_norm2.scale.assign(made[f"{at}.attn2.ln_q.weight"])
-                block.k_norm2.scale.assign(made[f"{at}.attn2.ln_k.weight"])
-                port(block.attention_proj2, f"{at}.attn2.proj")
+                port(block.attention_qkv2, f"{prefix}.attn2.qkv")
+                block.q_norm2.scale.assign(tensors[f"{prefix}.attn2.ln_q.weight"])
+                block.k_norm2.scale.assign(tensors[f"{prefix}.attn2.ln_k.weight"])
+                port(block.attention_proj2, f"{prefix}.attn2.proj")
     port(model.output_ada_layer_norm.dense, "final_layer.adaLN_modulation.1")
     port(model.output_dense, "final_layer.linear")
     leaves = {v.path.replace("/", "."): np.asarray(v.value) for v in model.variables}

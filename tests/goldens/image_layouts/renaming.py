@@ -58,42 +58,44 @@ def original_flux(state: State) -> dict[str, np.ndarray]:
         "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
         "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
     }
-    made: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for part in ("weight", "bias"):
-        made |= {f"{new}.{part}": state[f"{old}.{part}"] for new, old in top.items()}
+        tensors |= {f"{new}.{part}": state[f"{old}.{part}"] for new, old in top.items()}
         halves = np.split(state[f"norm_out.linear.{part}"], 2)
-        made[f"final_layer.adaLN_modulation.1.{part}"] = np.concatenate(halves[::-1])
+        tensors[f"final_layer.adaLN_modulation.1.{part}"] = np.concatenate(halves[::-1])
         for i in range(FLUX["num_layers"]):
-            at, new = f"transformer_blocks.{i}", f"double_blocks.{i}"
-            made |= {f"{new}.{n}.{part}": state[f"{at}.{o}.{part}"] for n, o in double.items()}
+            old_block, new = f"transformer_blocks.{i}", f"double_blocks.{i}"
+            tensors |= {
+                f"{new}.{n}.{part}": state[f"{old_block}.{o}.{part}"] for n, o in double.items()
+            }
             for stream, names in (
                 ("img", ("to_q", "to_k", "to_v")),
                 ("txt", ("add_q_proj", "add_k_proj", "add_v_proj")),
             ):
-                qkv = [state[f"{at}.attn.{name}.{part}"] for name in names]
-                made[f"{new}.{stream}_attn.qkv.{part}"] = np.concatenate(qkv)
+                qkv = [state[f"{old_block}.attn.{name}.{part}"] for name in names]
+                tensors[f"{new}.{stream}_attn.qkv.{part}"] = np.concatenate(qkv)
         for i in range(FLUX["num_single_layers"]):
-            at, new = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
+            old_block, new = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
             names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-            fused = [state[f"{at}.{name}.{part}"] for name in names]
-            made[f"{new}.linear1.{part}"] = np.concatenate(fused)
-            made[f"{new}.linear2.{part}"] = state[f"{at}.proj_out.{part}"]
-            made[f"{new}.modulation.lin.{part}"] = state[f"{at}.norm.linear.{part}"]
+            fused = [state[f"{old_block}.{name}.{part}"] for name in names]
+            tensors[f"{new}.linear1.{part}"] = np.concatenate(fused)
+            tensors[f"{new}.linear2.{part}"] = state[f"{old_block}.proj_out.{part}"]
+            tensors[f"{new}.modulation.lin.{part}"] = state[f"{old_block}.norm.linear.{part}"]
     for i in range(FLUX["num_layers"]):
         for new, old in norms.items():
-            made[f"double_blocks.{i}.{new}"] = state[f"transformer_blocks.{i}.{old}"]
+            tensors[f"double_blocks.{i}.{new}"] = state[f"transformer_blocks.{i}.{old}"]
     for i in range(FLUX["num_single_layers"]):
         for x, y in (("query", "q"), ("key", "k")):
             old = f"single_transformer_blocks.{i}.attn.norm_{y}.weight"
-            made[f"single_blocks.{i}.norm.{x}_norm.scale"] = state[old]
+            tensors[f"single_blocks.{i}.norm.{x}_norm.scale"] = state[old]
     # diffusers' own converter, whose width is fixed, leads back.
     source = inspect.getsource(utils.convert_flux_transformer_checkpoint_to_diffusers)
     space: dict[str, Any] = {"torch": utils.torch}
     exec(source.replace("inner_dim = 3072", f"inner_dim = {width}"), space)
-    again = space["convert_flux_transformer_checkpoint_to_diffusers"](as_torch(made))
-    assert set(again) == set(state)
-    assert all((again[name].numpy() == tensor).all() for name, tensor in state.items())
-    return made
+    converted = space["convert_flux_transformer_checkpoint_to_diffusers"](as_torch(tensors))
+    assert set(converted) == set(state)
+    assert all((converted[name].numpy() == tensor).all() for name, tensor in state.items())
+    return tensors
 
 
 def original_sd3(state: State) -> dict[str, np.ndarray]:
@@ -110,7 +112,7 @@ def original_sd3(state: State) -> dict[str, np.ndarray]:
         },
         "final_layer.linear": "proj_out",
     }
-    made = {"pos_embed": state["pos_embed.pos_embed"]}
+    tensors = {"pos_embed": state["pos_embed.pos_embed"]}
     swapped = {"final_layer.adaLN_modulation.1": "norm_out.linear"}
     for i in range(SD3["num_layers"]):
         last = i == SD3["num_layers"] - 1
@@ -130,9 +132,9 @@ def original_sd3(state: State) -> dict[str, np.ndarray]:
                     continue
                 for part in ("weight", "bias"):
                     qkv = [state[f"{old}.{attn}.{name}.{part}"] for name in parts]
-                    made[f"{new}.{attn}.qkv.{part}"] = np.concatenate(qkv)
+                    tensors[f"{new}.{attn}.qkv.{part}"] = np.concatenate(qkv)
                 for x in "qk":
-                    made[f"{new}.{attn}.ln_{x}.weight"] = state[
+                    tensors[f"{new}.{attn}.ln_{x}.weight"] = state[
                         f"{old}.{attn}.norm_{added}{x}.weight"
                     ]
                 if norms is names:
@@ -141,11 +143,11 @@ def original_sd3(state: State) -> dict[str, np.ndarray]:
                 names[f"{new}.mlp.fc1"] = f"{old}.{ff}.net.0.proj"
                 names[f"{new}.mlp.fc2"] = f"{old}.{ff}.net.2"
     for part in ("weight", "bias"):
-        made |= {f"{new}.{part}": state[f"{old}.{part}"] for new, old in names.items()}
+        tensors |= {f"{new}.{part}": state[f"{old}.{part}"] for new, old in names.items()}
         for new, old in swapped.items():
             halves = np.split(state[f"{old}.{part}"], 2)
-            made[f"{new}.{part}"] = np.concatenate(halves[::-1])
-    again = utils.convert_sd3_transformer_checkpoint_to_diffusers(as_torch(made))
-    assert set(again) == set(state), set(again) ^ set(state)
-    assert all((again[name].numpy() == tensor).all() for name, tensor in state.items())
-    return made
+            tensors[f"{new}.{part}"] = np.concatenate(halves[::-1])
+    converted = utils.convert_sd3_transformer_checkpoint_to_diffusers(as_torch(tensors))
+    assert set(converted) == set(state), set(converted) ^ set(state)
+    assert all((converted[name].numpy() == tensor).all() for name, tensor in state.items())
+    return tensors

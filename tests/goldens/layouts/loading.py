@@ -50,7 +50,7 @@ def tunix(folder: Path, kind: str) -> tuple[Any, Any]:
     params_lib = _module(
         f"tunix.models.{package}.{'params_safetensors' if 'gemma' in kind else 'params'}"
     )
-    own: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "num_layers": config["num_hidden_layers"],
         "embed_dim": config["hidden_size"],
         "hidden_dim": config["intermediate_size"],
@@ -60,7 +60,7 @@ def tunix(folder: Path, kind: str) -> tuple[Any, Any]:
     }
     if kind == "gemma2":
         kinds = model_lib.AttentionType
-        own |= {
+        fields |= {
             "num_embed": config["vocab_size"],
             "attention_types": (kinds.LOCAL_SLIDING, kinds.GLOBAL),
             "use_post_attn_norm": True,
@@ -70,13 +70,13 @@ def tunix(folder: Path, kind: str) -> tuple[Any, Any]:
             "sliding_window_size": 16,
         }
     elif kind == "gemma3":
-        own |= {"num_embed": config["vocab_size"], "sliding_window_size": 16}
-        own |= {"param_dtype": jnp.float32}
+        fields |= {"num_embed": config["vocab_size"], "sliding_window_size": 16}
+        fields |= {"param_dtype": jnp.float32}
     else:
-        own |= {"vocab_size": config["vocab_size"], "norm_eps": 1e-6}
-        own |= {"rope_theta": config["rope_theta"]}
-    made = model_lib.ModelConfig(**own)
-    model = params_lib.create_model_from_safe_tensors(str(folder), made, dtype=jnp.float32)
+        fields |= {"vocab_size": config["vocab_size"], "norm_eps": 1e-6}
+        fields |= {"rope_theta": config["rope_theta"]}
+    model_config = model_lib.ModelConfig(**fields)
+    model = params_lib.create_model_from_safe_tensors(str(folder), model_config, dtype=jnp.float32)
     graph, state = nnx.split(model)
 
     def run(params: Any, tokens: Any) -> Any:
@@ -96,7 +96,7 @@ def gemma(folder: Path, kind: str) -> tuple[Any, Any]:
     modules = _module("gemma.gm.nn._modules")
     model_lib = _module("gemma.gm.nn._transformer")
     kinds = modules.AttentionType
-    made = nn.TransformerConfig(
+    model_config = nn.TransformerConfig(
         num_embed=config["vocab_size"],
         embed_dim=config["hidden_size"],
         hidden_dim=config["intermediate_size"],
@@ -116,7 +116,7 @@ def gemma(folder: Path, kind: str) -> tuple[Any, Any]:
         sliding_window_size=16,
         transpose_gating_einsum=kind != "gemma",
     )
-    model = model_lib.Transformer(config=made, dtype=jnp.float32, tokens="x")
+    model = model_lib.Transformer(config=model_config, dtype=jnp.float32, tokens="x")
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
     params = _filled(shapes, load_file(folder / "model.safetensors"), kind)
 
@@ -131,11 +131,13 @@ def _filled(shapes: Any, state: dict[str, np.ndarray], kind: str) -> Any:
     import jax.numpy as jnp
 
     def layer(i: int) -> dict[str, Any]:
-        own = {k.split(f"layers.{i}.")[1]: v for k, v in state.items() if f"layers.{i}." in k}
-        q = own["self_attn.q_proj.weight"].reshape(4, 6, 12).transpose(0, 2, 1)
-        k, v = (own[f"self_attn.{x}_proj.weight"].reshape(2, 6, 12) for x in "kv")
-        o = own["self_attn.o_proj.weight"].T.reshape(4, 6, 12)
-        gate = np.stack([own[f"mlp.{x}_proj.weight"] for x in ("gate", "up")])
+        layer_state = {
+            k.split(f"layers.{i}.")[1]: v for k, v in state.items() if f"layers.{i}." in k
+        }
+        q = layer_state["self_attn.q_proj.weight"].reshape(4, 6, 12).transpose(0, 2, 1)
+        k, v = (layer_state[f"self_attn.{x}_proj.weight"].reshape(2, 6, 12) for x in "kv")
+        o = layer_state["self_attn.o_proj.weight"].T.reshape(4, 6, 12)
+        gate = np.stack([layer_state[f"mlp.{x}_proj.weight"] for x in ("gate", "up")])
         gate = gate.transpose(0, 2, 1) if kind == "gemma" else gate
         norms = {
             "pre_attention_norm": "input_layernorm",
@@ -145,19 +147,19 @@ def _filled(shapes: Any, state: dict[str, np.ndarray], kind: str) -> Any:
             norms |= {"post_attention_norm": "post_attention_layernorm"}
             norms |= {"pre_ffw_norm": "pre_feedforward_layernorm"}
             norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
-        made: dict[str, Any] = {
+        params: dict[str, Any] = {
             "attn": {
                 "q_einsum": {"w": q},
                 "kv_einsum": {"w": np.stack([k, v]).transpose(0, 1, 3, 2)},
                 "attn_vec_einsum": {"w": o},
             },
-            "mlp": {"gating_einsum": gate, "linear": own["mlp.down_proj.weight"].T},
-            **{leaf: {"scale": own[f"{norm}.weight"]} for leaf, norm in norms.items()},
+            "mlp": {"gating_einsum": gate, "linear": layer_state["mlp.down_proj.weight"].T},
+            **{leaf: {"scale": layer_state[f"{norm}.weight"]} for leaf, norm in norms.items()},
         }
         if kind == "gemma3":
             for x, name in (("q", "_query_norm"), ("k", "_key_norm")):
-                made["attn"][name] = {"scale": own[f"self_attn.{x}_norm.weight"]}
-        return made
+                params["attn"][name] = {"scale": layer_state[f"self_attn.{x}_norm.weight"]}
+        return params
 
     import jax
 
@@ -168,8 +170,11 @@ def _filled(shapes: Any, state: dict[str, np.ndarray], kind: str) -> Any:
         "layer_1": layer(1),
     }
     tree = jax.tree.map(jnp.asarray, tree)
-    there, here = (jax.tree.map(jnp.shape, x) for x in (shapes, tree))
-    assert jax.tree.structure(there) == jax.tree.structure(here) and there == here
+    expected_shapes, loaded_shapes = (jax.tree.map(jnp.shape, x) for x in (shapes, tree))
+    assert (
+        jax.tree.structure(expected_shapes) == jax.tree.structure(loaded_shapes)
+        and expected_shapes == loaded_shapes
+    )
     return tree
 
 
@@ -181,7 +186,7 @@ def bonsai(folder: Path, kind: str) -> tuple[Any, Any]:
 
     config = _config(folder)
     model_lib = _module("bonsai.models.qwen3.modeling")
-    made = model_lib.ModelConfig(
+    model_config = model_lib.ModelConfig(
         num_layers=config["num_hidden_layers"],
         vocab_size=config["vocab_size"],
         emb_dim=config["hidden_size"],
@@ -196,15 +201,15 @@ def bonsai(folder: Path, kind: str) -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     params_lib = _module("bonsai.models.qwen3.params")
-    model = params_lib.create_model_from_safe_tensors(str(folder), made)
+    model = params_lib.create_model_from_safe_tensors(str(folder), model_config)
     graph, state = nnx.split(model)
     state = jax.tree.map(jnp.asarray, state)
 
     def run(params: Any, tokens: Any) -> Any:
-        whole = nnx.merge(graph, params)
-        cache = model_lib.init_cache(made, tokens.shape[0], tokens.shape[1], 1, jnp.float32)
-        ones = jnp.ones(tokens.shape, jnp.int32)
-        return whole(jnp.asarray(tokens), cache=cache, segment_ids=ones)
+        filled = nnx.merge(graph, params)
+        cache = model_lib.init_cache(model_config, tokens.shape[0], tokens.shape[1], 1, jnp.float32)
+        mask = jnp.ones(tokens.shape, jnp.int32)
+        return filled(jnp.asarray(tokens), cache=cache, segment_ids=mask)
 
     return state, run
 
@@ -242,7 +247,7 @@ def levanter(folder: Path, kind: str) -> tuple[Any, Any]:
     name = {"llama": "LlamaConfig", "qwen2": "QwenConfig", "qwen3": "Qwen3Config"}[kind]
     config = _config(folder)
     rope = _module("levanter.layers.rotary").DefaultRotaryEmbeddingsConfig
-    made = getattr(model_lib, name)(
+    model_config = getattr(model_lib, name)(
         max_seq_len=32,
         hidden_dim=config["hidden_size"],
         intermediate_dim=config["intermediate_size"],
@@ -254,7 +259,7 @@ def levanter(folder: Path, kind: str) -> tuple[Any, Any]:
         rope=rope(theta=config["rope_theta"]),
     )
     vocab = hax.Axis("vocab", config["vocab_size"])
-    shapes = made.model_type.init(vocab, made, key=jax.random.key(0))
+    shapes = model_config.model_type.init(vocab, model_config, key=jax.random.key(0))
     state = {k: jnp.asarray(v) for k, v in load_file(folder / "model.safetensors").items()}
     model = _module("haliax.state_dict").from_torch_compatible_state_dict(shapes, state)
 
@@ -274,16 +279,16 @@ def easydel(folder: Path, kind: str) -> tuple[Any, Any]:
 
     ed = _module("easydel")
     name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
-    known = {k: v for k, v in _config(folder).items() if k not in ("architectures", "model_type")}
-    known.pop("torch_dtype")
-    made = getattr(ed, f"{name}Config")(
-        **known, attn_mechanism="vanilla", attn_dtype=jnp.float32, kvdtype=jnp.float32
+    fields = {k: v for k, v in _config(folder).items() if k not in ("architectures", "model_type")}
+    fields.pop("torch_dtype")
+    model_config = getattr(ed, f"{name}Config")(
+        **fields, attn_mechanism="vanilla", attn_dtype=jnp.float32, kvdtype=jnp.float32
     )
     model = getattr(ed, f"{name}ForCausalLM")(
-        made, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+        model_config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     graph, state, others = nnx.split(model, nnx.Param, ...)
-    held = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
 
     def fill(path: Any, leaf: Any) -> Any:
         names = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
@@ -291,15 +296,15 @@ def easydel(folder: Path, kind: str) -> tuple[Any, Any]:
         last = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(
             names[-1], names[-1]
         )
-        tensor = held[".".join([*names[:-1], last])]
+        tensor = tensors[".".join([*names[:-1], last])]
         return jnp.asarray(tensor.T if names[-1] == "kernel" else tensor).reshape(leaf.shape)
 
     state = jax.tree_util.tree_map_with_path(fill, state)
 
     def run(params: Any, tokens: Any) -> Any:
-        whole = nnx.merge(graph, params, others)
-        with made.mesh:
-            return whole(input_ids=jnp.asarray(tokens)).logits
+        filled = nnx.merge(graph, params, others)
+        with model_config.mesh:
+            return filled(input_ids=jnp.asarray(tokens)).logits
 
     return state, run
 
@@ -310,14 +315,14 @@ def flax_transformers(folder: Path, kind: str) -> tuple[Any, Any]:
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     old = _module("transformers")
-    known = {k: v for k, v in _config(folder).items() if k != "torch_dtype"}
-    model = old.FlaxLlamaForCausalLM(old.LlamaConfig(**known), dtype=jnp.float32)
-    held = load_file(folder / "model.safetensors")
+    fields = {k: v for k, v in _config(folder).items() if k != "torch_dtype"}
+    model = old.FlaxLlamaForCausalLM(old.LlamaConfig(**fields), dtype=jnp.float32)
+    tensors = load_file(folder / "model.safetensors")
     flat: dict[Any, Any] = {}
     leaves: dict[Any, Any] = flatten_dict(model.params)
     for path, leaf in leaves.items():
         module = ".".join(path[:-1])
-        tensor = held[f"{module}.weight"]
+        tensor = tensors[f"{module}.weight"]
         flat[path] = jnp.asarray(tensor.T if path[-1] == "kernel" else tensor)
         assert flat[path].shape == leaf.shape, path
     return unflatten_dict(flat), lambda params, tokens: model(jnp.asarray(tokens), params=params)[0]
@@ -342,16 +347,16 @@ def maxtext(folder: Path, kind: str) -> tuple[Any, Any]:
 
     Its models need more packages than are installed for a CPU, so no model runs.
     """
-    kind, _, how = kind.partition("-")
+    kind, _, variant = kind.partition("-")
     config = _config(folder)
     tables = _module("maxtext.checkpoint_conversion.utils.param_mapping")
-    known = {"llama": "llama3.1-8b", "qwen2": "qwen2.5-7b", "qwen3": "qwen3-8b"}
-    known |= {"gemma2": "gemma2-2b", "gemma3_deep": "gemma3-4b"}
-    name = known[kind]
+    model_names = {"llama": "llama3.1-8b", "qwen2": "qwen2.5-7b", "qwen3": "qwen3-8b"}
+    model_names |= {"gemma2": "gemma2-2b", "gemma3_deep": "gemma3-4b"}
+    name = model_names[kind]
     vision = {"vision_config": {"num_hidden_layers": 0}, "text_config": config}
-    asked = {**config, **(vision if kind == "gemma3_deep" else {})}
-    mapping = tables.PARAM_MAPPING[name](asked, None, scan_layers=not how)
-    hooks = tables.HOOK_FNS[name](asked, None, scan_layers=not how, saving_to_hf=False)
+    options = {**config, **(vision if kind == "gemma3_deep" else {})}
+    mapping = tables.PARAM_MAPPING[name](options, None, scan_layers=not variant)
+    hooks = tables.HOOK_FNS[name](options, None, scan_layers=not variant, saving_to_hf=False)
     state = load_file(folder / "model.safetensors")
     d, f, v, n, k, h = (
         config[x]
@@ -380,8 +385,8 @@ def maxtext(folder: Path, kind: str) -> tuple[Any, Any]:
     for key, names in mapping.items():
         if not names:
             continue
-        one = names if isinstance(names, str) else names[0]
-        if "vision" in key or one.replace("language_model.", "") not in state:
+        first_name = names if isinstance(names, str) else names[0]
+        if "vision" in key or first_name.replace("language_model.", "") not in state:
             continue
         shape = shapes.get("-".join(key.split("-")[-2:]), (d,))
         chain = hooks.get(key, [])

@@ -43,9 +43,11 @@ def by_torch(root: Path) -> None:
         model = AutoModelForCausalLM.from_config(loaded_config).eval()
         truth = {"tokens": tokens()}
         for name, tensors in (("base", base), ("composed", jaxmix.compose(base, adapters(kind)))):
-            given = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
-            left = model.load_state_dict(given, strict=False)
-            assert not left.unexpected_keys and set(left.missing_keys) <= {"lm_head.weight"}
+            state_dict = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
+            unmatched = model.load_state_dict(state_dict, strict=False)
+            assert not unmatched.unexpected_keys and set(unmatched.missing_keys) <= {
+                "lm_head.weight"
+            }
             with torch.no_grad():
                 truth[name] = model(torch.from_numpy(tokens()).long()).logits.numpy()
         save_file(truth, root / f"{kind}.safetensors")

@@ -39,32 +39,32 @@ def test_weights_of_a_folder_are_read_lazily(tmp_path: Path) -> None:
     assert model.bias("layers.0.q_proj").shape == (8,)
 
 
-def refusal(model: BaseModel, ask: str, module: str) -> str:
+def refusal(model: BaseModel, part: str, module: str) -> str:
     """Returns the error's message."""
     with pytest.raises(CheckpointError) as caught:
-        getattr(model, ask)(module)
+        getattr(model, part)(module)
     return str(caught.value)
 
 
 def test_missing_parts_are_refused(tmp_path: Path) -> None:
     """The error names the module, the problem and the remedy."""
     params, folder = base_model(AS_TORCH), base_model(save_base(tmp_path / "base"))
-    given = "the params given as base"
+    described = "the params given as base"
     end = "Was the adapter trained on another model?"
     for model, name, description in (
-        (params, "head", given),
+        (params, "head", described),
         (folder, "lm_head", str(tmp_path / "base")),
     ):
         text = refusal(model, "bias", name)
         assert (
             text == f"the adapter needs the bias of {name}, but it has none in {description}. {end}"
         )
-    for ask in ("weight", "bias", "shape"):
-        assert refusal(params, ask, "other").startswith(
-            f"the adapter needs the weight of other, but {given} has no such module; the nearest "
-            "are "
+    for part in ("weight", "bias", "shape"):
+        assert refusal(params, part, "other").startswith(
+            f"the adapter needs the weight of other, but {described} has no such module; the "
+            "nearest are "
         )
-        text = refusal(folder, ask, "q_proj")
+        text = refusal(folder, part, "q_proj")
         assert text == (
             f"the adapter needs the weight of q_proj, but several modules of {tmp_path / 'base'} "
             f"match: model.layers.0.q_proj, model.layers.1.q_proj. {end}"
@@ -75,8 +75,8 @@ def test_list_of_names_is_enough_without_weights() -> None:
     """A list of names is enough if no weight is read."""
     model = base_model(["proj", "head"])
     assert model.modules == ("proj", "head")
-    for ask in ("weight", "shape"):
-        assert refusal(model, ask, "proj") == (
+    for part in ("weight", "shape"):
+        assert refusal(model, part, "proj") == (
             "the adapter needs the weight of proj, but base is a list of module "
             "names. Pass the params, or the base's folder."
         )
@@ -112,12 +112,12 @@ def test_missing_torch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         file.torch("signs", "takes from the SVD")
 
 
-@pytest.mark.parametrize("ask", ["weight", "bias", "shape"])
-def test_missing_base_is_reported(ask: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["weight", "bias", "shape"])
+def test_missing_base_is_reported(part: str, tmp_path: Path) -> None:
     """The error says how to pass a base."""
     file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
     with pytest.raises(CheckpointError) as caught:
-        getattr(file, ask)("layer.proj")
+        getattr(file, part)("layer.proj")
     assert str(caught.value) == (
         "a VERA adapter can't be read without the base's weight at layer.proj. Pass "
         "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. An "

@@ -93,9 +93,9 @@ def test_downloaded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     from fnmatch import fnmatch
 
     def is_fetched(name: str) -> bool:
-        wanted, not_wanted = options["allow_patterns"], options["ignore_patterns"]
-        return any(fnmatch(name, x) for x in wanted) and not any(
-            fnmatch(name, x) for x in not_wanted
+        patterns, ignored_patterns = options["allow_patterns"], options["ignore_patterns"]
+        return any(fnmatch(name, x) for x in patterns) and not any(
+            fnmatch(name, x) for x in ignored_patterns
         )
 
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"):

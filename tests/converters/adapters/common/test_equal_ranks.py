@@ -22,9 +22,9 @@ from ..peft.test_export import CONFIG, FORMS, LOOSE, WEIGHTS, experts, lora, n, 
 def delta(config: dict[str, Any], tensors: dict[str, Any], key: str, rank: str) -> np.ndarray:
     """A site's γBA for a reader that uses ``r``, or for one that uses the tensor's rank."""
     a, b = (np.asarray(tensors[f"{key}.lora_{x}.weight"], np.float64) for x in "AB")
-    over = config["r"] if rank == "r" else len(a)
+    denominator = config["r"] if rank == "r" else len(a)
     # llama.cpp reads an alpha of 0 as a scale of 1.
-    scale = config["lora_alpha"] / over if config["lora_alpha"] else 1.0
+    scale = config["lora_alpha"] / denominator if config["lora_alpha"] else 1.0
     return scale * (b.reshape(len(b), -1) @ a.reshape(len(a), -1))
 
 
@@ -61,8 +61,8 @@ def test_all_readers_agree(name: str, strength: float, tmp_path: Path) -> None:
     assert config["lora_alpha"] and not config["use_rslora"]
     for site, update in updates.items():
         for rank in ("r", "own"):
-            found = delta(config, tensors, f"base_model.model.{site}", rank)
-            np.testing.assert_allclose(found, truth(update, strength), rtol=1e-6, atol=1e-7)
+            output = delta(config, tensors, f"base_model.model.{site}", rank)
+            np.testing.assert_allclose(output, truth(update, strength), rtol=1e-6, atol=1e-7)
 
 
 def test_uneven_ranks_of_a_truncated_mix(tmp_path: Path) -> None:
@@ -72,18 +72,18 @@ def test_uneven_ranks_of_a_truncated_mix(tmp_path: Path) -> None:
     updates = {
         site: lora(*sizes[site], rank=rank) for site, rank in zip("qkv", (1, 5, 3), strict=True)
     }
-    made = jaxmix.to_lora(Adapter(updates), params, rank=0.8)
-    ranks = {site: update.a.shape[0] for site, update in made.updates.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    truncated = jaxmix.to_lora(Adapter(updates), params, rank=0.8)
+    ranks = {site: update.a.shape[0] for site, update in truncated.updates.items()}  # pyright: ignore[reportAttributeAccessIssue]
     assert len(set(ranks.values())) > 1
-    config, tensors = written(made, tmp_path / "out")
-    most = max(ranks.values())
-    assert (config["r"], config["lora_alpha"]) == (most, most)
+    config, tensors = written(truncated, tmp_path / "out")
+    highest = max(ranks.values())
+    assert (config["r"], config["lora_alpha"]) == (highest, highest)
     for site, rank in ranks.items():
         a, b = (tensors[f"base_model.model.{site}.lora_{x}.weight"] for x in "AB")
-        update: Any = made.updates[site]
+        update: Any = truncated.updates[site]
         np.testing.assert_array_equal(a[:rank], update.a)
         np.testing.assert_array_equal(b[:, :rank], update.b)
-        assert a.shape[0] == b.shape[1] == most and not a[rank:].any() and not b[:, rank:].any()
+        assert a.shape[0] == b.shape[1] == highest and not a[rank:].any() and not b[:, rank:].any()
 
 
 EVEN = [name for name, updates in FORMS.items() if name not in ("ranks and alphas", "conv")]
@@ -107,25 +107,25 @@ def test_most_frequent_scale_is_kept(tmp_path: Path) -> None:
     half = ml_dtypes.bfloat16
     odd = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.7, bias=n(6, dtype=half))
     kept = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.3, bias=n(6, dtype=half))
-    made = with_equal_ranks({"a": odd, "b": kept, "c": kept})
-    assert made["b"] is kept and made["a"].scale == 0.3
-    by = 0.7 / 0.3
+    updates = with_equal_ranks({"a": odd, "b": kept, "c": kept})
+    assert updates["b"] is kept and updates["a"].scale == 0.3
+    factor = 0.7 / 0.3
     for name in ("b", "bias"):
-        exact = np.asarray(getattr(odd, name), np.float64) * by
-        np.testing.assert_array_equal(getattr(made["a"], name), exact.astype(half))
-    assert made["a"].a is odd.a
+        exact = np.asarray(getattr(odd, name), np.float64) * factor
+        np.testing.assert_array_equal(getattr(updates["a"], name), exact.astype(half))
+    assert updates["a"].a is odd.a
 
 
 def test_embeddings_and_experts() -> None:
     """For an embedding PEFT's B is our A; for experts the rank is the middle axis."""
-    made = with_equal_ranks(
+    updates = with_equal_ranks(
         {
             "embed": lora(9, 4, embedding=True, scale=3.0),
             "up": experts(10, 4, rank=3),
             "q": lora(rank=3),
         }
     )
-    embed: Any = made["embed"]
+    embed: Any = updates["embed"]
     plain = lora(9, 4, embedding=True)
     np.testing.assert_array_equal(embed.a[:2], 2 * plain.a)
     np.testing.assert_array_equal(embed.b[:, :2], plain.b)

@@ -67,21 +67,21 @@ def test_single_core_needs_a_kernel() -> None:
 
 
 def test_required_tensors_are_returned_in_order() -> None:
-    found = tensors(A=(1,), B=(2,), C=(3,))
-    assert [tensor.shape for tensor in required(found, "C", "A")] == [(3,), (1,)]
+    arrays = tensors(A=(1,), B=(2,), C=(3,))
+    assert [tensor.shape for tensor in required(arrays, "C", "A")] == [(3,), (1,)]
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("arrays", "message"),
     [
         (tensors(A=(1, 2)), "B is missing; found A (1, 2)"),
         (tensors(C=(3,)), "A, B are missing; found C (3,)"),
         ({}, "A, B are missing; found nothing"),
     ],
 )
-def test_missing_tensors_are_listed(found: dict[str, np.ndarray], message: str) -> None:
+def test_missing_tensors_are_listed(arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        required(found, "A", "B")
+        required(arrays, "A", "B")
     assert str(caught.value) == message
 
 

@@ -86,9 +86,9 @@ def test_corrupt_file(data, tmp_path):
 
 def test_flipped_bytes_of_the_header(tmp_path):
     """The result is a JaxmixError or an adapter."""
-    for at in range(HEADER):
+    for position in range(HEADER):
         data = bytearray(GOOD)
-        data[at] ^= 0x15
+        data[position] ^= 0x15
         try:
             jaxmix.load(with_bytes(tmp_path, bytes(data)))
         except jaxmix.JaxmixError:

@@ -69,10 +69,10 @@ FACTORS["boft"]["oft_blocks"] = (2, 2, 2, 2)
 
 def factors(form: str) -> dict[str, np.ndarray]:
     """Returns one module's tensors."""
-    made = {name: drawn(*shape) for name, shape in FACTORS[form].items()}
-    if "on_input" in made:
-        made["on_input"] = np.asarray(0, np.int64)
-    return made
+    tensors = {name: drawn(*shape) for name, shape in FACTORS[form].items()}
+    if "on_input" in tensors:
+        tensors["on_input"] = np.asarray(0, np.int64)
+    return tensors
 
 
 def kohya(form: str, module: str = "lora_unet_proj") -> dict[str, np.ndarray]:

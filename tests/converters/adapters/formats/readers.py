@@ -88,12 +88,12 @@ def _patched(file: Arrays, weights: Arrays, table: Mapping[str, str]) -> dict[st
     """The weights with a file's updates; every tensor of the file must be one of them."""
     out, used = dict(weights), set[str]()
     for name, key in table.items():
-        own = {k.removeprefix(f"{name}."): k for k in file if k.startswith(f"{name}.")}
-        factors = {end: np.asarray(file[k], np.float64) for end, k in own.items()}
+        keys = {k.removeprefix(f"{name}."): k for k in file if k.startswith(f"{name}.")}
+        factors = {end: np.asarray(file[k], np.float64) for end, k in keys.items()}
         delta = _delta(factors, weights[key])
         if delta is None:
             continue
-        used.update(own.values())
+        used.update(keys.values())
         out[key] = weights[key] + delta
     assert used == set(file), sorted(set(file) - used)
     return out
@@ -119,10 +119,10 @@ def _delta(f: Arrays, weight: np.ndarray) -> np.ndarray | None:
     if "oft_blocks" in f:
         assert alpha is not None and not alpha
         blocks = f["oft_blocks"]
-        q, one = blocks - blocks.swapaxes(1, 2), np.eye(blocks.shape[1])
-        r = (one + q) @ np.linalg.inv(one - q)
-        turned = np.einsum("knm,kni->kmi", r, weight.reshape(*blocks.shape[:2], -1))
-        return turned.reshape(weight.shape) - weight
+        q, eye = blocks - blocks.swapaxes(1, 2), np.eye(blocks.shape[1])
+        r = (eye + q) @ np.linalg.inv(eye - q)
+        rotated = np.einsum("knm,kni->kmi", r, weight.reshape(*blocks.shape[:2], -1))
+        return rotated.reshape(weight.shape) - weight
     return None
 
 

@@ -52,9 +52,9 @@ def test_lora_formula(tmp_path: Path) -> None:
     config = {**LORA, "dropout": 0.1, "init_weights": "bert", "leave_out": [3], "vera_d": None}
     place = folder(tmp_path / "style", keyed(Q, lora_A=a, lora_B=b), config)
     assert jaxmix.load(place).name == jaxmix.load(place / "adapter.safetensors").name == "style"
-    got, same = applied(place, Q, weight, bias)
-    np.testing.assert_allclose(got, weight + 1.5 * b @ a, rtol=1e-6)
-    np.testing.assert_array_equal(same, bias)
+    output, new_bias = applied(place, Q, weight, bias)
+    np.testing.assert_allclose(output, weight + 1.5 * b @ a, rtol=1e-6)
+    np.testing.assert_array_equal(new_bias, bias)
 
 
 @pytest.mark.parametrize("matrices", [["q", "v"], ["k"], ["v", "q", "k", "o"]])
@@ -78,14 +78,14 @@ def test_ia3_scales_outputs_and_bias(alpha: int, tmp_path: Path) -> None:
     vector, weight, bias = drawn(6, 1), drawn(6, 4), drawn(6)
     config = {**SCALE, "alpha": alpha, "attn_matrices": ["k", "v"]}
     place = folder(tmp_path, keyed(Q, lora_B=vector), config)
-    got, scaled = applied(place, Q, weight, bias)
-    np.testing.assert_allclose(got, alpha * vector * weight, rtol=1e-6)
+    output, scaled = applied(place, Q, weight, bias)
+    np.testing.assert_allclose(output, alpha * vector * weight, rtol=1e-6)
     np.testing.assert_allclose(scaled, alpha * vector[:, 0] * bias, rtol=1e-6)
     place = folder(tmp_path, keyed(FUSED, lora_B=vector), config)
     update: Any = jaxmix.load(place).updates[FUSED]
     assert isinstance(update, IA3)
-    wanted = alpha * np.concatenate([np.ones(3, np.float32), vector[:, 0]])
-    np.testing.assert_array_equal(update.vector, wanted)
+    factors = alpha * np.concatenate([np.ones(3, np.float32), vector[:, 0]])
+    np.testing.assert_array_equal(update.vector, factors)
 
 
 def test_saved_head_is_loaded(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ A, B = "lora_A.weight", "lora_B.weight"
 
 def ab(*modules: str, a: str = A, b: str = B) -> dict[str, np.ndarray]:
     """Returns LoRA factors at these modules."""
-    made = {f"{module}.{a}": drawn(2, 4) for module in modules}
-    return made | {f"{module}.{b}": drawn(6, 2) for module in modules}
+    tensors = {f"{module}.{a}": drawn(2, 4) for module in modules}
+    return tensors | {f"{module}.{b}": drawn(6, 2) for module in modules}
 
 
 def update(path: Any, site: str = "mid.to_q", **options: Any) -> Any:
@@ -42,9 +42,9 @@ def update(path: Any, site: str = "mid.to_q", **options: Any) -> Any:
 def test_every_spelling_is_read(part, a, b, tmp_path):
     """Spellings of diffusers, ComfyUI and ai-toolkit are read; without an alpha the scale is 1."""
     module = f"{part}.mid.to_q" if part else "mid.to_q"
-    found = update(save(tmp_path / "x.safetensors", ab(module, a=a, b=b)))
-    assert isinstance(found, LoRA) and found.scale == 1.0
-    assert np.array_equal(found.a, drawn(2, 4)) and np.array_equal(found.b, drawn(6, 2))
+    loaded = update(save(tmp_path / "x.safetensors", ab(module, a=a, b=b)))
+    assert isinstance(loaded, LoRA) and loaded.scale == 1.0
+    assert np.array_equal(loaded.a, drawn(2, 4)) and np.array_equal(loaded.b, drawn(6, 2))
 
 
 def test_lycoris_families_with_dotted_names(tmp_path):
@@ -129,9 +129,9 @@ def test_unknown_and_duplicate_keys_are_listed(tmp_path):
 def with_metadata(tmp_path, extra: dict[str, np.ndarray] | None = None, **fields: Any):
     """Writes a LoRA file with diffusers' metadata."""
     config = {"r": 2, "lora_alpha": 3, **fields}
-    named = {f"unet.{key}": value for key, value in config.items()}
+    metadata = {f"unet.{key}": value for key, value in config.items()}
     tensors = {**ab("unet.mid.to_q"), **(extra or {})}
-    return save(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": named})
+    return save(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": metadata})
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_metadata_contradicting_the_keys_are_refused(case, tmp_path):
     """The error names the module and both values."""
     fields, extra, text = CONTRADICTIONS[case]
     path = with_metadata(tmp_path, extra, **fields)
-    found = refused(CheckpointError, path)
-    assert f"lora_adapter_metadata contradicts the keys:\n  unet.mid.to_q: {text}" in found
-    assert found.endswith(" or remove the metadata: alpha is then the rank, as in diffusers.")
+    error = refused(CheckpointError, path)
+    assert f"lora_adapter_metadata contradicts the keys:\n  unet.mid.to_q: {text}" in error
+    assert error.endswith(" or remove the metadata: alpha is then the rank, as in diffusers.")
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_invalid_metadata_are_refused(tmp_path):
 def test_peft_and_lycoris_dora(tmp_path):
     """PEFT's DoRA has a magnitude without epsilon, LyCORIS's a norm."""
     extra = {"unet.mid.to_q.lora_magnitude_vector.weight": drawn(6)}
-    found = update(with_metadata(tmp_path, extra, use_dora=True))
-    assert isinstance(found, LoRA) and found.magnitude is not None
+    loaded = update(with_metadata(tmp_path, extra, use_dora=True))
+    assert isinstance(loaded, LoRA) and loaded.magnitude is not None
     tensors = ab("unet.mid.to_q") | {"unet.mid.to_q.dora_scale": drawn(6, 1)}
     assert isinstance(update(save(tmp_path / "y.safetensors", tensors)), Normed)
 

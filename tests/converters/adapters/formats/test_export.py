@@ -78,13 +78,13 @@ def test_exported_file_loads_with_the_same_effect(
         with pytest.raises(UnsupportedError, match="files for diffusers hold LoRA and DoRA only"):
             export_diffusers(adapter, file, prefix="unet")
         return
-    again = jaxmix.load(file, base=base)
-    assert set(again.sites) == set(adapter.sites)
-    truth, found = composed(base, adapter), composed(base, again)
+    reloaded = jaxmix.load(file, base=base)
+    assert set(reloaded.sites) == set(adapter.sites)
+    truth, output = composed(base, adapter), composed(base, reloaded)
     for key in base:
-        np.testing.assert_allclose(found[key], truth[key], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(output[key], truth[key], rtol=1e-6, atol=1e-12)
         if "dora" not in name:
-            np.testing.assert_allclose(found[key], truth[key], rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(output[key], truth[key], rtol=1e-12, atol=1e-12)
 
 
 A, B = drawn(2, 4), drawn(6, 2, seed=1)
@@ -123,9 +123,9 @@ def test_strength_is_written_into_the_factors(kind: str, strength: float, tmp_pa
         export_comfyui(adapter, file)
     else:
         export_diffusers(adapter, file, prefix="transformer")
-    truth, found = composed(base, adapter), composed(base, jaxmix.load(file, base=base))
+    truth, output = composed(base, adapter), composed(base, jaxmix.load(file, base=base))
     for key in base:
-        np.testing.assert_allclose(found[key], truth[key], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(output[key], truth[key], rtol=1e-12, atol=1e-12)
 
 
 def test_prefixes_of_a_pipeline(tmp_path):
@@ -150,10 +150,10 @@ def test_dtypes_are_kept(tmp_path):
 
     lora = LoRA(A.astype(ml_dtypes.bfloat16), B.astype(ml_dtypes.bfloat16), 0.5)
     file = export_diffusers(jaxmix.Adapter({"x": lora}), tmp_path / "x.safetensors", prefix="unet")
-    again = jaxmix.load(file).updates["x"]
-    assert again.a.dtype == again.b.dtype == ml_dtypes.bfloat16
-    assert again.a.tobytes() == lora.a.tobytes() and again.scale == 1.0
-    assert again.b.tobytes() == (lora.b / 2).astype(lora.b.dtype).tobytes()
+    reloaded = jaxmix.load(file).updates["x"]
+    assert reloaded.a.dtype == reloaded.b.dtype == ml_dtypes.bfloat16
+    assert reloaded.a.tobytes() == lora.a.tobytes() and reloaded.scale == 1.0
+    assert reloaded.b.tobytes() == (lora.b / 2).astype(lora.b.dtype).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,9 @@ def test_norm_per_input_has_the_axes_of_its_kernel(
     file = export_kohya(jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
     with safe_open(file, "np") as opened:
         assert opened.get_tensor("lora_unet_x.dora_scale").shape == (1, 4, *axes)
-    again: Any = jaxmix.load(file, base={"x.weight": np.ones((6, 4 * points))}).updates["x"]
-    assert again.axis == "in"
-    np.testing.assert_array_equal(again.magnitude, update.magnitude)
+    reloaded: Any = jaxmix.load(file, base={"x.weight": np.ones((6, 4 * points))}).updates["x"]
+    assert reloaded.axis == "in"
+    np.testing.assert_array_equal(reloaded.magnitude, update.magnitude)
 
 
 def test_invalid_exports_are_refused(tmp_path):
@@ -264,11 +264,11 @@ def test_file_needs_no_metadata(tmp_path: Path) -> None:
             for name in ("lora_A.weight", "lora_B.weight", "lora_B.bias")
         )
         assert a.shape[0] == 3
-        by = 0.6 * float(update.scale)
-        np.testing.assert_allclose(b @ a, by * (update.b @ update.a), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(bias, by * np.asarray(update.bias), rtol=1e-6)
+        factor = 0.6 * float(update.scale)
+        np.testing.assert_allclose(b @ a, factor * (update.b @ update.a), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(bias, factor * np.asarray(update.bias), rtol=1e-6)
     kept = export_diffusers(adapter, tmp_path / "y.safetensors", patterns=True)
-    again = jaxmix.load(kept, format="diffusers").updates
-    assert [again[site].a.shape[0] for site in updates] == [2, 3]  # pyright: ignore[reportAttributeAccessIssue]
-    restored: Any = again["to_q"]
+    reloaded = jaxmix.load(kept, format="diffusers").updates
+    assert [reloaded[site].a.shape[0] for site in updates] == [2, 3]  # pyright: ignore[reportAttributeAccessIssue]
+    restored: Any = reloaded["to_q"]
     np.testing.assert_array_equal(restored.b, updates["to_q"].b)

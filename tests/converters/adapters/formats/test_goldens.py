@@ -65,11 +65,11 @@ def test_weights_match_the_original_forward(
     archive = golden(writer)
     base, expected = (archive.tensors(f"{x}.safetensors") for x in ("base", f"{name}.expected"))
     path = folder / writer / "adapters" / name
-    found = composed(path if path.is_dir() else path.with_suffix(".safetensors"), base)
+    output = composed(path if path.is_dir() else path.with_suffix(".safetensors"), base)
     wide = {key: x.astype(np.float64) for key, x in expected.items()}
     errors = {
-        key: float(np.abs(found[key] - wide.get(key, base[key])).max() / np.abs(found[key]).max())
+        key: float(np.abs(output[key] - wide.get(key, base[key])).max() / np.abs(output[key]).max())
         for key in base
     }
     assert {k: e for k, e in errors.items() if not e < TOLERANCE[is_float32]} == {}
-    assert sum(np.abs(found[key] - base[key]).max() > 1e-3 for key in expected) >= 2
+    assert sum(np.abs(output[key] - base[key]).max() > 1e-3 for key in expected) >= 2

@@ -46,8 +46,8 @@ def test_parts_are_read_together_or_alone(tmp_path):
         for key, tensor in factors("lora").items()
     }
     path = save(tmp_path / "x.safetensors", tensors)
-    whole = ["unet.a.b", "text_encoder.a.b", "text_encoder_2.a.b", "text_encoder_3.c.d"]
-    assert sorted(jaxmix.load(path, base=whole).sites) == sorted(whole)
+    sites = ["unet.a.b", "text_encoder.a.b", "text_encoder_2.a.b", "text_encoder_3.c.d"]
+    assert sorted(jaxmix.load(path, base=sites).sites) == sorted(sites)
     assert jaxmix.load(path, base=["a.b"], part="lora_unet").sites == ("a.b",)
     message = refused(CheckpointError, path, base=["a.b", "c.d"])
     assert "lora_unet_a_b: is a.b, and so is lora_te1_a_b" in message

@@ -53,12 +53,12 @@ def truth(adapter: jaxmix.Adapter) -> dict[str, np.ndarray]:
         return {k: np.asarray(v) for k, v in jaxmix.compose(base, [adapter]).items()}
 
 
-def agree(found: dict[str, np.ndarray], adapter: jaxmix.Adapter, tolerance: float) -> None:
+def agree(tensors: dict[str, np.ndarray], adapter: jaxmix.Adapter, tolerance: float) -> None:
     """Asserts that the wrapped network's effective weights are jaxmix's, and not the base's."""
-    ours, base = truth(adapter), net().state_dict()
+    composed, base = truth(adapter), net().state_dict()
     for name in ("proj_in.weight", "conv.weight"):
-        assert np.abs(found[name] - ours[name]).max() < tolerance
-        assert np.abs(ours[name] - base[name].numpy()).max() > 0.1
+        assert np.abs(tensors[name] - composed[name]).max() < tolerance
+        assert np.abs(composed[name] - base[name].numpy()).max() > 0.1
 
 
 LORA = {
@@ -104,6 +104,6 @@ def test_peft_loads_what_export_diffusers_writes(tmp_path: Path) -> None:
         config = LoraConfig(**{k.removeprefix("unet."): v for k, v in metadata.items()})
         model = inject_adapter_in_model(config, net()).double()
         state = {k.removeprefix("unet."): x for k, x in load_file(file).items()}
-        found = set_peft_model_state_dict(model, state, "default")
-        assert not found.unexpected_keys
+        result = set_peft_model_state_dict(model, state, "default")
+        assert not result.unexpected_keys
         agree(effective_all(model, NAMES, torch.float64), adapter, 1e-12)

@@ -127,9 +127,9 @@ def test_invalid_tensors_are_reported(case, tmp_path):
     """The error names the site, what was found, and what was expected."""
     changes, kind, message = ERRORS[case]
     path = save(tmp_path / "x.safetensors", changed("lora", changes))
-    found = refused(kind, path)
-    assert found.startswith(f"{path}: tensors that are not a valid update:\n  proj: ")
-    assert message in found and found.endswith("Was the file edited or truncated?")
+    error = refused(kind, path)
+    assert error.startswith(f"{path}: tensors that are not a valid update:\n  proj: ")
+    assert message in error and error.endswith("Was the file edited or truncated?")
 
 
 FORMS: dict[str, tuple[str, dict[str, Any], str]] = {

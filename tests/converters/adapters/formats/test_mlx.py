@@ -18,9 +18,9 @@ SITE = "model.layers.0.self_attn.q_proj"
 
 def folder(tmp_path, tensors: dict[str, np.ndarray] | None = None, **config: Any):
     """Writes a folder as mlx-lm's trainer does."""
-    given = {f"{SITE}.lora_a": drawn(4, 2), f"{SITE}.lora_b": drawn(2, 6)}
+    contents = {f"{SITE}.lora_a": drawn(4, 2), f"{SITE}.lora_b": drawn(2, 6)}
     fields = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0}, **config}
-    save_file(given if tensors is None else tensors, tmp_path / "adapters.safetensors")
+    save_file(contents if tensors is None else tensors, tmp_path / "adapters.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     return tmp_path
 
@@ -143,8 +143,8 @@ def test_unknown_keys_are_listed(tmp_path):
 def test_invalid_factors_are_reported(shapes, config, kind, message, tmp_path):
     """The error names the site, what was found, and what was expected."""
     tensors = {f"{SITE}.{name}": drawn(*shape) for name, shape in shapes.items()}
-    found = refused(kind, folder(tmp_path, tensors, **config))
-    assert f"\n  {SITE}: " in found and message in found
+    error = refused(kind, folder(tmp_path, tensors, **config))
+    assert f"\n  {SITE}: " in error and message in error
 
 
 def test_levanter_folder_is_read_as_peft(tmp_path):

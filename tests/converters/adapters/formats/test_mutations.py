@@ -14,7 +14,7 @@ import pytest
 import jaxmix
 from jaxmix import JaxmixError
 
-from .mutations import FILES, Made, mutated, write
+from .mutations import FILES, Content, mutated, write
 
 SEEDS = range(15)
 # tests/fuzz knows the right answer for these.
@@ -34,13 +34,13 @@ FOUND = [
 
 def read(name: str, seed: int, folder: Path) -> Any:
     """Returns the adapter of a changed file, or None if the file is refused."""
-    made, rng = mutated(name, seed)
-    if not made.tensors:
+    content, rng = mutated(name, seed)
+    if not content.tensors:
         return None
     with np.errstate(all="ignore"):
-        path = write(made, folder, rng)
+        path = write(content, folder, rng)
     try:
-        return jaxmix.load(path, **made.options)
+        return jaxmix.load(path, **content.options)
     except JaxmixError as error:
         assert str(error).strip() and len(str(error)) > 20
         return None
@@ -72,17 +72,17 @@ _WITHOUT_EFFECT = {"kohya lokr-full": "alpha"}
 def test_every_tensor_changes_the_adapter(name: str, tmp_path: Path) -> None:
     """Other values in any tensor give another adapter."""
 
-    def loaded(made: Made, folder: str) -> tuple[Any, list[np.ndarray]]:
+    def loaded(content: Content, folder: str) -> tuple[Any, list[np.ndarray]]:
         (tmp_path / folder).mkdir()
-        adapter = jaxmix.load(write(made, tmp_path / folder), **made.options)
+        adapter = jaxmix.load(write(content, tmp_path / folder), **content.options)
         leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(adapter.updates)]
         return jax.tree.structure(adapter.updates), leaves
 
     structure, leaves = loaded(FILES[name](), "base")
     for i, key in enumerate(FILES[name]().tensors):
-        made = FILES[name]()
-        made.tensors[key] = made.tensors[key] + made.tensors[key].dtype.type(1)
-        new_structure, new = loaded(made, str(i))
+        content = FILES[name]()
+        content.tensors[key] = content.tensors[key] + content.tensors[key].dtype.type(1)
+        new_structure, new = loaded(content, str(i))
         same = new_structure == structure and all(
             np.array_equal(a, b) for a, b in zip(leaves, new, strict=True)
         )

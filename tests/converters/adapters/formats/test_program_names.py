@@ -101,15 +101,15 @@ def composed(tree: Mapping[str, np.ndarray], adapter: jaxmix.Adapter, model: str
     names = image_models(model)[0].table.name
     wide = {key: np.asarray(x, np.float64) for key, x in tree.items()}
     with jax.enable_x64(True):
-        made = jaxmix.compose(wide, [adapter], names=names)
-        return {key: np.asarray(x) for key, x in made.items()}
+        tensors = jaxmix.compose(wide, [adapter], names=names)
+        return {key: np.asarray(x) for key, x in tensors.items()}
 
 
-def assert_close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+def assert_close(tensors: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
     """Compares trees up to the rounding of float32 factors."""
-    assert found.keys() == wanted.keys()
-    for key, x in wanted.items():
-        np.testing.assert_allclose(found[key], x, atol=3e-6, err_msg=key)
+    assert tensors.keys() == expected.keys()
+    for key, x in expected.items():
+        np.testing.assert_allclose(tensors[key], x, atol=3e-6, err_msg=key)
 
 
 def exported(program: str, adapter: jaxmix.Adapter, folder: Path, **options: Any) -> Path:
@@ -122,13 +122,13 @@ def exported(program: str, adapter: jaxmix.Adapter, folder: Path, **options: Any
 def read_by(program: str, model: str, file: Path, original: Arrays, memory: Arrays) -> Arrays:
     """The weights after another program, and those before, as one pair of trees."""
     tensors = load_file(file)
-    (found,) = [m for m in image_models() if m.name == model]
+    (image_model,) = [m for m in image_models() if m.name == model]
     if program == "diffusers":
-        start = f"{found.table.prefix}."
+        start = f"{image_model.table.prefix}."
         out = readers.diffusers(tensors, {start + key: x for key, x in memory.items()})
         return {key.removeprefix(start): x for key, x in out.items()}
     if program == "kohya":
-        return readers.kohya(tensors, memory if found.is_renamed_by_kohya else original)
+        return readers.kohya(tensors, memory if image_model.is_renamed_by_kohya else original)
     if program == "original":
         return readers.original(tensors, original)
     start = "diffusion_model."
@@ -171,10 +171,10 @@ def test_lora_is_read_by_each_program(
     adapter = adapter_on(memory if scheme == "diffusers" else original, lora)
     file = exported(program, adapter, tmp_path, names=model)
     in_memory, on_disk = composed(memory, adapter, model), composed(original, adapter, model)
-    again = jaxmix.load(file, base=memory)
-    assert_close(composed(memory, again, model), in_memory)
-    found = read_by(program, model, file, original, memory)
-    assert_close(found, in_memory if found.keys() == in_memory.keys() else on_disk)
+    reloaded = jaxmix.load(file, base=memory)
+    assert_close(composed(memory, reloaded, model), in_memory)
+    output = read_by(program, model, file, original, memory)
+    assert_close(output, in_memory if output.keys() == in_memory.keys() else on_disk)
 
 
 @pytest.mark.parametrize("kind", [dora, loha, lokr, diff, rotation], ids=lambda kind: kind.__name__)
@@ -197,19 +197,21 @@ def test_kinds_of_flux(
     file = exported(program, adapter, tmp_path)
     in_memory, on_disk = composed(memory, adapter, "flux"), composed(original, adapter, "flux")
     assert_close(composed(memory, jaxmix.load(file, base=memory), "flux"), in_memory)
-    found = read_by(program, "flux", file, original, memory)
-    assert_close(found, in_memory if program == "diffusers" else on_disk)
+    output = read_by(program, "flux", file, original, memory)
+    assert_close(output, in_memory if program == "diffusers" else on_disk)
 
 
 @pytest.mark.parametrize("scheme", ["diffusers", "original"])
 def test_round_trip_keeps_the_factors(scheme: str, tmp_path: Path) -> None:
     """From the original names to diffusers' and back, q, k and v share A: the rank stays."""
     original, _ = sides("flux")
-    there = adapter_on(original, lora)
-    file = export_diffusers(there, tmp_path / "a.safetensors", patterns=scheme == "diffusers")
+    kohya_adapter = adapter_on(original, lora)
+    file = export_diffusers(
+        kohya_adapter, tmp_path / "a.safetensors", patterns=scheme == "diffusers"
+    )
     back = export_original(jaxmix.load(file), tmp_path / "b.safetensors")
     tensors = load_file(back)
-    for site, update in there.updates.items():
+    for site, update in kohya_adapter.updates.items():
         assert isinstance(update, LoRA)
         up, down = (tensors[f"{site}.lora_{x}.weight"] for x in ("up", "down"))
         np.testing.assert_array_equal(down, update.a)
@@ -241,23 +243,23 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
     for program, pairs in cases.items():
         adapter = jaxmix.Adapter({site: update for site, _ in pairs})
         file = exported(program, adapter, tmp_path, names="flux")
-        found = {re.split(r"\.(?:lora_|alpha)", key)[0] for key in load_file(file)}
-        assert found == {name for _, names in pairs for name in names}
+        keys = {re.split(r"\.(?:lora_|alpha)", key)[0] for key in load_file(file)}
+        assert keys == {name for _, names in pairs for name in names}
     adapter = jaxmix.Adapter(
         {f"unet.{sdxl}": update, f"text_encoder.{clip}": update, f"text_encoder_2.{clip}": update}
     )
-    found = set(load_file(exported("kohya", adapter, tmp_path)))
-    assert "lora_unet_output_blocks_0_1_proj_in.alpha" in found
-    assert "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha" in found
-    assert "lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha" in found
+    keys = set(load_file(exported("kohya", adapter, tmp_path)))
+    assert "lora_unet_output_blocks_0_1_proj_in.alpha" in keys
+    assert "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha" in keys
+    assert "lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha" in keys
     with safe_open(exported("diffusers", adapter, tmp_path), "np") as file:
         # diffusers renames CLIP's modules in the keys only, so the file has no metadata.
         assert file.metadata() == {"format": "pt"}
         assert f"text_encoder_2.text_model.{clip}.lora_A.weight" in file.keys()
     only_text = jaxmix.Adapter({f"text_model.{clip}": update, "text_projection": update})
-    found = set(load_file(exported("comfyui", only_text, tmp_path)))
-    assert f"text_encoder.text_model.{clip}.alpha" in found
-    assert "text_encoders.clip_l.transformer.text_projection.alpha" in found
+    keys = set(load_file(exported("comfyui", only_text, tmp_path)))
+    assert f"text_encoder.text_model.{clip}.alpha" in keys
+    assert "text_encoders.clip_l.transformer.text_projection.alpha" in keys
 
 
 def test_unets_differ(tmp_path: Path) -> None:
@@ -271,21 +273,21 @@ def test_unets_differ(tmp_path: Path) -> None:
     ):
         adapter = jaxmix.Adapter({f"unet.{site}": update, f"unet.{up}": update})
         assert f"lora_unet_{kohya}.alpha" in load_file(exported("kohya", adapter, tmp_path))
-        found = load_file(exported("comfyui", adapter, tmp_path))
-        assert f"diffusion_model.{upsampler}.alpha" in found
+        tensors = load_file(exported("comfyui", adapter, tmp_path))
+        assert f"diffusion_model.{upsampler}.alpha" in tensors
     # What both have: the answer for kohya differs, that for ComfyUI does not.
-    both = jaxmix.Adapter({"unet.down_blocks.1.attentions.0.proj_in": update})
+    adapter_of_both = jaxmix.Adapter({"unet.down_blocks.1.attentions.0.proj_in": update})
     with pytest.raises(LayoutError) as caught:
-        export_kohya(both, tmp_path / "y.safetensors")
+        export_kohya(adapter_of_both, tmp_path / "y.safetensors")
     assert str(caught.value) == (
         "adapter: its modules (down_blocks.1.attentions.0.proj_in …) may be those of sd15 or sdxl, "
         "which have different names in files of kohya's scripts. Say which model it is: "
         "names='sd15', or pass its base: base=…."
     )
-    file = export_comfyui(both, tmp_path / "y.safetensors")
+    file = export_comfyui(adapter_of_both, tmp_path / "y.safetensors")
     assert "diffusion_model.input_blocks.4.1.proj_in.alpha" in load_file(file)
     base = [f"unet.{name}" for name in (sdxl, "down_blocks.1.attentions.0.proj_in")]
-    file = export_kohya(both, file, base=base, force=True)
+    file = export_kohya(adapter_of_both, file, base=base, force=True)
     assert "lora_unet_input_blocks_4_1_proj_in.alpha" in load_file(file)
 
 
@@ -323,28 +325,28 @@ def test_bias_of_a_lora(tmp_path: Path) -> None:
     adapter = jaxmix.Adapter({"double_blocks.0.img_attn.qkv": both})
     tensors = load_file(exported("diffusers", adapter, tmp_path))
     assert len(tensors) == 9
-    found = [tensors[f"transformer.transformer_blocks.0.attn.to_{x}.lora_B.bias"] for x in "qkv"]
-    np.testing.assert_allclose(np.concatenate(found), np.asarray(both.parts[1].bias), rtol=1e-6)
+    biases = [tensors[f"transformer.transformer_blocks.0.attn.to_{x}.lora_B.bias"] for x in "qkv"]
+    np.testing.assert_allclose(np.concatenate(biases), np.asarray(both.parts[1].bias), rtol=1e-6)
 
 
 def test_xlabs_names_become_those_of_flux(tmp_path: Path) -> None:
     """XLabs' processors have names that only adapters have, and that ComfyUI's models lack."""
     update = LoRA(np.ones((1, 4)), np.ones((6, 1)), 1.0)
     adapter = jaxmix.Adapter({"double_blocks.0.processor.qkv_lora1": update})
-    found = load_file(exported("comfyui", adapter, tmp_path))
-    assert found["diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight"].shape == (6, 1)
+    tensors = load_file(exported("comfyui", adapter, tmp_path))
+    assert tensors["diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight"].shape == (6, 1)
 
 
 def test_embedders_of_hunyuan_in_comfyui(tmp_path: Path) -> None:
     """ComfyUI renames these modules, and jaxmix reads its names."""
     update = LoRA(np.ones((1, 4)), np.ones((4, 1)), 1.0)
     site = "time_text_embed.timestep_embedder.linear_1"
-    for own in (f"transformer.{site}", "time_in.mlp.0", "time_in.in_layer"):
-        adapter = jaxmix.Adapter({own: update})
+    for name in (f"transformer.{site}", "time_in.mlp.0", "time_in.in_layer"):
+        adapter = jaxmix.Adapter({name: update})
         file = exported("comfyui", adapter, tmp_path, names="hunyuan_video")
         assert "diffusion_model.time_in.in_layer.alpha" in load_file(file)
-        found = load_file(exported("kohya", adapter, tmp_path, names="hunyuan_video"))
-        assert "lora_unet_time_in_mlp_0.alpha" in found
+        tensors = load_file(exported("kohya", adapter, tmp_path, names="hunyuan_video"))
+        assert "lora_unet_time_in_mlp_0.alpha" in tensors
 
 
 # ---------------------------------------------------------------------------------- refusals
@@ -439,21 +441,21 @@ def test_sites_that_are_one_module(tmp_path: Path) -> None:
 def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
     """DoRA needs the norms of all rows; a norm by input is that of all."""
     draw = np.random.default_rng(0)
-    at = "transformer_blocks.0.attn.to_"
-    assert refusal("kohya", {f"{at}q": dora((4, 6), draw)}, tmp_path, names="flux") == (
+    prefix = "transformer_blocks.0.attn.to_"
+    assert refusal("kohya", {f"{prefix}q": dora((4, 6), draw)}, tmp_path, names="flux") == (
         "updates that can't be mapped to the names of flux's own project:\n"
-        f"  {at}q: DoRA of 1 of 3 weights can't be joined into one update\n"
+        f"  {prefix}q: DoRA of 1 of 3 weights can't be joined into one update\n"
         "If it is another model, pass its name: names=…. jaxmix.to_lora makes a LoRA of any mix, "
         "which can be joined."
     )
     by_input = Normed(loha((4, 6), draw), np.ones(6, np.float32), axis="in")
-    updates = {f"{at}{x}": by_input for x in "qkv"}
+    updates = {f"{prefix}{x}": by_input for x in "qkv"}
     assert "Normed can't be joined into one update" in refusal(
         "kohya", updates, tmp_path, names="flux"
     )
-    turned = DiagOFT(normal(draw, 2, 2, 2), bound=0.1)
+    rotation = DiagOFT(normal(draw, 2, 2, 2), bound=0.1)
     assert "norm_out.linear: DiagOFT can't be cut into rows of its weight" in refusal(
-        "kohya", {"norm_out.linear": turned}, tmp_path, names="flux"
+        "kohya", {"norm_out.linear": rotation}, tmp_path, names="flux"
     )
 
 

@@ -83,9 +83,9 @@ def test_ambiguous_layer_axis_must_be_given():
         qwix_adapter(tree, alpha=1)
     for axis, pattern in ((0, "lir,lro->lio"), (1, "ilr,rlo->ilo")):
         adapter = qwix_adapter(tree, alpha=2, axis=axis)
-        whole = np.take(np.einsum(pattern, a, b), 1, axis)
+        product = np.take(np.einsum(pattern, a, b), 1, axis)
         update: Any = adapter.updates["layers.1"]
-        np.testing.assert_allclose(update.b @ update.a, whole.T)
+        np.testing.assert_allclose(update.b @ update.a, product.T)
     with pytest.raises(ShapeError, match="no axis of layers"):
         qwix_adapter({"layers.w_lora_a": drawn(2, 3, 2), "layers.w_lora_b": drawn(2, 4)}, alpha=1)
 

@@ -38,13 +38,13 @@ class Mixed(nnx.Module):
     """A layer with LoRA inside, and a layer wrapped by LoRA."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        how: dict[str, Any] = {"rngs": rngs, "param_dtype": jnp.float64}
+        options: dict[str, Any] = {"rngs": rngs, "param_dtype": jnp.float64}
         draw = nnx.initializers.normal()
         self.up = nnx.LoRALinear(
-            4, 6, lora_rank=2, lora_param_dtype=jnp.float64, b_initializer=draw, **how
+            4, 6, lora_rank=2, lora_param_dtype=jnp.float64, b_initializer=draw, **options
         )
-        inner = nnx.Linear(6, 5, **how)
-        self.down = nnx.LoRA(6, 3, 5, base_module=inner, b_initializer=draw, **how)
+        inner = nnx.Linear(6, 5, **options)
+        self.down = nnx.LoRA(6, 3, 5, base_module=inner, b_initializer=draw, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies both layers."""
@@ -74,8 +74,8 @@ def test_flax_lora_matches_its_forward() -> None:
         x = jnp.asarray(drawn(3, 4))
         adapter = qwix_adapter(pure(model))
         assert adapter.sites == ("down", "up")
-        got = jaxmix.compose(base, adapter)(x)
-        np.testing.assert_allclose(got, model(x), rtol=1e-12)
+        output = jaxmix.compose(base, adapter)(x)
+        np.testing.assert_allclose(output, model(x), rtol=1e-12)
         assert np.abs(np.asarray(base(x) - model(x))).max() > 1e-3
         # For a wrapped layer, the site is the inner layer's kernel.
         wrapped = jaxmix.compose(model, adapter)
@@ -157,15 +157,15 @@ def openpi_deltas(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
         # "BTNH,NHr->BTr" and "BTr,NrD->BTD": b is summed over the heads.
         "attn.attn_vec_einsum": "lnhr,lmrd->lnhd",
     }
-    found = {
+    deltas = {
         f"{above}{name}.w": scale
-        * np.einsum(how, leaves[f"{above}{name}.lora_a"], leaves[f"{above}{name}.lora_b"])
-        for name, how in equations.items()
+        * np.einsum(equation, leaves[f"{above}{name}.lora_a"], leaves[f"{above}{name}.lora_b"])
+        for name, equation in equations.items()
     }
-    for name, how in (("gating_einsum", "lcdr,lcrf->lcdf"), ("linear", "lfr,lrd->lfd")):
+    for name, equation in (("gating_einsum", "lcdr,lcrf->lcdf"), ("linear", "lfr,lrd->lfd")):
         a, b = (leaves[f"{above}mlp.{name}_lora_{x}"] for x in "ab")
-        found[f"{above}mlp.{name}"] = np.einsum(how, a, b)
-    return found
+        deltas[f"{above}mlp.{name}"] = np.einsum(equation, a, b)
+    return deltas
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
@@ -176,11 +176,11 @@ def test_openpi_matches_its_formula(use_rslora: bool) -> None:
     with jax.enable_x64(True), uncompiled():
         adapter = qwix_adapter(leaves, alpha=6, use_rslora=use_rslora)
         assert len(adapter.sites) == 6 * L
-        got = jaxmix.compose(leaves, adapter)
+        composed = jaxmix.compose(leaves, adapter)
     for name, delta in openpi_deltas(leaves, scale).items():
-        np.testing.assert_allclose(got[name], leaves[name] + delta, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(composed[name], leaves[name] + delta, atol=1e-12, err_msg=name)
         assert np.abs(delta).max() > 0.1
-    assert got["action_in_proj.kernel"] is leaves["action_in_proj.kernel"]
+    assert composed["action_in_proj.kernel"] is leaves["action_in_proj.kernel"]
 
 
 def test_misshaped_openpi_einsums_are_listed() -> None:
@@ -245,9 +245,9 @@ class MLP(nnx.Module):
     """A gate, an up and a down projection."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        how: dict[str, Any] = {"use_bias": False, "rngs": rngs, "param_dtype": jnp.float64}
-        self.gate_proj, self.up_proj = nnx.Linear(D, F, **how), nnx.Linear(D, F, **how)
-        self.down_proj = nnx.Linear(F, D, **how)
+        options: dict[str, Any] = {"use_bias": False, "rngs": rngs, "param_dtype": jnp.float64}
+        self.gate_proj, self.up_proj = nnx.Linear(D, F, **options), nnx.Linear(D, F, **options)
+        self.down_proj = nnx.Linear(F, D, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies a gated layer."""
@@ -295,15 +295,17 @@ def with_lora(is_gemma: bool, x: jax.Array) -> tuple[Any, Any]:
     not hasattr(nnx.Variable, "get_raw_value"), reason="qwix 0.1.8 needs a newer Flax"
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("whole", [False, True], ids=["lora", "whole"])
+@pytest.mark.parametrize("has_whole_state", [False, True], ids=["lora", "whole"])
 @pytest.mark.parametrize("is_gemma", [False, True], ids=["llama", "gemma"])
-def test_tunix_step_folder_matches_qwix(is_gemma: bool, whole: bool, tmp_path: Path) -> None:
+def test_tunix_step_folder_matches_qwix(
+    is_gemma: bool, has_whole_state: bool, tmp_path: Path
+) -> None:
     """A checkpoint of LoRA or all params loads without a layout and matches qwix's forward."""
     ocp = pytest.importorskip("orbax.checkpoint")
     with jax.enable_x64(True):
         x = jnp.asarray(drawn(2, 3, D))
         base, model = with_lora(is_gemma, x)
-        kept = nnx.state(model, nnx.Param if whole else nnx.LoRAParam)
+        kept = nnx.state(model, nnx.Param if has_whole_state else nnx.LoRAParam)
         with ocp.PyTreeCheckpointer() as writer:
             writer.save(tmp_path / "run" / "20" / "model_params", nnx.to_pure_dict(kept))
         adapter = jaxmix.load(tmp_path / "run" / "20", alpha=5)
@@ -311,11 +313,11 @@ def test_tunix_step_folder_matches_qwix(is_gemma: bool, whole: bool, tmp_path: P
         projections += [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
         names = {f"model.layers.{i}.{name}" for i in range(2) for name in projections}
         assert set(adapter.sites) == names
-        got = jaxmix.compose(base, adapter)(x)
-        np.testing.assert_allclose(got, model(x), rtol=1e-12)
+        output = jaxmix.compose(base, adapter)(x)
+        np.testing.assert_allclose(output, model(x), rtol=1e-12)
         assert np.abs(np.asarray(base(x) - model(x))).max() > 0.1
-        again = jaxmix.load(tmp_path / "run", alpha=5)
-    assert again.sites == adapter.sites
+        reloaded = jaxmix.load(tmp_path / "run", alpha=5)
+    assert reloaded.sites == adapter.sites
 
 
 def test_run_of_several_steps_is_ambiguous(tmp_path: Path) -> None:
@@ -332,16 +334,16 @@ def test_leaves_outside_tunix_keep_their_paths() -> None:
     mlp = {"layers.0.mlp.up_proj.kernel_lora_a": drawn(D, R)}
     mlp["layers.0.mlp.up_proj.kernel_lora_b"] = drawn(R, F)
     assert qwix_adapter(mlp, alpha=1).sites == ("layers.0.mlp.up_proj",)
-    own = {
+    leaves = {
         f"layers.0.attn.q_proj.w_lora_{x}": y
         for x, y in (("a", drawn(D, R)), ("b", drawn(R, N, H)))
     }
-    assert qwix_adapter({**mlp, **own}, alpha=1).sites == (
+    assert qwix_adapter({**mlp, **leaves}, alpha=1).sites == (
         "model.layers.0.self_attn.q_proj",
         "model.layers.0.mlp.up_proj",
     )
     other = {"tower.w_lora_a": drawn(D, R), "tower.w_lora_b": drawn(R, F)}
-    assert "layers.0.attn.q_proj" in qwix_adapter({**own, **other}, alpha=1).sites
+    assert "layers.0.attn.q_proj" in qwix_adapter({**leaves, **other}, alpha=1).sites
 
 
 def test_invalid_alpha_in_metadata_is_refused(tmp_path: Path) -> None:

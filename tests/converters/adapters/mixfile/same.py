@@ -18,12 +18,12 @@ def bits(leaf: Any) -> tuple[Any, ...]:
     return type(leaf).__name__, repr(leaf)
 
 
-def assert_same(found: Adapter | Mix, expected: Adapter | Mix) -> None:
+def assert_same(loaded: Adapter | Mix, expected: Adapter | Mix) -> None:
     """Asserts equal names, sources, order, structures, dtypes and bits."""
-    assert type(found) is type(expected)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    assert list(map(bits, jax.tree.leaves(found))) == list(map(bits, jax.tree.leaves(expected)))
-    for part, expected_part in zip(found.parts, expected.parts, strict=True):
+    assert type(loaded) is type(expected)
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    assert list(map(bits, jax.tree.leaves(loaded))) == list(map(bits, jax.tree.leaves(expected)))
+    for part, expected_part in zip(loaded.parts, expected.parts, strict=True):
         assert (part.name, part.source) == (expected_part.name, expected_part.source)
         assert list(part.updates) == list(expected_part.updates)
         assert type(part.strength) is type(expected_part.strength)

@@ -66,5 +66,5 @@ def test_matching_value_passes(value: Any, kind: Any) -> None:
 
 @pytest.mark.parametrize(("value", "kind", "message"), DO_NOT, ids=str)
 def test_mismatch_is_described(value: Any, kind: Any, message: str) -> None:
-    found = misfit(value, kind)
-    assert found is not None and message in found
+    problem = misfit(value, kind)
+    assert problem is not None and message in problem

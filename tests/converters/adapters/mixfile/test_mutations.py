@@ -94,20 +94,28 @@ def test_unchanged_files_load() -> None:
 def mutated_bytes(draw: Any, data: bytes) -> bytes:
     """Changes, removes or inserts some bytes, or cuts off the end."""
     for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.integers(0, max(len(data) - 1, 0)))
-        how = draw(st.sampled_from(["set", "flip", "cut", "insert", "end", "copy"]))
-        if how == "set":
-            data = data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at + 1 :]
-        elif how == "flip" and data:
-            data = data[:at] + bytes([data[at] ^ (1 << draw(st.integers(0, 7)))]) + data[at + 1 :]
-        elif how == "cut":
-            data = data[:at] + data[at + draw(st.integers(1, 9)) :]
-        elif how == "insert":
-            data = data[:at] + draw(st.binary(min_size=1, max_size=9)) + data[at:]
-        elif how == "copy":
-            data = data[:at] + data[at : at + draw(st.integers(1, 40))] + data[at:]
+        position = draw(st.integers(0, max(len(data) - 1, 0)))
+        mutation = draw(st.sampled_from(["set", "flip", "cut", "insert", "end", "copy"]))
+        if mutation == "set":
+            data = data[:position] + draw(st.binary(min_size=1, max_size=4)) + data[position + 1 :]
+        elif mutation == "flip" and data:
+            data = (
+                data[:position]
+                + bytes([data[position] ^ (1 << draw(st.integers(0, 7)))])
+                + data[position + 1 :]
+            )
+        elif mutation == "cut":
+            data = data[:position] + data[position + draw(st.integers(1, 9)) :]
+        elif mutation == "insert":
+            data = data[:position] + draw(st.binary(min_size=1, max_size=9)) + data[position:]
+        elif mutation == "copy":
+            data = (
+                data[:position]
+                + data[position : position + draw(st.integers(1, 40))]
+                + data[position:]
+            )
         else:
-            data = data[:at]
+            data = data[:position]
     return data
 
 
@@ -126,11 +134,11 @@ JSON = st.recursive(
 
 def value_paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Returns the paths of all values in JSON data."""
-    found = [path] if path else []
+    paths = [path] if path else []
     items: Any = data.items() if isinstance(data, dict) else ()
     for key, value in enumerate(data) if isinstance(data, list) else items:
-        found += value_paths(value, (*path, key))
-    return found
+        paths += value_paths(value, (*path, key))
+    return paths
 
 
 def mutated_fields(draw: Any, text: bytes) -> bytes:
@@ -141,17 +149,17 @@ def mutated_fields(draw: Any, text: bytes) -> bytes:
         holder = data
         for key in where[:-1]:
             holder = holder[key]
-        how = draw(st.sampled_from(["set", "drop", "add", "swap", "near"]))
+        mutation = draw(st.sampled_from(["set", "drop", "add", "swap", "near"]))
         old = holder[where[-1]]
-        if how == "set":
+        if mutation == "set":
             holder[where[-1]] = draw(JSON)
-        elif how == "near" and type(old) in (int, float) and abs(old) < 1e9:
+        elif mutation == "near" and type(old) in (int, float) and abs(old) < 1e9:
             holder[where[-1]] = draw(st.sampled_from([-old, old + 1, old * 2, float(old), 0, -0.0]))
-        elif how == "drop":
+        elif mutation == "drop":
             del holder[where[-1]]
-        elif how == "add" and isinstance(holder, dict):
+        elif mutation == "add" and isinstance(holder, dict):
             holder[draw(_KEYS | st.text(max_size=3))] = draw(JSON)
-        elif how == "swap":
+        elif mutation == "swap":
             other = draw(st.sampled_from(sorted(value_paths(data), key=repr)))
             value = data
             for key in other:
@@ -172,22 +180,24 @@ def mutated_tensors(draw: Any, data: bytes) -> bytes:
         if key not in header:
             continue
         entry = header[key]
-        how = draw(st.sampled_from(["name", "shape", "dtype", "swap", "drop", "metadata", "data"]))
-        if how == "name":
+        mutation = draw(
+            st.sampled_from(["name", "shape", "dtype", "swap", "drop", "metadata", "data"])
+        )
+        if mutation == "name":
             header[draw(st.sampled_from(keys) | st.text(max_size=3))] = header.pop(key)
-        elif how == "shape":
+        elif mutation == "shape":
             size = math.prod(entry["shape"])
             shapes = [[size], entry["shape"][::-1], [1, *entry["shape"]], [], [size + 1], [0]]
             entry["shape"] = draw(st.sampled_from(shapes))
-        elif how == "dtype":
+        elif mutation == "dtype":
             entry["dtype"] = draw(st.sampled_from(["F64", "F32", "F16", "BF16", "I32", "I64", "X"]))
-        elif how == "swap":
+        elif mutation == "swap":
             other = draw(st.sampled_from(keys))
             if other in header:
                 header[key], header[other] = header[other], header[key]
-        elif how == "drop":
+        elif mutation == "drop":
             del header[key]
-        elif how == "metadata":
+        elif mutation == "metadata":
             header["__metadata__"] = draw(st.dictionaries(st.text(max_size=3), JSON, max_size=2))
         else:
             rest = mutated_bytes(draw, rest)
@@ -200,14 +210,14 @@ def mutated_tensors(draw: Any, data: bytes) -> bytes:
 def test_mutated_files_are_exact_or_refused(data: st.DataObject) -> None:
     """Mutates the bytes of either file, the JSON fields, or the tensors' header."""
     text, tensors = saved()
-    how = data.draw(st.sampled_from(["text", "fields", "bytes", "header", "both"]))
-    if how in ("text", "both"):
+    mutation = data.draw(st.sampled_from(["text", "fields", "bytes", "header", "both"]))
+    if mutation in ("text", "both"):
         text = mutated_bytes(data.draw, text)
-    if how == "fields":
+    if mutation == "fields":
         text = mutated_fields(data.draw, text)
-    if how in ("bytes", "both"):
+    if mutation in ("bytes", "both"):
         tensors = mutated_bytes(data.draw, tensors)
-    if how == "header":
+    if mutation == "header":
         tensors = mutated_tensors(data.draw, tensors)
     outcome(text, tensors)
 
@@ -216,10 +226,10 @@ def test_mutated_files_are_exact_or_refused(data: st.DataObject) -> None:
 @given(data=JSON | st.fixed_dictionaries({"format": st.just("jaxmix"), "parts": st.lists(JSON)}))
 def test_arbitrary_json_is_a_mix_or_refused(data: Any) -> None:
     """Arbitrary JSON read as a recipe is an empty mix or is refused."""
-    whole = {"version": 1, **data} if isinstance(data, dict) else data
+    content = {"version": 1, **data} if isinstance(data, dict) else data
     with TemporaryDirectory() as folder:
         path = Path(folder, "recipe.json")
-        path.write_text(json.dumps(whole))
+        path.write_text(json.dumps(content))
         try:
             loaded = jaxmix.load(path)
         except JaxmixError as error:

@@ -338,9 +338,9 @@ def test_error_of_a_part_names_file_part_and_source(tmp_path: Path, cache: Path)
     """The error names the file, part and source, and keeps the reader's message and class."""
     save_peft(tmp_path / "lora", peft_type="NONSENSE")
     path = recipe(tmp_path / "mix.json", {"source": "lora"})
-    with pytest.raises(JaxmixError) as own:
+    with pytest.raises(JaxmixError) as part_error:
         jaxmix.load(tmp_path / "lora")
-    assert refused(own.type, path) == f"{path}: part 1, lora: {own.value}"
+    assert refused(part_error.type, path) == f"{path}: part 1, lora: {part_error.value}"
     message = refused(CheckpointError, recipe(path, {"source": "owner/none"}))
     assert message.startswith(
         f"{path}: part 1, owner/none: owner/none on the hub: adapter_config.json"

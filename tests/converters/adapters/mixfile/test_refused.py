@@ -347,9 +347,12 @@ def test_changed_tensors_are_refused(folder: Path) -> None:
             f"differs from the one in the file:\n  part 1, x: "
         )
         assert "\n  part 2, y: " in message and message.endswith(" by the new one.")
-    for bad, found in ((A[None], "(1, 2, 4) of float32"), (A.astype(np.int32), "(2, 4) of int32")):
+    for bad, description in (
+        (A[None], "(1, 2, 4) of float32"),
+        (A.astype(np.int32), "(2, 4) of int32"),
+    ):
         path.write_bytes(packed({**held, "0/a/a": bad}))
-        line = f"\n  a: a is an array {found}, expected an array (r, in) of Float\n"
+        line = f"\n  a: a is an array {description}, expected an array (r, in) of Float\n"
         assert line in refused(CheckpointError, folder)
 
 
@@ -382,9 +385,9 @@ def test_invalid_strength_tensors_are_refused(tmp_path: Path) -> None:
     folder = jaxmix.save(Adapter({"a": LORA}, jnp.float32(0.5)), tmp_path / "x")
     where = f"{folder / 'mix.json'}: part 1: the tensor"
     ending = "expected a strength () of floats. Save the mix again, or put a number in its place."
-    for key, found in (("gone", "missing"), ("0/a/a", "(2, 4) of float32")):
+    for key, description in (("gone", "missing"), ("0/a/a", "(2, 4) of float32")):
         edited(folder, lambda d, key=key: d["parts"][0].update(strength={"tensor": key}))
-        assert refused(CheckpointError, folder) == f"{where} {key!r} is {found}, {ending}"
+        assert refused(CheckpointError, folder) == f"{where} {key!r} is {description}, {ending}"
 
 
 def test_wrong_hash_names_the_part(folder: Path) -> None:

@@ -116,8 +116,8 @@ def test_non_contiguous_arrays_round_trip(tmp_path: Path) -> None:
 def test_numpy_scalars_load_as_arrays(tmp_path: Path) -> None:
     """NumPy scalars are arrays () and load as such."""
     update = replace(lora(), scale=np.float32(0.1))
-    found = jaxmix.load(jaxmix.save(Adapter({"a": update}), tmp_path / "x")).updates["a"].scale
-    assert bits(found) == bits(np.float32(0.1))
+    loaded = jaxmix.load(jaxmix.save(Adapter({"a": update}), tmp_path / "x")).updates["a"].scale
+    assert bits(loaded) == bits(np.float32(0.1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])
@@ -132,10 +132,10 @@ def test_array_strengths_stay_jax_arrays(dtype: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, 1e22])
 def test_python_numbers_round_trip(number: float, tmp_path: Path) -> None:
     """Python floats load bit for bit, and an int stays an int."""
-    whole: Any = 2
+    integer: Any = 2
     mixed = jaxmix.mix(
         Adapter({"a": replace(lora(), scale=number)}, number, "a"),
-        Adapter({"a": replace(lora(), scale=whole)}, name="b"),
+        Adapter({"a": replace(lora(), scale=integer)}, name="b"),
     )
     assert_same(jaxmix.load(jaxmix.save(mixed, tmp_path / "x")), mixed)
 

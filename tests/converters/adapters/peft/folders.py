@@ -112,24 +112,24 @@ FORMS: dict[str, Form] = {
 def factors(form: Form, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Returns random factors of the form, by PEFT's names."""
     rng = np.random.default_rng(7)
-    made = {name: rng.normal(size=shape).astype(dtype) for name, shape in form.shapes.items()}
-    if "shira_indices" in made:
-        made["shira_indices"] = np.array([[0, 1, 2, 5, 5], [0, 3, 1, 0, 3]], np.int32)
-    return made
+    tensors = {name: rng.normal(size=shape).astype(dtype) for name, shape in form.shapes.items()}
+    if "shira_indices" in tensors:
+        tensors["shira_indices"] = np.array([[0, 1, 2, 5, 5], [0, 3, 1, 0, 3]], np.int32)
+    return tensors
 
 
-def keyed(made: Mapping[str, np.ndarray], site: str = SITE) -> dict[str, np.ndarray]:
+def keyed(tensors: Mapping[str, np.ndarray], site: str = SITE) -> dict[str, np.ndarray]:
     """Returns factors with PEFT's keys."""
-    return {f"base_model.model.{site}.{name}": array for name, array in made.items()}
+    return {f"base_model.model.{site}.{name}": array for name, array in tensors.items()}
 
 
 def params(form: Form) -> dict[str, np.ndarray]:
     """Returns a base with this site."""
     rng = np.random.default_rng(8)
-    made = {f"{SITE}.weight": rng.normal(size=form.weight).astype(np.float32)}
+    leaves = {f"{SITE}.weight": rng.normal(size=form.weight).astype(np.float32)}
     if form.bias:
-        made[f"{SITE}.bias"] = rng.normal(size=form.weight[:1]).astype(np.float32)
-    return made
+        leaves[f"{SITE}.bias"] = rng.normal(size=form.weight[:1]).astype(np.float32)
+    return leaves
 
 
 def packed(tensors: Mapping[str, np.ndarray]) -> bytes:
@@ -161,8 +161,8 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": form.family, **form.config, **fields}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    made = keyed(factors(form)) if tensors is None else tensors
-    (folder / "adapter_model.safetensors").write_bytes(packed(made))
+    contents = keyed(factors(form)) if tensors is None else tensors
+    (folder / "adapter_model.safetensors").write_bytes(packed(contents))
     return folder
 
 

@@ -47,7 +47,7 @@ def test_kept_from_file_to_file(tmp_path: Path) -> None:
     kept = saved(tmp_path / "in", **SAID)
     second = saved(tmp_path / "other", **{**SAID, "revision": None, "task_type": "SEQ_CLS"})
     attached = jaxmix.attach(PARAMS, kept)
-    made = {
+    fields = {
         "again": kept,
         "half": (0.5 * kept).renamed("half"),
         "ours": jaxmix.load(jaxmix.save(kept, tmp_path / "mix")),
@@ -57,7 +57,7 @@ def test_kept_from_file_to_file(tmp_path: Path) -> None:
         "cat": jaxmix.combine([kept, kept], method="cat"),
         "linear": jaxmix.combine([kept, kept], method="linear"),
     }
-    for name, adapter in made.items():
+    for name, adapter in fields.items():
         assert config(jaxmix.export_peft(adapter, tmp_path / name)) == SAID, name
     joined = jaxmix.combine([kept, second], method="linear")
     assert config(jaxmix.export_peft(joined, tmp_path / "joined")) == {**SAID, "task_type": None}
@@ -105,8 +105,8 @@ def test_head_that_peft_would_not_load(tmp_path: Path) -> None:
     """A trained head that became a LoRA: PEFT ignores it for this task, so the task is omitted."""
     updates = {"q": lora(), "score": lora()}
     adapter = Adapter(updates, metadata={"task_type": "SEQ_CLS", "revision": "x"})
-    found = config(jaxmix.export_peft(adapter, tmp_path / "out"))
-    assert found == {**dict.fromkeys(SAID), "revision": "x"}
+    written = config(jaxmix.export_peft(adapter, tmp_path / "out"))
+    assert written == {**dict.fromkeys(SAID), "revision": "x"}
 
 
 def test_metadata_is_not_part_of_the_structure() -> None:
@@ -140,9 +140,9 @@ def test_metadata_that_json_can_not_hold(wrong: Any) -> None:
 def test_metadata_is_copied() -> None:
     """Later changes to the given dict have no effect."""
     mine: dict[str, Any] = {"a": {"b": 1}}
-    own = checked_metadata(mine)
+    metadata = checked_metadata(mine)
     mine["a"]["b"] = 2
-    assert own == {"a": {"b": 1}}
+    assert metadata == {"a": {"b": 1}}
     assert shared_metadata([]) == {}
 
 

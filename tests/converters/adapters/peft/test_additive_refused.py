@@ -131,16 +131,16 @@ BAD: dict[str, Case] = {
 }  # fmt: skip
 
 
-def tensors(made: Mapping[str, Any], site: str = SITE) -> dict[str, Any]:
+def tensors(factors: Mapping[str, Any], site: str = SITE) -> dict[str, Any]:
     """Tensors with PEFT's keys."""
-    at_site = {name: array for name, array in made.items() if not name.startswith("/")}
-    whole = {f"base_model.{n[1:]}": array for n, array in made.items() if n.startswith("/")}
-    return {**keyed(at_site, site), **whole}
+    at_site = {name: array for name, array in factors.items() if not name.startswith("/")}
+    shared = {f"base_model.{n[1:]}": array for n, array in factors.items() if n.startswith("/")}
+    return {**keyed(at_site, site), **shared}
 
 
-@pytest.mark.parametrize(("family", "config", "made", "kind", "message"), BAD.values(), ids=BAD)
-def test_bad_files(family, config, made, kind: type[JaxmixError], message, tmp_path):
-    text = refused(kind, save(tmp_path, Form(family, config, {}), tensors(made)))
+@pytest.mark.parametrize(("family", "config", "shapes", "kind", "message"), BAD.values(), ids=BAD)
+def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp_path):
+    text = refused(kind, save(tmp_path, Form(family, config, {}), tensors(shapes)))
     assert message in text, text
 
 
@@ -156,7 +156,7 @@ def test_more_entries_than_the_weight(tmp_path):
 
 @pytest.mark.parametrize("family", ["FOURIERFT", "VERA", "SUPERTUNING"])
 def test_drawn_factors_need_torch(family, tmp_path, monkeypatch):
-    made = {
+    all_arrays = {
         "FOURIERFT": ({"random_loc_seed": 1, "scaling": 1.0}, {"fourierft_spectrum": z(3)}),
         "VERA": (
             {**_VERA, "save_projection": False},
@@ -167,7 +167,7 @@ def test_drawn_factors_need_torch(family, tmp_path, monkeypatch):
             {"supertuning_values": z(3)},
         ),
     }
-    config, arrays = made[family]
+    config, arrays = all_arrays[family]
     folder = save(tmp_path, Form(family, config, {}), keyed(arrays))
     _without(monkeypatch, "torch")
     text = refused(C, folder, base=_BASE)
@@ -226,8 +226,8 @@ def _without(patch: pytest.MonkeyPatch, package: str) -> None:
 def test_tinylora_of_unknown_order(left_out, message, tmp_path):
     site = {name: array for name, array in _TINY_SITE.items() if name != left_out}
     vectors = {"/tinylora_v.0": z(3), "/tinylora_v.1": z(3)}
-    made = {**tensors({**site, **vectors}), **keyed(site, "layer.other")}
-    text = refused(C, save(tmp_path, Form("TINYLORA", _TINY, {}), made))
+    arrays = {**tensors({**site, **vectors}), **keyed(site, "layer.other")}
+    text = refused(C, save(tmp_path, Form("TINYLORA", _TINY, {}), arrays))
     assert message in text, text
 
 

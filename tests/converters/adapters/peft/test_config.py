@@ -17,7 +17,7 @@ CONFIG = "adapter_config.json"
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "problem"),
     [
         ("", "is not JSON: Expecting value"),
         ("{", "is not JSON: Expecting property name"),
@@ -32,12 +32,12 @@ CONFIG = "adapter_config.json"
         ('{"peft_type": ["LORA"]}', "peft_type is ['LORA'], expected one of"),
     ],
 )
-def test_invalid_config_files(text, found, tmp_path):
+def test_invalid_config_files(text, problem, tmp_path):
     """The error states the path, the value that was found, and the expected one."""
     folder = save(tmp_path)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     message = refused(CheckpointError, folder)
-    assert message.startswith(f"{folder / CONFIG}") and found in message
+    assert message.startswith(f"{folder / CONFIG}") and problem in message
     assert "again." in message or "Is it the config of a PEFT adapter?" in message
 
 

@@ -40,9 +40,9 @@ def base(folder: Path, config: dict[str, Any] | None, **shapes: tuple[int, ...])
     return folder
 
 
-def is_in_first(folder: Path, given: Any) -> bool:
+def is_in_first(folder: Path, base: Any) -> bool:
     """The order that an adapter was read with."""
-    update: Any = jaxmix.load(folder, base=given).updates[f"{EXPERTS}.down_proj"]
+    update: Any = jaxmix.load(folder, base=base).updates[f"{EXPERTS}.down_proj"]
     return update.in_first
 
 
@@ -52,8 +52,8 @@ def is_in_first(folder: Path, given: Any) -> bool:
 def test_model_determines_the_order(model_type: str, expected: bool, tmp_path: Path) -> None:
     """By the base's config, or by the class that PEFT has written to the adapter's."""
     folder = adapter(tmp_path / "plain", "down_proj")
-    given = base(tmp_path / "base", {"model_type": model_type}, down_proj=(3, 4, 4))
-    assert is_in_first(folder, given) == expected
+    model = base(tmp_path / "base", {"model_type": model_type}, down_proj=(3, 4, 4))
+    assert is_in_first(folder, model) == expected
     mapping: Any = {
         "base_model_class": "AnyForCausalLM",
         "parent_library": LIBRARY.format(model_type.removesuffix("_text")),
@@ -105,8 +105,8 @@ def test_parameters_whose_shapes_are_each_other_transposed(
     shapes = {"up_proj": (3, 5, 4), "down_proj": (3, 4, 5)}
     with pytest.raises(CheckpointError, match="fit several of its parameters"):
         jaxmix.load(folder, base=base(tmp_path / "unknown", None, **shapes))
-    given = base(tmp_path / "base", {"model_type": model_type}, **shapes)
-    updates: Any = jaxmix.load(folder, base=given).updates
+    model = base(tmp_path / "base", {"model_type": model_type}, **shapes)
+    updates: Any = jaxmix.load(folder, base=model).updates
     first = "up_proj" if up_is_first else "down_proj"
     assert updates[f"{EXPERTS}.{first}"].b.shape == (3, 5, 2)
 
@@ -122,14 +122,14 @@ def test_stacked_parameter_named_weight(tmp_path: Path) -> None:
     form = Form("LORA", {"r": 2, "lora_alpha": 3}, {})
     folder = save(tmp_path / "adapter", form, tensors, target_parameters=targets)
     weight = RANDOM.normal(size=(3, 5, 4)).astype(np.float32)
-    given = tmp_path / "base"
-    given.mkdir()
-    save_file({f"{site}.weight": weight}, given / "model.safetensors")
-    (given / "config.json").write_text(json.dumps({"model_type": "jetmoe"}))
+    model = tmp_path / "base"
+    model.mkdir()
+    save_file({f"{site}.weight": weight}, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps({"model_type": "jetmoe"}))
     expected = weight + 1.5 * np.einsum("ore,eri->eoi", b.reshape(5, 2, 3), a.reshape(3, 2, 4))
     leaves = {f"{site}.weight": weight}
     composed = jaxmix.compose(leaves, jaxmix.load(folder, base=leaves))
     np.testing.assert_allclose(composed[f"{site}.weight"], expected, atol=1e-5)
-    jaxmix.merge_checkpoint(given, jaxmix.load(folder, base=given), tmp_path / "out")
+    jaxmix.merge_checkpoint(model, jaxmix.load(folder, base=model), tmp_path / "out")
     merged = load_file(tmp_path / "out" / "model.safetensors")
     np.testing.assert_allclose(merged[f"{site}.weight"], expected, atol=1e-5)

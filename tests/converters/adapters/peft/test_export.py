@@ -134,8 +134,8 @@ FORMS: dict[str, dict[str, Update]] = {
 def test_round_trip(name: str, tmp_path: Path) -> None:
     """The same updates at the same sites."""
     folder = jaxmix.export_peft(Adapter(FORMS[name]), tmp_path / "out", patterns=True)
-    again = jaxmix.load(folder, base=BASE if name.startswith("experts") else None)
-    same(again.updates, FORMS[name])
+    reloaded = jaxmix.load(folder, base=BASE if name.startswith("experts") else None)
+    same(reloaded.updates, FORMS[name])
     config = json.loads((folder / CONFIG).read_text())
     assert config["peft_version"] and config["inference_mode"]
 
@@ -176,16 +176,16 @@ def size(update: Any) -> tuple[int, int]:
 def test_strength_is_multiplied_into_the_scale(name: str, strength: Any, tmp_path: Path) -> None:
     """The same weights and biases, although PEFT's AdaLoRA has no scale of 0 or less."""
     folder = jaxmix.export_peft(strength * Adapter(FORMS[name]), tmp_path / "out")
-    again = jax.tree.map(jnp.asarray, jaxmix.load(folder, base=BASE))
-    assert again.strength == 1.0 and set(again.sites) == set(FORMS[name])
+    reloaded = jax.tree.map(jnp.asarray, jaxmix.load(folder, base=BASE))
+    assert reloaded.strength == 1.0 and set(reloaded.sites) == set(FORMS[name])
     for site, update in jax.tree.map(jnp.asarray, FORMS[name]).items():
-        base, new = Base(None, size(update)), again.updates[site]
+        base, new = Base(None, size(update)), reloaded.updates[site]
         for kind in ("weight_map", "bias_map"):
-            truth, found = (
+            truth, output = (
                 np.asarray(getattr(scaled, kind)(base, jnp.asarray(by)).shift.dense())
                 for scaled, by in ((update, float(strength)), (new, 1.0))
             )
-            np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(output, truth, rtol=1e-5, atol=1e-6)
 
 
 def test_strength_one_needs_no_scale(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_strength_one_needs_no_scale(tmp_path: Path) -> None:
 def test_bias_for_all_sites(tmp_path: Path) -> None:
     """PEFT's lora_bias applies to all sites, so sites without one get zeros."""
     sites = {"q": lora(bias=n(6)), "k": lora(9)}
-    again = jaxmix.load(jaxmix.export_peft(Adapter(sites), tmp_path / "out"))
-    same(again.updates, {**sites, "k": lora(9, bias=np.zeros(9, np.float32))})
+    reloaded = jaxmix.load(jaxmix.export_peft(Adapter(sites), tmp_path / "out"))
+    same(reloaded.updates, {**sites, "k": lora(9, bias=np.zeros(9, np.float32))})
 
 
 def metadata(folder: Path) -> dict[str, str]:

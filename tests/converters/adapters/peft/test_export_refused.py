@@ -176,8 +176,8 @@ def refused_export(kind: type[JaxmixError], adapter: Any, folder: Path, **option
 
 @pytest.mark.parametrize(("updates", "text"), REFUSED.values(), ids=REFUSED)
 def test_refused(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
-    found = refused_export(UnsupportedError, Adapter(updates, name="style"), tmp_path)
-    assert text in found, found
+    error = refused_export(UnsupportedError, Adapter(updates, name="style"), tmp_path)
+    assert text in error, error
 
 
 # With a rank and alpha per site, which PEFT does not support for attention.
@@ -196,12 +196,12 @@ BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
 @pytest.mark.parametrize(("updates", "text"), BY_PATTERNS.values(), ids=BY_PATTERNS)
 def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
     """They are written without patterns, with one rank and one scale."""
-    found = refused_export(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
-    assert text in found, found
-    again = jaxmix.load(jaxmix.export_peft(Adapter(updates), tmp_path / "out"))
+    error = refused_export(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
+    assert text in error, error
+    reloaded = jaxmix.load(jaxmix.export_peft(Adapter(updates), tmp_path / "out"))
     for site, update in updates.items():
-        made, own = (x.scale * (x.b @ x.a) for x in (again.updates[site], update))  # pyright: ignore[reportAttributeAccessIssue]
-        np.testing.assert_allclose(made, own, rtol=1e-5, atol=1e-6)
+        output, expected = (x.scale * (x.b @ x.a) for x in (reloaded.updates[site], update))  # pyright: ignore[reportAttributeAccessIssue]
+        np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_unknown_task(tmp_path: Path) -> None:

@@ -54,8 +54,11 @@ def test_dtypes_are_kept_bit_for_bit(dtype, tmp_path):
     tensors = factors(FORMS["lora"], np.dtype(dtype))
     adapter = jaxmix.load(save(tmp_path, "lora", keyed(tensors)))
     update: Any = adapter.updates[SITE]
-    for got, saved in ((update.a, tensors["lora_A.weight"]), (update.b, tensors["lora_B.weight"])):
-        assert got.dtype == np.dtype(dtype) and got.tobytes() == saved.tobytes()
+    for loaded, saved in (
+        (update.a, tensors["lora_A.weight"]),
+        (update.b, tensors["lora_B.weight"]),
+    ):
+        assert loaded.dtype == np.dtype(dtype) and loaded.tobytes() == saved.tobytes()
 
 
 def broken(form_name, factor, change, tmp_path):
@@ -77,8 +80,10 @@ def broken(form_name, factor, change, tmp_path):
 def test_factor_of_wrong_size_is_refused(form, factor, axis, tmp_path):
     """One element more on an axis: the error names the site, the shape and the expected shape."""
     shape = FORMS[form].shapes[factor]
-    at = 0 if axis == "first" else len(shape) - 1
-    text = broken(form, factor, lambda x: np.concatenate([x, x.take([0], at)], at), tmp_path)
+    position = 0 if axis == "first" else len(shape) - 1
+    text = broken(
+        form, factor, lambda x: np.concatenate([x, x.take([0], position)], position), tmp_path
+    )
     stem = factor.removesuffix(".weight").removesuffix("_a").removesuffix("_b")
     assert stem in text or str(NAMED.get(factor)) in text
 
@@ -241,12 +246,12 @@ def test_two_rotations_of_a_site_are_refused(tmp_path):
 
 def test_all_invalid_sites_are_listed(tmp_path):
     """One error of the first site's class lists all sites, with the file and the remedy."""
-    made = {}
+    tensors = {}
     for i in range(3):
-        made |= keyed(factors(FORMS["lora"]), f"layers.{i}.q")
-    made["base_model.model.layers.1.q.lora_A.weight"] = np.ones((3, 4), np.float32)
-    del made["base_model.model.layers.2.q.lora_B.weight"]
-    text = refused(ShapeError, save(tmp_path, tensors=made))
+        tensors |= keyed(factors(FORMS["lora"]), f"layers.{i}.q")
+    tensors["base_model.model.layers.1.q.lora_A.weight"] = np.ones((3, 4), np.float32)
+    del tensors["base_model.model.layers.2.q.lora_B.weight"]
+    text = refused(ShapeError, save(tmp_path, tensors=tensors))
     assert text.startswith(
         f"{tmp_path / 'adapter_model.safetensors'}: factors that are not a valid LORA "
         f"update:\n  layers.1.q: lora_A.weight has shape (3, 4), expected (2, ·) with "
@@ -259,9 +264,9 @@ def test_all_invalid_sites_are_listed(tmp_path):
 def test_site_pruned_to_rank_zero_is_read(tmp_path):
     """AdaLoRA may leave a site without any rank."""
     masks = {f"{SITE}.lora_E": [False, False]}
-    made = {"lora_A": (0, 4), "lora_B": (6, 0), "lora_E": (0, 1)}
-    made = {name: np.zeros(shape, np.float32) for name, shape in made.items()}
-    adapter = jaxmix.load(save(tmp_path, "adalora", keyed(made), rank_pattern=masks))
+    shapes = {"lora_A": (0, 4), "lora_B": (6, 0), "lora_E": (0, 1)}
+    shapes = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    adapter = jaxmix.load(save(tmp_path, "adalora", keyed(shapes), rank_pattern=masks))
     base = params(FORMS["adalora"])
     out = jaxmix.compose(base, [adapter])
     assert jax.numpy.array_equal(out[f"{SITE}.weight"], base[f"{SITE}.weight"])

@@ -114,12 +114,12 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
     plain, family = _composed(tmp_path / "x", row), ROWS[name]
     for field, value in _values(row):
         try:
-            made = _composed(tmp_path / "x", row, field, value)
+            output = _composed(tmp_path / "x", row, field, value)
         except JaxmixError as error:
             assert len(str(error)) > 30, (field, value)
             continue
         if field in FREE:
-            assert all(np.isfinite(leaf).all() for leaf in made.values()), (field, value)
+            assert all(np.isfinite(leaf).all() for leaf in output.values()), (field, value)
             continue
         expected = plain
         if field in SCALES and not OFF.get(family, lambda _: False)(value):
@@ -132,7 +132,7 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
         elif family == "LOKR" and field == "r":  # both factors are full: it only affects the scale
             old = row[1]["r"] / value
             expected = {leaf: row[2][leaf] + old * (plain[leaf] - row[2][leaf]) for leaf in plain}
-        for leaf, numbers in made.items():
+        for leaf, numbers in output.items():
             most = np.abs(expected[leaf]).max()
             np.testing.assert_allclose(
                 numbers / most, expected[leaf] / most, atol=2e-5, err_msg=f"{field} = {value}"

@@ -79,12 +79,12 @@ def test_modules_to_save_replace(tmp_path):
 
 def test_leaves_of_saved_modules_under_any_name(tmp_path):
     """A running mean is a leaf too; an integer counter can't be mixed."""
-    made = lora(norm__running_mean=WHOLE[:, 0])
-    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["norm"]))
+    tensors = lora(norm__running_mean=WHOLE[:, 0])
+    adapter = jaxmix.load(save(tmp_path, tensors=tensors, modules_to_save=["norm"]))
     replaced: Any = adapter.updates["norm.running_mean"]
     assert np.array_equal(replaced.weight, WHOLE[:, 0])
-    made |= {"norm.num_batches_tracked": np.array(3, np.int64)}
-    text = refused(UnsupportedError, save(tmp_path, tensors=made, modules_to_save=["norm"]))
+    tensors |= {"norm.num_batches_tracked": np.array(3, np.int64)}
+    text = refused(UnsupportedError, save(tmp_path, tensors=tensors, modules_to_save=["norm"]))
     assert "norm.num_batches_tracked: a buffer of int64, which jaxmix can't mix; remove it" in text
 
 
@@ -183,18 +183,18 @@ def test_unknown_wrappers(tmp_path):
     """An UnsupportedError, if there is no other fault."""
     key = "attn.base_layer.other.hada_w1_a"
     reason = "part of a wrapped module of an unknown kind in LOHA; remove that module"
-    made = keyed(factors(FORMS["loha"])) | {key: WHOLE}
-    assert f"{key}: {reason}" in refused(UnsupportedError, save(tmp_path, "loha", made))
-    made |= {"mystery.scale": WHOLE}
-    text = refused(CheckpointError, save(tmp_path, "loha", made))
+    tensors = keyed(factors(FORMS["loha"])) | {key: WHOLE}
+    assert f"{key}: {reason}" in refused(UnsupportedError, save(tmp_path, "loha", tensors))
+    tensors |= {"mystery.scale": WHOLE}
+    text = refused(CheckpointError, save(tmp_path, "loha", tensors))
     assert f"{key}: {reason}" in text and "mystery.scale: not a parameter" in text
 
 
 def test_duplicate_shared_tensor(tmp_path):
     """With PEFT's two spellings of its path."""
-    made = {f"base_model.{x}vera_A": np.ones((2, 4), np.float32) for x in ("", "model.")}
-    made |= {"base_model.vera_B": np.ones((6, 2), np.float32)}
+    tensors = {f"base_model.{x}vera_A": np.ones((2, 4), np.float32) for x in ("", "model.")}
+    tensors |= {"base_model.vera_B": np.ones((6, 2), np.float32)}
     site = {"vera_lambda_b": np.ones(6, np.float32), "vera_lambda_d": np.ones(2, np.float32)}
     form = Form("VERA", {"r": 2, "projection_prng_key": 0, "save_projection": True}, {})
-    text = refused(CheckpointError, save(tmp_path, form, made | keyed(site)))
+    text = refused(CheckpointError, save(tmp_path, form, tensors | keyed(site)))
     assert ": vera_A occurs twice; keep one of the two" in text

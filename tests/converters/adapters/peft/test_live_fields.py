@@ -23,8 +23,8 @@ TOLERANCE = 2e-6
 
 def names_of(family: str) -> set[str]:
     """The fields of PEFT's config of a family."""
-    made = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType("MISS" if family == "BONE" else family)]
-    return {field.name for field in dataclasses.fields(made)}
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType("MISS" if family == "BONE" else family)]
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 OF_TODAY = [family for family in PEFT_TYPES if family != "BONE"]  # of an older PEFT

@@ -95,10 +95,10 @@ def test_remedy_of_the_error(init, tmp_path):
     model = reload(Linears(), tmp_path / "raw")
     truth = run(model)
     with quiet():
-        again = peft.get_peft_model(
+        second = peft.get_peft_model(
             Linears(), peft.PeftConfig.from_pretrained(str(tmp_path / "raw"))
         )
-        again.save_pretrained(str(tmp_path / "again"))
+        second.save_pretrained(str(tmp_path / "again"))
         model.save_pretrained(
             str(tmp_path / "plain"),
             path_initial_model_for_weight_conversion=str(tmp_path / "again"),
@@ -155,8 +155,8 @@ def test_eva_does_not_change_the_base(tmp_path):
 @pytest.mark.parametrize("init", ["pissa", "olora", "osf"])
 def test_16_bit_factors(init, dtype, tmp_path):
     """The subtracted part is not rounded to the file's dtype, since it nearly cancels."""
-    own = {"target_modules": ["one", "two"]}
-    osf = peft.OSFConfig(**own, effective_rank=8)
+    targets = {"target_modules": ["one", "two"]}
+    osf = peft.OSFConfig(**targets, effective_rank=8)
     config = osf if init == "osf" else LoraConfig(**T, init_lora_weights=init)
     with quiet():
         model = peft.get_peft_model(Linears(), config)

@@ -130,8 +130,8 @@ def _assert_same(ours: Any, truth: dict[str, np.ndarray], base: dict[str, np.nda
     changed = [name for name in truth if np.abs(truth[name] - base[name]).max() > 1e-6]
     assert changed
     for name, leaf in truth.items():
-        found = np.asarray(ours[name])
-        np.testing.assert_allclose(found, leaf, rtol=1e-9, atol=1e-9, err_msg=name)
+        output = np.asarray(ours[name])
+        np.testing.assert_allclose(output, leaf, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("flag", [False, True])
@@ -211,8 +211,8 @@ def test_export_of_both_kinds_of_layers(tmp_path: Path) -> None:
     lora = jaxmix.to_lora(jaxmix.load(tmp_path / "in"), base, rank=2)
     jaxmix.export_peft(lora, tmp_path / "out")
     with quiet():
-        again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "out"))
-    _assert_same(_merged(again), truth, base)
+        reloaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "out"))
+    _assert_same(_merged(reloaded), truth, base)
 
 
 class _Square(nn.Module):

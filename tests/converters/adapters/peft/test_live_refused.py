@@ -40,10 +40,10 @@ LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 def test_types(config, reason, tmp_path):
     """Prompts, routers, and unknown families, recognized by the config alone."""
     with quiet():
-        made = config()
-        made.save_pretrained(str(tmp_path))
+        options = config()
+        options.save_pretrained(str(tmp_path))
     message = refused(UnsupportedError, tmp_path)
-    assert f"peft_type {made.peft_type.value!r} is refused: " in message and reason in message
+    assert f"peft_type {options.peft_type.value!r} is refused: " in message and reason in message
 
 
 @pytest.mark.parametrize(

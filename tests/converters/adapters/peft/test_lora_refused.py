@@ -186,8 +186,8 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
 
 @pytest.mark.parametrize(("form", "fields", "shapes", "kind", "message"), BAD.values(), ids=BAD)
 def test_bad_files(form, fields, shapes, kind, message, tmp_path):
-    made = {**FORMS[form].shapes, **shapes}
-    tensors = {name: np.ones(shape, np.float32) for name, shape in made.items() if shape}
+    all_shapes = {**FORMS[form].shapes, **shapes}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in all_shapes.items() if shape}
     text = refused(kind, save(tmp_path, form, keyed(tensors), **fields))
     assert f"{SITE}: " in text and message in text, text
 
@@ -232,23 +232,23 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
 }
 
 
-@pytest.mark.parametrize(("made", "base", "kind", "message"), EXPERTS.values(), ids=EXPERTS)
-def test_bad_experts(made, base, kind, message, tmp_path):
-    folder = of_experts(tmp_path, "mlp.up", outer=made)
+@pytest.mark.parametrize(("tensors", "base", "kind", "message"), EXPERTS.values(), ids=EXPERTS)
+def test_bad_experts(tensors, base, kind, message, tmp_path):
+    folder = of_experts(tmp_path, "mlp.up", outer=tensors)
     assert message in refused(kind, folder, base={"mlp.up": np.ones(base)})
     if "experts·" not in message:
         assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
 
 
 @pytest.mark.parametrize(
-    ("down", "how"), [((3, 5, 4), "several"), ((3, 4, 5), "none"), ((3, 9, 9), "none")]
+    ("down", "option"), [((3, 5, 4), "several"), ((3, 4, 5), "none"), ((3, 9, 9), "none")]
 )
-def test_ambiguous_parameters(down, how, tmp_path):
+def test_ambiguous_parameters(down, option, tmp_path):
     """Two in a module, of equal shape or of none that fits: the file does not distinguish them."""
     folder = of_experts(tmp_path, "mlp.up", "mlp.down", outer=UP, inner=UP)
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
-        f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down with "
+        f"{tmp_path}: the factors at mlp fit {option} of its parameters up, down with "
         f"shapes [(3, 5, 4), {down}], and the file does not assign them. Pass the base as a flat "
         f"dict in the model's own order, jaxmix.load(…, base={{name: array for name, array in "
         f"model.state_dict().items()}}), or train them as separate adapters."
@@ -282,10 +282,12 @@ def test_tokens_next_to_a_lora(tokens_config, tmp_path):
 
 def attention(rank: int) -> dict[str, np.ndarray]:
     """Factors of an attention with four inputs, and of a layer next to it."""
-    made = {}
+    tensors = {}
     for path, out, r in (("at", 12, rank), ("at.base_layer.out_proj", 4, rank), ("q", 4, 2)):
-        made |= keyed({"lora_A.weight": np.ones((r, 4)), "lora_B.weight": np.ones((out, r))}, path)
-    return made
+        tensors |= keyed(
+            {"lora_A.weight": np.ones((r, 4)), "lora_B.weight": np.ones((out, r))}, path
+        )
+    return tensors
 
 
 def test_patterns_do_not_apply_to_attention(tmp_path):

@@ -19,7 +19,7 @@ from jaxmix import JaxmixError
 from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 
 from ....families.table import ROWS
-from ..formats.mutations import MUTATIONS, Made, write
+from ..formats.mutations import MUTATIONS, Content, write
 from .written import base_of, folders
 
 SEEDS = range(6)
@@ -77,27 +77,27 @@ FUZZED = (
 )
 
 
-def _save(folder: Path, made: Made) -> Path:
+def _save(folder: Path, content: Content) -> Path:
     """Writes both files with PEFT's names, with changed bytes."""
     folder.mkdir(exist_ok=True)
-    write(made, folder)
+    write(content, folder)
     (folder / "adapters.safetensors").rename(folder / "adapter_model.safetensors")
     return folder
 
 
-def _changed(name: str, seed: int) -> Made:
+def _changed(name: str, seed: int) -> Content:
     rng = random.Random(f"{name} {seed}")
     tensors, config = folders()[name]
-    made = Made(dict(tensors), {}, json.loads(json.dumps(config)), {})
+    content = Content(dict(tensors), {}, json.loads(json.dumps(config)), {})
     for _ in range(rng.choice([1, 1, 2, 3])):
         if rng.random() < 0.4:
             fields = PEFT_TYPES[config["peft_type"]].fields.supported
             field = rng.choice([*fields, *config, "mystery"])
-            assert made.config is not None
-            made.config[field] = rng.choice(VALUES)
-        elif made.tensors:
-            MUTATIONS[rng.choice(TENSORS)](made, rng)
-    return made
+            assert content.config is not None
+            content.config[field] = rng.choice(VALUES)
+        elif content.tensors:
+            MUTATIONS[rng.choice(TENSORS)](content, rng)
+    return content
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
@@ -109,11 +109,11 @@ def test_refused_or_finite(name: str, tmp_path: Path) -> None:
         return
     base = base_of(name)
     for seed in SEEDS:
-        made = _changed(name, seed)
-        if not made.tensors:
+        content = _changed(name, seed)
+        if not content.tensors:
             continue
         try:
-            adapter = jaxmix.load(_save(tmp_path / str(seed), made), base=base)
+            adapter = jaxmix.load(_save(tmp_path / str(seed), content), base=base)
             assert all(
                 np.isfinite(np.asarray(x, np.float64)).all() for x in jax.tree.leaves(adapter)
             )
@@ -133,7 +133,7 @@ def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
 
     def loaded(folder: str, tensors: dict[str, np.ndarray]) -> Any:
         return jaxmix.load(
-            _save(tmp_path / folder, Made(tensors, {}, config, {})), base=base_of(name)
+            _save(tmp_path / folder, Content(tensors, {}, config, {})), base=base_of(name)
         )
 
     leaves = jax.tree.leaves(loaded("base", tensors).updates)
@@ -160,15 +160,15 @@ def test_most_types_are_covered() -> None:
 
 
 def _set(**fields: Any) -> Any:
-    return lambda made: made.config.update(fields)
+    return lambda content: content.config.update(fields)
 
 
 def _flat(end: str) -> Any:
     """A factor without axes."""
 
-    def change(made: Made) -> None:
-        key = next(key for key in made.tensors if key.endswith(end))
-        made.tensors[key] = np.array(1.0, np.float32)
+    def change(content: Content) -> None:
+        key = next(key for key in content.tensors if key.endswith(end))
+        content.tensors[key] = np.array(1.0, np.float32)
 
     return change
 
@@ -200,8 +200,8 @@ def test_past_failures(case: str, tmp_path: Path) -> None:
     name, change, message = FOUND[case]
     row = next(row for row in NAMES if row.startswith(name))
     tensors, config = folders()[row]
-    made = Made(dict(tensors), {}, dict(config), {})
-    change(made)
+    content = Content(dict(tensors), {}, dict(config), {})
+    change(content)
     with pytest.raises(JaxmixError) as caught:
-        jaxmix.load(_save(tmp_path / "x", made), base=base_of(row))
+        jaxmix.load(_save(tmp_path / "x", content), base=base_of(row))
     assert message in str(caught.value)

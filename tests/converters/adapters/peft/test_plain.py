@@ -26,10 +26,10 @@ def clean(form: str = "lora", site: str = SITE) -> dict[str, np.ndarray]:
 def same(folder: Any, form: str = "lora", **options: Any) -> bool:
     """Whether a folder has the form's adapter at its site."""
     expected = jaxmix.load(save(folder.parent / "clean", form))
-    got = jaxmix.load(folder, **options)
+    loaded = jaxmix.load(folder, **options)
     base = params(FORMS[form])
-    left, right = (jaxmix.compose(base, adapter) for adapter in (expected, got))
-    return got.sites == (SITE,) and all(np.array_equal(left[k], right[k]) for k in base)
+    left, right = (jaxmix.compose(base, adapter) for adapter in (expected, loaded))
+    return loaded.sites == (SITE,) and all(np.array_equal(left[k], right[k]) for k in base)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def same(folder: Any, form: str = "lora", **options: Any) -> bool:
 @pytest.mark.parametrize("form", ["lora", "loha", "oft", "adalora"])
 def test_wrappers_around_the_model(prefix, form, tmp_path):
     """Outer and inner ones, and PEFT's own any number of times."""
-    made = {f"{prefix}{key}": array for key, array in clean(form).items()}
-    assert same(save(tmp_path / "x", form, made), form)
+    tensors = {f"{prefix}{key}": array for key, array in clean(form).items()}
+    assert same(save(tmp_path / "x", form, tensors), form)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_wrappers_around_the_model(prefix, form, tmp_path):
 )
 def test_wrappers_within(spelling, tmp_path):
     """Around single layers."""
-    made = {spelling.format(ROOT, k): x for k, x in factors(FORMS["dora"]).items()}
-    assert same(save(tmp_path / "x", "dora", made), "dora")
+    tensors = {spelling.format(ROOT, k): x for k, x in factors(FORMS["dora"]).items()}
+    assert same(save(tmp_path / "x", "dora", tensors), "dora")
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_adapter_name_in_keys(form, parameter, spelled, tmp_path):
 
 def test_several_adapters_in_one_file(tmp_path):
     """A DPO run with a reference adapter saves such files; neither adapter is preferred."""
-    made = {
+    tensors = {
         key.replace("lora_A", f"lora_A.{name}").replace("lora_B", f"lora_B.{name}"): array
         for name in ("default", "reference")
         for key, array in keyed(factors(FORMS["lora"])).items()
     }
-    folder = save(tmp_path, tensors=made)
+    folder = save(tmp_path, tensors=tensors)
     text = refused(CheckpointError, folder)
     assert (
         f"{folder / 'adapter_model.safetensors'} contains several adapters, expected one:" in text
@@ -117,10 +117,10 @@ def test_keys_that_become_equal(other, tmp_path):
 def test_module_named_module(tmp_path):
     """The name is kept if not all keys have it, or if it is not the outermost."""
     sites = ("module.0", "head", "encoder.module.0")
-    made: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for site in sites:
-        made |= keyed(factors(FORMS["lora"]), site)
-    assert set(jaxmix.load(save(tmp_path, tensors=made)).sites) == set(sites)
+        tensors |= keyed(factors(FORMS["lora"]), site)
+    assert set(jaxmix.load(save(tmp_path, tensors=tensors)).sites) == set(sites)
 
 
 @pytest.mark.parametrize("root", ["module", "base_model.model"])
@@ -193,13 +193,13 @@ def test_shared_tensors_at_each_module(tmp_path):
     """During training; a copy that differs is an error."""
     shared = {"vera_A": np.ones((2, 4), np.float32), "vera_B": np.ones((6, 2), np.float32)}
     site = {"vera_lambda_b": np.ones(6, np.float32), "vera_lambda_d": np.ones(2, np.float32)}
-    made = {f"base_model.{name}.default": x for name, x in shared.items()}
-    made |= {f"{key}.default": x for key, x in keyed(site | shared).items()}
-    assert jaxmix.load(save(tmp_path, VERA, made)).sites == (SITE,)
-    alone = {key: x for key, x in made.items() if SITE in key}
-    assert jaxmix.load(save(tmp_path, VERA, alone)).sites == (SITE,)
-    made[f"{ROOT}{SITE}.vera_A.default"] = 2 * shared["vera_A"]
-    text = refused(CheckpointError, save(tmp_path, VERA, made))
+    tensors = {f"base_model.{name}.default": x for name, x in shared.items()}
+    tensors |= {f"{key}.default": x for key, x in keyed(site | shared).items()}
+    assert jaxmix.load(save(tmp_path, VERA, tensors)).sites == (SITE,)
+    own_tensors = {key: x for key, x in tensors.items() if SITE in key}
+    assert jaxmix.load(save(tmp_path, VERA, own_tensors)).sites == (SITE,)
+    tensors[f"{ROOT}{SITE}.vera_A.default"] = 2 * shared["vera_A"]
+    text = refused(CheckpointError, save(tmp_path, VERA, tensors))
     assert "vera_A.default: not a copy of the model's vera_A, as expected" in text
 
 
@@ -209,7 +209,7 @@ def test_wrappers_in_names_of_the_config(tmp_path):
     update: Any = jaxmix.load(save(tmp_path / "x", alpha_pattern=pattern)).updates[SITE]
     assert update.scale == 3.0
     masks = {f"_orig_mod.base_model.model.{SITE}.lora_E.default": [True, False, True]}
-    made = {f"_orig_mod.{key}": x for key, x in keyed(factors(FORMS["adalora"])).items()}
-    folder = save(tmp_path / "y", "adalora", made, rank_pattern=masks, init_r=3)
+    tensors = {f"_orig_mod.{key}": x for key, x in keyed(factors(FORMS["adalora"])).items()}
+    folder = save(tmp_path / "y", "adalora", tensors, rank_pattern=masks, init_r=3)
     update = jaxmix.load(folder).updates[SITE]
     assert update.a.shape[0] == 2

@@ -37,9 +37,9 @@ def test_shards_are_joined(index: str | None, tmp_path: Path) -> None:
     """With each index, and without one if the names are complete."""
     folder = sharded(tmp_path / "style", index)
     for path in (folder, folder / index) if index else (folder,):
-        found: Any = jaxmix.load(path).updates[SITE]
-        np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
-        np.testing.assert_array_equal(found.b, factors(FORMS["lora"])["lora_B.weight"])
+        loaded: Any = jaxmix.load(path).updates[SITE]
+        np.testing.assert_array_equal(loaded.a, factors(FORMS["lora"])["lora_A.weight"])
+        np.testing.assert_array_equal(loaded.b, factors(FORMS["lora"])["lora_B.weight"])
         assert jaxmix.load(path).name == "style"
 
 
@@ -47,8 +47,8 @@ def test_single_file_takes_precedence(tmp_path: Path) -> None:
     """The shards are then an old copy."""
     folder = sharded(tmp_path)
     save(folder, tensors=keyed({k: 2 * x for k, x in factors(FORMS["lora"]).items()}))
-    found: Any = jaxmix.load(folder).updates[SITE]
-    np.testing.assert_array_equal(found.a, 2 * factors(FORMS["lora"])["lora_A.weight"])
+    loaded: Any = jaxmix.load(folder).updates[SITE]
+    np.testing.assert_array_equal(loaded.a, 2 * factors(FORMS["lora"])["lora_A.weight"])
 
 
 @pytest.mark.parametrize("index", [INDEX, None])

@@ -28,11 +28,11 @@ UPDATES = {
 
 def adapters(*spelled):
     """Adapters from letters: ``"R.L"`` is an OFT at site s0, nothing at s1, a LoRA at s2."""
-    made = []
+    parts = []
     for name, letters in zip("abcdefgh", spelled, strict=False):
         sites = {f"s{i}": UPDATES[c]() for i, c in enumerate(letters) if c != "."}
-        made.append(Adapter(sites, name=name))
-    return made
+        parts.append(Adapter(sites, name=name))
+    return parts
 
 
 def order(*spelled):
@@ -98,10 +98,10 @@ def test_sites_that_disagree_split_their_adapters():
     assert [part.strength for part in stack.parts] == [1.0, 0.5, 0.5, 1.0]
     # Every update appears once, as the same object.
     for adapter in (a, b):
-        mine = {
+        orders = {
             s: u for p in stack.parts if p.name[0] == adapter.name for s, u in p.updates.items()
         }
-        assert all(mine[site] is update for site, update in adapter.updates.items())
+        assert all(orders[site] is update for site, update in adapter.updates.items())
 
 
 def test_sites_that_agree_stay_together():
@@ -119,16 +119,16 @@ def test_sites_that_agree_stay_together():
 def test_cycle_of_three():
     """No two sites contradict each other, but all three together do."""
     stack = peft_stack(adapters("RR.", "R.L", ".RL"))
-    at = {s: [p.name[0] for p in stack.parts if s in p.updates] for s in ("s0", "s1", "s2")}
-    assert at == {"s0": ["b", "a"], "s1": ["c", "a"], "s2": ["b", "c"]}
+    letters = {s: [p.name[0] for p in stack.parts if s in p.updates] for s in ("s0", "s1", "s2")}
+    assert letters == {"s0": ["b", "a"], "s1": ["c", "a"], "s2": ["b", "c"]}
 
 
 def test_splitting_keeps_the_result():
     """At each site it is the fold in the site's own order."""
-    made = adapters("RL", "RL")
+    parts = adapters("RL", "RL")
     params = {f"s{i}.weight": np.array([[1.0, 2.0], [3.0, 5.0]], np.float32) for i in range(2)}
-    out = peft_stack(made)(params)
-    backwards, forwards = mix(*made[::-1])(params), mix(*made)(params)
+    out = peft_stack(parts)(params)
+    backwards, forwards = mix(*parts[::-1])(params), mix(*parts)(params)
     assert jnp.array_equal(out["s0.weight"], backwards["s0.weight"])
     assert jnp.array_equal(out["s1.weight"], forwards["s1.weight"])
 
@@ -144,15 +144,15 @@ def test_single_adapter_is_unchanged():
 
 def test_any_sequence_is_accepted():
     """A tuple, a generator, traced strengths."""
-    made = adapters("R", "R")
-    assert [p.name for p in peft_stack(tuple(made)).parts] == ["b", "a"]
+    parts = adapters("R", "R")
+    assert [p.name for p in peft_stack(tuple(parts)).parts] == ["b", "a"]
     params = {"s0.weight": np.eye(2, dtype=np.float32)}
 
     @jax.jit
     def run(strength):
-        return peft_stack([strength * made[0], made[1]])(params)["s0.weight"]
+        return peft_stack([strength * parts[0], parts[1]])(params)["s0.weight"]
 
-    assert jnp.allclose(run(jnp.float32(1.0)), peft_stack(made)(params)["s0.weight"])
+    assert jnp.allclose(run(jnp.float32(1.0)), peft_stack(parts)(params)["s0.weight"])
 
 
 def test_refused():
@@ -177,7 +177,7 @@ def test_refused():
     with pytest.raises(
         AdapterError, match=r"the name 'a'"
     ):  # before adapters are split and numbered
-        stack([made.renamed("a") for made in adapters("RL", "RL")])
+        stack([adapter.renamed("a") for adapter in adapters("RL", "RL")])
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ SITES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.experts.3.up_pro
 
 def put(folder: Any, *sites: str, form: str | Form = "lora", **fields: Any) -> Any:
     """A folder with factors at these sites."""
-    made: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for site in sites or SITES:
-        made |= keyed(factors(FORMS[form] if isinstance(form, str) else form), site)
-    return save(folder, form, made, **fields)
+        tensors |= keyed(factors(FORMS[form] if isinstance(form, str) else form), site)
+    return save(folder, form, tensors, **fields)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_excluded_layers(tmp_path):
     assert f"{sites[0]}: " not in text and f"{sites[2]}: " not in text
     text = refused(CheckpointError, put(tmp_path, *sites, **fields, layers_pattern="blocks"))
     assert f'{sites[0]}: not in layers_to_transform = [0, 2] and layers_pattern = "blocks"' in text
-    whole = put(tmp_path, *sites, **{**fields, "target_modules": sites})
-    assert jaxmix.load(whole).sites == tuple(sites)
+    complete = put(tmp_path, *sites, **{**fields, "target_modules": sites})
+    assert jaxmix.load(complete).sites == tuple(sites)
 
 
 def test_saved_module(tmp_path):

@@ -20,9 +20,9 @@ S, C, U = ShapeError, CheckpointError, UnsupportedError
 @pytest.mark.parametrize(("family", "config", "shapes", "kind", "message"), BAD.values(), ids=BAD)
 def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp_path):
     form = Form(family, config, shapes)
-    made = {name: np.ones(shape) for name, shape in shapes.items()}
-    made |= {name: 0 * array for name, array in made.items() if name.endswith(".zeros")}
-    text = refused(kind, save(tmp_path, form, keyed(made)))
+    tensors = {name: np.ones(shape) for name, shape in shapes.items()}
+    tensors |= {name: 0 * array for name, array in tensors.items() if name.endswith(".zeros")}
+    text = refused(kind, save(tmp_path, form, keyed(tensors)))
     assert message in text, text
 
 
@@ -51,16 +51,16 @@ def test_frod_shapes_disagree(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "config", "made"),
+    ("family", "config", "arrays"),
     [
         ("OSF", {}, {"U_low": np.ones((6, 2)), "S_low": np.ones(2), "V_low": np.ones((2, 4))}),
         ("PSOFT", PSOFT, {"weight": np.ones(1)}),
     ],
 )
-def test_base_of_another_model(family, config, made, tmp_path):
+def test_base_of_another_model(family, config, arrays, tmp_path):
     """Without a base it is requested; another model's is refused."""
     stem = {"OSF": "osf_svd_params", "PSOFT": "psoft_R"}[family]
-    tensors = keyed({f"{stem}.{name}": array for name, array in made.items()})
+    tensors = keyed({f"{stem}.{name}": array for name, array in arrays.items()})
     folder = save(tmp_path, Form(family, config, {}), tensors)
     assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
     wrong = {f"{SITE}.weight": np.ones((6, 1))}

@@ -18,11 +18,11 @@ _RNG = np.random.default_rng(0)
 
 def _base(*modules: str) -> dict[str, Any]:
     """A state_dict of layers."""
-    made: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     for module in modules:
-        made[f"{module}.weight"] = _RNG.normal(size=(6, 4))
-        made[f"{module}.bias"] = _RNG.normal(size=6)
-    return made
+        params[f"{module}.weight"] = _RNG.normal(size=(6, 4))
+        params[f"{module}.bias"] = _RNG.normal(size=6)
+    return params
 
 
 _QK = _base("layers.0.q", "layers.0.k", "layers.1.q", "layers.1.k")
@@ -47,13 +47,13 @@ def test_read(tmp_path):
 
 def test_indices_without_the_config_field(tmp_path):
     """If the config has no such field, the file's tensors decide."""
-    made = {
+    tensors = {
         "unilora_indices_A": np.zeros((2, 4), np.int64),
         "unilora_indices_B": np.zeros((6, 2), np.int64),
         "unilora_scales_A": np.ones((2, 4)),
         "unilora_scales_B": np.ones((6, 2)),
     }
-    folder = _save(tmp_path, {**keyed(made, "layers.0.q"), **_THETA}, save_indices=None)
+    folder = _save(tmp_path, {**keyed(tensors, "layers.0.q"), **_THETA}, save_indices=None)
     assert list(load(folder).updates) == ["layers.0.q"]
 
 

@@ -23,7 +23,7 @@ __all__ = ["base_of", "folders"]
 @cache
 def folders() -> dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]]:
     """The tensors and the config of each row for which PEFT has a type."""
-    found = {}
+    paths = {}
     for name, row in ROWS.items():
         with tempfile.TemporaryDirectory() as root:
             update = jax.tree.map(
@@ -35,13 +35,13 @@ def folders() -> dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]]:
             except UnsupportedError:
                 continue
             tensors = load_file(folder / "adapter_model.safetensors")
-            found[name] = (tensors, json.loads((folder / "adapter_config.json").read_text()))
-    return found
+            paths[name] = (tensors, json.loads((folder / "adapter_config.json").read_text()))
+    return paths
 
 
 def base_of(name: str) -> dict[str, np.ndarray]:
     """A weight and a bias for a row."""
     row = ROWS[name]
     leaves = row.leaves(0)
-    made = {f"{SITE}.weight": leaves.weight, f"{SITE}.bias": leaves.bias}
-    return {name: leaf.astype(np.float32) for name, leaf in made.items()}
+    params = {f"{SITE}.weight": leaves.weight, f"{SITE}.bias": leaves.bias}
+    return {name: leaf.astype(np.float32) for name, leaf in params.items()}

@@ -39,17 +39,17 @@ def save(
     fields |= {"quantization_config": settings} if settings is not None else {}
     (folder / "config.json").write_text(json.dumps(fields))
     names = sorted(tensors)
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2])):
         file = f"model-{number + 1}.safetensors"
-        kept = {name: np.ascontiguousarray(tensors[name]) for name in part}
-        save_file(kept, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(part, file)
+        shard = {name: np.ascontiguousarray(tensors[name]) for name in part}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
     size = sum(tensor.nbytes for tensor in tensors.values())
     count = sum(tensor.size for tensor in tensors.values())
     index = {
         "metadata": {"total_size": size, "total_parameters": count},
-        "weight_map": {name: where[name] for name in tensors},
+        "weight_map": {name: weight_map[name] for name in tensors},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder

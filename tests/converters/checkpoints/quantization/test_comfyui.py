@@ -78,26 +78,26 @@ def test_fp8_files_are_dequantized(packing: str, style: str, tmp_path: Path) -> 
     with pytest.raises(LayoutError, match="Use dequantize=True to write packed weights"):
         merge_checkpoint(base, lora, out)
     merged = merge_checkpoint(base, lora, out, dequantize=True, verify=True)
-    made = load_file(out)
-    assert made.keys() == {name for name in tensors if name.endswith((".weight", ".bias"))}
+    output = load_file(out)
+    assert output.keys() == {name for name in tensors if name.endswith((".weight", ".bias"))}
     exact = tensors[f"{NAME}.weight"].astype(np.float32) * (1 if packing == "plain" else SCALE)
-    found = made[f"{NAME}.weight"]
-    assert found.dtype == ml_dtypes.bfloat16 and merged.dequantized == 1
-    assert np.allclose(found.astype(np.float64), exact + effect, rtol=2**-7, atol=1e-6)
+    weight = output[f"{NAME}.weight"]
+    assert weight.dtype == ml_dtypes.bfloat16 and merged.dequantized == 1
+    assert np.allclose(weight.astype(np.float64), exact + effect, rtol=2**-7, atol=1e-6)
     assert read_checkpoint(out).shards[0].metadata == {"format": "pt"}
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     """Formats with other scales are refused by name, as are malformed ones."""
     tensors = weights("newer")
-    for text, found in (
+    for text, description in (
         ('{"format": "mxfp8"}', "its format is 'mxfp8', expected one of"),
         ("[", "its format is None, expected one of"),
     ):
         tensors[f"{NAME}.comfy_quant"] = np.frombuffer(text.encode(), np.uint8)
         save_file(tensors, tmp_path / "base.safetensors")
         (problem,) = find_packed(read_checkpoint(tmp_path / "base.safetensors")).problems
-        assert f"{NAME}.weight (12, 4): {found}" in problem
+        assert f"{NAME}.weight (12, 4): {description}" in problem
     tensors[f"{NAME}.comfy_quant"] = np.zeros(2, np.float32)
     save_file(tensors, tmp_path / "base.safetensors")
     (problem,) = find_packed(read_checkpoint(tmp_path / "base.safetensors")).problems

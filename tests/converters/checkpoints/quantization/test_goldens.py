@@ -57,12 +57,18 @@ def test_runs_of_rows_match(case: str, tmp_path: Path) -> None:
     """Any run of rows equals the library's; runs need not begin at bytes or words."""
     base = save(tmp_path / "base", packed(case, MODULE), CASES[case]["settings"])
     readout = find_packed(read_checkpoint(base))
-    weight, want = readout.packed[name_of(case)], matrix(case)
-    assert not readout.problems and isinstance(weight, Packed) and weight.shape == want.shape
+    weight, expected = readout.packed[name_of(case)], matrix(case)
+    assert not readout.problems and isinstance(weight, Packed) and weight.shape == expected.shape
     assert readout.parts >= packed(case, MODULE).keys()
-    np.testing.assert_array_equal(weight.read(), want)
-    for start, stop in ((0, 1), (1, 2), (1, len(want)), (len(want) - 1, len(want)), (2, 2)):
-        np.testing.assert_array_equal(weight.rows(slice(start, stop)), want[start:stop])
+    np.testing.assert_array_equal(weight.read(), expected)
+    for start, stop in (
+        (0, 1),
+        (1, 2),
+        (1, len(expected)),
+        (len(expected) - 1, len(expected)),
+        (2, 2),
+    ):
+        np.testing.assert_array_equal(weight.rows(slice(start, stop)), expected[start:stop])
 
 
 @pytest.mark.parametrize(
@@ -86,22 +92,22 @@ def test_merged_weights_are_rounded_once(
         assert not verify_merge(base, 2 * adapter(case), out, dequantize=True).ok
     assert merged.verified is not None and merged.verified.ok and merged.dequantized == 2
     assert merged.copied == 3
-    made, want = tensors_in(out), matrix(case)
+    written, expected = tensors_in(out), matrix(case)
     kept = {"lm_head.weight", f"{MODULE}proj.bias", "model.ids"}
-    assert made.keys() == {*kept, name_of(case), name_of(case, other)}
-    assert all(np.array_equal(made[name], tensors[name]) for name in kept)
-    np.testing.assert_array_equal(made[name_of(case, other)], want.astype(BF16))
+    assert written.keys() == {*kept, name_of(case), name_of(case, other)}
+    assert all(np.array_equal(written[name], tensors[name]) for name in kept)
+    np.testing.assert_array_equal(written[name_of(case, other)], expected.astype(BF16))
     if case != "mxfp4":
         update: Any = adapter(case).updates[name_of(case).removesuffix(".weight")]
-        exact = want + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
-        off = np.abs(made[name_of(case)].astype(np.float64) - exact)
-        assert (off <= np.abs(exact) * 2**-8 + 1e-6).all()
+        exact = expected + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
+        errors = np.abs(written[name_of(case)].astype(np.float64) - exact)
+        assert (errors <= np.abs(exact) * 2**-8 + 1e-6).all()
     config = json.loads((out / "config.json").read_text())
     assert config == {"model_type": "llama", "dtype": "bfloat16"}
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {
-        "total_size": sum(a.nbytes for a in made.values()),
-        "total_parameters": sum(a.size for a in made.values()),
+        "total_size": sum(a.nbytes for a in written.values()),
+        "total_parameters": sum(a.size for a in written.values()),
     }
     assert index["weight_map"] == {
         n: f.name for f in sorted(out.glob("*.safetensors")) for n in load_file(f)
@@ -125,8 +131,8 @@ def test_packed_weights_need_the_option(case: str, tmp_path: Path) -> None:
     assert text.endswith(
         "\nUse dequantize=True to write packed weights in bfloat16 and merge into them."
     )
-    ones = np.ones((1, 4), np.float32)
-    head = jaxmix.Adapter({"lm_head": LoRA(jnp.asarray(ones), jnp.ones((6, 1)), 1.0)})
+    factor = np.ones((1, 4), np.float32)
+    head = jaxmix.Adapter({"lm_head": LoRA(jnp.asarray(factor), jnp.ones((6, 1)), 1.0)})
     merged = merge_checkpoint(base, head, tmp_path / "out")
     assert (merged.copied, merged.dequantized) == (len(tensors) - 1, 0)
     assert (tmp_path / "out" / "config.json").read_text() == (base / "config.json").read_text()
@@ -136,11 +142,11 @@ def test_packed_weights_need_the_option(case: str, tmp_path: Path) -> None:
 def test_readers_use_unpacked_weights(case: str, tmp_path: Path) -> None:
     """Adapter readers and `load_params` read the unpacked weights, never the codes."""
     tensors = packed(case, MODULE) | {"norm.weight": np.ones(3, np.float32)}
-    base, want = save(tmp_path / "base", tensors, CASES[case]["settings"]), matrix(case)
+    base, expected = save(tmp_path / "base", tensors, CASES[case]["settings"]), matrix(case)
     module = name_of(case).removesuffix(".weight")
     model = base_model(base)
-    assert set(model.modules) == {module, "norm"} and model.shape(module) == want.shape
-    np.testing.assert_array_equal(model.weight(module), want)
+    assert set(model.modules) == {module, "norm"} and model.shape(module) == expected.shape
+    np.testing.assert_array_equal(model.weight(module), expected)
     with pytest.raises(UnsupportedError) as caught:
         load_params(base)
     text, part = str(caught.value), next(iter(packed(case, MODULE)))
@@ -151,6 +157,6 @@ def test_readers_use_unpacked_weights(case: str, tmp_path: Path) -> None:
     assert load_params(base, names=["norm.weight"]).keys() == {"norm.weight"}
     params = load_params(base, dequantize=True)
     assert params.keys() == {name_of(case), "norm.weight"}
-    np.testing.assert_array_equal(np.asarray(params[name_of(case)]), want.astype(BF16))
+    np.testing.assert_array_equal(np.asarray(params[name_of(case)]), expected.astype(BF16))
     wide = load_params(base, dequantize=True, dtype=np.float32, names=[name_of(case)])
-    np.testing.assert_array_equal(np.asarray(wide[name_of(case)]), want)
+    np.testing.assert_array_equal(np.asarray(wide[name_of(case)]), expected)

@@ -37,9 +37,9 @@ def by_hand(tensors: dict[str, np.ndarray], bits: int, plus: int) -> np.ndarray:
     codes, zeros = tensors["proj.qweight"], tensors["proj.qzeros"]
     scales, groups = tensors["proj.scales"], tensors["proj.g_idx"]
 
-    def number(integers: Any, at: int) -> int:
+    def number(integers: Any, position: int) -> int:
         string = sum((int(integer) % 2**32) << 32 * k for k, integer in enumerate(integers))
-        return string >> at * bits & 2**bits - 1
+        return string >> position * bits & 2**bits - 1
 
     out = np.empty((codes.shape[1], len(groups)), np.float32)
     for o, i in np.ndindex(*out.shape):
@@ -57,8 +57,8 @@ def test_zero_points_depend_on_gptqs_version(
     """Version 1 stores them minus 1; without a version, version 1 is assumed."""
     tensors = packed(f"gptq_{bits}_desc_act")
     settings = {"quant_method": "gptq", "bits": bits, "checkpoint_format": version}
-    want = by_hand(tensors, bits, plus=int(version != "gptq_v2"))
-    np.testing.assert_array_equal(read(save(tmp_path / "base", tensors, settings)), want)
+    expected = by_hand(tensors, bits, plus=int(version != "gptq_v2"))
+    np.testing.assert_array_equal(read(save(tmp_path / "base", tensors, settings)), expected)
 
 
 def test_zero_point_of_0_borrows(tmp_path: Path) -> None:
@@ -96,11 +96,11 @@ def test_settings_in_a_separate_file(file: str, case: str, tmp_path: Path) -> No
     merged = merge_checkpoint(base, NOTHING, tmp_path / "out", dequantize=True, verify=True)
     assert merged.left_out == (f"{file}: it describes how the base was quantized",)
     assert not (tmp_path / "out" / file).exists()
-    made = load_file(tmp_path / "out" / "model-1.safetensors")
-    made |= load_file(tmp_path / "out" / "model-2.safetensors")
-    np.testing.assert_array_equal(made["proj.weight"], unpacked(case).astype(BF16))
-    ones = np.ones((2, 2), np.float32)
-    plain = save(tmp_path / "plain", {"proj.weight": ones, "z": ones}, None)
+    written = load_file(tmp_path / "out" / "model-1.safetensors")
+    written |= load_file(tmp_path / "out" / "model-2.safetensors")
+    np.testing.assert_array_equal(written["proj.weight"], unpacked(case).astype(BF16))
+    factor = np.ones((2, 2), np.float32)
+    plain = save(tmp_path / "plain", {"proj.weight": factor, "z": factor}, None)
     (plain / file).write_text("{}")
     assert not merge_checkpoint(plain, NOTHING, tmp_path / "copy", dequantize=True).left_out
 
@@ -113,10 +113,10 @@ def test_single_file_needs_no_config(case: str, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     merged = merge_checkpoint(file, NOTHING, out, dequantize=True, verify=True)
     assert merged.dequantized == 1
-    want = {CASES[case]["weight"]: unpacked(case).astype(BF16)}
-    made = load_file(out)
-    assert made.keys() == want.keys()
-    np.testing.assert_array_equal(*made.values(), *want.values())
+    expected = {CASES[case]["weight"]: unpacked(case).astype(BF16)}
+    written = load_file(out)
+    assert written.keys() == expected.keys()
+    np.testing.assert_array_equal(*written.values(), *expected.values())
 
 
 def test_settings_of_a_nested_config(tmp_path: Path) -> None:
@@ -151,12 +151,12 @@ def test_quantized_conv1d_is_transposed_back(case: str, nested: bool, tmp_path: 
         CASES[case]["settings"],
         **(config if nested else {"model_type": "gpt2"}),
     )
-    want = unpacked(case)
-    assert base_model(base).shape("h.0.attn.c_attn") == want.T.shape
-    np.testing.assert_array_equal(read(base, "h.0.attn.c_attn.weight"), want.T)
-    np.testing.assert_array_equal(read(base, "h.0.attn.other.weight"), want)
-    turned = find_packed(read_checkpoint(base)).packed["h.0.attn.c_attn.weight"]
-    np.testing.assert_array_equal(turned.rows(slice(3, 7)), want.T[3:7])
+    expected = unpacked(case)
+    assert base_model(base).shape("h.0.attn.c_attn") == expected.T.shape
+    np.testing.assert_array_equal(read(base, "h.0.attn.c_attn.weight"), expected.T)
+    np.testing.assert_array_equal(read(base, "h.0.attn.other.weight"), expected)
+    transposed = find_packed(read_checkpoint(base)).packed["h.0.attn.c_attn.weight"]
+    np.testing.assert_array_equal(transposed.rows(slice(3, 7)), expected.T[3:7])
 
 
 def test_interrupted_dequantization_resumes(
@@ -165,12 +165,12 @@ def test_interrupted_dequantization_resumes(
     """A merge continues with the shards that it had dequantized."""
     tensors = packed("gptq_4", "a.") | packed("gptq_4", "b.") | packed("gptq_4", "c.")
     base = save(tmp_path / "base", tensors, CASES["gptq_4"]["settings"])
-    finish, whole = StagedOutput.finish_shard, []
+    finish, finished = StagedOutput.finish_shard, []
 
     def failing(self: StagedOutput, number: int, *args: Any) -> None:
-        if whole:
+        if finished:
             raise OSError("no more")
-        whole.append(number)
+        finished.append(number)
         finish(self, number, *args)
 
     out = tmp_path / "out"
@@ -182,11 +182,11 @@ def test_interrupted_dequantization_resumes(
         merge_checkpoint(base, NOTHING, out, resume=True)
     merged = merge_checkpoint(base, NOTHING, out, dequantize=True, resume=True, verify=True)
     assert merged.resumed == 1 and merged.verified is not None and merged.verified.ok
-    made = {n: a for file in out.glob("*.safetensors") for n, a in load_file(file).items()}
+    written = {n: a for file in out.glob("*.safetensors") for n, a in load_file(file).items()}
     for name in "abc":
-        want = unpacked("gptq_4").astype(BF16)
-        np.testing.assert_array_equal(made.pop(f"{name}.proj.weight"), want)
-    assert not made
+        expected = unpacked("gptq_4").astype(BF16)
+        np.testing.assert_array_equal(written.pop(f"{name}.proj.weight"), expected)
+    assert not written
 
 
 def test_packed_head_is_not_tied(tmp_path: Path) -> None:
@@ -199,8 +199,10 @@ def test_packed_head_is_not_tied(tmp_path: Path) -> None:
     lora = jaxmix.Adapter({"model.embed_tokens": LoRA(*factors, 1.0)})
     merged = merge_checkpoint(base, lora, tmp_path / "out", dequantize=True)
     assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
-    made = {n: a for f in (tmp_path / "out").glob("*.safetensors") for n, a in load_file(f).items()}
-    assert made.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
+    written = {
+        n: a for f in (tmp_path / "out").glob("*.safetensors") for n, a in load_file(f).items()
+    }
+    assert written.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
 
 
 def test_codes_without_a_reader_are_not_weights(tmp_path: Path) -> None:
