@@ -174,8 +174,8 @@ def test_factored(held: Held) -> None:
             ):
                 same(dense, expected)
                 if "one of three" not in _name(held):
-                    assert isinstance(one, NotApart) == is_shared
-                if not isinstance(one, NotApart):
+                    assert isinstance(terms, NotApart) == is_shared
+                if not isinstance(terms, NotApart):
                     same(terms.dense(), expected)
 
 
