@@ -194,7 +194,7 @@ def _reason(detail: str) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Wraps a text in lines of at most 100 characters."""
+    """Wraps a string into lines of at most 100 characters."""
     lines = [""]
     for word in text.split():
         if len(lines[-1]) + len(word) > 99:

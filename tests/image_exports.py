@@ -183,7 +183,7 @@ def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    # Blocks of rotations do not tell whether SD 3's modulation is swapped.
+                    # Blocks of rotations do not show whether SD 3's modulation is swapped.
                     options = {"base": state} if (name, kind) == ("sd3", "oft") else {}
                     export(adapter, file, names=model.name, force=True, **options)
             except JaxmixError as error:

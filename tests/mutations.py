@@ -252,7 +252,7 @@ def copied(tree: Path, to: Path) -> Path:
 
 
 def file_of(tree: Path, old: str) -> Path:
-    """Returns the only file of the library that contains a text, exactly once."""
+    """Returns the only file of the library that contains a string, exactly once."""
     files = [path for root in ROOTS for path in sorted((tree / root).rglob("*.py"))]
     paths = [path for path in files for _ in range(path.read_text(encoding="utf-8").count(old))]
     if len(paths) != 1:

@@ -30,7 +30,7 @@ def test_load_states_what_it_returns_and_reads() -> None:
 
 
 def test_names_are_imported_on_first_use() -> None:
-    """`import jaxmix` is quick, and what type checkers read is what is imported."""
+    """`import jaxmix` is quick, and type checkers see the names that are imported."""
     code = "import jaxmix, sys; print(sorted({'jax', 'flax', 'numpy', 'rich'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
     tree = ast.parse(inspect.getsource(jaxmix))

@@ -25,7 +25,7 @@ Name = Literal["exact", "right", "refused", "wrong", "crashed", "hung", "lost"]
 VERDICTS: tuple[Name, ...] = ("exact", "right", "refused", "wrong", "crashed", "hung", "lost")
 FAULTS = VERDICTS[3:]
 SECONDS = 20
-# The shortest message that can say where and what.
+# The shortest message that can state where and what is wrong.
 _SHORTEST = 25
 
 

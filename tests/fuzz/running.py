@@ -27,7 +27,7 @@ __all__ = ["Tally", "inputs", "judged_here", "run", "table"]
 _SILENCE = 6 * SECONDS
 # Shapes that come up once fill XLA's cache of programs.
 _CLEAR_EVERY = 20_000
-# One worker's address space, in which nothing may allocate what a file merely claims.
+# The limit of a worker's address space: no reader may allocate what a file merely claims.
 _MEMORY = 16 << 30
 
 Input = tuple[str, int]

@@ -89,7 +89,7 @@ def test_oracle_matches_peft(kind: str, tmp_path: Path) -> None:
             continue
         try:
             weights = _weights(case, tmp_path / str(number))
-        except Exception:  # PEFT says in many ways that it can't
+        except Exception:  # PEFT raises many kinds of errors
             assert number
             continue
         if weights is None:

@@ -25,7 +25,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def test_paths_of_every_kind(tmp_path, monkeypatch):
-    """A string, a Path, relative, in the home folder, with a trailing slash, a link."""
+    """A string, a Path, a relative path, the home folder, a trailing slash, a link."""
     save(tmp_path / "style")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -147,7 +147,7 @@ def test_torch_and_peft_are_not_imported(tmp_path):
 
 
 def test_format_by_name(tmp_path):
-    """Forced, and unknown."""
+    """A format can be forced; an unknown one is refused."""
     folder = save(tmp_path / "style")
     assert jaxmix.load(folder, format="peft").name == "style"
     message = refused(UnsupportedError, folder, format="pickle")
@@ -155,7 +155,7 @@ def test_format_by_name(tmp_path):
 
 
 def test_unknown_options(tmp_path):
-    """None is ignored."""
+    """No unknown option is ignored."""
     folder = save(tmp_path / "style")
     message = refused(UnsupportedError, folder, rank=3, colour="red")
     assert message.startswith("style has the format 'peft', whose reader takes ")
@@ -196,7 +196,7 @@ def test_new_format_is_a_row_of_the_table(tmp_path, monkeypatch):
 
 
 def test_source(tmp_path, monkeypatch):
-    """As given; for a private path only its last part."""
+    """The source is the path as given; for a private path only its last part."""
     save(tmp_path / "a" / "style")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_from_the_cache(cache):
-    """The real client, offline: the repository, a subfolder, a revision."""
+    """The real client finds a repository, a subfolder and a revision offline."""
     save(cache / COMMIT)
     save(cache / COMMIT / "inner" / "style")
     save(cache / COMMIT[::-1], "oft")
@@ -47,7 +47,7 @@ def test_from_the_cache(cache):
 
 
 def test_not_in_the_cache(cache):
-    """The file, the repository, and both remedies."""
+    """The error has the file, the repository and both remedies."""
     for options, place in (
         ({}, "owner/name on the hub"),
         ({"subfolder": "x"}, "owner/name/x on the hub"),
@@ -120,7 +120,7 @@ UNKNOWN = (
     ],
 )
 def test_hub_errors(kind, expected, monkeypatch):
-    """Each of the client's errors with our message; any other is passed on."""
+    """Each of the client's errors has our message; any other error is passed on."""
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing(kind))
     expected = expected or (
         "owner/name/sub on the hub at revision 'v1': adapter_config.json can't be downloaded: what "
@@ -146,7 +146,7 @@ def test_repository_with_only_pickles(tmp_path, monkeypatch):
 
 
 def test_format_of_single_files(monkeypatch):
-    """There is no file to look for."""
+    """A repository has no file name to look for, so the user must download the file."""
     reader = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
     monkeypatch.setattr(loading, "FORMATS", (reader, *loading.FORMATS))
     assert refused(UnsupportedError, "owner/name", format="mine") == (
@@ -170,7 +170,7 @@ def test_repository_changes_during_download(tmp_path, monkeypatch):
 
 
 def test_requests_to_the_hub(tmp_path, monkeypatch):
-    """Two files, with subfolder and revision, and nothing else."""
+    """Two files are requested, with subfolder and revision, and nothing else."""
     folder = save(tmp_path)
     requests = []
 

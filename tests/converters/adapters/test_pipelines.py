@@ -133,7 +133,7 @@ def test_saved_mix_for_a_component(tmp_path: Path) -> None:
 
 
 def test_folder_of_diffusers_weights(tmp_path: Path) -> None:
-    """A training run's folder, with the trainer's state next to the adapter."""
+    """A training run's folder has the trainer's state next to the adapter."""
     save(tmp_path / "pytorch_lora_weights.safetensors", "unet.mid_block.attn.to_q")
     for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "README.md"):
         (tmp_path / name).write_bytes(b"x")

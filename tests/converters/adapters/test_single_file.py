@@ -43,7 +43,7 @@ def place(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
 
 
 def test_default_name_of_diffusers(place: tuple[Path, str]) -> None:
-    """With any pages and pictures next to it."""
+    """The file is found among any pages and pictures."""
     folder, text = place
     save(folder / LORA, diffusers())
     (folder / "README.md").write_text("")
@@ -127,7 +127,7 @@ def test_file_of_a_peft_folder(place: tuple[Path, str]) -> None:
 
 
 def test_shards_and_extra_weights(place: tuple[Path, str]) -> None:
-    """As in a folder: joined, read or named."""
+    """As in a folder, shards are joined and extra weights are read or reported."""
     from .peft.test_shards import INDEX, sharded
 
     folder, text = place
@@ -197,7 +197,7 @@ def test_folder_without_an_adapter(place: tuple[Path, str]) -> None:
 
 
 def test_single_torch_file(place: tuple[Path, str]) -> None:
-    """As diffusers writes with `safe_serialization=False`."""
+    """diffusers writes such a file with `safe_serialization=False`."""
     torch = pytest.importorskip("torch")
     folder, text = place
     content = {key: torch.from_numpy(x.copy()) for key, x in diffusers().items()}

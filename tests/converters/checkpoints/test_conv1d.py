@@ -58,7 +58,7 @@ def test_bias_may_contradict_the_config(tmp_path: Path) -> None:
 
 
 def test_single_file_has_no_pattern(tmp_path: Path) -> None:
-    """A file alone is no folder's."""
+    """A file has no config.json that names its Conv1D modules."""
     base = save_base(tmp_path / "base", config=GPT2)
     assert conv1d_pattern(read_checkpoint(base / "model.safetensors")) is None
     (base / "config.json").unlink()

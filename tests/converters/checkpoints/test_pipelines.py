@@ -82,7 +82,7 @@ def test_pipeline(tmp_path: Path) -> None:
 
 
 def test_load_params(tmp_path: Path) -> None:
-    """A pipeline, and a sharded component, on devices."""
+    """A pipeline and a sharded component are loaded onto devices."""
     base = save_pipeline(tmp_path / "base", "wan", shards=3)
     tensors, mesh = tensors_of(base), jax.make_mesh((1,), ("x",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))

@@ -79,7 +79,7 @@ def test_chosen_variant_is_read(base: Path, variant: str | None, added: int) -> 
 def test_output_has_the_names_of_the_variant(
     variant: str, files: set[str], base: Path, lora: Path, tmp_path: Path
 ) -> None:
-    """And the change is that of the plain weights; the plain ones are left out."""
+    """The change is that of the plain weights, which are left out."""
     adapter = jaxmix.load(lora, base=base, variant=variant)
     plain = merge_checkpoint(base, adapter, tmp_path / "plain")
     merge = merge_checkpoint(base, adapter, tmp_path / "out", variant=variant, verify=True)
@@ -130,7 +130,7 @@ def test_other_commands(base: Path, lora: Path, tmp_path: Path, capsys: Captured
 
 
 def test_absent_variant_lists_those_that_exist(base: Path) -> None:
-    """Of a folder, and of each component of a pipeline."""
+    """The error lists those of a folder, or of each component of a pipeline."""
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(base / "unet", "fp32")
     assert str(caught.value) == (
@@ -147,7 +147,7 @@ def test_absent_variant_lists_those_that_exist(base: Path) -> None:
 
 
 def test_several_variants_and_no_plain_files(base: Path) -> None:
-    """One has to be chosen."""
+    """The user has to choose one."""
     (base / "unet" / PLAIN).unlink()
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(base)
@@ -162,7 +162,7 @@ def test_several_variants_and_no_plain_files(base: Path) -> None:
 
 
 def test_variant_needs_a_folder(base: Path, lora: Path) -> None:
-    """A file and params have none."""
+    """A file and params have no variants."""
     file = base / "unet" / PLAIN
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(file, "fp16")

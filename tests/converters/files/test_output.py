@@ -183,5 +183,5 @@ def test_foreign_mix_json_is_kept(adapters: Adapters, base: Path, tmp_path: Path
     ],
 )
 def test_checkpoint_files_are_recognized_by_name(name: str, is_one: bool) -> None:
-    """By their names alone."""
+    """Their contents are not read."""
     assert output.is_checkpoint_file(name) is is_one

@@ -36,7 +36,7 @@ def tensors(dtype: Any = torch.float32) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_bin_file_keeps_dtype_and_bits(dtype: str, tmp_path: Path) -> None:
-    """Equal bit for bit to the same tensors in safetensors."""
+    """The tensors are bit for bit those of the same file in safetensors."""
     content = tensors(getattr(torch, dtype))
     loaded = jaxmix.load(pickled(tmp_path / "bin", content)).updates[SITE]
     expected_arrays = {
@@ -120,7 +120,7 @@ def test_kohya_file_written_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_missing_torch_file_is_reported(tmp_path: Path) -> None:
-    """Also by a reader that is called directly."""
+    """A reader that is called directly reports it too."""
     from jaxmix.converters.adapters.common.tensors import read_tensors
 
     for name, advice in (

@@ -96,7 +96,7 @@ def test_shapes_that_fit_no_layout_are_refused() -> None:
 
 
 def test_sites_without_a_leaf_are_listed() -> None:
-    """The error comes from the table that finds the most sites."""
+    """The error is that of the table that finds the most sites."""
     other = at("model.layers.0.mlp.extra", 12, 12).renamed("b")
     with pytest.raises(LayoutError, match=r"1 site .* by the layout 'maxtext_llama'") as caught:
         jaxmix.compose(scanned(), [at(V, 12, 12), other])
@@ -117,7 +117,7 @@ def test_names_need_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_attach_and_bank_infer_the_layout() -> None:
-    """Also under an outer trace, where only shapes are known."""
+    """They also infer it under an outer trace, where only shapes are known."""
     mixed = at(V, 12, 12)
     expected = jaxmix.compose(scanned(), mixed)
     leaves = jaxmix.attach(scanned(), mixed)

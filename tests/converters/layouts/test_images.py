@@ -168,7 +168,7 @@ def flat(tree: Any, above: str = "") -> dict[str, Any]:
 
 @by_golden
 def test_composed_trees_match_the_formulas(path: Path) -> None:
-    """All kinds on the library's tree, whose layout is inferred from its names."""
+    """Every kind changes the library's tree, whose layout is inferred from its names."""
     _, leaves, tensors = golden(path)
     mixed = adapters(path)
     with jax.enable_x64(True), uncompiled():
@@ -278,7 +278,7 @@ def test_file_of_a_unet_and_text_encoders(tmp_path: Path) -> None:
 
 
 def test_file_in_wans_names(tmp_path: Path) -> None:
-    """Its authors' names, which most trainers write."""
+    """Most trainers write the names of Wan's authors."""
     names = {
         "diffusion_model.blocks.1.self_attn.q": (12, 12),
         "diffusion_model.blocks.1.ffn.0": (14, 12),
@@ -336,7 +336,7 @@ def test_halves_that_are_swapped_in_diffusers(tree: str, tmp_path: Path) -> None
 
 
 def test_halves_that_are_swapped_on_the_tree_of_diffusers_order(tmp_path: Path) -> None:
-    """The original name on a leaf that has the order of diffusers."""
+    """The adapter has the original name, the leaf the order of diffusers."""
     lora = jaxmix.load(written(tmp_path, **{"final_layer.adaLN_modulation.1": (24, 12)}))
     tree = tree_of("maxdiffusion-flux")
     tree["norm_out"] = {"linear": tree["norm_out"].pop("Dense_0")}
@@ -347,7 +347,7 @@ def test_halves_that_are_swapped_on_the_tree_of_diffusers_order(tmp_path: Path) 
 
 
 def test_swapped_halves_of_keras_hub(tmp_path: Path) -> None:
-    """Those of the last layer and of the last block only."""
+    """Only those of the last layer and of the last block are swapped."""
     names = {"transformer_blocks.0.norm1_context.linear": 72}
     names |= {"transformer_blocks.1.norm1_context.linear": 24, "norm_out.linear": 24}
     lora = jaxmix.load(written(tmp_path, **{name: (n, 12) for name, n in names.items()}))
@@ -379,7 +379,7 @@ def test_names_of_both_schemes_mix(tmp_path: Path) -> None:
 
 
 def test_sites_of_no_model_are_refused(tmp_path: Path) -> None:
-    """Also if all but one are known."""
+    """They are refused even if all other sites are known."""
     names = {
         "diffusion_model.double_blocks.1.img_attn.qkv": (36, 12),
         "diffusion_model.x.y": (12, 12),

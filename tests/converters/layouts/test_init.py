@@ -36,7 +36,7 @@ def layout_of(path: Path) -> Layout | None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_all_linear_matches_peft(path: Path) -> None:
-    """Every linear layer except the head, by Hugging Face's names and sizes; and it composes."""
+    """Every linear layer except the head is targeted, by Hugging Face's names and sizes."""
     tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
     adapter = jaxmix.init("lora", tree, _KEY, target_modules="all-linear", rank=2, layout=layout)
     sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(adapter).items()}
@@ -53,7 +53,7 @@ def test_all_linear_matches_peft(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_names_are_ends_of_paths(path: Path) -> None:
-    """PEFT's suffix rule, with its excludes and layers, on names that no leaf has."""
+    """PEFT's suffix rule, excludes and layers apply to names that no leaf has."""
     tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
     config: dict[str, Any] = {"rank": 1, "layout": layout}
     adapter = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **config)

@@ -60,7 +60,7 @@ def table(path: Path) -> Layout:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_tensor_is_at_its_place(path: Path) -> None:
-    """By the library's own names and shapes: bit for bit, except for a scale."""
+    """The library's leaf equals the tensor bit for bit, except for a scale."""
     record, leaves, _ = golden(path)
     assert {name: list(leaf.shape) for name, leaf in leaves.items()} == record["leaves"]
     layout = table(path)
@@ -89,7 +89,7 @@ def _is_left_out(record: dict[str, Any], name: str) -> bool:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_library_matches_torch(path: Path) -> None:
-    """With the base, and with a LoRA, an OFT and a DoRA at every linear layer."""
+    """The base matches, and so does a LoRA, an OFT and a DoRA at every linear layer."""
     record, _, outputs = golden(path)
     # EasyDeL's logits are off by 3e-3 without adapters too.
     tolerance = 1e-2 if record["library"] == "easydel" else 1e-4
@@ -147,7 +147,7 @@ def _flat(tree: Any, leaves: dict[str, np.ndarray]) -> list[Any]:
 
 
 def test_every_table_has_a_golden() -> None:
-    """Except those that are read from sources only, and those of images."""
+    """Tables that were written from sources only, and those of images, are excepted."""
     covered = {table(path).name for path in GOLDENS}
     images = ("maxdiffusion", "flax_unet", "keras_hub_sd3")
     texts = {name for name in TABLES if not name.startswith(images)}

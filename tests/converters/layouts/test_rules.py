@@ -1,4 +1,4 @@
-"""What rules can say of a leaf, and every way to run a mix through it: law 3.
+"""What rules can state about a leaf, and every way to run a mix through it: law 3.
 
 Each form has NumPy's own way from the leaf to PyTorch's matrix, written without einops.
 """
@@ -144,7 +144,7 @@ same = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
 def test_dense(held: Held) -> None:
-    """All kinds in one mix, uncompiled; and one kind compiled, its buffers donated."""
+    """All kinds are mixed uncompiled; one kind is compiled with its buffers donated."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True):
         for mixed in (adapters(held), adapters(held)[1:2]):
@@ -157,7 +157,7 @@ def test_dense(held: Held) -> None:
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
 def test_factored(held: Held) -> None:
-    """Base and map apart, where the leaf's axes are not both rows and columns."""
+    """The base and the map are kept apart where the leaf's axes are not both rows and columns."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True), uncompiled():
         params = jax.tree.map(jnp.asarray, old)
@@ -189,7 +189,7 @@ def _name(held: Held) -> str:
 
 @pytest.mark.parametrize("name", ["interleaved and scaled", "interleaved, scaled, scanned"])
 def test_runs(name: str) -> None:
-    """A function of the leaf: by the factors, and in a bank, as with the composed weights."""
+    """With factors and in a bank, a function of the leaf gives the dense weight's result."""
     held = HELD[name]
     layout, mixed = Layout("mine", held.rules), [adapters(held)[i] for i in (1, 3)]
 
@@ -234,7 +234,7 @@ def test_sixteen_bits() -> None:
 
 
 def test_a_bias() -> None:
-    """Scaled, interleaved and of a layer."""
+    """A bias may be scaled, interleaved, or one layer's of a stack."""
     rule = Rule(r"a(\d)", "b", "n (h two) -> (n two h)", r":, \1", "bias", TWO, 0.5)
     rng = np.random.default_rng(0)
     leaf, new = normal(rng, 3, 2, 4), normal(rng, 12)
@@ -287,7 +287,7 @@ def test_what_are_no_sizes_or_scale(more: dict[str, Any]) -> None:
 
 
 def test_sizes_and_scales_that_do_not_fit() -> None:
-    """Said with the leaf's shape."""
+    """The error has the leaf's shape."""
     lora = Adapter({"a": made("LoRA", Module("linear", (12, 8)), 0)})
     params = {"w": jnp.zeros((8, 3, 4), jnp.float32)}
     for place, text in (
@@ -303,7 +303,7 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
 
 
 def test_the_same_place_in_other_words() -> None:
-    """Letters are names only."""
+    """The letters of a pattern are only names."""
     shape = (6, 4, 2)
     place = Place("w", "d n h -> (n h) d", "0:3")
     assert place.same(Place("w", "a b c -> (b c) a", ":3"), shape)

@@ -25,7 +25,7 @@ CHOSEN = ROWS if os.environ.get("HYPOTHESIS_PROFILE") == "long" else SOME
 
 
 def test_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One model with a module for each row of the contract's table, and one adapter for all."""
+    """One model has a module for each row of the contract's table, and one adapter for all."""
     monkeypatch.setattr(recipe, "BLOCK", 12)
     runs: list[int] = []
     plain: Any = recipe.Prepared.compute

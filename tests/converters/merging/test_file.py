@@ -17,7 +17,7 @@ from ..bases import Adapters, contents, header, mixed, save_base
 
 
 def test_single_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """The bytes of a folder with one shard, and no other files."""
+    """The output has the bytes of a folder with one shard; no other files are written."""
     file, out = base / "model.safetensors", tmp_path / "sub" / "merged.safetensors"
     merged = merge_checkpoint(file, mixed(adapters), out, verify=True)
     merge_checkpoint(base, mixed(adapters), tmp_path / "folder")
@@ -85,7 +85,7 @@ def test_ties(adapters: Adapters, tmp_path: Path) -> None:
 
 
 def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
-    """Truncated and empty files."""
+    """Truncated and empty files are refused."""
     file = tmp_path / "base.safetensors"
     save_file({"x.weight": np.ones((2, 3))}, file)
     os.truncate(file, file.stat().st_size - 1)

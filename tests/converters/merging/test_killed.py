@@ -44,7 +44,7 @@ def test_killed(number: int, kind: str, is_there: bool, left: str, case: Case) -
     ],
 )
 def test_base_changes(number: int, at: int, how: str, left: str, case: Case) -> None:
-    """A merge that notices is refused; a killed one is not resumed with the other base."""
+    """A running merge is refused; a killed one is not resumed with the other base."""
     assert kill_changing(case, number, at, how) == left
 
 

@@ -138,7 +138,7 @@ def test_links_in_an_interrupted_merge(base: Path, adapters: Adapters, tmp_path:
 
 
 def test_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Path) -> None:
-    """Nor new parent folders of the output."""
+    """New parent folders of the output are removed too."""
     from jaxmix.converters.files import output
 
     lora = jaxmix.load(adapters["lora"])

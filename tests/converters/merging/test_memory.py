@@ -59,7 +59,7 @@ def save_sparse(folder: Path, tensors: int) -> Path:
     sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(), reason="reads /proc"
 )
 def test_peak_is_below_three_tensors(tmp_path: Path) -> None:
-    """While four of the largest tensors are merged, each of them changed."""
+    """Four of the largest tensors are merged, and each of them changes."""
     count = 4
     bases = save_sparse(tmp_path / "small", 1), save_sparse(tmp_path / "base", count)
     rng = np.random.default_rng(0)

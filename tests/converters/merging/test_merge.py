@@ -29,7 +29,7 @@ from ..bases import Adapters, contents, header, load, mixed, save_base
 def test_output_is_base_plus_mix(
     dtype: str, shards: int, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Changed tensors as from `compose`; all other tensors and files byte for byte."""
+    """Changed tensors equal those of `compose`; all else is copied byte for byte."""
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     base, mix = save_base(tmp_path / "base", shards=shards, dtype=kind), mixed(adapters)
     before = contents(base)
@@ -90,7 +90,7 @@ def test_weight_and_bias_in_different_files(sharded: Path) -> None:
 
 
 def test_order_matters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Two adapters that do not commute, in both orders."""
+    """Two adapters that do not commute are merged in both orders."""
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     for i, pair in enumerate([[lora, oft], [oft, lora]]):
         merge_checkpoint(base, pair, tmp_path / f"{i}")
@@ -194,7 +194,7 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
 
 
 def test_progress(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """It grows, ends at the total, and names the shards in order."""
+    """The count grows, ends at the total, and names the shards in order."""
     seen: list[tuple[int, int, str]] = []
     merged = merge_checkpoint(
         sharded, mixed(adapters), tmp_path / "out", progress=lambda *report: seen.append(report)
@@ -250,7 +250,7 @@ def _refuse(number: int, *_: Any) -> None:
 
 
 def test_files_that_are_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Hidden files; links out of the folder; copies of the base's weights; an adapter."""
+    """Hidden files, links out of the folder, copies of the base's weights, and an adapter."""
     before = contents(base)
     secret = tmp_path / "secret"
     secret.mkdir()

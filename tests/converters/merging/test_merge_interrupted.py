@@ -84,7 +84,7 @@ def test_write_errors(
 
 
 def test_file_size_limit(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """The same with a real limit of the system."""
+    """A real limit of the system has the same effect."""
     resource = pytest.importorskip("resource")
     before, limits = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = (base / "model.safetensors").stat().st_size
@@ -209,7 +209,7 @@ def test_output_that_appears_during_the_merge(
 def test_base_truncated_during_the_merge(
     which: str, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Detected when a tensor is copied, and when one is read."""
+    """It is detected when a tensor is copied, and when one is read."""
     last = sharded / "model-00003-of-00003.safetensors"
 
     def cut(*_: Any) -> None:

@@ -100,7 +100,7 @@ def test_logits_of_peft(
     folders: Callable[..., list[Path]],
     tmp_path: Path,
 ) -> None:
-    """Merged on the command line and loaded by transformers: PEFT's mixed forward."""
+    """Merged on the command line and loaded by transformers, the model has PEFT's mixed forward."""
     paths, base, out = folders(*names), tmp_path / "base", tmp_path / "out"
     copy.deepcopy(model()).to(dtype).save_pretrained(base, max_shard_size=size)
     assert (len(list(base.glob("*.safetensors"))) > 2) == (size == "3KB")

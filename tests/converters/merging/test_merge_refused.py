@@ -39,7 +39,7 @@ def test_missing_sites_and_misfits(base: Path, tmp_path: Path) -> None:
             jaxmix.compose(params, adapter)
         with pytest.raises(kind) as caught:
             merge_checkpoint(base, adapter, tmp_path / "out")
-        # Both say under which names sites were looked up, here and there those of other models.
+        # Both errors list the names under which sites were looked up.
         names = " No name map brings all of them to the leaves."
         text = str(caught.value).partition("\nNames were also compared")[0]
         assert text == str(expected.value).removesuffix(names)
@@ -60,7 +60,7 @@ def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
 
 
 def test_invalid_mixes(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """With the messages of `mix`."""
+    """The messages are those of `mix`."""
     lora: Any = jaxmix.load(adapters["lora"])
     with pytest.raises(AdapterError, match="two adapters of a mix have the name 'lora'"):
         merge_checkpoint(base, [lora, lora], tmp_path / "out")
@@ -133,7 +133,7 @@ def test_invalid_bases(adapters: Adapters, tmp_path: Path) -> None:
 def test_impossible_outputs(
     out: str, text: str, force: bool, base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """With and without force; nothing changes."""
+    """They are refused with and without `force`, and nothing changes."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(base)
     before = contents(tmp_path)

@@ -207,7 +207,7 @@ def test_doubtful_heads_are_refused_by_default(tmp_path: Path) -> None:
 
 
 def test_heads_of_no_known_class(tmp_path: Path) -> None:
-    """Of a model that is not in the table, or of another kind on one that is."""
+    """The model is not in the table, or the head is of another kind."""
     base = save(tmp_path / "base", {"model_type": "mine"}, "x.weight")
     with pytest.raises(LayoutError, match="jaxmix knows no transformers class of this model with"):
         merge_checkpoint(base, head("classifier.out_proj"), tmp_path / "no", new_head=True)
@@ -219,7 +219,7 @@ def test_heads_of_no_known_class(tmp_path: Path) -> None:
 
 
 def test_heads_of_different_sizes(tmp_path: Path) -> None:
-    """Two adapters that contradict each other."""
+    """Two adapters that contradict each other are refused."""
     base = save(tmp_path / "base", LLAMA, "model.norm.weight")
     both = [head("score", bias=False), head("score", bias=False, rows=5)]
     with pytest.raises(ShapeError, match=r"different sizes:\n  score.weight: \(3, 6\) and \(5, 6"):
@@ -264,7 +264,7 @@ def test_base_has_another_head_of_that_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [0.5, "LlamaForCausalLM", {"a": 1}, [None, 3]])
 @pytest.mark.parametrize("task", ["", {"x": 1}, 7])
 def test_config_without_classes(classes: Any, task: Any, tmp_path: Path) -> None:
-    """And an adapter without a task: without a new head, neither matters."""
+    """Without a new head neither this nor an adapter without a task matters."""
     base = save(tmp_path / "base", {**LLAMA, "architectures": classes}, "model.q.weight")
     adapter = head("model.q", rows=D, bias=False, task=task)
     assert merge_checkpoint(base, adapter, tmp_path / "out").new_head is None

@@ -113,7 +113,7 @@ def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
 def test_failure_of_one_process_ends_both(adapters: Adapters, tmp_path: Path) -> None:
-    """One reports the error, and the other one does not wait."""
+    """One process reports the error, and the other does not wait."""
     base, out = save_base(tmp_path / "base", shards=3), tmp_path / "out"
     merge_checkpoint(base, [], out)
     first, second = run(base, adapters, out)
@@ -125,7 +125,7 @@ def test_failure_of_one_process_ends_both(adapters: Adapters, tmp_path: Path) ->
 
 
 def test_shards_are_distributed(monkeypatch: pytest.MonkeyPatch, sharded: Path) -> None:
-    """Each to one process, with roughly equal bytes."""
+    """Each shard goes to one process, with roughly equal bytes."""
     shards = dict(enumerate(read_checkpoint(sharded).shards))
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     dealt = []

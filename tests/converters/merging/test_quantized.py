@@ -328,7 +328,7 @@ def test_other_methods(method: str, part: str, dtype: Any, tmp_path: Path) -> No
 
 
 def test_method_without_a_name(tmp_path: Path) -> None:
-    """The error says so."""
+    """The error says that the config names no method."""
     tensors = {f"{SITE}.weight": np.ones(SHAPE, np.int8), "z": np.ones(1)}
     base = save(tmp_path / "base", tensors, {"bits": 8})
     with pytest.raises(LayoutError, match="quantized by an unknown method"):

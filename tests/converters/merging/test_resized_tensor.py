@@ -24,7 +24,7 @@ def read(stored: Stored, part: slice) -> np.ndarray:
 
 @pytest.mark.parametrize("rows", [2, 4, 6])
 def test_every_run_of_rows_is_read(rows: int) -> None:
-    """With fewer rows than the base, as many, and more."""
+    """The new tensor has fewer rows than the base, as many, or more."""
     extra = EXTRA[: max(0, rows - len(BASE))]
     resized = resize_tensor(STORED, rows, extra)
     expected = np.concatenate([BASE[:rows], extra.astype(np.float32)])

@@ -212,7 +212,7 @@ def test_tied_base(both: bool, tmp_path: Path) -> None:
 
 
 def test_rows_that_no_file_has(tmp_path: Path) -> None:
-    """Only factors of another size, an unsaved head, a gap between tokens."""
+    """Factors of another size, an unsaved head, or a gap between tokens are refused."""
     base = save_base(tmp_path / "base")
     gap = Tokens(draw(1, WIDTH), np.array([VOCAB + 1], np.int32))
     for update, line in {
@@ -230,7 +230,7 @@ def test_rows_that_no_file_has(tmp_path: Path) -> None:
 
 
 def test_adapters_that_disagree(tmp_path: Path) -> None:
-    """About one site, and about embedding and head."""
+    """They disagree about one site, or about the embedding and the head."""
     base = save_base(tmp_path / "base")
     both = [saved(VOCAB + 1, EMBED, HEAD), saved(VOCAB + 2, EMBED, HEAD, name="other")]
     with pytest.raises(ShapeError, match=r"different numbers .*:\n  model.*: 15, 16 rows\n  lm_h"):
@@ -241,7 +241,7 @@ def test_adapters_that_disagree(tmp_path: Path) -> None:
 
 
 def test_new_rows_beyond_float16(tmp_path: Path) -> None:
-    """An error before anything is written."""
+    """They are an error before anything is written."""
     base = save_base(tmp_path / "base", dtype=np.float16)
     adapter = jaxmix.Adapter({s: Replace(draw(VOCAB + 1, WIDTH) * 1e6) for s in (EMBED, HEAD)})
     with pytest.raises(
@@ -287,7 +287,7 @@ def test_labels(count: int, tmp_path: Path) -> None:
 
 
 def test_single_file(tmp_path: Path) -> None:
-    """It has no config."""
+    """A single file has no config to update."""
     base = save_base(tmp_path / "base") / "model.safetensors"
     out = tmp_path / "out.safetensors"
     merged = merge_checkpoint(base, saved(VOCAB + 1, EMBED, HEAD), out, resize=True, verify=True)

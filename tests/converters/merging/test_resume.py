@@ -124,7 +124,7 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
 def test_incomplete_shards_are_written_again(
     damage: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """A shard of another size, with other bits, missing, or without a record."""
+    """The shard has another size, other bits or no record, or is missing."""
     shard = min((broken / "new").glob("*.safetensors"))
     if damage == "cut":
         os.truncate(shard, 100)
@@ -146,7 +146,7 @@ def test_incomplete_shards_are_written_again(
 
 
 def test_full_disk(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """In the third shard: complete shards stay, and the message says how to resume."""
+    """The disk is full in the third shard: complete shards stay, and the error says what to do."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     text = r"device. [12] of 3 shards are complete in \S+\. Use resume=True .* Free some space"
     with breaking(tmp_path / "out.partial", full), pytest.raises(CheckpointError, match=text):

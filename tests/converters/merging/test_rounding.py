@@ -25,7 +25,7 @@ BF16 = ml_dtypes.bfloat16
 def test_figures(
     dtype: Any, block: int, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For each tensor and in total, in one run of rows or in many."""
+    """They are given for each tensor and in total, in one run of rows or in many."""
     monkeypatch.setattr(recipe, "BLOCK", block)
     base = save_base(tmp_path / "base", dtype=dtype, shards=3)
     rounding = merge_checkpoint(base, mixed(adapters), tmp_path / "out").rounding
@@ -79,7 +79,7 @@ def test_float32_and_strength_0_have_no_figures(
 
 
 def test_numbers_beyond_float16(tmp_path: Path) -> None:
-    """They would be infinite: an error that states the number, and nothing is written."""
+    """The error states the number that would be infinite, and nothing is written."""
     (tmp_path / "base").mkdir()
     file = tmp_path / "base" / "model.safetensors"
     save_file({"proj.weight": np.full((3, 2), 60000, np.float16)}, file)

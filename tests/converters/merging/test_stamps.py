@@ -62,7 +62,7 @@ def test_base_changes(
     adapters: Adapters,
     tmp_path: Path,
 ) -> None:
-    """While shards are written, and while the output is read back."""
+    """The base changes while shards are written, or while the output is read back."""
     file = sharded / "model-00001-of-00003.safetensors"
     size = sum(path.stat().st_size for path in sharded.glob("*.safetensors"))
     done: list[int] = []
@@ -103,7 +103,7 @@ def test_base_changes_during_verification(
 
 
 def test_old_output_stays(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """With force too."""
+    """The old output stays even with `force`."""
     merge_checkpoint(sharded, [], tmp_path / "out")
     before = contents(tmp_path / "out")
 

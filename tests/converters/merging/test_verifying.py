@@ -32,7 +32,7 @@ def failed(proof: Verified) -> dict[str, str]:
 def test_correct_merge_is_proven(
     dtype: Any, shards: int, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Changed tensors by replay and residual, the rest byte for byte."""
+    """Changed tensors are proven by replay and residual, the rest byte for byte."""
     base = save_base(tmp_path / "base", shards=shards, dtype=dtype)
     seen: list[tuple[int, int, str]] = []
     merged = merge_checkpoint(
@@ -61,7 +61,7 @@ def test_correct_merge_is_proven(
 
 
 def test_other_adapters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Swapped, of another strength or order, one too many: each tensor that it touches fails."""
+    """Swapped, additional or differently scaled adapters: each tensor that they touch fails."""
     lora, loha, oft = (jaxmix.load(adapters[name]) for name in ("lora", "loha", "oft"))
     merge_checkpoint(base, [lora, oft], tmp_path / "out")
     q = {Q.format(i) for i in range(2)}
@@ -188,7 +188,7 @@ def test_unexpected_and_missing_parts_are_named(
     adapters: Adapters,
     tmp_path: Path,
 ) -> None:
-    """Added, missing or different."""
+    """A part that is added, missing or different is named."""
     merge_checkpoint(base, mixed(adapters), tmp_path / "out")
     damage(tmp_path / "out")
     proof = verify_merge(base, mixed(adapters), tmp_path / "out")
@@ -244,7 +244,7 @@ def test_untied_and_read_bases(adapters: Adapters, tmp_path: Path) -> None:
 
 
 def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
-    """Behind indexes and other axes."""
+    """The sites are at indexes and in other axes of one tensor."""
     rng = np.random.default_rng(3)
     qk = np.asarray(rng.normal(size=(5, 8)), np.float32)
     (tmp_path / "base").mkdir()
@@ -265,7 +265,7 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
 
 
 def test_invalid_outputs(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """A missing one, or a file although the base is a folder."""
+    """The output is missing, or a file although the base is a folder."""
     for out, description in (
         (tmp_path / "nothing", "a folder"),
         (base / "config.json", "a folder"),

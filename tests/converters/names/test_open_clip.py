@@ -274,7 +274,7 @@ def test_fused_update_of_a_tree_in_open_clip_names() -> None:
 
 
 def test_open_clip_names_are_exported_as_transformers_names(tmp_path: Path) -> None:
-    """Programs read no others."""
+    """Programs read no other names."""
     fused = LoRA(normal(2, WIDTH), normal(3 * WIDTH, 2), 0.5)
     adapter = jaxmix.Adapter(
         {

@@ -1,4 +1,4 @@
-"""Modules whose halves are in the other order in diffusers: of some, the shape tells it."""
+"""Modules whose halves diffusers swaps; for some of them the shape decides."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_exported_context_has_the_effect_of_the_adapter(kind: str, tmp_path: Pat
 
 
 def test_rotation_needs_the_base_to_be_exported(tmp_path: Path) -> None:
-    """Blocks state the number of rows only, which does not tell the last block."""
+    """Blocks show the number of rows only, which does not identify the last block."""
     last, file = 23, tmp_path / "x.safetensors"
     base = tree(DIFFUSERS, last)
     blocks = {last - 1: normal(6, 4, 4) * 0.1, last: normal(2, 4, 4) * 0.1}
@@ -159,7 +159,7 @@ def test_rotation_in_memory_names_needs_the_base(tmp_path: Path) -> None:
 
 
 def test_pieces_follow_from_the_shape() -> None:
-    """A vector's own shape does not tell, and neither does no shape."""
+    """A vector's own shape does not decide, and neither does an unknown shape."""
     piece = Piece("x.bias", swap_ratio=2)
     assert piece.fitted((8, 4)) == swapped_halves("x.bias")
     assert piece.fitted((24, 4)) == (Piece("x.bias"),)

@@ -11,7 +11,7 @@ __all__ = ["effective", "effective_all", "fill"]
 
 
 def fill(parameters: "list[tuple[str, nn.Parameter]]", seed: int = 11) -> None:
-    """Replaces every parameter by random numbers, so none is zero or one."""
+    """Replaces every parameter with random numbers, so that none is zero or one."""
     torch.manual_seed(seed)
     for name, parameter in parameters:
         values = 0.4 * torch.randn_like(parameter)

@@ -43,7 +43,7 @@ class UNet(nn.Module):
     """Attention's layers, a projection with a bias, a convolution."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.down_blocks = nn.ModuleList([nn.Module()])
         block = self.down_blocks[0]
@@ -58,7 +58,7 @@ class TextEncoder(nn.Module):
     """One layer, in CLIP's names."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.text_model = nn.Module()
         self.text_model.layers = nn.ModuleList([nn.Module()])

@@ -34,7 +34,7 @@ class CLIPAttention(nn.Module):
     """Two projections, under CLIP's names; sd-scripts looks at the class's name."""
 
     def __init__(self, size: int) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.q_proj = nn.Linear(size, 6)
         self.out_proj = nn.Linear(6, size, bias=False)
@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
     """One layer."""
 
     def __init__(self, size: int) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.text_model = nn.Module()
         self.text_model.layers = nn.ModuleList([nn.Module()])
@@ -55,7 +55,7 @@ class Transformer2DModel(nn.Module):
     """A convolution of one point and linear layers."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.proj_in = nn.Conv2d(4, 8, 1)
         self.to_q = nn.Linear(8, 12, bias=False)
@@ -66,7 +66,7 @@ class ResnetBlock2D(nn.Module):
     """A convolution."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.conv1 = nn.Conv2d(4, 8, 3)
 
@@ -75,7 +75,7 @@ class UNet(nn.Module):
     """One block."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.down_blocks = nn.ModuleList([nn.Module()])
         self.down_blocks[0].attentions = nn.ModuleList([Transformer2DModel()])

@@ -103,7 +103,7 @@ class Block(nn.Module):
     """Layers of each kind, none square, under names with dots and underscores."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.proj_in = nn.Linear(12, 8)
         self.conv = nn.Conv2d(4, 8, (3, 2))
@@ -116,14 +116,14 @@ class Net(nn.Module):
     """A block and a head."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Torch draws the numbers."""
         super().__init__()
         self.blocks = nn.ModuleList([Block()])
         self.head_out = nn.Linear(10, 16)
 
 
 def _fill(network: LycorisNetwork) -> None:
-    """Replaces every parameter by random numbers, so none is zero or one."""
+    """Replaces every parameter with random numbers, so that none is zero or one."""
     torch.manual_seed(11)
     parameters = ((n, p) for lora in network.loras for n, p in lora.named_parameters())
     for name, parameter in parameters:

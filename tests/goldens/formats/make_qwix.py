@@ -33,7 +33,7 @@ class Layer(nnx.Module):
     """A kernel (in, out), and one of an einsum (in, heads, head)."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        """Flax's own draws."""
+        """Flax draws the numbers."""
         self.up = nnx.Linear(10, 6, rngs=rngs, param_dtype=jnp.float64)
         self.query = nnx.Einsum("bd,dnh->bnh", (10, 2, 3), rngs=rngs, param_dtype=jnp.float64)
         self.out = nnx.LinearGeneral(
@@ -45,7 +45,7 @@ class Net(nnx.Module):
     """Two layers, run one by one."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        """Flax's own draws."""
+        """Flax draws the numbers."""
         self.layers = nnx.List([Layer(rngs), Layer(rngs)])
 
     def __call__(self, x: jax.Array, heads: jax.Array) -> list[tuple[jax.Array, ...]]:

@@ -22,7 +22,7 @@ AS_FLAX = {
 
 @pytest.mark.parametrize("params", [AS_TORCH, AS_FLAX], ids=["torch", "flax"])
 def test_params_are_read_by_module(params: Any) -> None:
-    """In PyTorch's axes and names, without changing dtypes, with or without a prefix."""
+    """Modules are found with or without a prefix; axes, names and dtypes are PyTorch's."""
     model = base_model(params)
     assert base_model(model) is model and set(model.modules) == {"model.proj", "head"}
     for name in ("model.proj", "proj", "base.model.proj"):

@@ -50,7 +50,7 @@ def test_merge_by_hub_id(cached: Path, adapters: Adapters, tmp_path: Path) -> No
 def test_commands_by_hub_id(
     cached: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
-    """As BASE, and as --base."""
+    """Commands accept an id as BASE and as --base."""
     args = ("-a", adapters["lora"], "-o")
     document = run_json(capsys, "merge", "owner/base", *args, tmp_path / "out")
     assert document["base"] == "owner/base"
@@ -131,7 +131,7 @@ def test_downloaded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_hub_errors(
     kind: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    """With our messages."""
+    """Each error of the client becomes a message that says what to do."""
 
     def download(repo_id: str, **options: Any) -> str:
         error = kind.__new__(kind)

@@ -103,7 +103,7 @@ def test_equal_ranks_are_unchanged(name: str, tmp_path: Path) -> None:
 
 
 def test_most_frequent_scale_is_kept(tmp_path: Path) -> None:
-    """Bit for bit; others are rounded once in their dtype, together with their biases."""
+    """Its factors are kept bit for bit; others are rounded once, together with their biases."""
     half = ml_dtypes.bfloat16
     odd = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.7, bias=n(6, dtype=half))
     kept = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.3, bias=n(6, dtype=half))

@@ -78,7 +78,7 @@ UNREAD = [
 
 @pytest.mark.parametrize("name", UNREAD)
 def test_unread_weights(name: str, tmp_path: Path) -> None:
-    """Any file extension; with `ignore` the adapter loads without them."""
+    """Weights with any file extension are refused; with `ignore` the adapter loads without them."""
     folder = beside(tmp_path / "style", name, {})
     for path in (folder, folder / "adapter_model.safetensors"):
         message = refused(CheckpointError, path)
@@ -96,7 +96,7 @@ def test_unread_weights(name: str, tmp_path: Path) -> None:
 
 
 def test_all_files_are_listed_with_reasons(tmp_path: Path) -> None:
-    """In one error."""
+    """One error lists all files."""
     lora = {f"{PREFIX}{SITE}.lora_A.weight": NEW}
     beside(tmp_path, "value_head.safetensors", {"v_head.summary.weight": NEW})
     beside(tmp_path, "other.safetensors", lora)
@@ -125,7 +125,7 @@ def test_all_files_are_listed_with_reasons(tmp_path: Path) -> None:
 
 
 def test_modules_that_the_base_does_not_have(tmp_path: Path) -> None:
-    """If the base has the adapter's names; a tree with other names decides nothing."""
+    """Refused if the base has the adapter's names; a tree with other names proves nothing."""
     beside(tmp_path, "x.safetensors", {"projector.0.weight": NEW, "model.embed.weight": NEW})
     message = refused(CheckpointError, tmp_path, base=[SITE, "embed", "tower.0"])
     assert "\n  x.safetensors: a list of module names has no module projector.0\n" in message
@@ -174,7 +174,7 @@ TRAINER = [
 
 
 def test_trainer_checkpoint(tmp_path: Path) -> None:
-    """Its state is not part of the model; nor are folders, or a copy of the adapter."""
+    """A trainer's state, folders and a copy of the adapter are not part of the model."""
     for name in TRAINER:
         beside(tmp_path / "checkpoint-100", name, {})
     for inner in ("global_step100", "reference", "pytorch_model_fsdp_0"):
@@ -196,7 +196,7 @@ def test_model_with_an_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ignore", [3, [3], [""], "", None, {"a": 1}])
 def test_ignore(ignore: Any, tmp_path: Path) -> None:
-    """Names, globs, lists."""
+    """`ignore` must be a name, a glob or a list of them."""
     assert refused(UnsupportedError, save(tmp_path), ignore=ignore) == (
         f"ignore is {ignore!r}, expected the name of a file next to the adapter, a "
         f"glob such as '*.bin', or a list of them."
@@ -228,7 +228,7 @@ def test_other_formats(tmp_path: Path) -> None:
 
 
 def test_unlistable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its adapter may be readable."""
+    """An adapter loads from a folder that can't be listed."""
     folder = save(tmp_path)
     monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError()))
     assert jaxmix.load(folder).sites == (SITE,)

@@ -29,7 +29,7 @@ def test_matching_ranks_are_accepted() -> None:
 
 @pytest.mark.parametrize("shape", [(5, 6), (4,), (4, 6, 1), (4, 0)])
 def test_other_ranks_and_axes_are_refused(shape: tuple[int, ...]) -> None:
-    """Another rank, another number of axes, or no elements."""
+    """Refuses another rank, another number of axes, and tensors without elements."""
     with pytest.raises(ShapeError) as caught:
         check_ranks(tensors(A=shape, B=(3, 4)), AXES, 4)
     assert str(caught.value) == f"A has shape {shape}, expected (4, ·) with the config's rank 4"
@@ -52,7 +52,7 @@ def test_cores_of_one_kernel_are_accepted() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 3, 3), (2, 2, 3, 1), (2, 2)])
 def test_cores_that_differ_are_refused(shape: tuple[int, ...]) -> None:
-    """Another rank, another kernel, or no kernel."""
+    """Refuses cores of another rank, of another kernel, or without a kernel."""
     with pytest.raises(ShapeError) as caught:
         check_cores(tensors(t1=(2, 2, 3, 3), t2=shape), ("t1", "t2"), 2)
     assert str(caught.value) == (

@@ -54,7 +54,7 @@ def damaged(folder, data):
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, HEADER // 2, HEADER - 1, HEADER, HEADER + 1, -1])
 def test_truncated_file(cut, tmp_path):
-    """At every position where a download may stop."""
+    """A download may stop at any position."""
     damaged(tmp_path, GOOD[:cut])
 
 
@@ -80,7 +80,7 @@ def test_truncated_file(cut, tmp_path):
     ids=range(15),
 )
 def test_corrupt_file(data, tmp_path):
-    """Extra or missing bytes, garbage, wrong sizes, tensors that overlap or exceed the file."""
+    """Refuses extra or missing bytes, garbage, wrong sizes and overlapping tensors."""
     damaged(tmp_path, data)
 
 
@@ -139,7 +139,7 @@ class Trap:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_nothing_is_unpickled(protocol, tmp_path):
-    """As weights, as config, and as PEFT's old file."""
+    """A pickle as the weights, as the config or as PEFT's old file is refused, and never runs."""
     trap = tmp_path / "sprung"
     bad = pickle.dumps(Trap(str(trap)), protocol)
     folder = tmp_path / "adapter"
@@ -183,7 +183,7 @@ def test_pickled_weights_without_torch(tmp_path, monkeypatch):
 
 
 def test_unreadable_weights(tmp_path):
-    """A folder of that name stands for a file that the system refuses to open."""
+    """A folder with the file's name stands for a file that the system refuses to open."""
     folder = save(tmp_path)
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()

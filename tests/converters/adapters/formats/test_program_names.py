@@ -183,7 +183,7 @@ def test_lora_is_read_by_each_program(
 def test_kinds_of_flux(
     program: str, scheme: str, kind: Callable[..., Update], tmp_path: Path
 ) -> None:
-    """Every kind keeps its effect, or is refused by diffusers with what it reads."""
+    """Every kind keeps its effect, or the error lists the kinds that diffusers reads."""
     original, memory = sides("flux")
     adapter = adapter_on(memory if scheme == "diffusers" else original, kind)
     if program == "diffusers" and kind is not dora:
@@ -405,7 +405,7 @@ def test_unknown_modules_and_models(tmp_path: Path) -> None:
 
 
 def test_two_models_of_one_role(tmp_path: Path) -> None:
-    """A file is for one of Wan's transformers."""
+    """A file holds the adapter of one of Wan's two transformers."""
     updates = {f"{part}.blocks.0.ffn.0": ONE for part in ("transformer", "transformer_2")}
     assert refusal("diffusers", updates, tmp_path) == (
         "style: has sites of transformer and transformer_2, and a file covers one of them. Write a "
@@ -482,7 +482,7 @@ def test_kinds_that_comfyui_computes_differently(tmp_path: Path) -> None:
 
 
 def test_dense_differences_are_reported(tmp_path: Path) -> None:
-    """LoKrs of q, k and v are no LoKr of the fused weight."""
+    """The LoKrs of q, k and v can't be joined into one LoKr of the fused weight."""
     draw = np.random.default_rng(0)
     updates = {f"transformer_blocks.0.attn.to_{x}": lokr((4, 6), draw) for x in "qkv"}
     with pytest.warns(UserWarning) as caught:

@@ -43,7 +43,7 @@ def saved(folder: Path, **fields: Any) -> Adapter:
 
 
 def test_kept_from_file_to_file(tmp_path: Path) -> None:
-    """By loading, strengths, names, a saved mix, attached models, one LoRA, and combine."""
+    """They survive loading, strengths, new names, saving, attaching, `to_lora` and `combine`."""
     kept = saved(tmp_path / "in", **SAID)
     second = saved(tmp_path / "other", **{**SAID, "revision": None, "task_type": "SEQ_CLS"})
     attached = jaxmix.attach(PARAMS, kept)

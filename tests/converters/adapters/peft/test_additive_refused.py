@@ -176,7 +176,7 @@ def test_drawn_factors_need_torch(family, tmp_path, monkeypatch):
 
 @drawn
 def test_adamss(tmp_path, monkeypatch):
-    """Shapes, scikit-learn, and groups of another size than the file's."""
+    """Refuses wrong shapes, a missing scikit-learn, and groups of other sizes than the file's."""
     form = Form("ADAMSS", {"r": 2, "num_subspaces": 2, "random_seed": 0}, {})
     site = {"adamss_A.0": z(1, 2), "adamss_B.0": z(6, 1), "adamss_newB": z(2, 6)}
     message = "expected adamss_newB (r, 4), with one more column for a bias"

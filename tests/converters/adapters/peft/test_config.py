@@ -42,7 +42,7 @@ def test_invalid_config_files(text, problem, tmp_path):
 
 
 def test_binary_config(tmp_path):
-    """Bytes of another format."""
+    """The bytes of another format are refused."""
     folder = save(tmp_path)
     (folder / CONFIG).write_bytes(b"\x80\x04\x95\xff")
     assert f"{folder / CONFIG} is not JSON: 'utf-8' codec" in refused(CheckpointError, folder)
@@ -64,7 +64,7 @@ def test_missing_config(tmp_path):
 
 
 def test_unreadable_config(tmp_path):
-    """A folder of that name stands for a file that the system refuses to open."""
+    """A folder with the file's name stands for a file that the system refuses to open."""
     folder = save(tmp_path)
     (folder / CONFIG).unlink()
     (folder / CONFIG).mkdir()
@@ -107,7 +107,7 @@ NAMES = "a list of module names"
     ],
 )
 def test_invalid_values(form, field, value, expected, tmp_path):
-    """The field, its value, and valid values, before anything is computed."""
+    """The error has the field, its value and the valid values; nothing is computed before."""
     folder = save(tmp_path, form, **one(field, value))
     message = refused(CheckpointError, folder)
     shown = json.dumps(value)
@@ -150,7 +150,7 @@ def test_required_fields(form, field, null, tmp_path):
 
 
 def test_invalid_fields_are_listed_together(tmp_path):
-    """Before refused fields."""
+    """They are reported before refused fields."""
     message = refused(CheckpointError, save(tmp_path, r=0, use_dora="yes", lora_alpha=None))
     assert [line.split()[0] for line in message.splitlines()[1:-1]] == [
         "lora_alpha",
@@ -185,7 +185,7 @@ REFUSED = [(family, field) for family, kind in PEFT_TYPES.items() for field in k
 
 @pytest.mark.parametrize(("family", "field"), REFUSED)
 def test_refused_fields(family, field, tmp_path):
-    """If on, refused with a reason and a remedy. If off for PEFT, read."""
+    """The error has a reason and a remedy; fields that are off for PEFT are read."""
     form = next(name for name, form in FORMS.items() if form.family == family)
     refusal = PEFT_TYPES[family].fields.refused[field]
     message = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
@@ -208,7 +208,7 @@ def test_refused_fields(family, field, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED_TYPES)
 def test_refused_types(name, tmp_path):
-    """Each with a reason and a remedy."""
+    """Each type is refused with a reason and a remedy."""
     message = refused(UnsupportedError, save(tmp_path, peft_type=name))
     assert message.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
     assert any(
@@ -236,7 +236,7 @@ def test_inits_that_do_not_change_the_base(init, tmp_path):
 
 @pytest.mark.parametrize("init", ["pissa_niter_16", "corda", "lora_ga"])
 def test_inits_that_change_the_base(init, tmp_path):
-    """What was subtracted, and how PEFT converts such an adapter."""
+    """The error states what was subtracted, and how PEFT converts such an adapter."""
     message = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
     assert (
         f"init_lora_weights = {init!r}: it subtracted the product of the initial "

@@ -132,7 +132,7 @@ FORMS: dict[str, dict[str, Update]] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_round_trip(name: str, tmp_path: Path) -> None:
-    """The same updates at the same sites."""
+    """The same updates are read at the same sites."""
     folder = jaxmix.export_peft(Adapter(FORMS[name]), tmp_path / "out", patterns=True)
     reloaded = jaxmix.load(folder, base=BASE if name.startswith("experts") else None)
     same(reloaded.updates, FORMS[name])
@@ -189,7 +189,7 @@ def test_strength_is_multiplied_into_the_scale(name: str, strength: Any, tmp_pat
 
 
 def test_strength_one_needs_no_scale(tmp_path: Path) -> None:
-    """Also as an array: DoRA has no scale that could take it."""
+    """This holds for arrays too: DoRA has no scale that could take a strength."""
     updates = {"q": lora(magnitude=n(6)), "norm": BIAS}
     written = jnp.float32(1.0) * Adapter(updates)
     same(jaxmix.load(jaxmix.export_peft(written, tmp_path / "out")).updates, updates)
@@ -209,7 +209,7 @@ def metadata(folder: Path) -> dict[str, str]:
 
 
 def test_errors_are_kept(tmp_path: Path) -> None:
-    """The errors that `to_lora` reports, next to the format."""
+    """The errors that `to_lora` reports are stored next to the format."""
     plain = jaxmix.export_peft(Adapter(FORMS["lora"]), tmp_path / "plain")
     assert metadata(plain) == {"format": "pt"}
     folder = jaxmix.export_peft(Adapter(FORMS["lora"]), tmp_path / "out", errors={"a.q": 0.25})
@@ -239,7 +239,7 @@ def test_mix(tmp_path: Path) -> None:
 
 
 def test_existing_folder(tmp_path: Path) -> None:
-    """It is kept without force, and if it is not PEFT's, with force too."""
+    """It is kept without `force`; a folder that is not PEFT's is kept with `force` too."""
     out = tmp_path / "out"
     jaxmix.export_peft(Adapter(LOOSE), out, patterns=True)
     with pytest.raises(

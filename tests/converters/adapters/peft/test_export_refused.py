@@ -195,7 +195,7 @@ BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
 
 @pytest.mark.parametrize(("updates", "text"), BY_PATTERNS.values(), ids=BY_PATTERNS)
 def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
-    """They are written without patterns, with one rank and one scale."""
+    """Such adapters are written without patterns, with one rank and one scale."""
     error = refused_export(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
     assert text in error, error
     reloaded = jaxmix.load(jaxmix.export_peft(Adapter(updates), tmp_path / "out"))
@@ -256,7 +256,7 @@ def test_type_without_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_mixes_that_peft_cannot_load(tmp_path: Path) -> None:
-    """By type, or by order: PEFT does not reverse OFT on an embedding."""
+    """The type or the order prevents it: PEFT does not reverse OFT on an embedding."""
 
     def mixed(*updates: Update) -> Any:
         named = zip("abc", updates, strict=False)

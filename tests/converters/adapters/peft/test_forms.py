@@ -27,7 +27,7 @@ def misshaped():
                 yield name, factor, new
 
 
-# Where only a weight tells, the family does the talking, by the names of its own.
+# Checks that need the weight report the names of the family, here by the names in the file.
 NAMED: dict[str, str] = {
     "lora_embedding_A": "lora_B",
     "lora_embedding_B": "lora_A",
@@ -92,7 +92,7 @@ def test_factor_of_wrong_size_is_refused(form, factor, axis, tmp_path):
 def test_factor_with_wrong_number_of_axes_is_refused(form, factor, new, tmp_path):
     """The number of axes is checked before the sizes."""
     text = broken(form, factor, lambda x: np.resize(x, new), tmp_path)
-    # A whole w2 of three axes is a Conv1d's, and the weight tells.
+    # A full w2 of three axes is a Conv1d's, so the weight's shape is in the message.
     assert factor.split(".")[0] in text and (str(new) in text or factor == "lokr_w2")
 
 

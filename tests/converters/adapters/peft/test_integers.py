@@ -144,7 +144,7 @@ def test_every_type_is_covered() -> None:
     assert set(ROWS.values()) == set(PEFT_TYPES)
 
 
-# ------------------------------------------------------------------------- what each one says
+# -------------------------------------------------------------------- the message of each check
 
 _TINY = UNSAVED["tinylora"]
 _V = COMMON["tinylora"]

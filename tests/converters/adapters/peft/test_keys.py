@@ -30,7 +30,7 @@ def test_prefix_may_be_absent(tmp_path):
 
 
 def test_keys_equal_after_normalization(tmp_path):
-    """Neither of the two is preferred."""
+    """Such a pair is ambiguous and refused."""
     key = f"{ROOT}{SITE}.lora_A.weight"
     double = lora() | {f"{SITE}.lora_A.weight": np.ones((2, 4), np.float32)}
     text = refused(CheckpointError, save(tmp_path, tensors=double))
@@ -47,13 +47,13 @@ def test_keys_of_another_family(other, tmp_path):
 
 
 def test_unknown_key(tmp_path):
-    """Neither a parameter nor a leaf."""
+    """A key that names neither a parameter nor a leaf is refused."""
     text = refused(CheckpointError, save(tmp_path, tensors=lora(mystery__scale=WHOLE)))
     assert "mystery.scale: not a parameter of this type" in text
 
 
 def test_adapter_without_weights(tmp_path):
-    """An empty file, and one with only copies of the base."""
+    """An empty file, and a file with only copies of the base, are refused."""
     folder = save(tmp_path, tensors={})
     text = refused(CheckpointError, folder)
     assert (
@@ -180,7 +180,7 @@ def test_training_state_is_skipped(tmp_path):
 
 
 def test_unknown_wrappers(tmp_path):
-    """An UnsupportedError, if there is no other fault."""
+    """They raise an UnsupportedError if nothing else is wrong."""
     key = "attn.base_layer.other.hada_w1_a"
     reason = "part of a wrapped module of an unknown kind in LOHA; remove that module"
     tensors = keyed(factors(FORMS["loha"])) | {key: WHOLE}
@@ -191,7 +191,7 @@ def test_unknown_wrappers(tmp_path):
 
 
 def test_duplicate_shared_tensor(tmp_path):
-    """With PEFT's two spellings of its path."""
+    """The two spellings that PEFT has for its path are refused together."""
     tensors = {f"base_model.{x}vera_A": np.ones((2, 4), np.float32) for x in ("", "model.")}
     tensors |= {"base_model.vera_B": np.ones((6, 2), np.float32)}
     site = {"vera_lambda_b": np.ones(6, np.float32), "vera_lambda_d": np.ones(2, np.float32)}

@@ -42,7 +42,7 @@ def test_every_field_is_in_one_table(family):
 
 @pytest.mark.parametrize("family", OF_TODAY)
 def test_tables_have_no_unknown_fields(family):
-    """Except those of older versions; a misspelled field would never be used."""
+    """Only fields of older versions may be unknown: a misspelled field would never be used."""
     fields = PEFT_TYPES[family].fields
     known = set(fields.supported) | set(fields.harmless) | set(fields.refused)
     older = {"OFT": {"alpha_pattern", "rank_pattern"}, "BONE": {"bone"}}
@@ -56,7 +56,7 @@ def test_missing_field_is_detected():
 
 
 def test_every_type_is_read_or_refused():
-    """And none is both."""
+    """No type is in both tables."""
     read, refused = set(PEFT_TYPES), set(REFUSED_TYPES)
     types = {kind.value for kind in PeftType}
     assert not read & refused
@@ -144,7 +144,7 @@ def test_pruned_adalora(alpha, rank, tmp_path):
 
 
 def test_named_adapter_is_in_a_subfolder(tmp_path):
-    """PEFT writes it one folder down, and the error says so."""
+    """PEFT writes it into an inner folder, which the error names."""
     with quiet():
         adapted = peft.get_peft_model(Linears(), LoraConfig(**T), adapter_name="style")
         adapted.save_pretrained(str(tmp_path))

@@ -78,7 +78,7 @@ def test_form(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, (_, _, base) in CASES.items() if base])
 def test_base_is_required(name, tmp_path):
-    """If the file is ambiguous; a single parameter needs none, although its axes are unknown."""
+    """Ambiguous files need a base; a single parameter needs none, although its axes are unknown."""
     model, config, _ = CASES[name]
     save(model, config, tmp_path)
     message = refused(CheckpointError, tmp_path)

@@ -38,7 +38,7 @@ LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
     ],
 )  # fmt: skip
 def test_types(config, reason, tmp_path):
-    """Prompts, routers, and unknown families, recognized by the config alone."""
+    """Prompts, routers and unknown families are recognized by the config alone."""
     with quiet():
         options = config()
         options.save_pretrained(str(tmp_path))
@@ -57,7 +57,7 @@ def test_types(config, reason, tmp_path):
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )  # fmt: skip
 def test_fields(options, field, reason, todo, tmp_path):
-    """Fields of a LoRA on a Llama."""
+    """Each unsupported field of a LoRA on a Llama is refused."""
     save(llama(), LoraConfig(**Q, **options), tmp_path)
     message = refused(UnsupportedError, tmp_path)
     assert f"\n  {field}" in message and reason in message and todo in message
@@ -71,7 +71,7 @@ def test_fields(options, field, reason, todo, tmp_path):
     ],
 )
 def test_fields_that_need_a_special_setup(options, field, tmp_path):
-    """Saving these needs other adapters, or Megatron."""
+    """Folders with these fields need other adapters, or Megatron, to be saved."""
     LoraConfig(**Q, **options).save_pretrained(str(tmp_path))
     message = refused(UnsupportedError, tmp_path)
     assert f"\n  {field}" in message
@@ -80,7 +80,7 @@ def test_fields_that_need_a_special_setup(options, field, tmp_path):
 
 @pytest.mark.parametrize("targets", [["mlp.up"], ["mlp.up", "mlp.down"]])
 def test_target_parameters(targets, tmp_path):
-    """Removed from the config, they are recognized by keys and shapes."""
+    """Without the field in the config, keys and shapes show that parameters were targeted."""
     save(Experts(), LoraConfig(r=2, target_modules=[], target_parameters=targets), tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text()) | {"target_parameters": None}
     (tmp_path / CONFIG).write_text(json.dumps(values))

@@ -244,7 +244,7 @@ def test_bad_experts(tensors, base, kind, message, tmp_path):
     ("down", "option"), [((3, 5, 4), "several"), ((3, 4, 5), "none"), ((3, 9, 9), "none")]
 )
 def test_ambiguous_parameters(down, option, tmp_path):
-    """Two in a module, of equal shape or of none that fits: the file does not distinguish them."""
+    """Two parameters of a module have equal shapes, or none fits the factors."""
     folder = of_experts(tmp_path, "mlp.up", "mlp.down", outer=UP, inner=UP)
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
@@ -269,7 +269,7 @@ def test_parameters_in_the_order_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("tokens_config", [[1, 2, 3], {"embed": [1]}, {"other": [1, 2]}])
 def test_tokens_next_to_a_lora(tokens_config, tmp_path):
-    """The numbers of rows and indices agree, and the name is the module's."""
+    """The numbers of rows and indices must agree, and the name must be the module's."""
     tensors = keyed({name: np.ones(shape) for name, shape in FORMS["lora"].shapes.items()})
     tensors["base_model.model.embed.token_adapter.trainable_tokens_delta"] = np.ones((2, 4))
     text = refused(S, save(tmp_path, "lora", tensors, trainable_token_indices=tokens_config))

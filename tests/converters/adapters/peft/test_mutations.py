@@ -151,7 +151,7 @@ def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
 
 
 def test_most_types_are_covered() -> None:
-    """All types that are written, so the tests above test something."""
+    """All types that can be written are covered, so the tests above test something."""
     types = {config["peft_type"] for _, config in folders().values()}
     # These rows have no known rank or seed; PSOFT's file does not contain A and B.
     unwritten = {"ADAMSS", "PSOFT", "SHIRA", "SUPERTUNING"}
@@ -196,7 +196,7 @@ FOUND: dict[str, tuple[str, Any, str]] = {
 
 @pytest.mark.parametrize("case", FOUND)
 def test_past_failures(case: str, tmp_path: Path) -> None:
-    """Each is refused with a message."""
+    """Each case is refused with a message."""
     name, change, message = FOUND[case]
     row = next(row for row in NAMES if row.startswith(name))
     tensors, config = folders()[row]

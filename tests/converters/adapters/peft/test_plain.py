@@ -46,7 +46,7 @@ def same(folder: Any, form: str = "lora", **options: Any) -> bool:
 )
 @pytest.mark.parametrize("form", ["lora", "loha", "oft", "adalora"])
 def test_wrappers_around_the_model(prefix, form, tmp_path):
-    """Outer and inner ones, and PEFT's own any number of times."""
+    """Outer and inner wrappers are removed, and PEFT's own any number of times."""
     tensors = {f"{prefix}{key}": array for key, array in clean(form).items()}
     assert same(save(tmp_path / "x", form, tensors), form)
 
@@ -60,7 +60,7 @@ def test_wrappers_around_the_model(prefix, form, tmp_path):
     ],
 )
 def test_wrappers_within(spelling, tmp_path):
-    """Around single layers."""
+    """Wrappers of single layers are removed."""
     tensors = {spelling.format(ROOT, k): x for k, x in factors(FORMS["dora"]).items()}
     assert same(save(tmp_path / "x", "dora", tensors), "dora")
 
@@ -80,7 +80,7 @@ def test_wrappers_within(spelling, tmp_path):
     ],
 )
 def test_adapter_name_in_keys(form, parameter, spelled, tmp_path):
-    """In one key or in all, for any name."""
+    """Any adapter name is removed, whether in one key or in all."""
     tensors = keyed(factors(FORMS[form]))
     tensors[f"{ROOT}{SITE}.{spelled}"] = tensors.pop(f"{ROOT}{SITE}.{parameter}")
     assert same(save(tmp_path / "x", form, tensors), form)
@@ -105,7 +105,7 @@ def test_several_adapters_in_one_file(tmp_path):
 
 @pytest.mark.parametrize("other", ["_orig_mod.{}", "{}.default", "base_model.model.{}"])
 def test_keys_that_become_equal(other, tmp_path):
-    """Both are listed."""
+    """The error lists both keys."""
     tensors = keyed(factors(FORMS["loha"]))
     key = f"{ROOT}{SITE}.hada_w1_a"
     double = tensors | {other.format(key): tensors[key]}

@@ -34,7 +34,7 @@ def sharded(folder: Path, index: str | None = INDEX) -> Path:
 
 @pytest.mark.parametrize("index", [INDEX, "model.safetensors.index.json", None])
 def test_shards_are_joined(index: str | None, tmp_path: Path) -> None:
-    """With each index, and without one if the names are complete."""
+    """They are joined with either index, and without one if the names are complete."""
     folder = sharded(tmp_path / "style", index)
     for path in (folder, folder / index) if index else (folder,):
         loaded: Any = jaxmix.load(path).updates[SITE]
@@ -53,7 +53,7 @@ def test_single_file_takes_precedence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", [INDEX, None])
 def test_missing_shard(index: str | None, tmp_path: Path) -> None:
-    """The error names it."""
+    """The error names the missing file."""
     folder = sharded(tmp_path, index)
     (folder / SHARDS[1]).unlink()
     message = refused(CheckpointError, folder)
@@ -66,7 +66,7 @@ def test_missing_shard(index: str | None, tmp_path: Path) -> None:
 
 
 def test_index_disagrees(tmp_path: Path) -> None:
-    """A shard with more tensors than in the index, and one with fewer."""
+    """A shard with more tensors than the index lists, or with fewer, is refused."""
     folder = sharded(tmp_path)
     (folder / SHARDS[0]).write_bytes(packed(keyed(factors(FORMS["lora"]))))
     message = refused(CheckpointError, folder)
@@ -86,7 +86,7 @@ def test_index_with_outside_paths(tmp_path: Path) -> None:
 
 
 def test_shards_of_two_adapters(tmp_path: Path) -> None:
-    """Without an index: of two counts, or with the same tensors."""
+    """Without an index, shards of two counts, or with the same tensors, are refused."""
     folder = sharded(tmp_path, None)
     (folder / SHARDS[1]).write_bytes((folder / SHARDS[0]).read_bytes())
     message = refused(CheckpointError, folder)

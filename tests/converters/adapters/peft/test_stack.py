@@ -143,7 +143,7 @@ def test_single_adapter_is_unchanged():
 
 
 def test_any_sequence_is_accepted():
-    """A tuple, a generator, traced strengths."""
+    """The adapters may be a tuple or a generator, and strengths may be traced."""
     parts = adapters("R", "R")
     assert [p.name for p in peft_stack(tuple(parts)).parts] == ["b", "a"]
     params = {"s0.weight": np.eye(2, dtype=np.float32)}
@@ -156,7 +156,7 @@ def test_any_sequence_is_accepted():
 
 
 def test_refused():
-    """Mixes, which PEFT does not load; a bare adapter; other objects; equal names."""
+    """Refuses mixes, which PEFT does not load, a bare adapter, other objects, and equal names."""
     a, b = adapters("R", "L")
     stack: Any = peft_stack  # to allow wrong types
     with pytest.raises(

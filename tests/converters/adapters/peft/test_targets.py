@@ -42,7 +42,7 @@ def put(folder: Any, *sites: str, form: str | Form = "lora", **fields: Any) -> A
 )
 @pytest.mark.parametrize("form", ["lora", "loha", "oft"])
 def test_excluded_modules(fields, site, reason, form, tmp_path):
-    """Each is listed with the field that excludes it; others are not."""
+    """Each excluded module is listed with the field that excludes it; others are not."""
     folder = put(tmp_path, form=form, **fields)
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: the file has factors of modules that this" in text
@@ -52,7 +52,7 @@ def test_excluded_modules(fields, site, reason, form, tmp_path):
 
 
 def test_excluded_layers(tmp_path):
-    """By the first number, or the one after a pattern."""
+    """A layer's number is the first in the name, or the one after a pattern."""
     sites = [f"model.layers.{i}.q_proj" for i in range(3)]
     fields: dict[str, Any] = {"target_modules": ["q_proj"], "layers_to_transform": [0, 2]}
     text = refused(CheckpointError, put(tmp_path, *sites, **fields))
@@ -102,6 +102,6 @@ def test_uncertain_modules_are_read(fields, tmp_path):
 
 
 def test_number_of_an_expert(tmp_path):
-    """Older versions took it for the layer's."""
+    """Older versions of PEFT took an expert's number for the layer's."""
     fields: dict[str, Any] = {"target_modules": ["up_proj"], "layers_to_transform": [3]}
     assert jaxmix.load(put(tmp_path, SITES[1], **fields)).sites == (SITES[1],)
