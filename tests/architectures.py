@@ -130,9 +130,9 @@ def page(rows: Sequence[Row], libraries: Mapping[str, str], day: str) -> str:
 
 def _line(name: str, rows: Sequence[Row]) -> str:
     """Returns the line of one architecture."""
-    shown = [row for row in rows if row["verdict"] != "can't"]
-    variants = dict.fromkeys(_variant(row) for row in shown)
-    counted = [row for row in shown if not row.get("beyond")]
+    checked = [row for row in rows if row["verdict"] != "can't"]
+    variants = dict.fromkeys(_variant(row) for row in checked)
+    counted = [row for row in checked if not row.get("beyond")]
     cells: list[str] = [f"`{name}`", ", ".join(variants) or "–"]
     for path in (_COMPOSE, _MERGE):
         path_rows = [row for row in counted if row["path"] == path]

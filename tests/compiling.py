@@ -14,16 +14,16 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 @contextmanager
 def timed_events() -> Iterator[Counter[str]]:
     """Counts, by name, the events within the context whose duration JAX reports."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     is_open = True
 
     def listen(event: str, duration: float, **_: Any) -> None:
         if is_open:
-            seen[event] += 1
+            counts[event] += 1
 
     monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield seen
+        yield counts
     finally:
         is_open = False
         # JAX 0.8 has no public way to remove a listener; this one counts no more.

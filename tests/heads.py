@@ -51,7 +51,7 @@ def described(model_type: str, name: str, task: str) -> dict[str, Any] | None:
     if not body or not head or len(head) > _LARGEST:
         return None
     others: set[str] = set()
-    lacking: set[str] = set()
+    missing: set[str] = set()
     for mapping in _OTHERS:
         other = getattr(modeling_auto, f"{mapping}_MAPPING_NAMES").get(model_type)
         if not isinstance(other, str):
@@ -60,12 +60,12 @@ def described(model_type: str, name: str, task: str) -> dict[str, Any] | None:
         their_body, _ = _split(other_shapes, other_prefix)
         their_body = their_body or set(other_shapes)
         others |= their_body - body
-        lacking |= body - their_body
+        missing |= body - their_body
     description = {
         "task": TASKS[task],
         "prefix": prefix,
         "head": head,
-        "needs": sorted(filter(_is_outside_layers, lacking)),
+        "needs": sorted(filter(_is_outside_layers, missing)),
         "lacks": sorted(filter(_is_outside_layers, others)),
     }
     return {key: value for key, value in description.items() if value}

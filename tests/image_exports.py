@@ -166,8 +166,8 @@ def _distance(tensors: Tensors, expected: Tensors, base: Tensors) -> float:
 
 def _verdict(results: Mapping[str, float]) -> str:
     """What each reader found, as a line."""
-    shown = ", ".join(f"{reader} {value:.1e}" for reader, value in results.items())
-    return f"{'right' if max(results.values()) < _NOISE else 'WRONG'}: {shown}"
+    distances = ", ".join(f"{reader} {value:.1e}" for reader, value in results.items())
+    return f"{'right' if max(results.values()) < _NOISE else 'WRONG'}: {distances}"
 
 
 def _checked(name: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:

@@ -375,8 +375,8 @@ def _text_problems(prefix: str, convert: Callable[..., Tensors]) -> tuple[int, l
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     converted = convert(model, open_clip_tensors(prefix, _TEXT[prefix], state), prefix=prefix)
     # diffusers leaves the projection of Stable Diffusion 2 out, which has no use there.
-    lacking = {"text_projection.weight"} if _TEXT[prefix] == "text_encoder." else set[str]()
-    problems = [f"{k}: only on one side" for k in sorted(converted.keys() ^ state.keys() - lacking)]
+    absent = {"text_projection.weight"} if _TEXT[prefix] == "text_encoder." else set[str]()
+    problems = [f"{k}: only on one side" for k in sorted(converted.keys() ^ state.keys() - absent)]
     for key in sorted(converted.keys() & state.keys()):
         if not torch.equal(converted[key], state[key]):
             problems.append(f"{key}: other numbers")

@@ -283,8 +283,10 @@ def caught(
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
         tests = tree / "tests"
-        near = [f"tests/{name}" if (tests / name).exists() else name for name in mutation.near]
-        failed = failure(tree, (*selection, *near))
+        near_tests = [
+            f"tests/{name}" if (tests / name).exists() else name for name in mutation.near
+        ]
+        failed = failure(tree, (*selection, *near_tests))
         return failed if failed or near_only else failure(tree, selection)
     finally:
         path.write_text(text, encoding="utf-8")

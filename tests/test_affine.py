@@ -222,8 +222,8 @@ def dots(steps: Chain) -> list[tuple[int, ...]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            inner = eqn.invars[0].aval.shape[contracted[0]]
-            sizes.append((*eqn.outvars[0].aval.shape, inner))
+            size = eqn.invars[0].aval.shape[contracted[0]]
+            sizes.append((*eqn.outvars[0].aval.shape, size))
     return sorted(sizes)
 
 

@@ -101,8 +101,8 @@ def _judge(case: Case, kind: str, number: int, folder: Path) -> Verdict:
         return Verdict("hung", f"no answer after {SECONDS} seconds")
     except Exception as error:
         output = error
-    if lost := _lost(case, folder, isinstance(output, dict)):
-        return Verdict("lost", lost)
+    if side_effect := _lost(case, folder, isinstance(output, dict)):
+        return Verdict("lost", side_effect)
     if isinstance(output, Exception):
         return _of_error(output, expected is not None)
     if expected is None:
@@ -186,13 +186,13 @@ def _lost(case: Case, folder: Path, is_merged: bool) -> str:
     changed = [name for name, data in case.files.items() if now.get(name) != data]
     if changed:
         return f"changed or gone: {', '.join(changed)}"
-    left = [
+    leftovers = [
         name
         for name in now
         if name not in case.files
         and not (is_merged and (name == "out.safetensors" or name.startswith("out/")))
     ]
-    return f"left behind: {', '.join(left)}" if left else ""
+    return f"left behind: {', '.join(leftovers)}" if leftovers else ""
 
 
 def _problem(case: Case, right: Answer, output: Mapping[str, Any]) -> str:

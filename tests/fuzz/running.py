@@ -49,13 +49,13 @@ class Tally:
     readable: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
-    def add(self, which: Input, verdict: Verdict) -> None:
+    def add(self, case: Input, verdict: Verdict) -> None:
         """Counts one input."""
-        kind, number = which
+        kind, number = case
         self.counts.setdefault(kind, Counter())[verdict.name] += 1
         self.readable[kind] += verdict.name == "refused" and verdict.is_readable
         if verdict.name in FAULTS or (number == 0 and verdict.name != "exact"):
-            self.faults.append((which, verdict))
+            self.faults.append((case, verdict))
 
     @property
     def inputs(self) -> int:
@@ -78,11 +78,11 @@ def inputs(count: int, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Inpu
         yield kinds[i % len(kinds)], seed * 1_000_000 + i // len(kinds)
 
 
-def judged_here(which: Iterable[Input]) -> Iterator[tuple[Input, Verdict]]:
+def judged_here(cases: Iterable[Input]) -> Iterator[tuple[Input, Verdict]]:
     """Judges inputs in this process.
 
     Args:
-        which: The inputs.
+        cases: The inputs.
 
     Yields:
         Each input with its verdict.
@@ -91,7 +91,7 @@ def judged_here(which: Iterable[Input]) -> Iterator[tuple[Input, Verdict]]:
 
     root = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=root) as above:
-        for i, (kind, number) in enumerate(which, 1):
+        for i, (kind, number) in enumerate(cases, 1):
             folder = Path(above, "x")
             folder.mkdir()
             yield (kind, number), judge(kind, number, folder)
@@ -101,7 +101,7 @@ def judged_here(which: Iterable[Input]) -> Iterator[tuple[Input, Verdict]]:
 
 
 def run(
-    which: Iterable[Input],
+    cases: Iterable[Input],
     *,
     jobs: int = 1,
     seconds: float | None = None,
@@ -110,7 +110,7 @@ def run(
     """Judges inputs in separate processes.
 
     Args:
-        which: The inputs.
+        cases: The inputs.
         jobs: The number of processes.
         seconds: The time after which no new input begins; None for no limit.
         progress: Called every few seconds.
@@ -118,7 +118,7 @@ def run(
     Returns:
         The verdicts.
     """
-    tally, start, queue = Tally(), time.monotonic(), iter(which)
+    tally, start, queue = Tally(), time.monotonic(), iter(cases)
     lock = threading.Lock()
 
     def next_input() -> Input | None:

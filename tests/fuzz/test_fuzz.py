@@ -39,8 +39,8 @@ def _quiet() -> Any:
 def test_inputs_reveal_no_fault(kind: str) -> None:
     """The valid input is read exactly; mutated ones are read correctly or refused."""
     tally = Tally()
-    for which, verdict in judged_here((kind, number) for number in NUMBERS):
-        tally.add(which, verdict)
+    for case, verdict in judged_here((kind, number) for number in NUMBERS):
+        tally.add(case, verdict)
     assert tally.faults == [] and tally.counts[kind]["exact"]
 
 
@@ -48,8 +48,8 @@ def test_inputs_reveal_no_fault(kind: str) -> None:
 def test_seeds_reveal_no_fault() -> None:
     """The inputs in seeds.json are judged right."""
     tally = Tally()
-    for which, verdict in judged_here(seeds()):
-        tally.add(which, verdict)
+    for case, verdict in judged_here(seeds()):
+        tally.add(case, verdict)
     assert tally.faults == [] and tally.inputs == len(seeds())
 
 

@@ -37,8 +37,8 @@ def main(site: str) -> None:
             with torch.no_grad():
                 for key, param in adapted.named_parameters():
                     if param.requires_grad:
-                        drawn = torch.randn(param.shape).float().double()
-                        param.copy_(1 + 0.3 * drawn if "oft_s" in key else 0.4 * drawn)
+                        values = torch.randn(param.shape).float().double()
+                        param.copy_(1 + 0.3 * values if "oft_s" in key else 0.4 * values)
             x = torch.randn(3, 12) if net == "linear" else torch.randn(2, 4, 5, 5)
             adapted.eval().save_pretrained(str(folder))
             if (

@@ -73,8 +73,8 @@ def test_stacks_match_peft(first: str, length: int, stack_folders: Path) -> None
         weights = composed(base, [stack_folders / name for name in ALL_STACKS[i]], net)
         ours = nets.run(net, weights, recorded["x"])
         errors[" -> ".join(ALL_STACKS[i])] = difference(ours, recorded["output"][i])
-    wrong = {stack: error for stack, error in errors.items() if not error < TOLERANCE}
-    assert not wrong, f"{len(wrong)} of {len(errors)} stacks differ from PEFT: {wrong}"
+    failures = {stack: error for stack, error in errors.items() if not error < TOLERANCE}
+    assert not failures, f"{len(failures)} of {len(errors)} stacks differ from PEFT: {failures}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])

@@ -65,8 +65,8 @@ def imports_of(text: str, name: str, is_package: bool) -> Iterator[Import]:
                 source = ".".join([*above, *([child.module] if child.module else [])])
                 for alias in child.names:
                     yield Import(f"{source}.{alias.name}", child.lineno, lazy)
-            inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from visit(child, lazy or inner)
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from visit(child, lazy or is_function)
 
     yield from visit(ast.parse(text), False)
 

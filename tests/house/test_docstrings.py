@@ -85,26 +85,26 @@ def lacks(value: Any) -> list[str]:
     if not doc:
         return ["a docstring"]
     first = doc.splitlines()[0]
-    lacking = [] if re.search(r"[.:`?]$", first) else ["a first line that is a sentence"]
+    missing = [] if re.search(r"[.:`?]$", first) else ["a first line that is a sentence"]
     if inspect.isclass(value) and issubclass(value, Exception):
-        return lacking
+        return missing
     documentation = sections(doc)
     names = arguments(value)
     documented = re.findall(
         r"^ *\*{0,2}(\w+)(?: \([^)]*\))?:", documentation.get("Args", ""), re.MULTILINE
     )
-    lacking += [f"Args: {name}" for name in names if name not in documented]
-    lacking += [f"no argument {name}" for name in documented if name not in names]
+    missing += [f"Args: {name}" for name in names if name not in documented]
+    missing += [f"no argument {name}" for name in documented if name not in names]
     if inspect.isfunction(value) and inspect.signature(value).return_annotation is not None:
-        lacking += [] if {"Returns", "Yields"} & set(documentation) else ["Returns"]
+        missing += [] if {"Returns", "Yields"} & set(documentation) else ["Returns"]
     if raises(value) and "Raises" not in documentation:
-        lacking.append("Raises")
+        missing.append("Raises")
     if names or inspect.isfunction(value):
-        lacking += [] if ">>> " in documentation.get("Example", "") else ["Example"]
-        lacking += [] if documentation.get("Source", "").strip() else ["Source"]
+        missing += [] if ">>> " in documentation.get("Example", "") else ["Example"]
+        missing += [] if documentation.get("Source", "").strip() else ["Source"]
     if has_arrays(value) and not SHAPE_OR_FORMULA.search(doc):
-        lacking.append("a shape or a formula")
-    return lacking
+        missing.append("a shape or a formula")
+    return missing
 
 
 def test_public_names_explain_themselves() -> None:

@@ -45,8 +45,8 @@ def test_example_output_matches(test: doctest.DocTest) -> None:
 
 def test_wrong_example_fails() -> None:
     """A wrong example is reported."""
-    wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
-    assert "Expected:" in run(wrong)
+    example = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
+    assert "Expected:" in run(example)
 
 
 def test_examples_are_collected_from_all_packages() -> None:

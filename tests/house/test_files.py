@@ -82,17 +82,17 @@ def targets() -> set[str]:
 def test_make_targets_on_pages_exist(page: str) -> None:
     """Every `make x` on a page is a target of the Makefile."""
     text = (ROOT / page).read_text()
-    named = set(re.findall(r"(?:`|^ *|&& )make ([a-z-]+)", text, re.MULTILINE))
-    assert named and named <= targets(), named - targets()
+    on_pages = set(re.findall(r"(?:`|^ *|&& )make ([a-z-]+)", text, re.MULTILINE))
+    assert on_pages and on_pages <= targets(), on_pages - targets()
 
 
 def test_readme_subcommands_exist() -> None:
     """Every `jaxmix x` in README's code is a subcommand."""
     code = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", (ROOT / "README.md").read_text(), re.DOTALL)
-    named = {name for pair in code for span in pair for name in COMMANDS.findall(span)}
+    on_page = {name for pair in code for span in pair for name in COMMANDS.findall(span)}
     program = [sys.executable, "-m", "jaxmix", "--help"]
     help_text = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-    assert named and not {name for name in named if not re.search(rf"\b{name}\b", help_text)}
+    assert on_page and not {name for name in on_page if not re.search(rf"\b{name}\b", help_text)}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -105,14 +105,16 @@ def test_links_on_pages_exist(page: str) -> None:
 def unknown_tests(text: str) -> set[str]:
     """Returns the test files that a page names, by path or name, and that do not exist."""
     existing = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
-    named = set(re.findall(r"\btests/[\w/]+\.py\b|\btest_\w+\.py\b", text))
-    return {name for name in named if name not in existing and not (ROOT / name).is_file()}
+    on_page = set(re.findall(r"\btests/[\w/]+\.py\b|\btest_\w+\.py\b", text))
+    return {name for name in on_page if name not in existing and not (ROOT / name).is_file()}
 
 
 def test_tests_on_pages_exist() -> None:
     """Pages name only test files that exist."""
     pages = [*PAGES, *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
-    assert not {page: lost for page in pages if (lost := unknown_tests((ROOT / page).read_text()))}
+    assert not {
+        page: missing for page in pages if (missing := unknown_tests((ROOT / page).read_text()))
+    }
     assert unknown_tests("`tests/none.py`, test_none.py, test_files.py") == {
         "tests/none.py",
         "test_none.py",

@@ -24,11 +24,11 @@ IMPORT = (
 def run(*command: object, cwd: Path, path: Path | None = None) -> str:
     """Runs a command and returns what it prints; a failure shows both streams."""
     environment = {**os.environ, "PYTHONPATH": str(path) if path else "", "PYTHONSAFEPATH": ""}
-    done = subprocess.run(
+    process = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 def build(clone: Path, command: str, out: Path) -> Path:

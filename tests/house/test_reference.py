@@ -68,13 +68,13 @@ def identity(name: str) -> Any:
 
 def undocumented(names: list[str]) -> list[str]:
     """Returns the public names whose object is on no page, under this or another name."""
-    known = {identity(name) for name in names}
+    identities = {identity(name) for name in names}
     missing = []
     for module in PUBLIC:
         for attribute in importlib.import_module(module).__all__:
             name = f"{module}.{attribute}"
             is_module = isinstance(resolved(name), ModuleType)
-            if name not in INTERNAL and not is_module and identity(name) not in known:
+            if name not in INTERNAL and not is_module and identity(name) not in identities:
                 missing.append(name)
     return missing
 

@@ -40,8 +40,8 @@ def test_from_the_cache(cache):
     assert jaxmix.load("owner/name", subfolder="inner/style").name == "style"
     assert jaxmix.load("owner/name").updates[SITE].family == "LoRA"
     assert jaxmix.load("owner/name").source == "owner/name"
-    inner = jaxmix.load("owner/name", subfolder="inner/style", revision=COMMIT)
-    assert inner.source == f"owner/name/inner/style@{COMMIT}"
+    in_subfolder = jaxmix.load("owner/name", subfolder="inner/style", revision=COMMIT)
+    assert in_subfolder.source == f"owner/name/inner/style@{COMMIT}"
     for revision in ("v2", COMMIT[::-1]):
         assert jaxmix.load("owner/name", revision=revision).updates[SITE].family == "OFT"
 

@@ -36,8 +36,8 @@ def place(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--style"
-    for inner in ("refs", f"snapshots/{COMMIT}"):
-        (repo / inner).mkdir(parents=True)
+    for folder in ("refs", f"snapshots/{COMMIT}"):
+        (repo / folder).mkdir(parents=True)
     (repo / "refs" / "main").write_text(COMMIT)
     return repo / "snapshots" / COMMIT, "owner/style"
 
@@ -53,10 +53,10 @@ def test_default_name_of_diffusers(place: tuple[Path, str]) -> None:
     loaded: Any = jaxmix.load(text)
     assert (loaded.name, loaded.sites) == ("style", ("proj",))
     np.testing.assert_array_equal(loaded.updates["proj"].a, drawn(2, 4))
-    inner: Any = jaxmix.load(text, subfolder="checkpoint-500")
+    in_subfolder: Any = jaxmix.load(text, subfolder="checkpoint-500")
     same: Any = jaxmix.load(text, filename=f"checkpoint-500/{LORA}")
-    assert (inner.name, same.name) == ("checkpoint-500", LORA.removesuffix(".safetensors"))
-    for adapter in (inner, same):
+    assert (in_subfolder.name, same.name) == ("checkpoint-500", LORA.removesuffix(".safetensors"))
+    for adapter in (in_subfolder, same):
         np.testing.assert_array_equal(adapter.updates["proj"].a, drawn(2, 4, seed=1))
 
 
@@ -197,7 +197,7 @@ def test_folder_without_an_adapter(place: tuple[Path, str]) -> None:
 
 
 def test_single_torch_file(place: tuple[Path, str]) -> None:
-    """diffusers writes such a file with `safe_serialization=False`."""
+    """A file that diffusers writes with `safe_serialization=False` is read."""
     torch = pytest.importorskip("torch")
     folder, text = place
     content = {key: torch.from_numpy(x.copy()) for key, x in diffusers().items()}
@@ -218,7 +218,7 @@ def test_file_list_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """It lists extra files: readable ones are downloaded, others reported without that."""
     folders.save(tmp_path)
     save(tmp_path / "vit.safetensors", {"vit.weight": drawn(2, 3)})
-    fetched, asked = [], []
+    fetched, requested = [], []
 
     def download(repo_id: str, filename: str, **options: Any) -> str:
         fetched.append(filename)
@@ -229,14 +229,14 @@ def test_file_list_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names = ["adapter_config.json", "adapter_model.safetensors", "vit.safetensors", "in/x.bin"]
 
     def model_info(self: Any, repo_id: str, **options: Any) -> Any:
-        asked.append((repo_id, options))
+        requested.append((repo_id, options))
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     assert jaxmix.load("owner/name", revision="v1").sites == (SITE, "vit")
     assert fetched == names[:3]
-    assert asked == [("owner/name", {"revision": "v1", "timeout": 10.0})]
+    assert requested == [("owner/name", {"revision": "v1", "timeout": 10.0})]
     fetched.clear()
     assert jaxmix.load("owner/name", ignore="vit*").sites == (SITE,)
     assert fetched == names[:2]
@@ -248,19 +248,19 @@ def test_file_list_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its list is not requested again, and no file twice."""
-    fetched, asked = [], []
+    fetched, requested = [], []
 
     def download(repo_id: str, filename: str, **options: Any) -> str:
         fetched.append(filename)
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    ask = lambda self, repo_id, **options: asked.append(repo_id)  # noqa: E731
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
+    request = lambda self, repo_id, **options: requested.append(repo_id)  # noqa: E731
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", request)
     message = refused(CheckpointError, "owner/name")
     assert "adapter_config.json is not in the local cache and the hub can't be reached" in message
     assert sorted(fetched) == ["adapter_config.json", "adapters.safetensors", "mix.json"]
-    assert not asked
+    assert not requested
 
 
 def test_index_of_a_model_next_to_an_adapter(

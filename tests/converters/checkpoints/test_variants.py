@@ -54,8 +54,8 @@ def name(base: Path) -> str:
 def test_chosen_variant_is_read(base: Path, variant: str | None, added: int) -> None:
     """The plain files by default; of a pipeline, components without the variant are plain."""
     expected = first(base) + added
-    alone = read_checkpoint(base / "unet", variant)
-    assert np.array_equal(alone.tensors[name(base)].read(), expected)
+    component = read_checkpoint(base / "unet", variant)
+    assert np.array_equal(component.tensors[name(base)].read(), expected)
     pipeline = read_checkpoint(base, variant)
     assert np.array_equal(pipeline.tensors[f"unet.{name(base)}"].read(), expected)
     assert [s.name for s in pipeline.components["text_encoder"].shards] == ["model.safetensors"]
@@ -183,12 +183,12 @@ def test_download_has_the_chosen_variant(
     """Files of fp16 are only downloaded when they are read."""
     import huggingface_hub
 
-    asked: list[list[str]] = []
+    patterns: list[list[str]] = []
 
     def download(hub_id: str, *, ignore_patterns: list[str], **_: object) -> str:
-        asked.append(ignore_patterns)
+        patterns.append(ignore_patterns)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hub.base_folder("owner/name", variant) == tmp_path
-    assert ("*.fp16.*" in asked[0]) == (variant != "fp16")
+    assert ("*.fp16.*" in patterns[0]) == (variant != "fp16")

@@ -71,7 +71,7 @@ def test_every_tensor_is_at_its_place(path: Path) -> None:
     """Each leaf is read as PyTorch's tensor, and all leaves belong to some tensor."""
     _, leaves, tensors = golden(path)
     stored = load_file(path.with_suffix(".safetensors"))
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, tensor in tensors.items():
         place = place_of(path, name)
         if place is None:
@@ -80,8 +80,10 @@ def test_every_tensor_is_at_its_place(path: Path) -> None:
         assert place.shape(leaf.shape) == tensor.shape, name
         if place.leaf in stored:
             np.testing.assert_array_equal(np.asarray(place.get(leaf)), tensor, err_msg=name)
-        seen[place.leaf] = seen.get(place.leaf, 0) + tensor.size
-    assert seen == {name: leaf.size for name, leaf in leaves.items() if not is_open(path, name, 1)}
+        counts[place.leaf] = counts.get(place.leaf, 0) + tensor.size
+    assert counts == {
+        name: leaf.size for name, leaf in leaves.items() if not is_open(path, name, 1)
+    }
 
 
 @by_golden
@@ -286,13 +288,13 @@ def test_file_in_wans_names(tmp_path: Path) -> None:
     }
     lora = jaxmix.load(written(tmp_path, **names))
     scanned = changed(jaxmix.compose(tree_of("maxdiffusion-wan"), lora))
-    apart = changed(jaxmix.compose(tree_of("maxdiffusion-wan-unscanned"), lora))
-    assert set(apart) == {
+    unscanned = changed(jaxmix.compose(tree_of("maxdiffusion-wan-unscanned"), lora))
+    assert set(unscanned) == {
         "blocks.1.attn1.query.kernel",
         "blocks.1.ffn.act_fn.proj.kernel",
         "proj_out.kernel",
     }
-    for name, leaf in apart.items():
+    for name, leaf in unscanned.items():
         stacked = scanned[name.replace("blocks.1", "blocks")]
         np.testing.assert_array_equal(stacked[1] if "blocks" in name else stacked, leaf)
 
@@ -367,8 +369,8 @@ def test_names_of_both_schemes_mix(tmp_path: Path) -> None:
     """A file in Black Forest Labs' names and one in diffusers', in order, on one tree."""
     fused = {"diffusion_model.double_blocks.1.img_attn.qkv": (36, 12)}
     first = jaxmix.load(written(tmp_path, **fused))
-    apart = {"transformer.transformer_blocks.1.attn.to_k": (12, 12)}
-    second = jaxmix.load(written(tmp_path, **apart), name="second")
+    shapes = {"transformer.transformer_blocks.1.attn.to_k": (12, 12)}
+    second = jaxmix.load(written(tmp_path, **shapes), name="second")
     for name in ("maxdiffusion-flux", "maxdiffusion-flux-unscanned"):
         tree = tree_of(name)
         both, in_diffusers, in_original = (

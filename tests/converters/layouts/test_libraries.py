@@ -64,7 +64,7 @@ def test_every_tensor_is_at_its_place(path: Path) -> None:
     record, leaves, _ = golden(path)
     assert {name: list(leaf.shape) for name, leaf in leaves.items()} == record["leaves"]
     layout = table(path)
-    seen: set[str] = set()
+    placed: set[str] = set()
     for name, tensor in state(kind_of(path)).items():
         site, _, part = name.rpartition(".")
         places = [p for p in layout.places(site, part) if p.leaf in leaves]  # pyright: ignore
@@ -73,8 +73,8 @@ def test_every_tensor_is_at_its_place(path: Path) -> None:
         assert len(places) == 1, name
         value = np.asarray(places[0].get(jnp.asarray(leaves[places[0].leaf])))
         np.testing.assert_allclose(value.reshape(tensor.shape), tensor, rtol=1e-6, err_msg=name)
-        seen.add(places[0].leaf)
-    unplaced = [name for name in set(leaves) - seen if not _is_left_out(record, name)]
+        placed.add(places[0].leaf)
+    unplaced = [name for name in set(leaves) - placed if not _is_left_out(record, name)]
     assert not unplaced
 
 

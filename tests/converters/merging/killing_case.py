@@ -105,6 +105,6 @@ class Case:
         merged = merge_checkpoint(self.base, self.lora, self.out, force=True, resume=resume)
         if contents(self.out) != expected:
             raise RuntimeError("merging again made something else")
-        if left := [path.name for path in self.folder.glob("out.*")]:
-            raise RuntimeError(f"merging again left {left}")
+        if leftovers := [path.name for path in self.folder.glob("out.*")]:
+            raise RuntimeError(f"merging again left {leftovers}")
         return merged.resumed

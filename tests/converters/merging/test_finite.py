@@ -31,11 +31,11 @@ def _base(folder: Path, dtype: Any, spoiled: bool = False) -> Path:
     return folder / "base.safetensors"
 
 
-def _lora(bad: float | None = None, scale: float = 1.0) -> LoRA:
+def _lora(number: float | None = None, scale: float = 1.0) -> LoRA:
     rng = np.random.default_rng(1)
     a, b = (np.asarray(rng.normal(size=s), np.float32) for s in ((2, IN), (OUT, 2)))
-    if bad is not None:
-        b[4, 1] = bad
+    if number is not None:
+        b[4, 1] = number
     return LoRA(a, b, scale)
 
 
@@ -62,9 +62,14 @@ def test_numbers_of_the_mix(update: LoRA, count: int | None, dtype: Any, tmp_pat
     sound = jaxmix.Adapter({"layers.0.proj": _lora(), "layers.1.proj": _lora()})
     merge_checkpoint(base, sound, tmp_path / "out.safetensors")
     proof = verify_merge(base, adapter, tmp_path / "out.safetensors")
-    bad = {tensor.tensor: tensor.reason for tensor in proof.tensors if tensor.verdict == "failed"}
-    assert list(bad) == ["layers.1.proj.weight"]
-    assert "it can't be base plus mix: layers.1.proj.weight: the mix makes" in bad[next(iter(bad))]
+    reasons = {
+        tensor.tensor: tensor.reason for tensor in proof.tensors if tensor.verdict == "failed"
+    }
+    assert list(reasons) == ["layers.1.proj.weight"]
+    assert (
+        "it can't be base plus mix: layers.1.proj.weight: the mix makes"
+        in reasons[next(iter(reasons))]
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])

@@ -125,16 +125,16 @@ def test_links_in_an_interrupted_merge(base: Path, adapters: Adapters, tmp_path:
     target = tmp_path / "mine"
     target.mkdir()
     (target / "0.safetensors").write_text("a user's")
-    beside = tmp_path / "out.partial"
-    beside.mkdir()
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
     record = {"format": "jaxmix merge", "version": 2, "output": "out"}
-    (beside / "journal.json").write_text(json.dumps(record))
+    (partial / "journal.json").write_text(json.dumps(record))
     for name in ("parts", "new", "whole"):
-        (beside / name).symlink_to(target)
-    (beside / "process").symlink_to(target / "0.safetensors")
+        (partial / name).symlink_to(target)
+    (partial / "process").symlink_to(target / "0.safetensors")
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out", resume=True)
     assert contents(target) == {"0.safetensors": b"a user's"}
-    assert not beside.exists()
+    assert not partial.exists()
 
 
 def test_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Path) -> None:

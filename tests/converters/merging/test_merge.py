@@ -149,18 +149,18 @@ def test_written_runs_are_freed(
 ) -> None:
     """While a run is computed, no earlier run is in memory, except for those in the queues."""
     plain: Any = recipe.Prepared.compute
-    seen: list[weakref.ref[np.ndarray]] = []
+    references: list[weakref.ref[np.ndarray]] = []
 
     def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
-        assert not [ref for ref in seen if ref() is not None]
+        assert not [ref for ref in references if ref() is not None]
         array = plain(self, read, rows)
-        seen.extend((weakref.ref(array.array), weakref.ref(read)))
+        references.extend((weakref.ref(array.array), weakref.ref(read)))
         return array
 
     monkeypatch.setattr(recipe.Prepared, "compute", spy)
     monkeypatch.setattr(pipeline, "BOUND", 0)
     merge_checkpoint(base, mixed(adapters), tmp_path / "out")
-    assert len(seen) == 12
+    assert len(references) == 12
 
 
 def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
@@ -195,13 +195,13 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
 
 def test_progress(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """The count grows, ends at the total, and names the shards in order."""
-    seen: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     merged = merge_checkpoint(
-        sharded, mixed(adapters), tmp_path / "out", progress=lambda *report: seen.append(report)
+        sharded, mixed(adapters), tmp_path / "out", progress=lambda *report: reports.append(report)
     )
-    done = [report[0] for report in seen]
-    assert done == sorted(done) and done[-1] == merged.size == seen[0][1]
-    assert tuple(dict.fromkeys(report[2] for report in seen)) == merged.shards
+    counts = [report[0] for report in reports]
+    assert counts == sorted(counts) and counts[-1] == merged.size == reports[0][1]
+    assert tuple(dict.fromkeys(report[2] for report in reports)) == merged.shards
 
 
 @pytest.mark.parametrize("by_the_system", [True, False])

@@ -174,9 +174,9 @@ def test_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    done = exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "a" / ("b" if done else "a")).exists()
-    if done:
+    is_done = exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / ("b" if is_done else "a")).exists()
+    if is_done:
         with pytest.raises(FileNotFoundError):
             exchange.exchange_paths(tmp_path / "a", tmp_path / "c")
 

@@ -28,11 +28,11 @@ def test_missing_sites_and_misfits(base: Path, tmp_path: Path) -> None:
     """All sites are listed, with the messages of `compose`, and nothing is written."""
     sites = [f"model.layers.{i}.{name}" for i in range(2) for name in ("k_proj", "q_proj")]
     params = {name: array for name, array in load(base).items() if array.dtype == np.float32}
-    wrong = SHiRA(jnp.ones(1), jnp.array([[9], [0]]))
+    misfit = SHiRA(jnp.ones(1), jnp.array([[9], [0]]))
     for updates, kind in [
         (dict.fromkeys(sites, _lora()), LayoutError),
         (dict.fromkeys(sites[1::2], _lora(9, 5)), ShapeError),
-        ({sites[1]: wrong}, ShapeError),
+        ({sites[1]: misfit}, ShapeError),
     ]:
         adapter = jaxmix.Adapter(updates)
         with pytest.raises(kind) as expected:

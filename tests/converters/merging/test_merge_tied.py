@@ -28,12 +28,12 @@ from ..bases import (
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("which", ["embedding", "head"])
-def test_untie(which: str, shards: int, adapters: Adapters, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["embedding", "head"])
+def test_untie(side: str, shards: int, adapters: Adapters, tmp_path: Path) -> None:
     """The head becomes its own tensor, and only the adapter's side changes."""
     config = {"tie_word_embeddings": True, "z": 1, "text_config": {"tie_word_embeddings": True}}
     base = save_base(tmp_path / "base", shards=shards, tied=True, config=config)
-    adapter = jaxmix.load(adapters[which])
+    adapter = jaxmix.load(adapters[side])
     mix = jaxmix.mix(adapter, mixed(adapters))
     merged = merge_checkpoint(base, mix, tmp_path / "out", untie=True)
     params, loaded = load(base), load(tmp_path / "out")

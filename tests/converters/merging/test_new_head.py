@@ -58,11 +58,11 @@ def test_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path
     assert "lm_head.weight: LlamaForSequenceClassification has no such tensor" in merged.left_out
     assert "score.weight" in merged.changed
     loaded, before = load(out), load(base)
-    kept = before.keys() - {"lm_head.weight"} - {"model.positions"}
-    assert loaded.keys() == {*kept, "model.positions", "score.weight"}
+    copied = before.keys() - {"lm_head.weight"} - {"model.positions"}
+    assert loaded.keys() == {*copied, "model.positions", "score.weight"}
     assert loaded["score.weight"].tobytes() == draw(3, D).tobytes()
     expected = jaxmix.compose(before, mixed(adapters))
-    assert all(loaded[name].tobytes() == np.asarray(expected[name]).tobytes() for name in kept)
+    assert all(loaded[name].tobytes() == np.asarray(expected[name]).tobytes() for name in copied)
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["label2id"] == {f"LABEL_{i}": i for i in range(3)}

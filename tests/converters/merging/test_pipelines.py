@@ -96,9 +96,11 @@ def test_adapter_of_one_transformer(prefix: str, component: str | None, tmp_path
     merged = tensors_of(tmp_path / "out")
     chosen = component or "transformer"
     for module in attention(tensors, "transformer"):
-        first, own = f"transformer.{module}.weight", f"{chosen}.{module}.weight"
+        first, changed_name = f"transformer.{module}.weight", f"{chosen}.{module}.weight"
         effect = right[first] - tensors[first]
-        assert np.allclose(merged[own], tensors[own] + effect, rtol=1e-5, atol=1e-5)
+        assert np.allclose(
+            merged[changed_name], tensors[changed_name] + effect, rtol=1e-5, atol=1e-5
+        )
     changed = {name for name, tensor in tensors.items() if (merged[name] != tensor).any()}
     assert {name.partition(".")[0] for name in changed} == {chosen}
 
@@ -168,8 +170,8 @@ def test_misfits_of_several_components(tmp_path: Path) -> None:
     base = save_pipeline(tmp_path / "base", "sdxl")
     tensors = tensors_of(base)
     file = dotted(tmp_path / "x.safetensors", tensors, unet="unet.", text_encoder="text_encoder.")
-    wrong = {name: x[:-1] if "lora_B" in name else x for name, x in load_file(file).items()}
-    save_file(wrong, file)
+    tensors_cut = {name: x[:-1] if "lora_B" in name else x for name, x in load_file(file).items()}
+    save_file(tensors_cut, file)
     with pytest.raises(ShapeError) as refused:
         merge_checkpoint(base, jaxmix.load(file, base=base), tmp_path / "out")
     lines = str(refused.value).splitlines()

@@ -96,8 +96,8 @@ def test_dequantized(
     )
     update: Any = lora().updates[SITE]
     exact = values + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
-    off = np.abs(written[f"{SITE}.weight"].astype(np.float64) - exact)
-    assert (off <= np.abs(exact) * 2**-8 + 1e-6).all()
+    errors = np.abs(written[f"{SITE}.weight"].astype(np.float64) - exact)
+    assert (errors <= np.abs(exact) * 2**-8 + 1e-6).all()
     config = json.loads((out / "config.json").read_text())
     assert config == {"model_type": "x", "torch_dtype": "bfloat16"}
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -271,8 +271,8 @@ def test_scales_that_do_not_fit(
 @pytest.mark.parametrize("settings", [METHOD, None])
 def test_other_8_bit_floats(settings: Any, tmp_path: Path) -> None:
     """No tensor stays quantized if the config no longer says so."""
-    odd = np.ones(SHAPE, np.uint8).view(ml_dtypes.float8_e8m0fnu)
-    tensors = {"odd.weight": odd, f"{SITE}.weight": codes(E4), "z": np.ones(1)}
+    exponents = np.ones(SHAPE, np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    tensors = {"odd.weight": exponents, f"{SITE}.weight": codes(E4), "z": np.ones(1)}
     tensors |= {f"{SITE}.weight_scale": np.ones((), np.float32)}
     base = save(tmp_path / "base", tensors, settings)
     with pytest.raises(LayoutError) as caught:

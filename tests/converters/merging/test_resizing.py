@@ -47,8 +47,10 @@ def padded(params: dict[str, Any], rows: int, extra: dict[str, Any]) -> dict[str
     """The base's params in the adapters' shapes: cut, or with these rows at the end."""
     out = dict(params)
     for site, array in extra.items():
-        kept = out[f"{site}.weight"][:rows]
-        out[f"{site}.weight"] = np.concatenate([kept, array[len(kept) :].astype(kept.dtype)])
+        old_rows = out[f"{site}.weight"][:rows]
+        out[f"{site}.weight"] = np.concatenate(
+            [old_rows, array[len(old_rows) :].astype(old_rows.dtype)]
+        )
     return out
 
 
@@ -235,9 +237,9 @@ def test_adapters_that_disagree(tmp_path: Path) -> None:
     both = [saved(VOCAB + 1, EMBED, HEAD), saved(VOCAB + 2, EMBED, HEAD, name="other")]
     with pytest.raises(ShapeError, match=r"different numbers .*:\n  model.*: 15, 16 rows\n  lm_h"):
         merge_checkpoint(base, both, tmp_path / "out", resize=True)
-    apart = [saved(VOCAB + 1, EMBED), saved(VOCAB + 2, HEAD, name="other")]
+    disagreeing = [saved(VOCAB + 1, EMBED), saved(VOCAB + 2, HEAD, name="other")]
     with pytest.raises(ShapeError, match=r"can't be resized"):
-        merge_checkpoint(base, apart, tmp_path / "out", resize=True)
+        merge_checkpoint(base, disagreeing, tmp_path / "out", resize=True)
 
 
 def test_new_rows_beyond_float16(tmp_path: Path) -> None:

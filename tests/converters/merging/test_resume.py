@@ -32,21 +32,21 @@ def test_resume(
 ) -> None:
     """Complete shards stay, the rest is written; files and rounding are those of one run."""
     inodes = [path.stat().st_ino for path in sorted((broken / "new").glob("*.safetensors"))]
-    seen: list[int] = []
+    counts: list[int] = []
     merged = merge_checkpoint(
         sharded,
         mixed(adapters),
         tmp_path / "out",
         resume=True,
-        progress=lambda done, *_: seen.append(done),
+        progress=lambda done, *_: counts.append(done),
     )
     unbroken = merge_checkpoint(sharded, mixed(adapters), tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert merged.resumed == len(inodes) > 0 and unbroken.resumed == 0
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert [path.stat().st_ino for path in shards[: len(inodes)]] == inodes
-    assert seen[0] > sum(path.stat().st_size for path in shards[: len(inodes)])
-    assert seen[-1] == merged.size and not broken.exists()
+    assert counts[0] > sum(path.stat().st_size for path in shards[: len(inodes)])
+    assert counts[-1] == merged.size and not broken.exists()
 
 
 def test_rounding_of_earlier_shards_is_recorded(adapters: Adapters, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_second_simultaneous_merge_is_refused(
     sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
     """The second is refused with the first one's process id; the first is undisturbed."""
-    lora, out, seen = jaxmix.load(adapters["lora"]), tmp_path / "out", list[str]()
+    lora, out, messages = jaxmix.load(adapters["lora"]), tmp_path / "out", list[str]()
     command = [sys.executable, "-c", TWO, sharded, adapters["lora"], out]
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -255,12 +255,14 @@ def test_second_simultaneous_merge_is_refused(
         assert child.stdout and child.stdout.readline() == "now\n"
 
         def meanwhile(*_: Any) -> None:
-            if not seen:
-                seen.append(child.communicate("go\n")[1])
+            if not messages:
+                messages.append(child.communicate("go\n")[1])
 
         merge_checkpoint(sharded, lora, out, progress=meanwhile)
     assert child.returncode == 1
-    assert f"another process (number {os.getpid()}) is writing the output {out}. Wait" in seen[0]
+    assert (
+        f"another process (number {os.getpid()}) is writing the output {out}. Wait" in messages[0]
+    )
     assert verify_merge(sharded, lora, out).ok and not list(tmp_path.glob("out.*"))
 
 

@@ -50,14 +50,14 @@ def test_figures(
 def _check(rounding: Rounding, error: Any, weight: Any, effect: Any) -> None:
     """Compares the figures with NumPy's."""
     square = [float(np.sum(x * x)) for x in (error, weight, effect)]
-    most = [float(np.abs(x).max()) for x in (error, weight, effect)]
+    largest = [float(np.abs(x).max()) for x in (error, weight, effect)]
     expected = {
-        "largest": most[0],
+        "largest": largest[0],
         "rms": math.sqrt(square[0] / error.size),
         "of_weight": math.sqrt(square[0] / square[1]),
         "of_effect": math.sqrt(square[0] / square[2]),
-        "largest_of_weight": most[0] / most[1],
-        "largest_of_effect": most[0] / most[2],
+        "largest_of_weight": largest[0] / largest[1],
+        "largest_of_effect": largest[0] / largest[2],
     }
     for name, value in expected.items():
         assert getattr(rounding, name) == pytest.approx(value, rel=1e-3), name

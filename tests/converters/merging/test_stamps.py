@@ -65,21 +65,21 @@ def test_base_changes(
     """The base changes while shards are written, or while the output is read back."""
     file = sharded / "model-00001-of-00003.safetensors"
     size = sum(path.stat().st_size for path in sharded.glob("*.safetensors"))
-    done: list[int] = []
+    counts: list[int] = []
 
     def progress(count: int, *_: Any) -> None:
         # Verification counts from the beginning again.
-        is_time = not done if when == "writing" else bool(done) and count < max(done)
-        if is_time and file.exists() and -1 not in done:
+        is_time = not counts if when == "writing" else bool(counts) and count < max(counts)
+        if is_time and file.exists() and -1 not in counts:
             change(file)
-            done.append(-1)
-        done.append(count)
+            counts.append(-1)
+        counts.append(count)
 
     with pytest.raises(
         CheckpointError, match=rf"(?s)the base changed while it was being read:.*({text})"
     ):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", verify=True, progress=progress)
-    assert -1 in done and max(done) <= size
+    assert -1 in counts and max(counts) <= size
     assert not list(tmp_path.glob("out*"))
 
 

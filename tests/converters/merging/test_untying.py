@@ -155,8 +155,8 @@ def test_flag_of_one_tie_is_changed(tmp_path: Path) -> None:
     assert len(merged.copies) == 3 and len(load(tmp_path / "2")) == 4
     assert config_of(tmp_path / "2")["text_config"]["tie_word_embeddings"] is False
     parts = [f"model.language_model.{part}.embed_tokens" for part in ("encoder", "decoder")]
-    inner = lora("model.language_model.shared", *parts)
-    merged = merge_checkpoint(base, inner, tmp_path / "3", untie=True)
+    adapter = lora("model.language_model.shared", *parts)
+    merged = merge_checkpoint(base, adapter, tmp_path / "3", untie=True)
     assert merged.copies == ("lm_head.weight",) and len(load(tmp_path / "3")) == 2
     assert config_of(tmp_path / "3") == config_of(out)
 

@@ -34,13 +34,13 @@ def test_correct_merge_is_proven(
 ) -> None:
     """Changed tensors are proven by replay and residual, the rest byte for byte."""
     base = save_base(tmp_path / "base", shards=shards, dtype=dtype)
-    seen: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     merged = merge_checkpoint(
         base,
         mixed(adapters),
         tmp_path / "out",
         verify=True,
-        progress=lambda *report: seen.append(report),
+        progress=lambda *report: reports.append(report),
     )
     proof = verify_merge(base, mixed(adapters), tmp_path / "out")
     assert proof == merged.verified and proof.ok
@@ -56,8 +56,8 @@ def test_correct_merge_is_proven(
         if is_changed:
             assert tensor.residual is not None and tensor.residual <= 1
             assert tensor.kept is not None and abs(tensor.kept - 1) < 1e-2
-    complete = [report for report in seen if report[0] == merged.size]
-    assert seen[-1][:2] == (merged.size, merged.size) and len(complete) >= 2
+    complete = [report for report in reports if report[0] == merged.size]
+    assert reports[-1][:2] == (merged.size, merged.size) and len(complete) >= 2
 
 
 def test_other_adapters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
@@ -75,11 +75,11 @@ def test_other_adapters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
         ([lora], q | down),
         ([], q | biases | down),
     ]
-    for adapters_now, wrong in cases:
+    for adapters_now, failing in cases:
         proof = verify_merge(base, adapters_now, tmp_path / "out")
-        assert not proof.ok and failed(proof).keys() == wrong
+        assert not proof.ok and failed(proof).keys() == failing
         text = proof.text
-        assert text.startswith(f"{len(wrong)} differences from base plus mix:\n  model.")
+        assert text.startswith(f"{len(failing)} differences from base plus mix:\n  model.")
     for reason in failed(verify_merge(base, [oft, lora], tmp_path / "out")).values():
         assert "numbers differ from a replay" in reason and "times what rounding explains" in reason
 

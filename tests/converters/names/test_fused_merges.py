@@ -51,11 +51,11 @@ def test_rounded_tensors(tmp_path: Path) -> None:
 def test_fused_tensor_with_an_update_of_one_part(tmp_path: Path) -> None:
     """One tensor holds the parts: an update that mixes its rows, and one of k."""
     fused_tree, _ = trees()
-    whole = jaxmix.Adapter({FUSED_QKV: whole_update("biases")}, name="whole")
+    fused = jaxmix.Adapter({FUSED_QKV: whole_update("biases")}, name="whole")
     update = SAMPLES["Together"].draw(np.random.default_rng(2), K)
     part = jaxmix.Adapter({"transformer_blocks.0.attn.to_k": update}, name="k")
     with jax.enable_x64(True):
-        expected = jaxmix.compose(fused_tree, [whole, part])
-    output = merged(fused_tree, [whole, part], tmp_path / "fused")
+        expected = jaxmix.compose(fused_tree, [fused, part])
+    output = merged(fused_tree, [fused, part], tmp_path / "fused")
     for name, leaf in output.items():
         np.testing.assert_allclose(leaf, expected[name], rtol=1e-9, atol=1e-12)

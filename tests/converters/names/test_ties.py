@@ -71,8 +71,8 @@ def test_ties_that_a_field_decides() -> None:
     """Marian's encoder and decoder may have vocabularies of their own."""
     config = {"model_type": "marian", "architectures": ["MarianMTModel"]}
     assert pairs(config)["model.encoder.embed_tokens.weight"] == "model.shared.weight"
-    apart = {**config, "share_encoder_decoder_embeddings": False}
-    assert pairs(apart) == {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+    untied = {**config, "share_encoder_decoder_embeddings": False}
+    assert pairs(untied) == {"lm_head.weight": "model.decoder.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_unknown_models_have_no_ties() -> None:
 def test_untied_fields() -> None:
     """The flag is changed where the model reads it; fields that depend on it keep their effect."""
     assert untied_fields(BART, {()}, set()) == {"tie_word_embeddings": False}
-    inner = {**FLORENCE, "text_config": {"model_type": "bart"}}
-    assert untied_fields(inner, {()}, {("text_config",)}) == {"tie_word_embeddings": False}
-    assert untied_fields(inner, {("text_config",)}, {()}) == {
+    config = {**FLORENCE, "text_config": {"model_type": "bart"}}
+    assert untied_fields(config, {()}, {("text_config",)}) == {"tie_word_embeddings": False}
+    assert untied_fields(config, {("text_config",)}, {()}) == {
         "text_config": {"model_type": "bart", "tie_word_embeddings": False}
     }
     gemma = {"model_type": "gemma3", "text_config": {"tie_word_embeddings": True}}

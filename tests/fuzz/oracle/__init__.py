@@ -53,14 +53,14 @@ class Leaf:
         if numbers.shape != self.numbers.shape:
             return f"shape {numbers.shape}, expected {self.numbers.shape}"
         with np.errstate(invalid="ignore"):
-            near = np.abs(numbers - self.numbers) <= self.tolerance
-        wrong = ~np.where(np.isfinite(self.numbers), near, ~np.isfinite(numbers))
-        if not wrong.any():
+            is_near = np.abs(numbers - self.numbers) <= self.tolerance
+        is_wrong = ~np.where(np.isfinite(self.numbers), is_near, ~np.isfinite(numbers))
+        if not is_wrong.any():
             return None
-        index = tuple(np.argwhere(wrong)[0])
+        index = tuple(np.argwhere(is_wrong)[0])
         return (
-            f"{wrong.sum()} of {wrong.size} numbers, such as {index}: {numbers[index]}, expected "
-            f"{self.numbers[index]} within {self.tolerance[index]:.3g}"
+            f"{is_wrong.sum()} of {is_wrong.size} numbers, such as {index}: {numbers[index]}, "
+            f"expected {self.numbers[index]} within {self.tolerance[index]:.3g}"
         )
 
 
@@ -172,7 +172,8 @@ def _config(case: Case) -> Any:
     if not case.dequantize or path not in case.files:
         return None
     config = json.loads(case.files[path])
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    fields = {key: value for key, value in config.items() if key != "quantization_config"}
     return {
-        key: "bfloat16" if key in ("torch_dtype", "dtype") else value for key, value in kept.items()
+        key: "bfloat16" if key in ("torch_dtype", "dtype") else value
+        for key, value in fields.items()
     }

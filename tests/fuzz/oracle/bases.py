@@ -138,8 +138,8 @@ def _dequantized(case: Case, shards: Any, placed: Mapping[str, tuple[str, Tensor
             infinite = np.sign(numbers) * np.inf
         values[weight] = np.where(np.abs(numbers) > _LARGEST, infinite, numbers)
         packed[weight] = shard, Tensor("BF16", numbers.shape, b"")
-    kept = {name: place for name, place in placed.items() if name not in parts}
-    return Base(shards, {**kept, **packed}, values)
+    plain = {name: place for name, place in placed.items() if name not in parts}
+    return Base(shards, {**plain, **packed}, values)
 
 
 # What codes of 4 bits stand for: a sign, two bits of exponent, one of mantissa.

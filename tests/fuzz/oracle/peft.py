@@ -80,8 +80,8 @@ def read(
     for site, factors in sites.items():
         expect(is_targeted(config, site), f"{site} is not among the targets")
         # The body of a model is called "model" in the whole one.
-        near = [site, site.removeprefix("model."), f"model.{site}"]
-        site = next((name for name in near if name in modules), site)
+        spellings = [site, site.removeprefix("model."), f"model.{site}"]
+        site = next((name for name in spellings if name in modules), site)
         expect(site in modules and site not in changes, f"no module {site}, or twice")
         # To factors of two axes a convolution's kernel is part of its inputs.
         shape = (modules[site][0], math.prod(modules[site][1:]))
@@ -277,10 +277,10 @@ def _ia3(factors: Any, config: Any, site: str, shape: Any, strength: float) -> C
 
 def _is_feedforward(config: Mapping[str, Any], site: str, factor: np.ndarray) -> bool:
     """Whether IA3 scales a module's inputs; the factor's shape decides if the config does not."""
-    named = config.get("feedforward_modules")
-    if isinstance(named, str):
-        return bool(re.fullmatch(named, site))
-    return factor.shape[0] == 1 if named is None else site.endswith(tuple(named))
+    modules = config.get("feedforward_modules")
+    if isinstance(modules, str):
+        return bool(re.fullmatch(modules, site))
+    return factor.shape[0] == 1 if modules is None else site.endswith(tuple(modules))
 
 
 def _shira(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:

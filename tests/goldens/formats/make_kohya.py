@@ -110,13 +110,13 @@ def _expected(models: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, np.
 
 def _save(network: nn.Module, file: Path, drop: str = "") -> None:
     state = {k: v.contiguous() for k, v in network.state_dict().items()}
-    kept = {k: v for k, v in state.items() if not drop or not k.endswith(drop)}
+    tensors = {k: v for k, v in state.items() if not drop or not k.endswith(drop)}
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": "2",
         "ss_network_alpha": "9",
     }
-    save_file(kept, file, metadata)
+    save_file(tensors, file, metadata)
 
 
 def _lora(file: Path, encoders: list[str], drop: str = "") -> dict[str, np.ndarray]:

@@ -127,9 +127,9 @@ def _fill(network: LycorisNetwork) -> None:
     torch.manual_seed(11)
     parameters = ((n, p) for lora in network.loras for n, p in lora.named_parameters())
     for name, parameter in parameters:
-        drawn = 0.4 * torch.randn_like(parameter)
+        values = 0.4 * torch.randn_like(parameter)
         is_scale = name.endswith(("dora_scale", "rescale", "scalar"))
-        parameter.data.copy_(1 + drawn.abs() if is_scale else drawn)
+        parameter.data.copy_(1 + values.abs() if is_scale else values)
 
 
 def make(case: Mapping[str, Any], file: Path) -> dict[str, np.ndarray]:

@@ -63,8 +63,8 @@ def _units() -> tuple[jax.Array, jax.Array]:
 def _flat(model: Any, lora: bool) -> dict[str, np.ndarray]:
     pure = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     leaves = jax.tree_util.tree_flatten_with_path(pure)[0]
-    named = {"/".join(str(key.key) for key in path): np.asarray(x) for path, x in leaves}
-    return {name: x for name, x in named.items() if ("_lora_" in name) == lora}
+    by_path = {"/".join(str(key.key) for key in path): np.asarray(x) for path, x in leaves}
+    return {name: x for name, x in by_path.items() if ("_lora_" in name) == lora}
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
                 expected[f"layers.{i}.{name}.weight"] = (y[:count] - y[10:]).T
         base = _flat(net, lora=False)
         save_file(_flat(net, lora=True), Path(folder, "nnx.safetensors"))
-        shown = {
+        table = {
             f"{name.rpartition('/')[0].replace('/', '.')}.weight": _matrix(leaf)
             for name, leaf in base.items()
             if name.endswith("kernel")
@@ -98,7 +98,7 @@ def main() -> None:
             "written_by.json": {name: version(name) for name in ("qwix", "flax", "jax")},
             "cases.json": {"nnx": False},
         }
-        tensors = {"base.safetensors": shown, "nnx.expected.safetensors": expected}
+        tensors = {"base.safetensors": table, "nnx.expected.safetensors": expected}
         print(f"qwix.zip: {pack('formats/qwix', data, tensors, Path(folder)):,} bytes")
 
 

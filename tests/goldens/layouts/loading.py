@@ -390,14 +390,14 @@ def maxtext(folder: Path, kind: str) -> tuple[Any, Any]:
             continue
         shape = shapes.get("-".join(key.split("-")[-2:]), (d,))
         chain = hooks.get(key, [])
-        made = []
+        leaves = []
         for tensor_name in [names] if isinstance(names, str) else names:
             tensor = state[tensor_name.replace("language_model.", "")]
             for hook in chain if isinstance(chain, list) else [chain]:
                 tensor = np.asarray(hook(tensor, shape))
             assert tensor.shape == shape, key
-            made.append(tensor)
-        leaf = made[0] if isinstance(names, str) else np.stack(made, axis=1)
+            leaves.append(tensor)
+        leaf = leaves[0] if isinstance(names, str) else np.stack(leaves, axis=1)
         node = tree
         *above, last = key.split("-")
         for part in above:

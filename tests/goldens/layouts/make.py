@@ -81,9 +81,9 @@ def by_library(library: str, root: Path) -> None:
             "leaves": {name: list(leaf.shape) for name, leaf in leaves.items()},
         }
         (HERE / f"{library}-{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
-        held = {f"leaf.{name}": leaf for name, leaf in leaves.items()}
+        tensors = {f"leaf.{name}": leaf for name, leaf in leaves.items()}
         path = HERE / f"{library}-{kind}.safetensors"
-        save_file({k: np.ascontiguousarray(v) for k, v in {**held, **out}.items()}, path)
+        save_file({k: np.ascontiguousarray(v) for k, v in {**tensors, **out}.items()}, path)
         print(path.name, path.stat().st_size, "bytes", len(leaves), "leaves")
 
 

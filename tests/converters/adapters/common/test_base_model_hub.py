@@ -25,8 +25,8 @@ def cached(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--base"
-    for inner in ("refs", "blobs", f"snapshots/{COMMIT}"):
-        (repo / inner).mkdir(parents=True)
+    for folder in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (repo / folder).mkdir(parents=True)
     (repo / "refs" / "main").write_text(COMMIT)
     for i, file in enumerate(path for path in sorted(sharded.rglob("*")) if path.is_file()):
         (repo / "blobs" / f"{i}").write_bytes(file.read_bytes())

@@ -105,15 +105,15 @@ def test_equal_ranks_are_unchanged(name: str, tmp_path: Path) -> None:
 def test_most_frequent_scale_is_kept(tmp_path: Path) -> None:
     """Its factors are kept bit for bit; others are rounded once, together with their biases."""
     half = ml_dtypes.bfloat16
-    odd = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.7, bias=n(6, dtype=half))
-    kept = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.3, bias=n(6, dtype=half))
-    updates = with_equal_ranks({"a": odd, "b": kept, "c": kept})
-    assert updates["b"] is kept and updates["a"].scale == 0.3
+    rare = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.7, bias=n(6, dtype=half))
+    frequent = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.3, bias=n(6, dtype=half))
+    updates = with_equal_ranks({"a": rare, "b": frequent, "c": frequent})
+    assert updates["b"] is frequent and updates["a"].scale == 0.3
     factor = 0.7 / 0.3
     for name in ("b", "bias"):
-        exact = np.asarray(getattr(odd, name), np.float64) * factor
+        exact = np.asarray(getattr(rare, name), np.float64) * factor
         np.testing.assert_array_equal(getattr(updates["a"], name), exact.astype(half))
-    assert updates["a"].a is odd.a
+    assert updates["a"].a is rare.a
 
 
 def test_embeddings_and_experts() -> None:

@@ -141,20 +141,20 @@ class Trap:
 def test_nothing_is_unpickled(protocol, tmp_path):
     """A pickle as the weights, as the config or as PEFT's old file is refused, and never runs."""
     trap = tmp_path / "sprung"
-    bad = pickle.dumps(Trap(str(trap)), protocol)
+    pickled = pickle.dumps(Trap(str(trap)), protocol)
     folder = tmp_path / "adapter"
-    message = damaged(folder, bad)
+    message = damaged(folder, pickled)
     assert protocol < 2 or "it is a pickle under another name; jaxmix opens no pickles" in message
-    (folder / "adapter_model.bin").write_bytes(bad)
+    (folder / "adapter_model.bin").write_bytes(pickled)
     (folder / WEIGHTS).unlink()
     expected = "can't be read by torch.load(weights_only=True), which runs no code"
     assert (expected if has_torch() else "jaxmix reads no pickles") in refused(
         CheckpointError, folder
     )
-    (folder / "adapter_config.json").write_bytes(bad)
+    (folder / "adapter_config.json").write_bytes(pickled)
     refused(CheckpointError, folder)
     assert not trap.exists()
-    pickle.loads(bad)
+    pickle.loads(pickled)
     assert trap.exists()  # the trap works
 
 

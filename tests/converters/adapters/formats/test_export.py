@@ -267,8 +267,8 @@ def test_file_needs_no_metadata(tmp_path: Path) -> None:
         factor = 0.6 * float(update.scale)
         np.testing.assert_allclose(b @ a, factor * (update.b @ update.a), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(bias, factor * np.asarray(update.bias), rtol=1e-6)
-    kept = export_diffusers(adapter, tmp_path / "y.safetensors", patterns=True)
-    reloaded = jaxmix.load(kept, format="diffusers").updates
+    patterned = export_diffusers(adapter, tmp_path / "y.safetensors", patterns=True)
+    reloaded = jaxmix.load(patterned, format="diffusers").updates
     assert [reloaded[site].a.shape[0] for site in updates] == [2, 3]  # pyright: ignore[reportAttributeAccessIssue]
     restored: Any = reloaded["to_q"]
     np.testing.assert_array_equal(restored.b, updates["to_q"].b)

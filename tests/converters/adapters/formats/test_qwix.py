@@ -123,11 +123,11 @@ def test_invalid_factors_are_refused(tmp_path):
     with pytest.raises(ShapeError, match=r"q.kernel: \(4,\) and \(2, 3\)"):
         qwix_adapter({"q.kernel_lora_a": drawn(4), "q.kernel_lora_b": drawn(2, 3)}, alpha=1)
     with pytest.raises(AdapterError, match="kernel_lora_a has numbers that are NaN or infinite"):
-        bad = {"q.kernel_lora_a": np.full((4, 2), np.nan), "q.kernel_lora_b": drawn(2, 3)}
-        qwix_adapter(bad, alpha=1)
+        leaves = {"q.kernel_lora_a": np.full((4, 2), np.nan), "q.kernel_lora_b": drawn(2, 3)}
+        qwix_adapter(leaves, alpha=1)
     with pytest.raises(CheckpointError, match="kernel_lora_a has dtype int64, expected floats"):
-        bad = {"q.kernel_lora_a": np.ones((4, 2), int), "q.kernel_lora_b": drawn(2, 3)}
-        qwix_adapter(bad, alpha=1)
+        leaves = {"q.kernel_lora_a": np.ones((4, 2), int), "q.kernel_lora_b": drawn(2, 3)}
+        qwix_adapter(leaves, alpha=1)
     save_file({**pair("q"), "step": drawn(2)}, path)
     assert "tensors that are not factors of qwix:\n  step\n" in refused(CheckpointError, path)
     with pytest.raises(
@@ -136,9 +136,9 @@ def test_invalid_factors_are_refused(tmp_path):
     ):
         qwix_adapter({**pair("q"), "q.kernel_lora_c": drawn(2)}, alpha=1)
     assert qwix_adapter({**pair("q"), "step": drawn(2)}, alpha=1).sites == ("q",)
-    twice = {f"q.{leaf}_lora_{x}": drawn(2, 2) for leaf in ("kernel", "w") for x in "ab"}
+    doubled = {f"q.{leaf}_lora_{x}": drawn(2, 2) for leaf in ("kernel", "w") for x in "ab"}
     with pytest.raises(ShapeError, match="a duplicate of the site q"):
-        qwix_adapter(twice, alpha=1)
+        qwix_adapter(doubled, alpha=1)
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "_METADATA").write_text("{}")

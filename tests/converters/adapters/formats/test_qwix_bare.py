@@ -305,9 +305,9 @@ def test_tunix_step_folder_matches_qwix(
     with jax.enable_x64(True):
         x = jnp.asarray(drawn(2, 3, D))
         base, model = with_lora(is_gemma, x)
-        kept = nnx.state(model, nnx.Param if has_whole_state else nnx.LoRAParam)
+        state = nnx.state(model, nnx.Param if has_whole_state else nnx.LoRAParam)
         with ocp.PyTreeCheckpointer() as writer:
-            writer.save(tmp_path / "run" / "20" / "model_params", nnx.to_pure_dict(kept))
+            writer.save(tmp_path / "run" / "20" / "model_params", nnx.to_pure_dict(state))
         adapter = jaxmix.load(tmp_path / "run" / "20", alpha=5)
         projections = [f"self_attn.{p}_proj" for p in "qkvo"]
         projections += [f"mlp.{p}_proj" for p in ("gate", "up", "down")]

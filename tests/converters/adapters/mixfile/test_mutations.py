@@ -81,8 +81,8 @@ def outcome(text: bytes, data: bytes) -> str:
         assert (part.name, part.source) == (fields["name"], fields["source"])
         if not isinstance(fields["strength"], dict):
             assert part.strength == fields["strength"]
-    kept = [(p.name, p.source, float(p.strength)) for p in original().parts]
-    is_same = [(p.name, p.source, float(p.strength)) for p in loaded.parts] == kept
+    unchanged = [(p.name, p.source, float(p.strength)) for p in original().parts]
+    is_same = [(p.name, p.source, float(p.strength)) for p in loaded.parts] == unchanged
     return "same" if is_same and isinstance(loaded, Mix) else "edited"
 
 
@@ -252,7 +252,7 @@ def shelf() -> tuple[TemporaryDirectory[str], frozenset[str]]:
 
 def recipe_outcome(text: bytes) -> str:
     """Returns "refused", or "read" if the recipe loads adapters of its folder."""
-    holder, known = shelf()
+    holder, hashes_of_parts = shelf()
     path = Path(holder.name, "recipe.json")
     path.write_bytes(text)
     try:
@@ -260,7 +260,7 @@ def recipe_outcome(text: bytes) -> str:
     except JaxmixError as error:
         assert str(error)
         return "refused"
-    assert {fingerprint(part) for part in loaded.parts} <= known
+    assert {fingerprint(part) for part in loaded.parts} <= hashes_of_parts
     assert all(math.isfinite(float(part.strength)) for part in loaded.parts)
     return "read"
 

@@ -172,9 +172,9 @@ def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -
     """Paths in a hub recipe are paths of the repository, at the recipe's commit."""
     recipe(cache / "in" / "mix.json", {"source": "lora"}, {"source": "./a/b"}, {"source": "deep"})
     recipe(cache / "in" / "deep" / "mix.json", {"source": "oft", "subfolder": "x"})
-    kept = {"lora": "lora", "a/b": "loha", "deep/oft/x": "oft"}
-    for inner, form in kept.items():
-        save_peft(cache / "in" / inner, form)
+    forms = {"lora": "lora", "a/b": "loha", "deep/oft/x": "oft"}
+    for inner_path, form in forms.items():
+        save_peft(cache / "in" / inner_path, form)
     sources = ["lora", "./a/b", "oft/x"]
     loaded = jaxmix.load("owner/name", subfolder="in")
     assert [(part.name, part.source) for part in loaded.parts] == list(
@@ -199,7 +199,7 @@ def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -
         patch.setattr(huggingface_hub, "hf_hub_download", download)
         loaded = jaxmix.load("owner/name", subfolder="in", revision="main")
     assert [part.source for part in loaded.parts] == [
-        f"owner/name/in/{inner}@{COMMIT}" for inner in kept
+        f"owner/name/in/{inner_path}@{COMMIT}" for inner_path in forms
     ]
     assert {call[0] for call in requests} == {"owner/name"}
     assert {call[2] for call in requests if call[1] != "in"} == {COMMIT}
@@ -230,15 +230,15 @@ def test_options_of_parts_reach_their_readers(
     def is_mine(path: Path) -> bool:
         return path.suffix in (".mine", ".bare")
 
-    mine = Format("mine", "mine", is_mine, read, options=("base", "part"))
+    new_format = Format("mine", "mine", is_mine, read, options=("base", "part"))
     bare = Format("bare", "bare", lambda path: path.suffix == ".bare", read)
-    monkeypatch.setattr(loading, "FORMATS", (bare, mine, *loading.FORMATS))
+    monkeypatch.setattr(loading, "FORMATS", (bare, new_format, *loading.FORMATS))
     for file in ("a.mine", "b.bare"):
         (tmp_path / file).write_bytes(b"")
     parts = ({"source": "a.mine", "options": {"part": "unet"}}, {"source": "b.bare"})
     path = recipe(tmp_path / "in" / "x.json")
-    inner = recipe(tmp_path / "mix.json", *parts)
-    jaxmix.load(inner)
+    inner_recipe = recipe(tmp_path / "mix.json", *parts)
+    jaxmix.load(inner_recipe)
     outer = recipe(tmp_path / "outer.json", {"source": "mix.json"})
     jaxmix.load(outer, base="model")
     assert calls == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]

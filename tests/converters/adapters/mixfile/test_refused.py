@@ -171,18 +171,18 @@ def test_invalid_fields_are_listed(name: str, folder: Path) -> None:
     """Unknown, missing and invalid fields are listed in one error."""
     change, lines = FIELDS[name]
     message = refused(CheckpointError, edited(folder, change))
-    wrong = "".join(f"\n  {line}" for line in sorted(lines))
+    listed = "".join(f"\n  {line}" for line in sorted(lines))
     head, *found_lines = message.removesuffix(RECIPE).split("\n  ")
     assert head == f"{folder / 'mix.json'}: not a valid mix:" and message.endswith(RECIPE)
-    assert "".join(f"\n  {line}" for line in sorted(found_lines)) == wrong
+    assert "".join(f"\n  {line}" for line in sorted(found_lines)) == listed
 
 
 def test_number_beyond_floats_is_refused(folder: Path) -> None:
     """JSON reads such a number as infinity."""
     text = (folder / "mix.json").read_text()
     for field in ('"strength": 1.0', '"scale": 0.5'):
-        bad = field.split(":")[0] + ": -1e999"
-        (folder / "mix.json").write_text(text.replace(field, bad, 1))
+        changed = field.split(":")[0] + ": -1e999"
+        (folder / "mix.json").write_text(text.replace(field, changed, 1))
         assert "is not JSON: -1e999 is not a finite number." in refused(CheckpointError, folder)
 
 
@@ -297,8 +297,8 @@ def test_damaged_tensors_file_is_refused(folder: Path) -> None:
     """A truncated, extended or empty file and a folder are refused."""
     path = folder / "mix.safetensors"
     data = path.read_bytes()
-    for bad in (data[:-1], data[:20], b"", data + b"x"):
-        path.write_bytes(bad)
+    for damaged in (data[:-1], data[:20], b"", data + b"x"):
+        path.write_bytes(damaged)
         message = refused(CheckpointError, folder)
         assert message.startswith(f"{path} is not a complete safetensors file: ")
         assert message.endswith(
@@ -322,16 +322,16 @@ def test_unused_tensors_are_listed(folder: Path) -> None:
 
 def test_missing_tensor_is_reported_at_each_site(folder: Path) -> None:
     """A missing tensor is reported at each site that uses it."""
-    held = tensors(folder)
-    del held["0/a/a"]
-    (folder / "mix.safetensors").write_bytes(packed(held))
+    stored = tensors(folder)
+    del stored["0/a/a"]
+    (folder / "mix.safetensors").write_bytes(packed(stored))
     message = refused(CheckpointError, folder)
     assert "\n  a: a is the tensor '0/a/a', which is missing\n  b: a is the tensor" in message
 
 
 def test_changed_tensors_are_refused(folder: Path) -> None:
     """A changed value, shape or dtype fails the hash; other axes make the update invalid."""
-    path, held = folder / "mix.safetensors", tensors(folder)
+    path, stored = folder / "mix.safetensors", tensors(folder)
     changes = {
         "value": A + 1,
         "sign of zero": np.where(A == 0, -A, A),
@@ -339,19 +339,19 @@ def test_changed_tensors_are_refused(folder: Path) -> None:
         "dtype": A.astype(np.float64),
         "bits": A.astype(ml_dtypes.bfloat16),
     }
-    for bad in changes.values():
-        path.write_bytes(packed({**held, "0/a/a": bad}))
+    for changed in changes.values():
+        path.write_bytes(packed({**stored, "0/a/a": changed}))
         message = refused(CheckpointError, folder)
         assert message.startswith(
             f"{folder / 'mix.json'}: parts whose hash (SHA-256 of their updates) "
             f"differs from the one in the file:\n  part 1, x: "
         )
         assert "\n  part 2, y: " in message and message.endswith(" by the new one.")
-    for bad, description in (
+    for changed, description in (
         (A[None], "(1, 2, 4) of float32"),
         (A.astype(np.int32), "(2, 4) of int32"),
     ):
-        path.write_bytes(packed({**held, "0/a/a": bad}))
+        path.write_bytes(packed({**stored, "0/a/a": changed}))
         line = f"\n  a: a is an array {description}, expected an array (r, in) of Float\n"
         assert line in refused(CheckpointError, folder)
 
@@ -370,10 +370,10 @@ def test_unsupported_dtypes_are_listed(folder: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
 def test_non_finite_tensors_are_refused(dtype: Any, folder: Path) -> None:
     """NaN and infinity are refused, as in every adapter file."""
-    bad = A.astype(dtype)
-    bad[0, :2] = np.nan, np.inf
+    factor = A.astype(dtype)
+    factor[0, :2] = np.nan, np.inf
     path = folder / "mix.safetensors"
-    path.write_bytes(packed({**tensors(folder), "0/a/a": bad}))
+    path.write_bytes(packed({**tensors(folder), "0/a/a": factor}))
     assert refused(AdapterError, folder) == (
         f"{path}: numbers that are NaN or infinite in:\n  0/a/a: 2 of 8\nExpected finite factors, "
         "as jaxmix.save writes them."

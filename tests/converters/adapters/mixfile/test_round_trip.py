@@ -157,8 +157,8 @@ def test_shared_arrays_are_written_once(tmp_path: Path) -> None:
     assert b["k"].x[0] is b["k"].y[0] is b["k"].y[1]
     assert len(header(folder / "mix.safetensors")) == 1 + 1 + 3 + 1 + 1
     # Sharing does not change the hash.
-    apart = Adapter({site: replace(u, a=u.a.copy()) for site, u in updates.items()})
-    assert fingerprint(apart) == fingerprint(mixed.parts[0])
+    copied = Adapter({site: replace(u, a=u.a.copy()) for site, u in updates.items()})
+    assert fingerprint(copied) == fingerprint(mixed.parts[0])
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -230,16 +230,16 @@ def test_omitted_defaults_equal_explicit_ones(tmp_path: Path) -> None:
 def test_load_renames_and_scales(tmp_path: Path) -> None:
     """`load` renames an adapter, prefixes the names of a mix's parts, and multiplies strengths."""
     first, second = Adapter({"a": lora()}, 0.5, "one"), Adapter({"a": lora(1)}, name="other")
-    alone, mixed = jaxmix.save(first, tmp_path / "a"), jaxmix.save(first.parts[0], tmp_path / "b")
+    single, mixed = jaxmix.save(first, tmp_path / "a"), jaxmix.save(first.parts[0], tmp_path / "b")
     mixed = jaxmix.save(jaxmix.mix(first, second), tmp_path / "c")
-    assert jaxmix.load(alone).name == "one"
-    loaded = jaxmix.load(alone, "mine", strength=0.5)
+    assert jaxmix.load(single).name == "one"
+    loaded = jaxmix.load(single, "mine", strength=0.5)
     assert (loaded.name, loaded.strength) == ("mine", 0.25)
     loaded = jaxmix.load(mixed, "m", strength=0.5)
     assert [(p.name, p.strength) for p in loaded.parts] == [("m/one", 0.25), ("m/other", 0.5)]
     assert isinstance(jaxmix.load(mixed / "mix.json"), Mix)
-    twice = jaxmix.mix(jaxmix.load(mixed, "x"), jaxmix.load(mixed, "y"))
-    assert len(jaxmix.load(jaxmix.save(twice, tmp_path / "d")).parts) == 4
+    both = jaxmix.mix(jaxmix.load(mixed, "x"), jaxmix.load(mixed, "y"))
+    assert len(jaxmix.load(jaxmix.save(both, tmp_path / "d")).parts) == 4
 
 
 def test_generated_updates_round_trip(tmp_path: Path) -> None:

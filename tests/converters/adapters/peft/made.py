@@ -140,9 +140,9 @@ def composed(
     """Returns a copy of the base model with jaxmix's weights; loads with or without the base."""
     state = params or {name: x.numpy().copy() for name, x in model.state_dict().items()}
     out = jaxmix.compose(state, [jaxmix.load(folder, base=state if base else None)])
-    twin = copy.deepcopy(model)
-    twin.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in out.items()})
-    return twin.eval()
+    copied = copy.deepcopy(model)
+    copied.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in out.items()})
+    return copied.eval()
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:

@@ -44,24 +44,24 @@ def saved(folder: Path, **fields: Any) -> Adapter:
 
 def test_kept_from_file_to_file(tmp_path: Path) -> None:
     """They survive loading, strengths, new names, saving, attaching, `to_lora` and `combine`."""
-    kept = saved(tmp_path / "in", **SAID)
+    original = saved(tmp_path / "in", **SAID)
     second = saved(tmp_path / "other", **{**SAID, "revision": None, "task_type": "SEQ_CLS"})
-    attached = jaxmix.attach(PARAMS, kept)
+    attached = jaxmix.attach(PARAMS, original)
     fields = {
-        "again": kept,
-        "half": (0.5 * kept).renamed("half"),
-        "ours": jaxmix.load(jaxmix.save(kept, tmp_path / "mix")),
+        "again": original,
+        "half": (0.5 * original).renamed("half"),
+        "ours": jaxmix.load(jaxmix.save(original, tmp_path / "mix")),
         "detached": jaxmix.detach(attached)[1][0],
-        "tree": jax.tree.map(jnp.asarray, kept),
-        "to_lora": jaxmix.to_lora(jaxmix.mix(kept, kept.renamed("b")), PARAMS, rank=2),
-        "cat": jaxmix.combine([kept, kept], method="cat"),
-        "linear": jaxmix.combine([kept, kept], method="linear"),
+        "tree": jax.tree.map(jnp.asarray, original),
+        "to_lora": jaxmix.to_lora(jaxmix.mix(original, original.renamed("b")), PARAMS, rank=2),
+        "cat": jaxmix.combine([original, original], method="cat"),
+        "linear": jaxmix.combine([original, original], method="linear"),
     }
     for name, adapter in fields.items():
         assert config(jaxmix.export_peft(adapter, tmp_path / name)) == SAID, name
-    joined = jaxmix.combine([kept, second], method="linear")
+    joined = jaxmix.combine([original, second], method="linear")
     assert config(jaxmix.export_peft(joined, tmp_path / "joined")) == {**SAID, "task_type": None}
-    out = jaxmix.export_peft(jaxmix.mix(kept, second.renamed("two")), tmp_path / "two")
+    out = jaxmix.export_peft(jaxmix.mix(original, second.renamed("two")), tmp_path / "two")
     assert config(out / "01-in")["task_type"] == "CAUSAL_LM"
     assert config(out / "02-two")["task_type"] == "SEQ_CLS"
 
@@ -92,13 +92,13 @@ def test_class_of_the_model(tmp_path: Path) -> None:
 
 def test_empty_fields_are_not_kept(tmp_path: Path) -> None:
     """They affect no result, so they are no error."""
-    odd = {
+    fields = {
         "base_model_name_or_path": 5,
         "revision": "",
         "task_type": ["x"],
         "auto_mapping": {"a": 1},
     }
-    assert saved(tmp_path / "in", **odd).metadata == {}
+    assert saved(tmp_path / "in", **fields).metadata == {}
 
 
 def test_head_that_peft_would_not_load(tmp_path: Path) -> None:
@@ -115,33 +115,33 @@ def test_metadata_is_not_part_of_the_structure() -> None:
         Adapter(FORMS["lora"], metadata={"task_type": x}) for x in ("CAUSAL_LM", "SEQ_CLS")
     )
     assert jax.tree.structure(first) == jax.tree.structure(second)
-    seen: list[int] = []
+    traces: list[int] = []
 
     @jax.jit
     def total(adapter: Any) -> Any:
-        seen.append(1)
+        traces.append(1)
         return sum(jnp.sum(x) for x in jax.tree.leaves(adapter))
 
-    assert total(first) == total(second) and len(seen) == 1
+    assert total(first) == total(second) and len(traces) == 1
 
 
 @pytest.mark.parametrize(
-    "wrong", ["text", [1], {1: 2}, {"a": np.ones(2)}, {"a": math.inf}, {"a": (1,)}]
+    "value", ["text", [1], {1: 2}, {"a": np.ones(2)}, {"a": math.inf}, {"a": (1,)}]
 )
-def test_metadata_that_json_can_not_hold(wrong: Any) -> None:
+def test_metadata_that_json_can_not_hold(value: Any) -> None:
     with pytest.raises(AdapterError) as caught:
-        Adapter({}, metadata=wrong)
+        Adapter({}, metadata=value)
     assert str(caught.value) == (
-        f"an adapter's metadata are {wrong!r}, expected a dict of strings and other values that "
+        f"an adapter's metadata are {value!r}, expected a dict of strings and other values that "
         "can be stored as JSON."
     )
 
 
 def test_metadata_is_copied() -> None:
     """Later changes to the given dict have no effect."""
-    mine: dict[str, Any] = {"a": {"b": 1}}
-    metadata = checked_metadata(mine)
-    mine["a"]["b"] = 2
+    given: dict[str, Any] = {"a": {"b": 1}}
+    metadata = checked_metadata(given)
+    given["a"]["b"] = 2
     assert metadata == {"a": {"b": 1}}
     assert shared_metadata([]) == {}
 

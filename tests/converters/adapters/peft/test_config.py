@@ -110,9 +110,9 @@ def test_invalid_values(form, field, value, expected, tmp_path):
     """The error has the field, its value and the valid values; nothing is computed before."""
     folder = save(tmp_path, form, **one(field, value))
     message = refused(CheckpointError, folder)
-    shown = json.dumps(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "…"
-    assert f"\n  {field} is {shown}, expected {expected}\n" in message
+    printed = json.dumps(value)
+    printed = printed if len(printed) <= 60 else printed[:57] + "…"
+    assert f"\n  {field} is {printed}, expected {expected}\n" in message
     assert message.startswith(f"{folder / CONFIG}: fields of this {FORMS[form].family} config with")
     assert message.endswith("Was the file edited? Take the one that save_pretrained wrote.")
 
@@ -166,8 +166,14 @@ def test_invalid_fields_are_listed_together(tmp_path):
 
 def test_unknown_fields(tmp_path):
     """A field of a newer PEFT is accepted while it is off."""
-    off: dict[str, Any] = {"new_a": None, "new_b": False, "new_c": "", "new_d": [], "new_e": {}}
-    assert jaxmix.load(save(tmp_path, **off)).sites == (SITE,)
+    fields_off: dict[str, Any] = {
+        "new_a": None,
+        "new_b": False,
+        "new_c": "",
+        "new_d": [],
+        "new_e": {},
+    }
+    assert jaxmix.load(save(tmp_path, **fields_off)).sites == (SITE,)
     for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
         message = refused(UnsupportedError, save(tmp_path, new_a=on, new_b=False))
         assert (
@@ -195,8 +201,8 @@ def test_refused_fields(family, field, tmp_path):
     )
     assert f"\n  {field} = [7]: {refusal.reason}. {refusal.remedy}" in message
     assert len(refusal.reason) > 20 and len(refusal.remedy) > 10
-    for off in (None, False):
-        assert jaxmix.load(save(tmp_path, form, **one(field, off))).sites == (SITE,)
+    for value_off in (None, False):
+        assert jaxmix.load(save(tmp_path, form, **one(field, value_off))).sites == (SITE,)
     # PEFT makes a default config from an empty object, and treats [] as no layers.
     for empty in ([], {}):
         folder = save(tmp_path, form, **one(field, empty))
@@ -216,12 +222,14 @@ def test_refused_types(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("name", "near"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")])
-def test_unknown_types(name, near, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "closest"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")]
+)
+def test_unknown_types(name, closest, tmp_path):
     """The error lists the six types and the closest one."""
     message = refused(UnsupportedError, save(tmp_path, peft_type=name))
     assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in message
-    assert message.endswith(f"Did you mean {near!r}?")
+    assert message.endswith(f"Did you mean {closest!r}?")
     message = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
     assert message.endswith(f"expected one of {', '.join(PEFT_TYPES)}.")
 

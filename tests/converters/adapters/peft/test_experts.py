@@ -69,10 +69,10 @@ def test_class_with_any_text_model_does_not_determine_the_order(tmp_path: Path) 
     folder = adapter(tmp_path, "down_proj", auto_mapping=mapping)
     assert not is_in_first(folder, {f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32)})
     file = folder / "adapter_model.safetensors"
-    inner = EXPERTS.replace("model.", "model.language_model.")
-    save_file({k.replace(EXPERTS, inner): t for k, t in load_file(file).items()}, file)
+    site = EXPERTS.replace("model.", "model.language_model.")
+    save_file({k.replace(EXPERTS, site): t for k, t in load_file(file).items()}, file)
     with pytest.raises(UnsupportedError, match="neither the file nor the base states"):
-        jaxmix.load(folder, base={f"{inner}.down_proj": np.ones((3, 4, 4), np.float32)})
+        jaxmix.load(folder, base={f"{site}.down_proj": np.ones((3, 4, 4), np.float32)})
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((3, 4, 8), True), ((3, 8, 4), False)])

@@ -189,7 +189,7 @@ def test_strength_is_multiplied_into_the_scale(name: str, strength: Any, tmp_pat
 
 
 def test_strength_one_needs_no_scale(tmp_path: Path) -> None:
-    """This holds for arrays too: DoRA has no scale that could take a strength."""
+    """An array of 1 needs none either; DoRA has no scale that could take a strength."""
     updates = {"q": lora(magnitude=n(6)), "norm": BIAS}
     written = jnp.float32(1.0) * Adapter(updates)
     same(jaxmix.load(jaxmix.export_peft(written, tmp_path / "out")).updates, updates)

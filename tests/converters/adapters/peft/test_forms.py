@@ -172,14 +172,14 @@ def test_integer_factor_is_refused(dtype, tmp_path):
     )
 
 
-@pytest.mark.parametrize("bad", [-1, 0.5, 2**31, 1e20])
-def test_invalid_positions_are_refused(bad, tmp_path):
+@pytest.mark.parametrize("positions", [-1, 0.5, 2**31, 1e20])
+def test_invalid_positions_are_refused(positions, tmp_path):
     """PEFT on Windows writes positions as floats, which must be integers."""
     tensors = factors(FORMS["shira"])
     tensors["shira_indices"] = tensors["shira_indices"].astype(np.float64)
     update: Any = jaxmix.load(save(tmp_path, "shira", keyed(tensors))).updates[SITE]
     assert update.indices.dtype == np.int32
-    tensors["shira_indices"][1, 2] = bad
+    tensors["shira_indices"][1, 2] = positions
     text = refused(CheckpointError, save(tmp_path, "shira", keyed(tensors)))
     assert f"{SITE}: shira_indices are not all non-negative integers. Save it again" in text
 

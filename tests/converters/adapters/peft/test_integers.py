@@ -133,9 +133,9 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
             old = row[1]["r"] / value
             expected = {leaf: row[2][leaf] + old * (plain[leaf] - row[2][leaf]) for leaf in plain}
         for leaf, numbers in output.items():
-            most = np.abs(expected[leaf]).max()
+            largest = np.abs(expected[leaf]).max()
             np.testing.assert_allclose(
-                numbers / most, expected[leaf] / most, atol=2e-5, err_msg=f"{field} = {value}"
+                numbers / largest, expected[leaf] / largest, atol=2e-5, err_msg=f"{field} = {value}"
             )
 
 

@@ -44,15 +44,15 @@ def test_every_field_is_in_one_table(family):
 def test_tables_have_no_unknown_fields(family):
     """Only fields of older versions may be unknown: a misspelled field would never be used."""
     fields = PEFT_TYPES[family].fields
-    known = set(fields.supported) | set(fields.harmless) | set(fields.refused)
+    listed = set(fields.supported) | set(fields.harmless) | set(fields.refused)
     older = {"OFT": {"alpha_pattern", "rank_pattern"}, "BONE": {"bone"}}
-    assert known - names_of(family) - older.get(family, set()) <= WHERE | {"modules_to_save"}
+    assert listed - names_of(family) - older.get(family, set()) <= WHERE | {"modules_to_save"}
 
 
 def test_missing_field_is_detected():
     """The check above fails if a field is removed from the tables."""
-    known = set(PEFT_TYPES["LORA"].fields.supported) - {"use_dora"}
-    assert "use_dora" in names_of("LORA") - known - PEFT_TYPES["LORA"].fields.harmless
+    listed = set(PEFT_TYPES["LORA"].fields.supported) - {"use_dora"}
+    assert "use_dora" in names_of("LORA") - listed - PEFT_TYPES["LORA"].fields.harmless
 
 
 def test_every_type_is_read_or_refused():

@@ -100,9 +100,9 @@ def test_tokens_of_a_tied_embedding(tied, tmp_path):
             del params["lm_head.weight"]
         weights = {k: np.array(v) for k, v in jaxmix.compose(params, jaxmix.load(folder)).items()}
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-        twin = copy.deepcopy(model)
-        twin.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
-        assert difference(run(twin), truth) < 3e-6
+        copied = copy.deepcopy(model)
+        copied.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
+        assert difference(run(copied), truth) < 3e-6
 
 
 # A form that PEFT's config can't express again is written as the plain LoRA that it equals.

@@ -118,13 +118,13 @@ def test_conversion_of_a_pickle(tmp_path, monkeypatch):
 
 def test_layers_repeated_by_hand(tmp_path):
     """The remedy for layer_replication gives PEFT's forward."""
-    kept = [0, 1, 1, 2]
+    layers = [0, 1, 1, 2]
     config = LoraConfig(r=2, target_modules=["v_proj"], layer_replication=[(0, 2), (1, 3)])
     truth = run(save(llama(), config, tmp_path))
     values = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(values | {"layer_replication": None}))
     deeper, shallow = llama(num_hidden_layers=4), llama()
-    for i, layer in enumerate(kept):
+    for i, layer in enumerate(layers):
         deeper.model.layers[i].load_state_dict(shallow.model.layers[layer].state_dict())
     deeper.model.embed_tokens, deeper.lm_head = shallow.model.embed_tokens, shallow.lm_head
     deeper.model.norm = shallow.model.norm

@@ -181,14 +181,14 @@ def test_refused():
 
 
 @pytest.mark.parametrize(
-    ("letters", "lost"),
+    ("letters", "lost_parts"),
     [
         ("bB", "s0: 'a' and 'b'"),
         ("rr", "s0: 'b' and 'a'"),
         ("brr", "s0: 'a' and 'c'"),
     ],
 )
-def test_biases_without_a_valid_order(letters, lost):
+def test_biases_without_a_valid_order(letters, lost_parts):
     """PEFT keeps trained biases in the base, the last one loaded: no chain of maps does that."""
     with pytest.raises(UnsupportedError) as caught:
         peft_stack(adapters(*letters))
@@ -196,7 +196,9 @@ def test_biases_without_a_valid_order(letters, lost):
     assert message.startswith(
         "PEFT keeps a trained bias in the base, where it is applied before every"
     )
-    assert f"\n  {lost}" in message and message.endswith("Train one of them with bias='none'.")
+    assert f"\n  {lost_parts}" in message and message.endswith(
+        "Train one of them with bias='none'."
+    )
 
 
 @pytest.mark.parametrize("letters", ["Bb", "BB", "rB", "RBR", "LB", "BL"])

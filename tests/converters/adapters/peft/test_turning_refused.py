@@ -63,9 +63,9 @@ def test_base_of_another_model(family, config, arrays, tmp_path):
     tensors = keyed({f"{stem}.{name}": array for name, array in arrays.items()})
     folder = save(tmp_path, Form(family, config, {}), tensors)
     assert "Pass the base: jaxmix.load(…, base=…)" in refused(C, folder)
-    wrong = {f"{SITE}.weight": np.ones((6, 1))}
+    other_base = {f"{SITE}.weight": np.ones((6, 1))}
     message = f"the base's weight at {SITE} has shape (6, 1), expected "
-    assert message in refused(S, folder, base=wrong)
+    assert message in refused(S, folder, base=other_base)
 
 
 def test_ia3_of_ambiguous_convolution(tmp_path):
@@ -166,8 +166,10 @@ def test_rescaled_bias_may_be_absent():
     """IA3 and RoAd rescale an existing bias, and do not require one."""
     road = RoAd(np.full(3, 0.5), np.full(3, 2.0), 1, 2)
     weight, bias = np.ones((6, 4), np.float32), np.ones(6, np.float32)
-    alone = jaxmix.compose({"a.weight": weight}, [jaxmix.Adapter({"a": road})])
-    assert set(alone) == {"a.weight"}
-    both = jaxmix.compose({"a.weight": weight, "a.bias": bias}, [jaxmix.Adapter({"a": road})])
-    np.testing.assert_allclose(both["a.bias"], np.asarray(both["a.weight"])[:, 0], rtol=1e-6)
-    assert np.abs(np.asarray(both["a.bias"]) - bias).max() > 0.5
+    without_bias = jaxmix.compose({"a.weight": weight}, [jaxmix.Adapter({"a": road})])
+    assert set(without_bias) == {"a.weight"}
+    with_bias = jaxmix.compose({"a.weight": weight, "a.bias": bias}, [jaxmix.Adapter({"a": road})])
+    np.testing.assert_allclose(
+        with_bias["a.bias"], np.asarray(with_bias["a.weight"])[:, 0], rtol=1e-6
+    )
+    assert np.abs(np.asarray(with_bias["a.bias"]) - bias).max() > 0.5
