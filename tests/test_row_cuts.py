@@ -53,7 +53,7 @@ def test_unit_of_several_maps_is_a_common_multiple() -> None:
 
 @pytest.mark.parametrize("name", [name for name, (_, unit) in LEFTS.items() if unit])
 def test_runs_equal_the_rows_of_the_complete_map(name: str) -> None:
-    """For every run whose ends are multiples of the unit, also two maps after each other."""
+    """Every run whose ends are multiples of the unit is checked, also for two maps in sequence."""
     left, unit = LEFTS[name]
     assert unit is not None
     steps, weight = [step(left), step(Diagonal(normal(ROWS)))], normal(ROWS, COLUMNS)

@@ -31,7 +31,7 @@ INFINITE = float("inf")
     ],
 )
 def test_ways_of_a_match_are_bounded(pattern: str, ways: int) -> None:
-    """For a string of 8 letters."""
+    """The cost counts the ways to match a string of 8 letters."""
     assert match_cost(parser.parse(pattern), 8)[0] == ways
 
 

@@ -165,7 +165,7 @@ def test_unknown_options(tmp_path):
 
 
 def test_file_of_unknown_format(tmp_path):
-    """And one with a subfolder."""
+    """Refused, and so is such a file with a subfolder."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"")
     message = refused(CheckpointError, path)

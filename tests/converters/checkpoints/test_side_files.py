@@ -97,7 +97,7 @@ def test_same_tensors_are_duplicates(dtype: Any, scale: float, is_copy: bool, ba
 
 
 def test_duplicates_are_left_out(base: Path) -> None:
-    """By their names at the top and in export folders; elsewhere by their contents."""
+    """Names decide at the top and in export folders, contents elsewhere."""
     names = [name for name in weights() if name != "model.positions"]
     exports = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "x.Q4_K_M.gguf"]
     exports += ["model.fp16.safetensors", "consolidated.00.pth", "model_q4.onnx"]

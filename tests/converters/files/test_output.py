@@ -126,7 +126,7 @@ def test_file_that_appears_during_the_merge_is_kept(
 def test_unlistable_folder_is_refused(
     base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an output that is to be replaced, and in a base."""
+    """It applies to an output that is to be replaced, and to a base."""
     out, plain = tmp_path / "out", os.scandir
     _merge(base, adapters)(out)
     for folder in (base, out):

@@ -196,7 +196,7 @@ def test_composed_trees_match_the_formulas(path: Path) -> None:
 
 
 def test_every_table_has_a_golden() -> None:
-    """Except the table of fused names, which is tested below."""
+    """The table of fused names is excepted, and tested below."""
     covered = {golden(path)[0]["layout"] for path in GOLDENS}
     known = ("maxdiffusion", "flax_unet", "keras_hub_sd3")
     tables = {name for name in libraries() if name.startswith(known)}

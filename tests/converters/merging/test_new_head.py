@@ -149,7 +149,7 @@ def test_head_of_several_classes(tmp_path: Path) -> None:
 
 
 def test_class_by_name(tmp_path: Path) -> None:
-    """PEFT writes it if there is no task, as for image models."""
+    """PEFT writes the class if there is no task, as for image models."""
     base = save(tmp_path / "base", {"model_type": "vit"}, "layernorm.weight")
     adapter = head("classifier")
     auto = {"base_model_class": "ViTForImageClassification"}

@@ -183,7 +183,7 @@ def test_dequantize_without_quantized_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["F8_E8M0", "U8"])
 @pytest.mark.parametrize("shape", [(), (5, 1), (3, 3)])
 def test_scales_that_are_powers_of_two(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    """As floats of exponents only, or as bytes; 127 is 1, as transformers reads them."""
+    """They are floats of exponents only, or bytes, of which 127 is 1, as in transformers."""
     exponents = np.asarray(np.random.default_rng(4).integers(120, 134, shape), np.uint8)
     stored = exponents.view(ml_dtypes.float8_e8m0fnu) if kind == "F8_E8M0" else exponents
     q = codes(E4)

@@ -176,7 +176,7 @@ def test_fewer_rows_need_no_file(tmp_path: Path) -> None:
 
 
 def test_new_rows_of_biases_are_zero(tmp_path: Path) -> None:
-    """As in transformers; a trained bias comes from the file."""
+    """The same holds in transformers; a trained bias comes from the file."""
     extra = {"lm_head.bias": draw(VOCAB), "cls.predictions.bias": draw(VOCAB)}
     base = save_base(tmp_path / "base", extra=extra, config={})
     bias = draw(VOCAB + 1, seed=7)
@@ -254,7 +254,7 @@ def test_new_rows_beyond_float16(tmp_path: Path) -> None:
 
 
 def test_interrupted_resize_resumes(tmp_path: Path) -> None:
-    """With the bytes of an uninterrupted run, and only with the same option and rows."""
+    """The bytes are those of an uninterrupted run; the option and rows must be the same."""
     base = save_base(tmp_path / "base", shards=3)
     adapter = saved(VOCAB + 3, EMBED, HEAD)
     layer = jaxmix.Adapter({"model.layers.1.q_proj": Replace(draw(8, WIDTH))}, name="layer")

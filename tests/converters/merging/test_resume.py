@@ -194,7 +194,7 @@ def test_killed_between_two_renames(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without an exchange there is a moment with no output; the next run ends it."""
+    """Without an exchange the output is absent for a moment; the next run completes the merge."""
     out = tmp_path / "out"
     merge_checkpoint(sharded, [], out)
     old = contents(out)
@@ -269,7 +269,7 @@ def test_second_simultaneous_merge_is_refused(
 def test_lock_removed_while_opening(
     sharded: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process removes folder and journal in this moment; they are created again."""
+    """Another process removes the folder and the journal at this moment; they are created again."""
     plain: Any = os.open
     gone: list[str] = []
 

@@ -53,7 +53,7 @@ UNEVEN: dict[str, dict[str, Update]] = {
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("name", UNEVEN)
 def test_all_readers_agree(name: str, strength: float, tmp_path: Path) -> None:
-    """With ``r`` or with the tensor's own rank, and without patterns."""
+    """Readers that use ``r``, the tensor's own rank, or no patterns compute the same."""
     updates = UNEVEN[name]
     config, tensors = written(strength * Adapter(updates), tmp_path / "out")
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
@@ -156,7 +156,7 @@ def test_scale_overflow_is_refused() -> None:
 
 @pytest.mark.parametrize("rank", [3, 5, 7, 11, 24, 1000])
 def test_alpha_reproduces_the_scale(rank: int, tmp_path: Path) -> None:
-    """Up to the last bit of float64 where no alpha is exact, as for rslora's 16/√r."""
+    """It agrees to the last bit of float64 where no alpha is exact, as for rslora's 16/√r."""
     for i, scale in enumerate((16 / rank**0.5, 0.1, 1 / 3, 2.0, float(np.float32(0.1)))):
         folder = jaxmix.export_peft(Adapter({"q": lora(rank=rank, scale=scale)}), tmp_path / f"{i}")
         update: Any = jaxmix.load(folder).updates["q"]

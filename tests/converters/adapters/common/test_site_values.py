@@ -24,14 +24,14 @@ def test_numbers_become_floats(value: object) -> None:
 @pytest.mark.parametrize("rank", [1, 3, 7, 8, 48, 49, 100])
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 1 / 3, 1.0, 16.0, -1.5, 1e-30])
 def test_alpha_over_rank_is_the_exact_scale(rank: int, alpha: float) -> None:
-    """For every scale that is the quotient of an alpha and the rank."""
+    """It holds for every scale that is the quotient of an alpha and the rank."""
     fields = ranks_and_alphas({"q": rank}, {"q": alpha / rank})
     assert fields["alpha"] / fields["r"] == alpha / rank
     assert (fields["rank_pattern"], fields["alpha_pattern"]) == ({}, {})
 
 
 def test_integer_alpha_is_written_as_an_integer() -> None:
-    """Also if the product of scale and rank is not exactly an integer: 49 · (1/49) < 1."""
+    """Even if the product of scale and rank is not exactly an integer: 49 · (1/49) < 1."""
     alpha = ranks_and_alphas({"q": 49}, {"q": 1 / 49})["alpha"]
     assert 49 * (1 / 49) != 1 and type(alpha) is int and alpha == 1
 

@@ -302,7 +302,7 @@ def test_oft_fields_of_older_versions(missing, tmp_path):
 
 @pytest.mark.parametrize("version", [None, "0.17.2.dev0@abc", "0.16.0", 18])
 def test_old_truncated_series(version, tmp_path):
-    """Before 0.18, and only newer configs state the version."""
+    """PEFT before 0.18 has another series, and only newer configs state the version."""
     fields = {"use_cayley_neumann": True, "peft_version": version}
     update: Any = jaxmix.load(save(tmp_path, "oft", **fields)).updates[SITE]
     assert update.ends_twice

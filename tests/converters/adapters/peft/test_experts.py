@@ -50,7 +50,7 @@ def is_in_first(folder: Path, base: Any) -> bool:
     ("model_type", "expected"), [("gpt_oss", True), ("aria_text", True), ("mixtral", False)]
 )
 def test_model_determines_the_order(model_type: str, expected: bool, tmp_path: Path) -> None:
-    """By the base's config, or by the class that PEFT has written to the adapter's."""
+    """The base's config states the model, or PEFT has written its class to the adapter's."""
     folder = adapter(tmp_path / "plain", "down_proj")
     model = base(tmp_path / "base", {"model_type": model_type}, down_proj=(3, 4, 4))
     assert is_in_first(folder, model) == expected

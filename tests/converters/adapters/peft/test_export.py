@@ -151,7 +151,7 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_first_parameter_is_wrapped_first(tmp_path: Path) -> None:
-    """As PEFT loads it; the reader uses shapes and would not notice."""
+    """PEFT loads it so; the reader uses shapes and would not notice."""
     folder = jaxmix.export_peft(Adapter(FORMS["experts"]), tmp_path / "out")
     assert json.loads((folder / CONFIG).read_text())["target_parameters"] == ["mlp.up", "mlp.down"]
     with safe_open(folder / WEIGHTS, framework="numpy") as file:

@@ -226,7 +226,7 @@ def test_task_with_factors_at_a_saved_head(tmp_path: Path) -> None:
 
 
 def test_invalid_adapters(tmp_path: Path) -> None:
-    """Including errors of a LoRA with a mix."""
+    """The errors of a LoRA that is exported with a mix are included."""
     text = refused_export(AdapterError, FORMS["lora"], tmp_path)
     assert text == "export_peft got a dict, expected an adapter or a mix of them."
     mixed = jaxmix.mix(Adapter(FORMS["lora"], name="a"), Adapter(FORMS["lora"], name="b"))

@@ -50,7 +50,7 @@ def test_valid_folder_is_read(name, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_dtypes_are_kept_bit_for_bit(dtype, tmp_path):
-    """Also bfloat16, which NumPy lacks, and float64 without JAX's x64."""
+    """These include bfloat16, which NumPy lacks, and float64 without JAX's x64."""
     tensors = factors(FORMS["lora"], np.dtype(dtype))
     adapter = jaxmix.load(save(tmp_path, "lora", keyed(tensors)))
     update: Any = adapter.updates[SITE]
@@ -125,7 +125,7 @@ def test_rank_must_match_the_config(form, field, tmp_path):
 
 
 def test_rank_follows_the_first_matching_pattern(tmp_path):
-    """As in PEFT, a pattern matches the end of the path."""
+    """A pattern matches the end of the path, as in PEFT."""
     patterns = {"other": 5, "pro": 6, r"layer\.\w+": 2, "proj": 7}
     folder = save(tmp_path, r=9, rank_pattern=patterns, alpha_pattern={"proj": 5})
     update: Any = jaxmix.load(folder).updates[SITE]
@@ -273,7 +273,7 @@ def test_site_pruned_to_rank_zero_is_read(tmp_path):
 
 
 def test_mask_without_a_module_is_refused(tmp_path):
-    """For example if the name still contains the adapter's: PEFT would find no such module."""
+    """PEFT would find no such module, for example if the name still has the adapter's in it."""
     masks = {f"{SITE}.lora_E": [True, True], f"{SITE}.lora_E.default": [True, False]}
     text = refused(CheckpointError, save(tmp_path, "adalora", rank_pattern=masks))
     assert text == (

@@ -199,7 +199,7 @@ def test_blocks_with_quadratic_memory(tmp_path: Path) -> None:
 
 
 def test_more_values_than_the_weight(tmp_path: Path) -> None:
-    """Where positions are drawn again, the error is not torch's."""
+    """Where positions are drawn again, jaxmix raises the error, not torch."""
     pytest.importorskip("torch")
     config, shapes = UNSAVED["supertuning"].config, {"supertuning_values": (25,)}
     form = Form("SUPERTUNING", {**config, "r": None, "lora_alpha": None}, shapes)

@@ -190,7 +190,7 @@ VERA = Form("VERA", {"r": 2, "projection_prng_key": 0, "save_projection": True},
 
 
 def test_shared_tensors_at_each_module(tmp_path):
-    """During training; a copy that differs is an error."""
+    """Training states have such copies; a copy that differs is an error."""
     shared = {"vera_A": np.ones((2, 4), np.float32), "vera_B": np.ones((6, 2), np.float32)}
     site = {"vera_lambda_b": np.ones(6, np.float32), "vera_lambda_d": np.ones(2, np.float32)}
     tensors = {f"base_model.{name}.default": x for name, x in shared.items()}

@@ -124,7 +124,7 @@ def test_cycle_of_three():
 
 
 def test_splitting_keeps_the_result():
-    """At each site it is the fold in the site's own order."""
+    """The result at each site is the fold in the site's own order."""
     parts = adapters("RL", "RL")
     params = {f"s{i}.weight": np.array([[1.0, 2.0], [3.0, 5.0]], np.float32) for i in range(2)}
     out = peft_stack(parts)(params)
