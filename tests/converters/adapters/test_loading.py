@@ -195,7 +195,7 @@ def test_new_format_is_a_row_of_the_table(tmp_path, monkeypatch):
     assert "has no adapter_config.json" in refused(CheckpointError, path, format="peft")
 
 
-def test_source(tmp_path, monkeypatch):
+def test_source_hides_private_paths(tmp_path, monkeypatch):
     """The source is the path as given; for a private path only its last part."""
     save(tmp_path / "a" / "style")
     monkeypatch.chdir(tmp_path)

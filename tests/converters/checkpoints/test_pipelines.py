@@ -70,7 +70,7 @@ def test_several_variants_are_ambiguous(tmp_path: Path) -> None:
     )
 
 
-def test_pipeline(tmp_path: Path) -> None:
+def test_pipeline_is_read_with_its_components(tmp_path: Path) -> None:
     """Its tensors have the component in their names; its files are those of the components."""
     base = save_pipeline(tmp_path / "base", "flux", shards=2)
     checkpoint, tensors = read_checkpoint(base), tensors_of(base)

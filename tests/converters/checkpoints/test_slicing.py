@@ -51,7 +51,7 @@ def test_bytes_read(tmp_path: Path, index: tuple[slice, ...], count: int) -> Non
     assert counter["w"] == 4 * count
 
 
-def test_scalar(tmp_path: Path) -> None:
+def test_scalar_is_read(tmp_path: Path) -> None:
     part = read_slice(stored(tmp_path, np.array(2.5)))
     assert part.shape == () and part == 2.5
 
@@ -68,7 +68,7 @@ def test_truncated_file_is_reported(tmp_path: Path) -> None:
     )
 
 
-def test_ranges() -> None:
+def test_slices_become_ranges_of_every_axis() -> None:
     """One range per axis; axes without a slice are whole."""
     assert ranges((slice(-2, None),), (5, 3)) == [range(3, 5), range(3)]
     assert ranges(None, (2, 3)) == [range(2), range(3)]

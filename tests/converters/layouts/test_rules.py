@@ -143,7 +143,7 @@ same = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_dense(held: Held) -> None:
+def test_composed_leaves_match_the_formulas(held: Held) -> None:
     """All kinds are mixed uncompiled; one kind is compiled with its buffers donated."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True):
@@ -156,7 +156,7 @@ def test_dense(held: Held) -> None:
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_factored(held: Held) -> None:
+def test_factored_leaves_match_the_composed(held: Held) -> None:
     """The base and the map are kept apart where the leaf's axes are not both rows and columns."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True), uncompiled():
@@ -188,7 +188,7 @@ def _name(held: Held) -> str:
 
 
 @pytest.mark.parametrize("name", ["interleaved and scaled", "interleaved, scaled, scanned"])
-def test_runs(name: str) -> None:
+def test_functions_of_the_leaf_match(name: str) -> None:
     """With factors and in a bank, a function of the leaf gives the dense weight's result."""
     held = HELD[name]
     layout, mixed = Layout("mine", held.rules), [adapters(held)[i] for i in (1, 3)]
@@ -212,7 +212,7 @@ def test_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_to_lora(held: Held) -> None:
+def test_to_lora_equals_the_mix(held: Held) -> None:
     """One LoRA of full rank is the mix, in PyTorch's axes and at PyTorch's scale."""
     layout, mixed = Layout("mine", held.rules), jaxmix.mix(*adapters(held)[1:4:2])
     with jax.enable_x64(True), uncompiled():
@@ -224,7 +224,7 @@ def test_to_lora(held: Held) -> None:
             same(lora.scale * np.asarray(lora.b @ lora.a), delta)
 
 
-def test_sixteen_bits() -> None:
+def test_scale_keeps_16_bit_numbers() -> None:
     """A scale adds no rounding: unchanged numbers stay equal bit for bit."""
     rule = Rule("a", "w", "d n (h two) -> (n two h) d", sizes=TWO, scale=SCALE)
     leaf = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 6)), jnp.bfloat16)
@@ -233,7 +233,7 @@ def test_sixteen_bits() -> None:
     assert out.dtype == leaf.dtype and bool((out == leaf).all())
 
 
-def test_a_bias() -> None:
+def test_places_of_biases() -> None:
     """A bias may be scaled, interleaved, or one layer's of a stack."""
     rule = Rule(r"a(\d)", "b", "n (h two) -> (n two h)", r":, \1", "bias", TWO, 0.5)
     rng = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def test_a_bias() -> None:
     assert (np.asarray(out["b"])[:, 0] == leaf[:, 0]).all()
 
 
-def test_a_scanned_tree_compiles_for_no_layer() -> None:
+def test_scanned_tree_compiles_once_for_all_layers() -> None:
     """One program serves all layers of a stack, and a further layer needs none."""
     params = {"w": jnp.zeros((8, 4, 3, 4), jnp.float32)}
     rule = Rule(r"a(\d)", "w", "d n h -> (n h) d", r":, \1")
@@ -279,7 +279,7 @@ def test_a_scanned_tree_compiles_for_no_layer() -> None:
     ],
     ids=str,
 )
-def test_what_are_no_sizes_or_scale(more: dict[str, Any]) -> None:
+def test_invalid_sizes_and_scales_are_refused(more: dict[str, Any]) -> None:
     with pytest.raises(
         LayoutError, match=r"Rule\(.* is not a rule, expected sizes such as .*positive"
     ):
@@ -302,7 +302,7 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
             jaxmix.compose(params, [lora], layout=Layout("mine", (rule,)))
 
 
-def test_the_same_place_in_other_words() -> None:
+def test_equivalent_patterns_are_one_place() -> None:
     """The letters of a pattern are only names."""
     shape = (6, 4, 2)
     place = Place("w", "d n h -> (n h) d", "0:3")

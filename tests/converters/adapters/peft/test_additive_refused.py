@@ -139,7 +139,9 @@ def tensors(factors: Mapping[str, Any], site: str = SITE) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("family", "config", "shapes", "kind", "message"), BAD.values(), ids=BAD)
-def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp_path):
+def test_invalid_files_are_refused(
+    family, config, shapes, kind: type[JaxmixError], message, tmp_path
+):
     text = refused(kind, save(tmp_path, Form(family, config, {}), tensors(shapes)))
     assert message in text, text
 
@@ -175,7 +177,7 @@ def test_drawn_factors_need_torch(family, tmp_path, monkeypatch):
 
 
 @drawn
-def test_adamss(tmp_path, monkeypatch):
+def test_invalid_adamss_is_refused(tmp_path, monkeypatch):
     """Refuses wrong shapes, a missing scikit-learn, and groups of other sizes than the file's."""
     form = Form("ADAMSS", {"r": 2, "num_subspaces": 2, "random_seed": 0}, {})
     site = {"adamss_A.0": z(1, 2), "adamss_B.0": z(6, 1), "adamss_newB": z(2, 6)}

@@ -140,7 +140,7 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     assert config["peft_version"] and config["inference_mode"]
 
 
-def test_patterns(tmp_path: Path) -> None:
+def test_patterns_hold_the_rare_values(tmp_path: Path) -> None:
     """The most frequent values are the defaults."""
     sites = {**LOOSE, "o": lora()}
     folder = jaxmix.export_peft(Adapter(sites), tmp_path / "out", patterns=True)
@@ -217,7 +217,7 @@ def test_errors_are_kept(tmp_path: Path) -> None:
     same(jaxmix.load(folder).updates, FORMS["lora"])
 
 
-def test_mix(tmp_path: Path) -> None:
+def test_mix_is_exported_as_folders_and_a_script(tmp_path: Path) -> None:
     """Folders in loading order, with runs of OFT reversed, and a script that names them."""
     parts = [
         Adapter(FORMS["oft"], name="a/b"),

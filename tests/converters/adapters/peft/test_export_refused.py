@@ -175,7 +175,9 @@ def refused_export(kind: type[JaxmixError], adapter: Any, folder: Path, **option
 
 
 @pytest.mark.parametrize(("updates", "text"), REFUSED.values(), ids=REFUSED)
-def test_refused(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
+def test_unsupported_updates_are_refused(
+    updates: dict[str, Update], text: str, tmp_path: Path
+) -> None:
     error = refused_export(UnsupportedError, Adapter(updates, name="style"), tmp_path)
     assert text in error, error
 
@@ -194,7 +196,9 @@ BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
 
 
 @pytest.mark.parametrize(("updates", "text"), BY_PATTERNS.values(), ids=BY_PATTERNS)
-def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
+def test_updates_refused_with_patterns_only(
+    updates: dict[str, Update], text: str, tmp_path: Path
+) -> None:
     """Such adapters are written without patterns, with one rank and one scale."""
     error = refused_export(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
     assert text in error, error

@@ -233,7 +233,7 @@ def test_old_oft_without_bound_and_blocks(tmp_path: Path) -> None:
     )
 
 
-def test_checks() -> None:
+def test_bounds_of_integers_and_shares() -> None:
     assert ROUNDS.holds(0) and ROUNDS.holds(10) and ROUNDS.holds(1000)
     assert not any(map(ROUNDS.holds, (-1, 1001, False, True, 0.0, 2.5, "8", 2**40)))
     assert all(map(SHARE.holds, (0, 1, 0.3)))

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[nn.Module, LoraConfig, bool]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_form(name, tmp_path):
+def test_form_matches_pefts_forward(name, tmp_path):
     """The model with jaxmix's weights gives PEFT's outputs."""
     model, config, base = CASES[name]
     truth = run(save(model, config, tmp_path))

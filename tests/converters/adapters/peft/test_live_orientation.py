@@ -175,7 +175,7 @@ TYPES: dict[str, Any] = {
 
 @pytest.mark.parametrize("flag", [False, True])
 @pytest.mark.parametrize("name", TYPES)
-def test_types(name: str, flag: bool, tmp_path: Path) -> None:
+def test_types_follow_the_orientation_of_the_layer(name: str, flag: bool, tmp_path: Path) -> None:
     """Each type reads and cuts its factors by the layer, also if both kinds of layers share."""
     model = _model(_Captioner)
     model = model.float() if name == "pissa" else model  # PEFT's version does not accept float64

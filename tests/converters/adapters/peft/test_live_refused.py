@@ -37,7 +37,7 @@ LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
         (lambda: peft.LilyConfig(r=2, target_modules=["q_proj"]), "mix them with strengths."),
     ],
 )  # fmt: skip
-def test_types(config, reason, tmp_path):
+def test_unsupported_types_are_refused(config, reason, tmp_path):
     """Prompts, routers and unknown families are recognized by the config alone."""
     with quiet():
         options = config()
@@ -56,7 +56,7 @@ def test_types(config, reason, tmp_path):
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )  # fmt: skip
-def test_fields(options, field, reason, todo, tmp_path):
+def test_unsupported_fields_are_refused(options, field, reason, todo, tmp_path):
     """Each unsupported field of a LoRA on a Llama is refused."""
     save(llama(), LoraConfig(**Q, **options), tmp_path)
     message = refused(UnsupportedError, tmp_path)

@@ -185,7 +185,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
 
 
 @pytest.mark.parametrize(("form", "fields", "shapes", "kind", "message"), BAD.values(), ids=BAD)
-def test_bad_files(form, fields, shapes, kind, message, tmp_path):
+def test_invalid_files_are_refused(form, fields, shapes, kind, message, tmp_path):
     all_shapes = {**FORMS[form].shapes, **shapes}
     tensors = {name: np.ones(shape, np.float32) for name, shape in all_shapes.items() if shape}
     text = refused(kind, save(tmp_path, form, keyed(tensors), **fields))
@@ -233,7 +233,7 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
 
 
 @pytest.mark.parametrize(("tensors", "base", "kind", "message"), EXPERTS.values(), ids=EXPERTS)
-def test_bad_experts(tensors, base, kind, message, tmp_path):
+def test_invalid_experts_are_refused(tensors, base, kind, message, tmp_path):
     folder = of_experts(tmp_path, "mlp.up", outer=tensors)
     assert message in refused(kind, folder, base={"mlp.up": np.ones(base)})
     if "experts·" not in message:

@@ -155,7 +155,7 @@ def test_any_sequence_is_accepted():
     assert jnp.allclose(run(jnp.float32(1.0)), peft_stack(parts)(params)["s0.weight"])
 
 
-def test_refused():
+def test_invalid_arguments_are_refused():
     """Refuses mixes, which PEFT does not load, a bare adapter, other objects, and equal names."""
     a, b = adapters("R", "L")
     stack: Any = peft_stack  # to allow wrong types

@@ -18,7 +18,9 @@ S, C, U = ShapeError, CheckpointError, UnsupportedError
 
 
 @pytest.mark.parametrize(("family", "config", "shapes", "kind", "message"), BAD.values(), ids=BAD)
-def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp_path):
+def test_invalid_files_are_refused(
+    family, config, shapes, kind: type[JaxmixError], message, tmp_path
+):
     form = Form(family, config, shapes)
     tensors = {name: np.ones(shape) for name, shape in shapes.items()}
     tensors |= {name: 0 * array for name, array in tensors.items() if name.endswith(".zeros")}

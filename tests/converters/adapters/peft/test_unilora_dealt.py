@@ -34,7 +34,7 @@ def _save(folder, tensors=_THETA, **fields):
         **fields)  # fmt: skip
 
 
-def test_read(tmp_path):
+def test_indices_are_drawn_in_the_order_of_sites(tmp_path):
     """The uses of the vector's numbers differ by at most one; sites are in order."""
     updates = load(_save(tmp_path), base=_QK).updates
     assert list(updates) == ["layers.0.q", "layers.0.k", "layers.1.q", "layers.1.k"]
@@ -125,7 +125,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = 
 
 
 @pytest.mark.parametrize(("fields", "base", "kind", "message"), BAD.values(), ids=BAD)
-def test_bad(fields, base, kind, message, tmp_path):
+def test_invalid_files_are_refused(fields, base, kind, message, tmp_path):
     text = refused(kind, _save(tmp_path, **fields), base=base)
     assert message in text, text
 
