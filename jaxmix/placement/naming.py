@@ -133,7 +133,6 @@ def on_tree(
     try:
         return work(OnTree(parts, layout))
     except UnplacedError as error:
-        # Other names would not help modules that lack only a bias, but might fit other modules.
         if names is not None or error.lacks_only_biases:
             raise
         shapes = _shapes(params)

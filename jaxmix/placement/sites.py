@@ -22,7 +22,7 @@ class UnplacedError(LayoutError):
     Attributes:
         sites: Their names.
         lacks_only_biases: Whether each of them has a leaf for its weight, so that only biases are
-            missing.
+            missing. Other names would not help then, and might be those of other modules.
     """
 
     def __init__(self, message: str, sites: Iterable[str] = (), *, lacks_only_biases: bool = False):
