@@ -1,6 +1,11 @@
-"""The parity tables against PEFT's recorded outputs, on a machine with neither torch nor peft."""
+"""The parity tables against PEFT's recorded outputs, on a machine with neither torch nor peft.
+
+Where peft is installed, ``tests/parity`` compares the same stacks and layers with PEFT itself. There
+these tests are thorough.
+"""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -17,6 +22,7 @@ TOLERANCE = 1e-10
 STACKS, LAYERS = Archive("stacks"), Archive("layers")
 ALL_STACKS: list[list[str]] = STACKS.json("stacks.json")
 CASES: list[dict] = LAYERS.json("cases.json")
+INSTEAD_OF_PEFT = [] if find_spec("peft") is None else [pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def test_tables_are_complete() -> None:
 @pytest.mark.parametrize(
     ("first", "length"),
     [
-        pytest.param(*row, marks=[pytest.mark.thorough] if row[1] == 3 else [])
+        pytest.param(*row, marks=[pytest.mark.thorough] if row[1] == 3 else INSTEAD_OF_PEFT)
         for row in sorted({(stack[0], len(stack)) for stack in ALL_STACKS})
     ],
 )
@@ -77,7 +83,9 @@ def test_stacks_match_peft(first: str, length: int, stack_folders: Path) -> None
     assert not failures, f"{len(failures)} of {len(errors)} stacks differ from PEFT: {failures}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=INSTEAD_OF_PEFT, id=case["name"]) for case in CASES]
+)
 def test_layer_types_match_peft(case: dict, layer_folders: Path) -> None:
     """Every layer type and form of every family matches PEFT."""
     net = nets.from_json(LAYERS.json("nets.json")[case["net"]])

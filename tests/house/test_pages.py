@@ -30,8 +30,16 @@ def check_scale_page(names: dict[str, Any]) -> None:
 
 # Results that are checked after a page has run.
 CHECKS = {"docs/scale.md": check_scale_page}
-# Other tests nearly always fail with these.
-THOROUGH = {"docs/scale.md"}
+# The pages that take the longest. Other tests nearly always fail with these.
+THOROUGH = {
+    "docs/bank.md",
+    "docs/combining.md",
+    "docs/from_peft.md",
+    "docs/scale.md",
+    "docs/start/serving.md",
+    "docs/start/training.md",
+    "docs/training.md",
+}
 
 
 @pytest.mark.parametrize(
