@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 BaseOption = Annotated[
-    Path | None,
+    str | None,  # a `Path` would lose a leading "./"
     typer.Option(
         "--base",
         "-b",
@@ -83,7 +83,7 @@ def own_layout() -> "Layout":
     return Layout("the adapters' own", rules, conv1d="")
 
 
-def map_tensors(base: Path, variant: str | None = None) -> "dict[str, np.ndarray]":
+def map_tensors(base: str, variant: str | None = None) -> "dict[str, np.ndarray]":
     """Memory-maps a base's tensors, which are read only when they are used.
 
     Args:
@@ -109,7 +109,7 @@ def map_tensors(base: Path, variant: str | None = None) -> "dict[str, np.ndarray
     return found
 
 
-def base_layout(base: Path, conv1d: str | None = None, variant: str | None = None) -> "Layout":
+def base_layout(base: str, conv1d: str | None = None, variant: str | None = None) -> "Layout":
     """Returns the layout of a base's tensors.
 
     Args:
@@ -130,7 +130,7 @@ def base_layout(base: Path, conv1d: str | None = None, variant: str | None = Non
 
 def base_params(
     mixed: "Adapter | Mix",
-    base: Path | None,
+    base: str | None,
     conv1d: str | None = None,
     variant: str | None = None,
 ) -> "tuple[Any, Layout]":

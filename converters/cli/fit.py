@@ -45,7 +45,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def fit(
     base: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="BASE",
             help="A Hugging Face folder or hub id: Llama, Mistral, Qwen, Gemma or GPT-2.",
@@ -130,16 +130,16 @@ def fit(
 
     if plot is not None:
         checked_picture(plot)
-    base = base_folder(base)
+    folder = base_folder(base)
     mixed = load_mix(
-        adapters, base, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
+        adapters, folder, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
     )
     check_apart(out, adapters)
-    checked_output(out, [base], force=force, marks=(MIX_FILE,), replaces=is_saved)
-    model = _model(base, dtype)
-    tokens = read_tokens(text, base, tokenizer, model.config.vocab_size)
+    checked_output(out, [folder], force=force, marks=(MIX_FILE,), replaces=is_saved)
+    model = _model(folder, dtype)
+    tokens = read_tokens(text, folder, tokenizer, model.config.vocab_size)
     train, held_out = split_windows(tokens, length, text)
-    with steps_bar("learning strengths", as_json=as_json) as progress:
+    with steps_bar("learning strengths", "batches", as_json=as_json) as progress:
         batches = _Batches(train, min(batch, len(train)), steps, seed, progress)
         found = _fit_strengths(mixed, model, batches, cast(Per, per), rate)
     before, after = (_loss_on(m, model, held_out, batches.size) for m in (mixed, found.mix))

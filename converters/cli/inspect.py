@@ -117,7 +117,7 @@ def inspect(
 
 def _measured(
     parts: "list[Adapter]",
-    base: Path | None,
+    base: str | None,
     conv1d: str | None,
     variant: str | None,
     *,
@@ -133,7 +133,7 @@ def _measured(
     if not mixed.parts:
         base_params(mix(*parts), None)  # raises an error that lists them
     params, layout = base_params(mixed, base, conv1d, variant)
-    with steps_bar("measuring", as_json=as_json) as progress:
+    with steps_bar("measuring", "sites", as_json=as_json) as progress:
         return measure(mixed, params, layout=layout, progress=progress), left_out
 
 

@@ -257,7 +257,8 @@ def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Nam
         names = [found[0].name for found in fits.values()]
         raise LayoutError(
             f"the sites of the adapters match the leaves by several models' names, which differ: "
-            f"those of {', '.join(names)}. Say which model it is: names={names[0]!r}."
+            f"those of {', '.join(names)}. Say which model it is: "
+            f"{option('names', names[0])}."
         )
     return next(iter(fits.values()))[0] if fits else None
 

@@ -111,10 +111,8 @@ def test_downloaded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (
             errors.LocalEntryNotFoundError,
-            "owner/name on the hub: the checkpoint is not in the local cache and the hub can't be "
-            "reached. 'owner/name' is not a local folder either. Connect to the internet to "
-            "download it, or use the path of a "
-            "downloaded folder.",
+            "owner/name on the hub: the checkpoint is not in the local cache, and the hub can't "
+            "be reached. Connect to the internet to download it, or use the path of a folder.",
         ),
         (
             errors.RepositoryNotFoundError,
