@@ -189,5 +189,11 @@ def steps_bar(title: str, unit: str, *, as_json: bool) -> Iterator[Callable[[int
     )
     with _bar(*columns, as_json=as_json) as bar:
         task = bar.add_task(title, total=None)
-        bar.start()
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        if bar.console.is_terminal:
+            bar.start()  # elsewhere an error without progress would have an empty line above it
+
+        def update(done: int, total: int) -> None:
+            bar.start()
+            bar.update(task, completed=done, total=total)
+
+        yield update

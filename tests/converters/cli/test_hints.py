@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import jaxmix
 from jaxmix.converters.cli.hints import spelled
 from jaxmix.errors import JaxmixError, option, remedy, spelling, to_lora_call
-from jaxmix.families import Delta
+from jaxmix.families import LoRA
 
 from ..bases import Adapters, save_adapter
 from .running import Captured, main
@@ -115,11 +115,12 @@ def test_combine_of_adapters_without_a_common_site(tmp_path: Path, capsys: Captu
     )
 
 
-def test_square_difference_of_unknown_orientation(tmp_path: Path, capsys: Captured) -> None:
-    update = Delta(np.ones((3, 3), np.float32), transposed=None)
-    jaxmix.save(jaxmix.Adapter({"c_proj": update}, name="dense"), tmp_path / "dense")
-    message = refused(capsys, "export", "-a", tmp_path / "dense", "--rank", 1, "-o", tmp_path / "x")
-    assert message.endswith("on which a dense update depends. Pass the base: --base BASE.")
+def test_square_difference_of_unknown_orientation() -> None:
+    lora = LoRA(np.ones((1, 3)), np.ones((3, 1)), 1.0, transposed=None)
+    pair = [jaxmix.Adapter({"proj": lora}, name=name) for name in "ab"]
+    with spelling(spelled("combine", FLAGS)), pytest.raises(JaxmixError) as caught:
+        jaxmix.combine(pair, method="model_stock")
+    assert str(caught.value).endswith("a dense update depends. Pass the base: --base BASE.")
 
 
 def test_recipe_of_adapters_elsewhere(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
