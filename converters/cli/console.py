@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,7 +114,9 @@ def choice_of(names: Collection[str]) -> dict[str, Any]:
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.")
+            near = get_close_matches(value, names, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.{hint}")
         return value
 
     # typer filters the completions by what was typed.

@@ -203,7 +203,7 @@ def convert(
         revision=revision,
         **options,
     )
-    parts = [part for _, own in read for part in own]
+    parts = [adapter for _, own_parts in read for adapter in own_parts]
     check_apart(out, adapters)
     writer = _WRITERS[to]
     for option, value in (("prefix", prefix), ("names", names)):

@@ -22,7 +22,14 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.bases import Conv1d, Names, Variant
 from jaxmix.converters.cli.choices import LAYOUTS, LIBRARIES
-from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
+from jaxmix.converters.cli.console import (
+    AsJson,
+    bytes_bar,
+    choice_of,
+    count,
+    print_json,
+    print_lines,
+)
 from jaxmix.converters.files.terminal import escape
 
 if TYPE_CHECKING:  # help and shell completion do without JAX
@@ -114,7 +121,7 @@ def merge(
             metavar="NAME",
             help="Where the modules are among the tensors; by default found by name. One of "
             f"{', '.join(LAYOUTS)}, or a model library's.",
-            autocompletion=lambda: [*LAYOUTS, *LIBRARIES],
+            **choice_of((*LAYOUTS, *LIBRARIES)),
         ),
     ] = None,
     names: Names = None,

@@ -136,7 +136,9 @@ def _options() -> dict[str, dict[str, str]]:
 def _usage(error: Any) -> str:
     """Describes what is wrong with a command line, and refers to the help."""
     hint = f" Try: {error.ctx.command_path} --help" if error.ctx else ""
-    return f"{error.format_message()}{hint}"
+    # Errors that a command raises itself are of no single parameter, and say what is wrong.
+    is_complete = isinstance(error, typer.BadParameter) and not (error.param or error.param_hint)
+    return f"{error.message if is_complete else error.format_message()}{hint}"
 
 
 def _retyped(args: Sequence[str], path: str, near: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from jaxmix.errors import LayoutError, UnsupportedError, listing, option
+from jaxmix.errors import LayoutError, UnsupportedError, listing, option, remedy
 from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
@@ -95,9 +95,10 @@ def map_named(names: str | Mapping[str, Any]) -> NameMap:
     found = next((m for find, _ in NAME_MAPS if (m := find(config)) is not None), None)
     if found is None:
         shown = names if isinstance(names, str) else names.get("model_type")
+        others = remedy("a config with one, '' for no map, or None to find it", "or '' for no map")
         raise LayoutError(
             f"there is no name map {shown!r}, expected the model_type of one of transformers' "
-            "models, such as 'mixtral', a config with one, '' for no map, or None to find it."
+            f"models, such as 'mixtral', {others}."
         )
     return found
 

@@ -161,7 +161,7 @@ def test_unknown_options(tmp_path):
     message = refused(UnsupportedError, folder, rank=3, colour="red")
     assert message.startswith("style has the format 'peft', whose reader takes ")
     assert message.endswith(
-        "; found colour, rank. Leave it out, or force another format with format='…'."
+        ", not colour=…, rank=…. Leave it out, or read another format: format='…'."
     )
 
 

@@ -150,6 +150,26 @@ def test_part_that_a_file_lacks(tmp_path: Path, capsys: Captured) -> None:
     )
 
 
+def test_option_that_a_format_does_not_take(
+    adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    args = ("export", "-a", adapters["lora"], "--part", "unet", "-o", tmp_path / "x")
+    message = refused(capsys, *args)
+    assert " has the format 'peft', whose reader takes " in message
+    assert message.endswith(
+        ", not --part PART. Leave it out, or read another format: --from FORMAT with `jaxmix "
+        "convert`, and use its output."
+    )
+
+
+def test_unknown_name_map(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    args = ("merge", base, "-a", adapters["lora"], "--names", "mixtrall", "-o", tmp_path / "x")
+    assert refused(capsys, *args) == (
+        "there is no name map 'mixtrall', expected the model_type of one of transformers' models, "
+        "such as 'mixtral', or '' for no map."
+    )
+
+
 def test_python_names_the_same_options(adapters: Adapters) -> None:
     """Outside of the program the messages name calls of Python."""
     pair = [jaxmix.load(adapters["lora"]), jaxmix.load(adapters["lora"], "other")]

@@ -39,6 +39,10 @@ from .running import Captured, main, run, run_json
             ["convert", "x", "--to", "gguf", "-o", "y"],
             "'gguf' is not one of peft, kohya, diffusers",
         ),
+        (
+            ["merge", "base", "-a", "x", "-o", "y", "--layout", "tunx"],
+            "openpi, torchax, tunix, tunix_gemma. Did you mean tunix?",
+        ),
         (["export", "-o", "x"], "Missing option"),
         (["combine", "-a", "x", "-o", "y"], "Missing option"),
         (["fit", "base", "-a", "x"], "Missing option"),

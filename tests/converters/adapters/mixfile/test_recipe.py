@@ -249,7 +249,8 @@ def test_options_of_parts_reach_their_readers(
     assert f"part 2: options is [1], {ending}(…, base=…)" in message
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
     message = refused(UnsupportedError, outer)
-    assert "mix.json has the format 'mix', whose reader takes base, ignore; found part." in message
+    text = "mix.json has the format 'mix', whose reader takes base, ignore, not part=…. Leave it "
+    assert text in message
     # Found by a mutation: options with the names of `LocatedAdapter.read`'s own arguments.
     names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
     recipe(outer, {"source": "b.bare", "options": names})
