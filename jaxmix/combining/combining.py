@@ -101,8 +101,7 @@ def combine(
         outliers: The share of largest entries that breadcrumbs drops, by default 0.01.
         layout: Where the sites are in the tree, as in `jaxmix.compose`.
         name: The name of the result.
-        progress: A function called after each site, with the number of finished sites and the
-            total; not if the factors of LoRAs are combined, which takes no time.
+        progress: A function of the finished sites and all sites, called after each effect.
 
     Returns:
         An adapter of strength 1: LoRAs of scale 1, A (r, in) and B (out, r), or Deltas (out, in).
@@ -156,8 +155,8 @@ def combine(
         return Adapter(factors, name=name, metadata=metadata)
     if params is None and others:
         raise AdapterError(
-            f"combine got no base, but some updates are not LoRAs:{listing(others)}\nOnly LoRAs "
-            "can be combined without their base: "
+            f"combine got no base, but some updates are not LoRAs:{listing(others)}\n"
+            "Only LoRAs can be combined without one: "
             f"{remedy('write combine(adapters, params, …)', 'pass --base BASE')}."
         )
     make = _maker(chosen, rank, groups, others)
@@ -171,8 +170,7 @@ def combine(
         keys: Any = (None, None) if key is None else jax.random.split(site_key(key, spot.name))
         effect = combined_effect(site_effects, group_weights, chosen, options, keys[0])
         updates[spot.name] = make(spot, effect, keys[1])
-        # A fused module of an adapter may be several sites in the tree.
-        progress(done, max(done, count))
+        progress(done, max(done, count))  # a fused module may be several sites in the tree
     return Adapter(updates, name=name, metadata=metadata)
 
 
@@ -206,9 +204,8 @@ def _weights(weights: Any, method: Method, count: int) -> list[Any]:
     if method.name == "slerp" and (
         min(known := _known(group_weights), default=0) < 0 or not any(known)
     ):
-        shown = " and ".join(f"{weight:g}" for weight in known)
         raise AdapterError(
-            f"the method 'slerp' got the weights {shown}, expected weights of at least 0 that are "
+            f"the method 'slerp' got the weights {known}, expected weights of at least 0 that are "
             "not both 0: it goes from the first adapter to the second, up to w₂/(w₁ + w₂)."
         )
     return group_weights

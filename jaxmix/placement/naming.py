@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from jaxmix.errors import LayoutError, UnsupportedError, listing, option, remedy
+from jaxmix.errors import LayoutError, UnsupportedError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
@@ -95,10 +95,9 @@ def map_named(names: str | Mapping[str, Any]) -> NameMap:
     found = next((m for find, _ in NAME_MAPS if (m := find(config)) is not None), None)
     if found is None:
         shown = names if isinstance(names, str) else names.get("model_type")
-        others = remedy("a config with one, '' for no map, or None to find it", "or '' for no map")
         raise LayoutError(
             f"there is no name map {shown!r}, expected the model_type of one of transformers' "
-            f"models, such as 'mixtral', {others}."
+            "models, such as 'mixtral', '' for no map, or nothing to find it."
         )
     return found
 
@@ -258,8 +257,7 @@ def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Nam
         names = [found[0].name for found in fits.values()]
         raise LayoutError(
             f"the sites of the adapters match the leaves by several models' names, which differ: "
-            f"those of {', '.join(names)}. Say which model it is: "
-            f"{option('names', names[0])}."
+            f"those of {', '.join(names)}. Say which: {option('names', names[0])}."
         )
     return next(iter(fits.values()))[0] if fits else None
 

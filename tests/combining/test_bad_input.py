@@ -143,7 +143,7 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "slerp beyond": (
         TWO,
         {"method": "slerp", "weights": [1.5, -0.5]},
-        "the method 'slerp' got the weights 1.5 and -0.5, expected weights of at least 0 that are "
+        "the method 'slerp' got the weights [1.5, -0.5], expected weights of at least 0 that are "
         "not both 0",
     ),
     "slerp of nothing": (
@@ -171,7 +171,7 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
         [lora(), other("OFT"), other("DoRA", "three")],
         {"method": "linear"},
         "combine got no base, but some updates are not LoRAs:\n  two: lin has OFT\n"
-        "  three: lin has LoRA (DoRA)\nOnly LoRAs can be combined without their base: write "
+        "  three: lin has LoRA (DoRA)\nOnly LoRAs can be combined without one: write "
         "combine(adapters, params, …).",
     ),
     "no rank for others": (

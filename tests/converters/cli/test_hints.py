@@ -88,7 +88,7 @@ def test_combine(base: Path, adapters: Adapters, tmp_path: Path, capsys: Capture
     kinds = ("combine", "-a", adapters["lora"], "-a", adapters["oft"])
     message = refused(capsys, *kinds, "-m", "cat", *out)
     assert message.startswith("combine got no base, but some updates are not LoRAs:\n  oft: ")
-    assert message.endswith("\nOnly LoRAs can be combined without their base: pass --base BASE.")
+    assert message.endswith("\nOnly LoRAs can be combined without one: pass --base BASE.")
     message = refused(capsys, *kinds, "-m", "svd", "--base", base, *out)
     assert message.startswith("the method 'svd' got no rank, but some updates are not LoRAs:\n")
     assert message.endswith(
@@ -96,7 +96,7 @@ def test_combine(base: Path, adapters: Adapters, tmp_path: Path, capsys: Capture
     )
     arc = ("combine", "-a", f"{adapters['lora']}:1.5", "-a", f"{adapters['loha']}:-0.5")
     assert refused(capsys, *arc, "-m", "slerp", "--base", base, *out) == (
-        "the method 'slerp' got the weights 1.5 and -0.5, expected weights of at least 0 that are "
+        "the method 'slerp' got the weights [1.5, -0.5], expected weights of at least 0 that are "
         "not both 0: it goes from the first adapter to the second, up to w₂/(w₁ + w₂)."
     )
 
@@ -166,7 +166,7 @@ def test_unknown_name_map(base: Path, adapters: Adapters, tmp_path: Path, capsys
     args = ("merge", base, "-a", adapters["lora"], "--names", "mixtrall", "-o", tmp_path / "x")
     assert refused(capsys, *args) == (
         "there is no name map 'mixtrall', expected the model_type of one of transformers' models, "
-        "such as 'mixtral', or '' for no map."
+        "such as 'mixtral', '' for no map, or nothing to find it."
     )
 
 
