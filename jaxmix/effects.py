@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.errors import AdapterError
+from jaxmix.errors import AdapterError, remedy
 from jaxmix.families import LoRA, Together, Update
 from jaxmix.families.base import Chain, joint_flag, maps
 from jaxmix.operators import Dense, Operator, Zero, add
@@ -82,7 +82,7 @@ class Spot:
             raise AdapterError(
                 f"{self.name}: the file that the adapter was read from does not record whether "
                 f"PyTorch stores this weight {matrix.shape} as (out, in) or as (in, out), on which "
-                "a dense update depends. Pass the base: params=…, or --base."
+                f"a dense update depends. Pass the base: {remedy('params=…', '--base BASE')}."
             )
         # For other shapes, a wrong guess fits no leaf.
         is_guess = self.transposed is None and may_be_conv1d(f"{self.name}.weight")

@@ -18,7 +18,9 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "option",
+    "remedy",
     "spelling",
+    "to_lora_call",
 ]
 
 # From an option's name and the literal of its value to its spelling in messages.
@@ -92,6 +94,30 @@ def option(name: str, value: object = True, *, of: str = "") -> str:
     if spell := _spelling.get():
         return spell(name, literal)
     return f"{of}, {name}={literal})" if of else f"{name}={literal}"
+
+
+def remedy(python: str, command_line: str) -> str:
+    """Returns what the user can do, for messages, if it is not the same option in both interfaces.
+
+    Args:
+        python: What to write in Python.
+        command_line: What to type instead in the terminal, where a command of jaxmix runs.
+
+    Example:
+        >>> remedy("jaxmix.save", "`jaxmix convert --to mix`")
+        'jaxmix.save'
+    """
+    return python if _spelling.get() is None else command_line
+
+
+def to_lora_call(subject: str = "adapter") -> str:
+    """Returns how the user makes a LoRA of an adapter or a mix, for messages.
+
+    Example:
+        >>> to_lora_call("mix")
+        'jaxmix.to_lora(mix, params)'
+    """
+    return remedy(f"jaxmix.to_lora({subject}, params)", option("rank", ...))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Converts any mix to one LoRA by the singular value decomposition of its effects."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, overload
 from zlib import crc32
@@ -36,6 +36,7 @@ def to_lora(
     layout: Layout | str | None = None,
     name: str | None = None,
     with_errors: Literal[False] = False,
+    progress: Callable[[int, int], None] = ...,
 ) -> Adapter: ...
 @overload
 def to_lora(
@@ -47,6 +48,7 @@ def to_lora(
     layout: Layout | str | None = None,
     name: str | None = None,
     with_errors: Literal[True],
+    progress: Callable[[int, int], None] = ...,
 ) -> tuple[Adapter, dict[str, float]]: ...
 def to_lora(
     mixed: Mixable,
@@ -57,6 +59,7 @@ def to_lora(
     layout: Layout | str | None = None,
     name: str | None = None,
     with_errors: bool = False,
+    progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> Adapter | tuple[Adapter, dict[str, float]]:
     """Converts any adapter or mix to one LoRA: ``B A ≈ Δ = W' − W`` at each site, by SVD.
 
@@ -83,6 +86,8 @@ def to_lora(
         name: The name of the result; by default the adapter's own; for a mix those of its parts,
             as in "style+light".
         with_errors: Whether to return the errors too.
+        progress: A function called after each site, with the number of finished sites and the
+            total.
 
     Returns:
         The adapter, with scale 1 at each site, so alpha is the rank. With ``with_errors`` a pair:
@@ -115,11 +120,15 @@ def to_lora(
     limit = checked_rank(rank)
     updates: dict[str, Update] = {}
     errors: dict[str, float] = {}
-    for spot, effect in _with_joined_rows(effects([mixed], params, layout), params):
+    count = len({site for part in mixed.parts for site in part.sites})
+    all_effects = _with_joined_rows(effects([mixed], params, layout), params)
+    for done, (spot, effect) in enumerate(all_effects, 1):
         own = None if key is None else site_key(key, spot.name)
         updates[spot.name], error = compressed(spot, effect, limit, own)
         if error is not None:
             errors[spot.name] = error
+        # A fused module of an adapter may be several sites in the tree.
+        progress(done, max(done, count))
     own_name = "+".join(part.name for part in mixed.parts) or "lora"
     metadata = shared_metadata(part.metadata for part in mixed.parts)
     lora = Adapter(updates, name=own_name if name is None else name, metadata=metadata)

@@ -19,7 +19,7 @@ from jaxmix.converters.adapters.lycoris.writing import (
     with_plain_bias,
 )
 from jaxmix.converters.names.images.models import ImageModel
-from jaxmix.errors import UnsupportedError, listing
+from jaxmix.errors import UnsupportedError, listing, to_lora_call
 from jaxmix.families import DiagOFT, Normed, Update
 from jaxmix.placement.naming import Names
 
@@ -169,7 +169,7 @@ def _check(
     if ignored:
         raise UnsupportedError(
             f"{adapter}: updates that ComfyUI can't apply:{listing(ignored)}\n"
-            "jaxmix.to_lora(adapter, params) makes a LoRA of rotations; norms must be left out."
+            f"{to_lora_call()} makes a LoRA of rotations; norms must be left out."
         )
 
 
@@ -179,7 +179,7 @@ def _warn_of_norms(adapter: str, updates: dict[str, Update], sites: dict[str, st
         warnings.warn(
             f"{adapter}: ComfyUI divides DoRA's magnitude by the norm of W, not of W + Δ, so its "
             f"result differs at:{listing(normed)}\nA LoRA is exact up to its rank: "
-            "jaxmix.to_lora(adapter, params).",
+            f"{to_lora_call()}.",
             stacklevel=4,
         )
 

@@ -42,7 +42,14 @@ from jaxmix.converters.adapters.lycoris.program import DIFFUSERS
 from jaxmix.converters.adapters.lycoris.program_names import named_for
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors
-from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing
+from jaxmix.errors import (
+    AdapterError,
+    CheckpointError,
+    UnsupportedError,
+    listing,
+    remedy,
+    to_lora_call,
+)
 from jaxmix.families import LoRA
 from jaxmix.placement.naming import Names
 
@@ -244,7 +251,8 @@ def export_diffusers(
     if prefix in _NOT_DIFFUSERS:
         raise AdapterError(
             f"the prefix {prefix!r} is that of ComfyUI, expected unet or transformer. Write the "
-            "file for ComfyUI: jaxmix.converters.comfyui.export_comfyui."
+            "file for ComfyUI: "
+            f"{remedy('jaxmix.converters.comfyui.export_comfyui', '--to comfyui')}."
         )
     named = named_for(DIFFUSERS, adapter, prefix=prefix, names=names, base=base)
     full = {key: ".".join(filter(None, key)) for key in named.updates}
@@ -254,7 +262,7 @@ def export_diffusers(
         raise UnsupportedError(
             f"{adapter.name}: files for diffusers hold LoRA and DoRA only, and this adapter has:"
             f"{listing(others)}\nWrite it for ComfyUI or kohya's scripts, which read more kinds. "
-            "Or convert it to a LoRA: jaxmix.to_lora(adapter, params)."
+            f"Or convert it to a LoRA: {to_lora_call()}."
         )
     adapter = replace(adapter, updates=updates)
     modules = module_tensors(adapter if patterns else with_unit_scale(adapter), sites)

@@ -15,8 +15,8 @@ from jaxmix.converters.adapters.format import (
 )
 from jaxmix.converters.adapters.single_file import choose_file, is_copy_of, split_filename
 from jaxmix.converters.files.hub import is_hub_id
-from jaxmix.converters.files.path_suggestions import suggest_paths
-from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.converters.files.path_suggestions import refuse_mistyped, suggest_paths
+from jaxmix.errors import CheckpointError, UnsupportedError, option
 from jaxmix.untrusted.files import local_path, shown
 
 __all__ = ["find", "find_on_hub", "is_hub_id"]
@@ -66,6 +66,8 @@ def find(
                 f"{', '.join(file_names(target.parent)[:8])}. Pass the name of a file in it."
             )
         return _find_local(formats, forced, target, text, below, ignore)
+    if not exists and revision is None:
+        refuse_mistyped(text, f"pass {option('revision', 'main')}" if is_hub_id(text) else "")
     if not exists and is_hub_id(text):
         return find_on_hub(
             formats,
@@ -77,10 +79,11 @@ def find(
             ignore=ignore,
         )
     lacking = "subfolder" if subfolder else "file in it"
-    problem = f"is a file, which has no {lacking}" if exists else "is neither a folder nor a hub id"
+    problem = f"is a file, which has no {lacking}" if exists else "does not exist"
     near = "" if exists else suggest_paths(text)
     raise CheckpointError(
-        f"{shown(text)} {problem}.{near}\nExpected {formats[-1].description}, or 'owner/name'."
+        f"{shown(text)} {problem}.{near}\nExpected {formats[-1].description}, or the id of a "
+        "repository on the hub, 'owner/name'."
     )
 
 

@@ -92,9 +92,9 @@ class LocatedAdapter:
         if unknown := sorted(set(options) - set(self.format.options)):
             takes = ", ".join(self.format.options) or "no options"
             raise UnsupportedError(
-                f"{self.source} has the format {self.format.name!r}, whose reader takes {takes}; "
-                f"found {', '.join(unknown)}. Leave it out, or force another format with "
-                f"{option('format', '…')}."
+                f"{self.source} has the format {self.format.name!r}, whose reader takes {takes}, "
+                f"not {', '.join(option(name, ...) for name in unknown)}. Leave it out, or read "
+                f"another format: {option('format', '…')}."
             )
         if self.format.takes_extra_weights:
             options["beside"] = self.extra_weights

@@ -23,7 +23,7 @@ from jaxmix.converters.adapters.lycoris.program_names import named_for
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.names.images.underscored import dotted_names
-from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option
+from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option, remedy
 from jaxmix.placement.names import without_wrappers
 from jaxmix.placement.naming import Names
 
@@ -104,7 +104,8 @@ def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[st
         )
     if not modules:
         raise CheckpointError(
-            f"{where} has no keys for part={part!r}, expected one of {', '.join(sorted(parts))}."
+            f"{where} has no keys for {option('part', part)}, expected one of "
+            f"{', '.join(sorted(parts))}."
         )
     return modules
 
@@ -217,7 +218,8 @@ def export_kohya(
     if several := [f"{n}: {' and '.join(s)}" for n, s in owners.items() if len(s) > 1]:
         raise AdapterError(
             f"{adapter.name}: sites that have the same name with underscores for dots:"
-            f"{listing(several)}\nExport them with dots: jaxmix.converters.comfyui."
+            f"{listing(several)}\nExport them with dots: "
+            f"{remedy('jaxmix.converters.comfyui', '--to comfyui')}."
         )
     updates = {flat[key]: update for key, update in named.updates.items()}
     sites = {flat[key]: site for key, site in named.sites.items()}

@@ -215,8 +215,8 @@ def load(
         >>> load("no/such/folder/here")
         Traceback (most recent call last):
         ...
-        jaxmix.errors.CheckpointError: 'no/such/folder/here' is neither a folder nor a hub id.
-        Expected a folder with adapter_config.json and adapter_model.safetensors, or 'owner/name'.
+        jaxmix.errors.CheckpointError: 'no/such/folder/here' does not exist.
+        Expected a folder with adapter_config.json and adapter_model.safetensors, or the id of a ...
 
     Source: the folders that ``peft.PeftModel.save_pretrained`` and `jaxmix.save` write.
     """

@@ -16,7 +16,6 @@ import numpy as np
 
 from jaxmix.converters.checkpoints.pipelines import component_folders, is_pipeline
 from jaxmix.converters.files.hub import base_folder
-from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.converters.files.wrong_inputs import describe_non_base, is_model
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.models.checkpoint import read_json, safetensors_file, tensor_files
@@ -199,12 +198,11 @@ def read_checkpoint(folder: str | os.PathLike[str], variant: str | None = None) 
         safetensors_file(folder)
         return Checkpoint(folder.parent, (read_shard(folder.parent, folder),), is_file=True)
     if not folder.is_dir():
-        if folder.exists() and (description := describe_non_base(folder)):
+        if description := describe_non_base(folder):
             raise CheckpointError(f"{folder} {description}")
-        state = "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(
-            f"{folder} {state}, expected a Hugging Face folder with safetensors, or the id of a "
-            f"repository on the hub, 'owner/name'.{suggest_paths(str(folder))}"
+            f"{folder} is a file, expected a Hugging Face folder with safetensors, a safetensors "
+            "file, or the id of a repository on the hub, 'owner/name'."
         )
     if is_pipeline(folder):
         return _read_pipeline(folder, variant)

@@ -179,14 +179,14 @@ def load_arguments(
 
     names = _one_each("--filename", filename, len(texts))
     components = _one_each("--part", part, len(texts))
-    found = []
+    loaded = []
     for parsed, name, component in zip(parse_adapters(texts), names, components, strict=True):
         strength = 1.0 if weighted else parsed.strength
         given = {"base": base, "filename": name or None, "ignore": list(ignore or ()), **options}
         if component:
             given["part"] = component
-        found.append((parsed, load(parsed.path, strength=strength, **given)))
-    return found
+        loaded.append((parsed, load(parsed.path, strength=strength, **given)))
+    return loaded
 
 
 def _one_each(flag: str, values: Sequence[str] | None, count: int) -> list[str]:
@@ -214,7 +214,7 @@ def load_each(
         The path and number of each argument, and its adapters, under distinct names.
     """
     taken: set[str] = set()
-    found = []
+    arguments = []
     for parsed, loaded in load_arguments(texts, base, **options):
         parts = []
         for adapter in loaded.parts:
@@ -224,8 +224,8 @@ def load_each(
                 name = f"{adapter.name}-{count}"
             taken.add(name)
             parts.append(adapter.renamed(name))
-        found.append((parsed, parts))
-    return found
+        arguments.append((parsed, parts))
+    return arguments
 
 
 def load_mix(

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 BaseOption = Annotated[
-    Path | None,
+    str | None,  # a `Path` would lose a leading "./"
     typer.Option(
         "--base",
         "-b",
@@ -83,7 +83,7 @@ def own_layout() -> "Layout":
     return Layout("the adapters' own", rules, conv1d="")
 
 
-def map_tensors(base: Path, variant: str | None = None) -> "dict[str, np.ndarray]":
+def map_tensors(base: str, variant: str | None = None) -> "dict[str, np.ndarray]":
     """Memory-maps a base's tensors, which are read only when they are used.
 
     Args:
@@ -99,17 +99,19 @@ def map_tensors(base: Path, variant: str | None = None) -> "dict[str, np.ndarray
     from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
 
     files: dict[Path, np.ndarray] = {}
-    found: dict[str, np.ndarray] = {}
+    tensors_by_name: dict[str, np.ndarray] = {}
     for name, tensor in read_checkpoint(base, variant).tensors.items():
         if tensor.file not in files:
             files[tensor.file] = np.memmap(tensor.file, np.uint8, mode="r")
         data = files[tensor.file][tensor.start : tensor.start + tensor.size]
         is_float = tensor.dtype in FLOATS
-        found[name] = data.view(FLOATS[tensor.dtype]).reshape(tensor.shape) if is_float else data
-    return found
+        tensors_by_name[name] = (
+            data.view(FLOATS[tensor.dtype]).reshape(tensor.shape) if is_float else data
+        )
+    return tensors_by_name
 
 
-def base_layout(base: Path, conv1d: str | None = None, variant: str | None = None) -> "Layout":
+def base_layout(base: str, conv1d: str | None = None, variant: str | None = None) -> "Layout":
     """Returns the layout of a base's tensors.
 
     Args:
@@ -130,7 +132,7 @@ def base_layout(base: Path, conv1d: str | None = None, variant: str | None = Non
 
 def base_params(
     mixed: "Adapter | Mix",
-    base: Path | None,
+    base: str | None,
     conv1d: str | None = None,
     variant: str | None = None,
 ) -> "tuple[Any, Layout]":
@@ -171,7 +173,7 @@ def base_params(
 
 def needs_base(mixed: "Adapter | Mix") -> list[str]:
     """Describes the adapters whose effects depend on the base."""
-    found = []
+    lines = []
     for part in mixed.parts:
         needy = [
             (site, update) for site, update in part.updates.items() if _own_shape(update) is None
@@ -179,8 +181,8 @@ def needs_base(mixed: "Adapter | Mix") -> list[str]:
         if needy:
             site, update = needy[0]
             more = f" and {len(needy) - 1} more" if len(needy) > 1 else ""
-            found.append(f"{part.name}: {update.family} {update.size()} at {site}{more}")
-    return found
+            lines.append(f"{part.name}: {update.family} {update.size()} at {site}{more}")
+    return lines
 
 
 def _own_shape(update: "Update") -> tuple[int, int] | None:

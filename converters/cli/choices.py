@@ -3,10 +3,40 @@
 The tables with these names are elsewhere; a test compares them.
 """
 
-__all__ = ["LAYOUTS", "MAJORITY_SIGNS", "METHODS", "READ", "TASKS", "layouts"]
+__all__ = ["LAYOUTS", "LIBRARIES", "MAJORITY_SIGNS", "METHODS", "READ", "TASKS"]
 
 # jaxmix.layout.LAYOUTS
 LAYOUTS = ("torch", "flax", "names")
+# jaxmix.converters.layouts.TABLES
+LIBRARIES = (
+    "bonsai",
+    "bonsai_gemma3",
+    "easydel",
+    "flax_transformers",
+    "flax_unet",
+    "gemma",
+    "gemma_untransposed",
+    "keras_hub",
+    "keras_hub_gemma",
+    "keras_hub_sd3",
+    "levanter",
+    "maxdiffusion_flux",
+    "maxdiffusion_flux_bfl",
+    "maxdiffusion_flux2",
+    "maxdiffusion_wan",
+    "maxdiffusion_ltx",
+    "maxdiffusion_ltx2",
+    "maxdiffusion_z_image",
+    "maxtext_llama",
+    "maxtext_qwen",
+    "maxtext_mixtral",
+    "maxtext_gemma2",
+    "maxtext_gemma3",
+    "openpi",
+    "torchax",
+    "tunix",
+    "tunix_gemma",
+)
 # jaxmix.combining.METHODS
 METHODS = (
     "linear",
@@ -39,10 +69,3 @@ TASKS = (
     "SEQ_CLS",
     "TOKEN_CLS",
 )
-
-
-def layouts() -> list[str]:
-    """Returns the names of all layouts; those of model libraries take an import."""
-    from jaxmix.placement.layout import libraries
-
-    return [*LAYOUTS, *libraries()]

@@ -24,7 +24,7 @@ from jaxmix.converters.cli.console import (
     choice_of,
     print_json,
     print_lines,
-    spinner,
+    steps_bar,
 )
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
@@ -142,7 +142,8 @@ def combine(
     weights = [strength for _, strength in named]
     partial = combining.partial_sites(groups) if base is None else {}
     pairs = combining.look_alikes(groups) if base is None else []
-    with spinner(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
+    bar = steps_bar(f"combining by {method}", "sites", as_json=as_json)
+    with bar as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "combine without a base")  # reported below
         adapter = combining.combine(
             groups,
@@ -153,6 +154,7 @@ def combine(
             key=None if seed is None else _key(seed),
             outliers=outliers,
             name=out.name or "combined",
+            progress=progress,
             **options,
         )
     target = (save if to == "mix" else export_peft)(adapter, out, force=force, **written)

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,9 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
+    ProgressColumn,
+    Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -37,7 +38,6 @@ __all__ = [
     "print_json",
     "print_lines",
     "show_hub_requests",
-    "spinner",
     "steps_bar",
 ]
 
@@ -114,7 +114,9 @@ def choice_of(names: Collection[str]) -> dict[str, Any]:
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.")
+            near = get_close_matches(value, names, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.{hint}")
         return value
 
     # typer filters the completions by what was typed.
@@ -131,6 +133,9 @@ def _bar(*columns: Any, as_json: bool) -> Iterator[Progress]:
     bar = Progress(*columns, console=console, disable=as_json and not console.is_terminal)
     try:
         yield bar
+    except BaseException:
+        bar.live.transient = True  # an error is not preceded by an unfinished bar
+        raise
     finally:
         if bar.live.is_started:
             bar.stop()
@@ -156,20 +161,42 @@ def bytes_bar(*, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
         yield update
 
 
+class _RateColumn(ProgressColumn):
+    """The number of steps per second: ``3.1 sites/s``."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> str:
+        """Returns the rate of a task, "" while it is unknown."""
+        speed = task.finished_speed or task.speed
+        return "" if speed is None else f"{speed:.1f} {self.unit}/s"
+
+
 @contextmanager
-def steps_bar(title: str, *, as_json: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of the steps done and the total steps, which updates a bar."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def steps_bar(title: str, unit: str, *, as_json: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function of the steps done and the total steps, which updates a bar.
+
+    Args:
+        title: The text before the bar.
+        unit: What is counted, in the plural.
+        as_json: Whether a JSON document is printed.
+    """
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeRemainingColumn(),
+    )
     with _bar(*columns, as_json=as_json) as bar:
-        task = bar.add_task(title)
-        bar.start()
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(title, total=None)
+        if bar.console.is_terminal:
+            bar.start()  # elsewhere an error without progress would have an empty line above it
 
+        def update(done: int, total: int) -> None:
+            bar.start()
+            bar.update(task, completed=done, total=total)
 
-@contextmanager
-def spinner(title: str, *, as_json: bool) -> Iterator[None]:
-    """Shows a spinner and the elapsed time during a task of unknown length."""
-    with _bar(SpinnerColumn(), TextColumn(title), TimeElapsedColumn(), as_json=as_json) as bar:
-        bar.add_task(title, total=None)
-        bar.start()
-        yield
+        yield update

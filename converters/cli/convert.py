@@ -30,7 +30,7 @@ from jaxmix.converters.cli.console import (
     count,
     print_json,
     print_lines,
-    spinner,
+    steps_bar,
 )
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.cli.ranks import Energy, Rank, error_lines, rank_of
@@ -203,7 +203,7 @@ def convert(
         revision=revision,
         **options,
     )
-    parts = [part for _, own in read for part in own]
+    parts = [adapter for _, own_parts in read for adapter in own_parts]
     check_apart(out, adapters)
     writer = _WRITERS[to]
     for option, value in (("prefix", prefix), ("names", names)):
@@ -220,8 +220,10 @@ def convert(
     else:
         mixed = mix(*parts)
         params, layout = base_params(mixed, base, conv1d, variant)
-        with spinner("decomposing", as_json=as_json):
-            adapter, errors = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
+        with steps_bar("decomposing", "sites", as_json=as_json) as progress:
+            adapter, errors = to_lora(
+                mixed, params, rank=limit, layout=layout, with_errors=True, progress=progress
+            )
     target = writer.write(adapter, out, force=force, **writer_options)
     pairs = look_alikes(adapter.parts) if base is None else []
     if as_json:

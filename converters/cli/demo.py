@@ -1,5 +1,6 @@
 """``jaxmix demo``."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from jaxmix.converters.cli.console import AsJson, print_json, print_lines
 from jaxmix.converters.files.output import checked_output, new_folder
+from jaxmix.converters.files.terminal import escape
 
 __all__ = ["demo"]
 
@@ -54,4 +56,10 @@ def demo(
     if as_json:
         print_json({"out": target, "folders": _COPIED})
     else:
-        print_lines(f"{target}: {', '.join(_COPIED)}")
+        base, lora, oft = (
+            escape(shlex.quote(str(copy / name))) for name in ("base", "lora", "oft")
+        )
+        print_lines(
+            f"[bold]{escape(str(target))}[/]: {', '.join(_COPIED)}",
+            f"Try: jaxmix inspect {lora} {oft} --base {base} --measure",
+        )

@@ -25,7 +25,7 @@ from jaxmix.converters.cli.console import (
     count,
     print_json,
     print_lines,
-    spinner,
+    steps_bar,
 )
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.cli.ranks import Energy, Rank, error_lines, rank_of
@@ -111,9 +111,10 @@ def export(
         data |= {"out": target, "folders": folders}
     else:
         params, layout = base_params(mixed, base, conv1d, variant)
-        with spinner("decomposing", as_json=as_json):
-            exported = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
-        lora, errors = exported
+        with steps_bar("decomposing", "sites", as_json=as_json) as progress:
+            lora, errors = to_lora(
+                mixed, params, rank=limit, layout=layout, with_errors=True, progress=progress
+            )
         target = export_peft(lora, out, errors=errors, **options)
         lines = _errors(lora, errors)
         data |= {"out": target, "ranks": _ranks(lora), "errors": errors}

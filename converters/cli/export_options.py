@@ -43,12 +43,12 @@ def peft_options(
 ) -> dict[str, Any]:
     """Returns the keyword arguments of a format's writer; refuses options that do not apply."""
     about = {"base_model_name_or_path": base_name, "task_type": task} if to == "peft" else {}
-    own = {"patterns": patterns} if to in ("peft", "diffusers") else {}
+    rank_options = {"patterns": patterns} if to in ("peft", "diffusers") else {}
     given = {
         "--base-name": not about and base_name,
         "--task-type": not about and task,
-        "--patterns": not own and patterns,
+        "--patterns": not rank_options and patterns,
     }
     if unused := [name for name, value in given.items() if value]:
         raise typer.BadParameter(f"{', '.join(unused)} does not apply to the format {to}.")
-    return {**about, **own}
+    return {**about, **rank_options}

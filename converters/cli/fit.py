@@ -45,7 +45,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def fit(
     base: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="BASE",
             help="A Hugging Face folder or hub id: Llama, Mistral, Qwen, Gemma or GPT-2.",
@@ -130,32 +130,32 @@ def fit(
 
     if plot is not None:
         checked_picture(plot)
-    base = base_folder(base)
+    folder = base_folder(base)
     mixed = load_mix(
-        adapters, base, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
+        adapters, folder, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
     )
     check_apart(out, adapters)
-    checked_output(out, [base], force=force, marks=(MIX_FILE,), replaces=is_saved)
-    model = _model(base, dtype)
-    tokens = read_tokens(text, base, tokenizer, model.config.vocab_size)
+    checked_output(out, [folder], force=force, marks=(MIX_FILE,), replaces=is_saved)
+    model = _model(folder, dtype)
+    tokens = read_tokens(text, folder, tokenizer, model.config.vocab_size)
     train, held_out = split_windows(tokens, length, text)
-    with steps_bar("learning strengths", as_json=as_json) as progress:
+    with steps_bar("learning strengths", "batches", as_json=as_json) as progress:
         batches = _Batches(train, min(batch, len(train)), steps, seed, progress)
-        found = _fit_strengths(mixed, model, batches, cast(Per, per), rate)
-    before, after = (_loss_on(m, model, held_out, batches.size) for m in (mixed, found.mix))
-    target = save(found.mix, out, force=force)
+        fitted = _fit_strengths(mixed, model, batches, cast(Per, per), rate)
+    before, after = (_loss_on(m, model, held_out, batches.size) for m in (mixed, fitted.mix))
+    target = save(fitted.mix, out, force=force)
     if plot is not None:
         from jaxmix.training import draw_strengths
 
-        draw_strengths(found.mix, plot)
+        draw_strengths(fitted.mix, plot)
     if as_json:
         picture = {} if plot is None else {"picture": plot}
-        losses = {"before": before, "after": after, "steps": found.losses}
+        losses = {"before": before, "after": after, "steps": fitted.losses}
         print_json(
-            {"out": target, "adapters": strengths_data(found.mix), "losses": losses, **picture}
+            {"out": target, "adapters": strengths_data(fitted.mix), "losses": losses, **picture}
         )
         return
-    print_lines(f"[bold]{escape(str(target))}[/]: {escape(_strengths(found.mix, per))}")
+    print_lines(f"[bold]{escape(str(target))}[/]: {escape(_strengths(fitted.mix, per))}")
     print_lines(f"loss on held-out text: {before:.4f} → {after:.4f} nats per token")
     if plot is not None:
         print_lines(f"plot of the strengths: {escape(str(plot))}")
@@ -169,8 +169,8 @@ def _strengths(mixed: "Mix", per: str) -> str:
 
     by_adapter = {name: list(sites.values()) for name, sites in strengths_by_site(mixed).items()}
     return ", then ".join(
-        f"{name} × {min(own):.3g} to {max(own):.3g} at {len(own)} sites"
-        for name, own in by_adapter.items()
+        f"{name} × {min(values):.3g} to {max(values):.3g} at {len(values)} sites"
+        for name, values in by_adapter.items()
     )
 
 

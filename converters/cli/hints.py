@@ -7,8 +7,6 @@ from typing import Any
 
 __all__ = ["spelled"]
 
-# Flags that differ from their names in Python.
-_FLAGS = {"format": "--from"}
 _FALLBACK = "convert"
 
 
@@ -27,25 +25,36 @@ def spelled(command: str, options: Mapping[str, Mapping[str, str]]) -> Callable[
         >>> flags = {"merge": {"--subfolder": "FOLDER"}, "convert": {"--part": "PREFIX"}}
         >>> spelled("merge", flags)("subfolder", "'a b'")
         "--subfolder 'a b'"
+        >>> spelled("convert", flags)("rank", "0.99")
+        '--energy 0.99'
         >>> spelled("merge", flags)("part", "'…'")
         '--part PREFIX with `jaxmix convert`, and use its output'
     """
 
     def spell(name: str, literal: str) -> str:
-        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-        own = options.get(command, {})
-        known = own if flag in own else options.get(_FALLBACK, {})
-        text = f"{flag} {_value(literal) or known.get(flag, '…')}"
-        if literal == "True":
-            text = flag
-        if flag in own or flag not in known:
+        value: Any = "…" if literal == "…" else ast.literal_eval(literal)
+        flag, value = _on_command_line(name, value)
+        of_command = options.get(command, {})
+        known = of_command if flag in of_command else options.get(_FALLBACK, {})
+        shown = known.get(flag, "…") if value == "…" else shlex.quote(str(value))
+        text = flag if value is True else f"{flag} {shown}"
+        if flag in of_command or flag not in known:
             return text
         return f"{text} with `jaxmix {_FALLBACK}`, and use its output"
 
     return spell
 
 
-def _value(literal: str) -> str:
-    """Quotes a value for the shell; "" for a placeholder."""
-    value: Any = literal if literal == "…" else ast.literal_eval(literal)
-    return "" if value == "…" else shlex.quote(str(value))
+def _on_command_line(name: str, value: Any) -> tuple[str, Any]:
+    """Returns the flag and the value of an option, which may differ from those in Python."""
+    match name, value:
+        case "format", _:
+            return "--from", value
+        case "new_head", str():
+            return "--head-class", value
+        case "rank", "exact":
+            return "--energy", 1
+        case "rank", float():
+            return "--energy", value
+        case _:
+            return f"--{name.replace('_', '-')}", value

@@ -87,26 +87,30 @@ def inspect(
         subfolder=subfolder,
         revision=revision,
     )
-    parts = [part for _, own in each for part in own]
-    found, left_out = None, []
+    parts = [part for _, adapters_read in each for part in adapters_read]
+    result, left_out = None, []
     if measured or plot is not None:
-        found, left_out = _measured(parts, base, conv1d, variant, as_json=as_json)
-    if found is not None and plot is not None:
-        draw_measures(found, plot)
+        result, left_out = _measured(parts, base, conv1d, variant, as_json=as_json)
+    if result is not None and plot is not None:
+        draw_measures(result, plot)
     if as_json:
-        data = [{"path": named.path, **adapter_data(part)} for named, own in each for part in own]
-        measures = {} if found is None else {**_data(found), "needs_base": left_out}
+        data = [
+            {"path": named.path, **adapter_data(part)}
+            for named, adapters_read in each
+            for part in adapters_read
+        ]
+        measures = {} if result is None else {**_data(result), "needs_base": left_out}
         picture = {} if plot is None else {"picture": plot}
         print_json({"adapters": data, **measures, **picture})
         return
     console = Console(highlight=False, emoji=False)
     titles, *lines = adapter_lines(parts, console.width)
     print_lines(f"[bold]{titles}[/]", *map(escape, lines))
-    for table in () if found is None else (_sites(found), _pairs(found)):
+    for table in () if result is None else (_sites(result), _pairs(result)):
         if table.row_count:
             console.print()
             console.print(table)
-    if found is not None and found.pairs:
+    if result is not None and result.pairs:
         print_lines("outputs, inputs: overlap of the output and input spaces; 0 is that of chance")
     if left_out:
         print_lines("", "not measured without the base (--base FOLDER):")
@@ -117,7 +121,7 @@ def inspect(
 
 def _measured(
     parts: "list[Adapter]",
-    base: Path | None,
+    base: str | None,
     conv1d: str | None,
     variant: str | None,
     *,
@@ -133,26 +137,26 @@ def _measured(
     if not mixed.parts:
         base_params(mix(*parts), None)  # raises an error that lists them
     params, layout = base_params(mixed, base, conv1d, variant)
-    with steps_bar("measuring", as_json=as_json) as progress:
+    with steps_bar("measuring", "sites", as_json=as_json) as progress:
         return measure(mixed, params, layout=layout, progress=progress), left_out
 
 
-def _data(found: "Measures") -> dict[str, Any]:
+def _data(result: "Measures") -> dict[str, Any]:
     """Returns the measures as data for JSON."""
-    own = [
+    measures = [
         {
             "adapter": name,
-            "norm": found.norm(name),
-            "share": found.share(name),
+            "norm": result.norm(name),
+            "share": result.share(name),
             "sites": {site: asdict(values) for site, values in sites.items()},
         }
-        for name, sites in found.sites.items()
+        for name, sites in result.sites.items()
     ]
     pairs = [
         {"adapters": list(names), "sites": {site: asdict(values) for site, values in sites.items()}}
-        for names, sites in found.pairs.items()
+        for names, sites in result.pairs.items()
     ]
-    return {"measures": own, "pairs": pairs}
+    return {"measures": measures, "pairs": pairs}
 
 
 def _table(*titles: str) -> Table:
@@ -166,26 +170,26 @@ def _mean(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
-def _sites(found: "Measures") -> Table:
+def _sites(result: "Measures") -> Table:
     """Tabulates the effect of each adapter over all of its sites."""
     table = _table("adapter", "sites", "norm", "effective rank", "share")
     table.add_column("largest norm", overflow="fold", ratio=1)
-    for name, sites in found.sites.items():
+    for name, sites in result.sites.items():
         if not sites:
             continue
         ranks = [values.rank for values in sites.values()]
         most = max(sites, key=lambda site: sites[site].norm)
         spread = f"{_mean(ranks):.1f} ({min(ranks):.1f}–{max(ranks):.1f})"
-        cells = (str(len(sites)), f"{found.norm(name):.4g}", spread, f"{found.share(name):.0%}")
+        cells = (str(len(sites)), f"{result.norm(name):.4g}", spread, f"{result.share(name):.0%}")
         table.add_row(escape(name), *cells, f"{sites[most].norm:.4g} at {escape(most)}")
     return table
 
 
-def _pairs(found: "Measures") -> Table:
+def _pairs(result: "Measures") -> Table:
     """Tabulates the agreement of each pair: means over the sites that both change."""
     titles = ("cosine", "equal signs", "outputs", "inputs", "smallest angles")
     table = _table("pair", "sites", *titles)
-    for names, sites in found.pairs.items():
+    for names, sites in result.pairs.items():
         if not sites:
             continue
         each = list(sites.values())

@@ -21,8 +21,15 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import Conv1d, Names, Variant
-from jaxmix.converters.cli.choices import LAYOUTS, layouts
-from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
+from jaxmix.converters.cli.choices import LAYOUTS, LIBRARIES
+from jaxmix.converters.cli.console import (
+    AsJson,
+    bytes_bar,
+    choice_of,
+    count,
+    print_json,
+    print_lines,
+)
 from jaxmix.converters.files.terminal import escape
 
 if TYPE_CHECKING:  # help and shell completion do without JAX
@@ -38,7 +45,7 @@ _SHOWN = 5
 
 def merge(
     base: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="BASE",
             help="A model's folder with safetensors, of transformers or diffusers; a pipeline's "
@@ -114,7 +121,7 @@ def merge(
             metavar="NAME",
             help="Where the modules are among the tensors; by default found by name. One of "
             f"{', '.join(LAYOUTS)}, or a model library's.",
-            autocompletion=layouts,
+            **choice_of((*LAYOUTS, *LIBRARIES)),
         ),
     ] = None,
     names: Names = None,
@@ -162,7 +169,7 @@ def merge(
     from jaxmix.converters.merging import merge_checkpoint
     from jaxmix.placement.layout import named
 
-    check_roles(base, adapters)
+    check_roles(Path(base), adapters)
     folder = base_folder(base, variant)
     mixed = load_mix(
         adapters,

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -17,7 +18,8 @@ from jaxmix.converters.cli.commands import SUMMARIES, Commands, register
 from jaxmix.converters.cli.compile_cache import use_compile_cache
 from jaxmix.converters.cli.console import print_error, show_hub_requests
 from jaxmix.converters.cli.hints import spelled
-from jaxmix.errors import JaxmixError, VerificationError, spelling
+from jaxmix.converters.files.path_suggestions import MistypedPathError
+from jaxmix.errors import CheckpointError, JaxmixError, VerificationError, spelling
 
 __all__ = ["app", "commands", "main"]
 
@@ -94,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with _terminable(), spelling(spell), show_hub_requests(as_json=as_json):
             code = app(args or ["--help"], prog_name="jaxmix", standalone_mode=False) or 0
+    except MistypedPathError as error:
+        message = f"{error}{_retyped(args, error.path, error.near)}"
+        print_error(message, CheckpointError.__name__, as_json=as_json)
+        return 1
     except JaxmixError as error:
         print_error(str(error), type(error).__name__, as_json=as_json)
         return _UNVERIFIED if isinstance(error, VerificationError) else 1
@@ -130,7 +136,18 @@ def _options() -> dict[str, dict[str, str]]:
 def _usage(error: Any) -> str:
     """Describes what is wrong with a command line, and refers to the help."""
     hint = f" Try: {error.ctx.command_path} --help" if error.ctx else ""
-    return f"{error.format_message()}{hint}"
+    # Errors that a command raises itself are of no single parameter, and say what is wrong.
+    is_complete = isinstance(error, typer.BadParameter) and not (error.param or error.param_hint)
+    return f"{error.message if is_complete else error.format_message()}{hint}"
+
+
+def _retyped(args: Sequence[str], path: str, near: str) -> str:
+    """Returns a line with the command to type instead; "" if the path is not in the arguments."""
+    corrected = [
+        near + arg.removeprefix(path) if arg == path or arg.startswith(f"{path}:") else arg
+        for arg in args
+    ]
+    return "" if corrected == list(args) else f"\nTry: jaxmix {shlex.join(corrected)}"
 
 
 @contextmanager

@@ -47,5 +47,5 @@ def error_lines(errors: Mapping[str, float]) -> list[str]:
         return []
     worst = sorted(errors, key=lambda site: -errors[site])[:_SHOWN]
     mean = sum(errors.values()) / len(errors)
-    found = [f"error ‖Δ − BA‖ / ‖Δ‖: mean {mean:.2%}, largest"]
-    return found + [f"  {errors[site]:.2%} at {escape(site)}" for site in worst]
+    heading = f"error ‖Δ − BA‖ / ‖Δ‖: mean {mean:.2%}, largest"
+    return [heading] + [f"  {errors[site]:.2%} at {escape(site)}" for site in worst]

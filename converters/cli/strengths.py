@@ -66,7 +66,9 @@ def _message(text: str, stem: str, sign: str, rest: str, has_strength: bool) -> 
     number = rest.replace(",", ".").replace("−", "-")
     if sign == ":":
         better = number if NUMBER.fullmatch(number) and number != rest else "0.5"
-        found = f"{rest!r} is not a strength" if rest else "the strength after the colon is missing"
-        return f"{text}: {found}, {expected} such as {stem}:{better}."
+        problem = (
+            f"{rest!r} is not a strength" if rest else "the strength after the colon is missing"
+        )
+        return f"{text}: {problem}, {expected} such as {stem}:{better}."
     better = number if NUMBER.fullmatch(number) else "0.5"
     return f"{text}: a strength must follow a colon, {expected} such as {stem}:{better}."

@@ -109,8 +109,8 @@ def _groups(adapter: Adapter) -> list[_Group]:
             if (scale := getattr(part, "scale", None)) is not None:
                 scales.setdefault(key, set()).add(float(scale))
     return [
-        _Group(*key, _ends(scales.get(key, ())), numbers[key], tuple(found))
-        for key, found in sites.items()
+        _Group(*key, _ends(scales.get(key, ())), numbers[key], tuple(names))
+        for key, names in sites.items()
     ]
 
 

@@ -44,24 +44,24 @@ def read_tokens(text: Path, base: Path, tokenizer: str | None, vocabulary: int) 
     path = base if tokenizer is None else local_path(tokenizer, "tokenizer")
     fast = path if path.is_file() else path / _FAST
     if tokenizer == BYTES:
-        found = np.frombuffer(data, np.uint8)
+        tokens = np.frombuffer(data, np.uint8)
     elif fast.is_file():
-        found = np.asarray(_fast(fast, _decoded(data, text)))
+        tokens = np.asarray(_fast(fast, _decoded(data, text)))
     elif any((path / name).exists() for name in _SLOW):
-        found = np.asarray(_slow(path, _decoded(data, text)))
+        tokens = np.asarray(_slow(path, _decoded(data, text)))
     elif tokenizer is None and vocabulary == 256:
-        found = np.frombuffer(data, np.uint8)
+        tokens = np.frombuffer(data, np.uint8)
     else:
         raise UnsupportedError(
             f"{path} has no tokenizer, expected one of {_FAST}, {', '.join(_SLOW)}. Pass the "
             "folder of a tokenizer with --tokenizer, or --tokenizer bytes if its tokens are bytes."
         )
-    if found.size and int(found.max()) >= vocabulary:
+    if tokens.size and int(tokens.max()) >= vocabulary:
         raise CheckpointError(
-            f"{text} has the token {int(found.max())}, but the model in {base} has {vocabulary} "
+            f"{text} has the token {int(tokens.max())}, but the model in {base} has {vocabulary} "
             "tokens. Use the model's own tokenizer: --tokenizer FOLDER."
         )
-    return found.astype(np.int32)
+    return tokens.astype(np.int32)
 
 
 def _decoded(data: bytes, text: Path) -> str:

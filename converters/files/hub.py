@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxmix.converters.files.hub_connection import hub_request
 from jaxmix.converters.files.hub_errors import is_absence, translated_errors
+from jaxmix.converters.files.path_suggestions import refuse_mistyped, suggest_paths
 from jaxmix.errors import CheckpointError
 from jaxmix.models.checkpoint import indexed_names
 from jaxmix.untrusted.files import local_path
@@ -16,6 +17,8 @@ from jaxmix.untrusted.files import local_path
 __all__ = ["HubRepository", "base_folder", "is_hub_id"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+# The suffixes of files with weights and of recipes, which the names of repositories don't have.
+_FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 # The files of a base checkpoint that a merge needs: weights, configs and tokenizer.
 _BASE_FILES = (
     "*.safetensors",
@@ -34,15 +37,19 @@ _TIMEOUT = 10.0
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a string has the form of a hub id, ``owner/name``.
+    """Whether a string has the form of a hub id, ``owner/name``, and not of a file's path.
 
     Args:
         text: The string.
 
     Returns:
         True if it has this form.
+
+    Example:
+        >>> is_hub_id("owner/llama-3.2"), is_hub_id("loras/style.safetensors")
+        (True, False)
     """
-    return _HUB_ID.fullmatch(text) is not None
+    return _HUB_ID.fullmatch(text) is not None and not text.endswith(_FILES)
 
 
 def base_folder(base: str | os.PathLike[str], variant: str | None = None) -> Path:
@@ -58,12 +65,23 @@ def base_folder(base: str | os.PathLike[str], variant: str | None = None) -> Pat
         The path, or the folder in the local cache.
 
     Raises:
-        CheckpointError: If the checkpoint can't be downloaded.
+        CheckpointError: If there is no such path and it is no hub id, or the checkpoint can't be
+            downloaded.
     """
     path = local_path(base, "base")
-    hub_id, _, revision = Path(base).as_posix().partition("@")
-    if not is_hub_id(hub_id) or path.exists():
+    if path.exists():
         return path
+    # A `Path` has no leading "./", which marks a string as a path.
+    text = base if isinstance(base, str) else Path(base).as_posix()
+    hub_id, _, revision = text.partition("@")
+    may_be_id = is_hub_id(hub_id)
+    if not revision:
+        refuse_mistyped(text, f"write {hub_id}@main" if may_be_id else "")
+    if not may_be_id:
+        raise CheckpointError(
+            f"{base} does not exist, expected a Hugging Face folder with safetensors, or the id of "
+            f"a repository on the hub, 'owner/name'.{suggest_paths(str(path))}"
+        )
     import huggingface_hub
 
     repository = HubRepository(hub_id, None, revision or None)

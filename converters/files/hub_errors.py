@@ -80,9 +80,9 @@ def translated_errors(
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{location.text}: {file} is not in the local cache and the hub can't be reached. "
-            f"{location.hub_id!r} is not a local folder either. Connect to the internet to "
-            f"download it, or use the path of a downloaded folder.{suggest_paths(location.hub_id)}"
+            f"{location.text}: {file} is not in the local cache, and the hub can't be reached. "
+            "Connect to the internet to download it, or use the path of a folder."
+            f"{suggest_paths(location.hub_id)}"
         ) from error
     except errors.EntryNotFoundError as error:
         raise CheckpointError(f"{location.text} has no {file}{absent(file)}") from error

@@ -193,8 +193,8 @@ def _choose_class(
         )
     if len(candidates) > 1:
         raise LayoutError(
-            f"{mismatch}It may be the head of {names}. Choose one: new_head={candidates[0].name!r} "
-            f"(on the command line --head-class {candidates[0].name})."
+            f"{mismatch}It may be the head of {names}. Choose one: "
+            f"{option('new_head', candidates[0].name)}."
         )
     return candidates[0]
 

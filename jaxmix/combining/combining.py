@@ -15,7 +15,7 @@ from jaxmix.combining.formulas import MajoritySign
 from jaxmix.combining.methods import Method, checked_options
 from jaxmix.combining.overlap import check_overlap
 from jaxmix.effects import Effect, Spot, effects, effects_of_loras, is_plain
-from jaxmix.errors import AdapterError, ShapeError, listing
+from jaxmix.errors import AdapterError, ShapeError, listing, option, remedy
 from jaxmix.families import Delta, LoRA, Update
 from jaxmix.low_rank import Rank, checked_rank, compressed, site_key
 from jaxmix.metadata import shared_metadata
@@ -40,6 +40,7 @@ def combine(
     outliers: float | None = None,
     layout: Layout | str | None = None,
     name: str = "combined",
+    progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> Adapter:
     """Combines several adapters into one, ``Δ = f(w₁Δ₁, …, wₙΔₙ)`` at each site.
 
@@ -100,6 +101,7 @@ def combine(
         outliers: The share of largest entries that breadcrumbs drops, by default 0.01.
         layout: Where the sites are in the tree, as in `jaxmix.compose`.
         name: The name of the result.
+        progress: A function of the finished sites and all sites, called after each effect.
 
     Returns:
         An adapter of strength 1: LoRAs of scale 1, A (r, in) and B (out, r), or Deltas (out, in).
@@ -143,8 +145,8 @@ def combine(
     if chosen.on_factors and have_factors(groups):
         if rank is not None:
             raise AdapterError(
-                f"the method {method!r} keeps the rank of LoRAs, but got rank={rank!r}. Leave it "
-                f"out, or use {chosen.by_svd!r}."
+                f"the method {method!r} keeps the rank of LoRAs, but got {option('rank', rank)}. "
+                f"Leave it out, or use {chosen.by_svd!r}."
             )
         if params is None:
             check_overlap(groups)
@@ -153,8 +155,9 @@ def combine(
         return Adapter(factors, name=name, metadata=metadata)
     if params is None and others:
         raise AdapterError(
-            f"combine got no params, but some updates are not LoRAs:{listing(others)}\nOnly LoRAs "
-            "can be combined without their base: write combine(adapters, params, …)."
+            f"combine got no base, but some updates are not LoRAs:{listing(others)}\n"
+            "Only LoRAs can be combined without one: "
+            f"{remedy('write combine(adapters, params, …)', 'pass --base BASE')}."
         )
     make = _maker(chosen, rank, groups, others)
     if params is None:
@@ -162,10 +165,12 @@ def combine(
         _check_shapes(groups)
     updates: dict[str, Update] = {}
     sites = effects_of_loras(groups) if params is None else effects(groups, params, layout)
-    for spot, site_effects in sites:
+    count = len({site for group in groups for part in group.parts for site in part.sites})
+    for done, (spot, site_effects) in enumerate(sites, 1):
         keys: Any = (None, None) if key is None else jax.random.split(site_key(key, spot.name))
         effect = combined_effect(site_effects, group_weights, chosen, options, keys[0])
         updates[spot.name] = make(spot, effect, keys[1])
+        progress(done, max(done, count))  # a fused module may be several sites in the tree
     return Adapter(updates, name=name, metadata=metadata)
 
 
@@ -200,7 +205,7 @@ def _weights(weights: Any, method: Method, count: int) -> list[Any]:
         min(known := _known(group_weights), default=0) < 0 or not any(known)
     ):
         raise AdapterError(
-            f"the method 'slerp' got weights={weights!r}, expected weights of at least 0 that are "
+            f"the method 'slerp' got the weights {known}, expected weights of at least 0 that are "
             "not both 0: it goes from the first adapter to the second, up to w₂/(w₁ + w₂)."
         )
     return group_weights
@@ -262,8 +267,8 @@ def _maker(method: Method, rank: Rank, groups: Sequence[Mixable], others: Sequen
         if others:
             raise AdapterError(
                 f"the method {method.name!r} got no rank, but some updates are not LoRAs:"
-                f"{listing(others)}\nPass a rank such as rank=16, or a share of the energy such "
-                "as 0.99."
+                f"{listing(others)}\nPass a rank such as {option('rank', 16)}, or a share of the "
+                f"energy such as {option('rank', 0.99)}."
             )
         loras: list[Any] = [u for g in groups for part in g.parts for u in part.updates.values()]
         rank = max((update.a.shape[0] for update in loras), default=1)

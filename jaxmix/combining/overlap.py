@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from jaxmix.adapter import Mixable
-from jaxmix.errors import AdapterError, listing
+from jaxmix.errors import AdapterError, listing, remedy
 
 __all__ = ["check_overlap", "look_alikes", "look_alikes_text", "partial_sites", "partial_text"]
 
@@ -94,8 +94,8 @@ def check_overlap(adapters: Sequence[Mixable]) -> None:
             f"combine got adapters without a base, and {alone}:{listing(lines)}\nDo their "
             "files use two names for one module, such as language_model.model.layers and "
             "model.language_model.layers? Then rename the sites of one. If they are for different "
-            "modules, pass the base (combine(adapters, params, …), on the command line --base), "
-            "or mix them instead."
+            f"modules, pass the base ({remedy('combine(adapters, params, …)', '--base BASE')}), or "
+            "mix them instead."
         )
     if pairs := look_alikes(adapters):
         warnings.warn(

@@ -11,7 +11,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import (
+    CheckpointError,
+    JaxmixError,
+    ShapeError,
+    UnsupportedError,
+    listing,
+    remedy,
+)
 from jaxmix.models.bert import Bert
 from jaxmix.models.causal import CausalLM
 from jaxmix.models.checkpoint import read_tensors
@@ -217,7 +224,8 @@ def _check_names(
         raise CheckpointError(
             f"tensors that do not fit a {config.kind} with {config.num_hidden_layers} layers:"
             f"{listing(wrong)}\nIs it a complete checkpoint of {model} of this type, without "
-            "tensors of adapters? To skip a head, name its modules, such as ignore=['cls']."
+            "tensors of adapters?"
+            + remedy(" To skip a head, name its modules, such as ignore=['cls'].", "")
         )
 
 

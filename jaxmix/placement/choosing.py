@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxmix.errors import LayoutError, listing
+from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families.base import Chain
 from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import NAMES, Layout, libraries
@@ -72,7 +72,7 @@ def _ambiguous(layout: Layout, others: Sequence[tuple[str, Layout]]) -> LayoutEr
     return LayoutError(
         f"several layouts fit the params, {' and '.join(map(repr, names))}, and read "
         f"leaves differently:{listing(lines)}\nChoose one: "
-        f"{' or '.join(f'layout={name!r}' for name in names)}."
+        f"{' or '.join(option('layout', name) for name in names)}."
     )
 
 

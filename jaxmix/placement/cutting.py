@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from jaxmix.errors import LayoutError, listing
+from jaxmix.errors import LayoutError, listing, option, remedy
 from jaxmix.families.base import Update
 from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.rows import expert_of, rows_of
@@ -208,7 +208,7 @@ def _ambiguous(lines: list[str], adapter: str, modules: Modules) -> LayoutError:
         f"adapter {adapter!r}: sites that match the weights' modules in several ways:"
         f"{listing(lines)}\nThe names in memory are those of the name map "
         f"{modules.names.name}. Rename the adapter's sites to those of the weights, or disable the "
-        "map: names=''."
+        f"map: {option('names', '')}."
     )
 
 
@@ -223,7 +223,8 @@ def _parts_of(
         if joins:
             return parts_together(update, targets, error)
         raise UncutError(
-            f"{error}, or merge it with jaxmix.compose, which joins these weights"
+            f"{error}, or merge it with {remedy('jaxmix.compose', '`jaxmix merge`')}, which joins "
+            "these weights"
         ) from None
 
 

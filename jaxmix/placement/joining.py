@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jaxmix.errors import UnsupportedError, listing, option
+from jaxmix.errors import UnsupportedError, listing, option, to_lora_call
 from jaxmix.families.base import Update
 from jaxmix.families.joined_rows import join_rows
 from jaxmix.families.lora import LoRA
@@ -92,7 +92,8 @@ def with_memory_names(
     if problems:
         raise UnsupportedError(
             f"updates that can't be joined or split as the weights of {names.name} are in memory:"
-            f"{listing(problems)}\nPlain LoRAs can: jaxmix.to_lora makes one of any mix."
+            f"{listing(problems)}\nPlain LoRAs can: "
+            f"{to_lora_call('mix')} makes one of any mix."
         )
     # PEFT nests the parameters of a module as it registers them, which is the table's order.
     order = [target for transform in names.transforms for target in transform.targets]
@@ -176,7 +177,7 @@ def with_original_names(
         raise UnsupportedError(
             f"updates that can't be mapped to the names of {names.name}'s own project:"
             f"{listing(problems)}\nIf it is another model, pass its name: {option('names', ...)}. "
-            "jaxmix.to_lora makes a LoRA of any mix, which can be joined."
+            f"{to_lora_call('mix')} makes a LoRA of any mix, which can be joined."
         )
     return renamed
 

@@ -97,7 +97,7 @@ def map_named(names: str | Mapping[str, Any]) -> NameMap:
         shown = names if isinstance(names, str) else names.get("model_type")
         raise LayoutError(
             f"there is no name map {shown!r}, expected the model_type of one of transformers' "
-            "models, such as 'mixtral', a config with one, '' for no map, or None to find it."
+            "models, such as 'mixtral', '' for no map, or nothing to find it."
         )
     return found
 
@@ -257,7 +257,7 @@ def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Nam
         names = [found[0].name for found in fits.values()]
         raise LayoutError(
             f"the sites of the adapters match the leaves by several models' names, which differ: "
-            f"those of {', '.join(names)}. Say which model it is: names={names[0]!r}."
+            f"those of {', '.join(names)}. Say which: {option('names', names[0])}."
         )
     return next(iter(fits.values()))[0] if fits else None
 

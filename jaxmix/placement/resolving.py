@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.errors import LayoutError, ShapeError, listing
+from jaxmix.errors import LayoutError, ShapeError, listing, remedy
 from jaxmix.families import Rebase, Replace, parts_of
 from jaxmix.families.base import Chain
 from jaxmix.placement.choosing import chosen
@@ -114,13 +114,16 @@ def _fitted(tree: Tree, sites: list[Site], table: Layout) -> list[Site]:
             for site in unclear
             if site.weight
         ]
+        conv1d = remedy(
+            r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj')", r"--conv1d '.*\.c_proj'"
+        )
         raise LayoutError(
             f"weights whose orientation is unknown:{listing(lines)}\nPyTorch stores them as (out, "
             "in) if they are torch.nn.Linear, as (in, out) if they are transformers' Conv1D; "
             "config.json, the shapes and the biases do not show which. The adapter's "
             "fan_in_fan_out = true is that of the last layer that PEFT wrapped, and may be wrong "
             "for others. State which modules are Conv1D by a regular expression, '' for none: "
-            r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj'), or --conv1d."
+            f"{conv1d}."
         )
     return [fit.site for fit in fits]
 
@@ -151,9 +154,10 @@ def _resize_hint(fits: Iterable[_Fit]) -> str:
     )
     if not any(isinstance(part, Replace | Rebase) and part.has_weight for part in updates):
         return ""
+    merging = remedy("jaxmix.merge_checkpoint(..., resize=True)", "`jaxmix merge … --resize`")
     return (
         " If it was trained with more tokens, resize these leaves of the params first, or merge "
-        "into the checkpoint with jaxmix.merge_checkpoint(..., resize=True)."
+        f"into the checkpoint with {merging}."
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from jaxmix.errors import LayoutError, listing
+from jaxmix.errors import LayoutError, listing, remedy
 from jaxmix.families.base import Chain
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Layout, Part, Place
@@ -103,8 +103,10 @@ def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site
         raise UnplacedError(
             f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
             f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
-            "trained on another model? If the leaves have other names, pass "
-            "layout=jaxmix.Layout(…) with rules.",
+            "trained on another model?"
+            + remedy(
+                " If the leaves have other names, pass layout=jaxmix.Layout(…) with rules.", ""
+            ),
             dict.fromkeys(name for name, _, _ in unplaced),
             lacks_only_biases=all(
                 part == "bias" and _has_weight(name, tree, table) for name, part, _ in unplaced

@@ -143,8 +143,8 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "slerp beyond": (
         TWO,
         {"method": "slerp", "weights": [1.5, -0.5]},
-        "the method 'slerp' got weights=[1.5, -0.5], expected weights of at least 0 that are not "
-        "both 0",
+        "the method 'slerp' got the weights [1.5, -0.5], expected weights of at least 0 that are "
+        "not both 0",
     ),
     "slerp of nothing": (
         TWO,
@@ -170,15 +170,15 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no params": (
         [lora(), other("OFT"), other("DoRA", "three")],
         {"method": "linear"},
-        "combine got no params, but some updates are not LoRAs:\n  two: lin has OFT\n"
-        "  three: lin has LoRA (DoRA)\nOnly LoRAs can be combined without their base: write "
+        "combine got no base, but some updates are not LoRAs:\n  two: lin has OFT\n"
+        "  three: lin has LoRA (DoRA)\nOnly LoRAs can be combined without one: write "
         "combine(adapters, params, …).",
     ),
     "no rank for others": (
         [lora(), other("OFT")],
         {"method": "svd", "params": PARAMS},
         "the method 'svd' got no rank, but some updates are not LoRAs:\n  two: lin has OFT\nPass a "
-        "rank such as rank=16, or a share of the energy such as 0.99.",
+        "rank such as rank=16, or a share of the energy such as rank=0.99.",
     ),
 }
 

@@ -256,6 +256,14 @@ def test_unchanged_weight_gives_rank_one_of_zeros() -> None:
     assert to_lora(mix(), PARAMS).sites == ()
 
 
+def test_progress_is_reported_after_each_site() -> None:
+    steps: list[tuple[int, int]] = []
+    both = {"a": lora(1, 3), "b": lora(2, 3)}
+    params = {"a.weight": PARAMS["a.weight"], "b.weight": PARAMS["a.weight"]}
+    to_lora(Adapter(both), params, rank=2, progress=lambda *at: steps.append(at))
+    assert steps == [(1, 2), (2, 2)]
+
+
 def test_names() -> None:
     one = at(lora(1, 3), name="style")
     assert to_lora(one, PARAMS).name == "style"

@@ -91,7 +91,7 @@ def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
         "updates that can't be joined or split as the weights of mixtral are in memory:\n"
         f"  {APART}.0.w1: LoRA, for {FUSED}.gate_up_proj in memory\n"
         f"  {APART}.0.w3: LoHa, for {FUSED}.gate_up_proj in memory\n"
-        "Plain LoRAs can: jaxmix.to_lora makes one of any mix."
+        "Plain LoRAs can: jaxmix.to_lora(mix, params) makes one of any mix."
     )
     with pytest.raises(LayoutError, match="there is no name map 'mixtrall'"):
         jaxmix.export_peft(of_experts(), tmp_path / "out", names="mixtrall")

@@ -100,7 +100,7 @@ def test_unknown_orientation_is_an_error() -> None:
         "transformers' Conv1D; config.json, the shapes and the biases do not show which. The "
         "adapter's fan_in_fan_out = true is that of the last layer that PEFT wrapped, and may be "
         "wrong for others. State which modules are Conv1D by a regular expression, '' for none: "
-        r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj'), or --conv1d."
+        r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj')."
     )
 
 
@@ -191,7 +191,7 @@ def test_a_dense_update_of_an_unknown_orientation() -> None:
     assert str(caught.value) == (
         "a: the file that the adapter was read from does not record whether PyTorch stores this "
         "weight (6, 6) as (out, in) or as (in, out), on which a dense update depends. Pass the "
-        "base: params=…, or --base."
+        "base: params=…."
     )
     wide = [Adapter({"h.c_proj": lora(i, None, (4, 6))}) for i in range(2)]
     made: Any = jaxmix.combine(wide, method="model_stock").updates["h.c_proj"]

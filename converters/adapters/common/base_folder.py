@@ -1,5 +1,6 @@
 """The model in a checkpoint's folder, as the readers of adapters need it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxmix.errors import CheckpointError
 __all__ = ["folder_model"]
 
 
-def folder_model(folder: Path, variant: str | None = None) -> BaseModel:
+def folder_model(folder: str | os.PathLike[str], variant: str | None = None) -> BaseModel:
     """Returns the model in a folder, a file or on the hub, whose weights are read when needed.
 
     Packed weights are unpacked as they are read.
@@ -30,7 +31,7 @@ def folder_model(folder: Path, variant: str | None = None) -> BaseModel:
     Raises:
         CheckpointError: If there is no checkpoint, or it is damaged.
     """
-    return _model(read_checkpoint(folder, variant), folder)
+    return _model(read_checkpoint(folder, variant), Path(folder))
 
 
 def _model(checkpoint: Checkpoint, folder: Path) -> BaseModel:

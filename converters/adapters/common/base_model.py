@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -174,7 +173,7 @@ def base_model(base: Any, variant: str | None = None) -> BaseModel:
     if isinstance(base, str | os.PathLike):
         from jaxmix.converters.adapters.common.base_folder import folder_model  # it imports this
 
-        return folder_model(Path(base), variant)
+        return folder_model(base, variant)
     if variant is not None:
         raise CheckpointError(
             f"{option('variant', variant)} chooses among the files of a folder, which is not given "

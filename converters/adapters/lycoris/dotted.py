@@ -95,7 +95,7 @@ def tensors_by_module(
     if not places:
         names = sorted({split_part(key).part or "''" for key in tensors})
         raise CheckpointError(
-            f"{where} has no keys for part={part!r}, expected one of {', '.join(names)}."
+            f"{where} has no keys for {option('part', part)}, expected one of {', '.join(names)}."
         )
     if any(module.startswith(_PEFT) for module in modules):
         _check_alpha(places, where)

@@ -31,7 +31,7 @@ from jaxmix.converters.adapters.lycoris.program import (
     Program,
 )
 from jaxmix.converters.names.images.models import ImageModel, image_models
-from jaxmix.errors import AdapterError, UnsupportedError, listing, option
+from jaxmix.errors import AdapterError, UnsupportedError, listing, option, to_lora_call
 from jaxmix.families import Delta, Update
 from jaxmix.placement.joining import with_memory_names, with_original_names
 from jaxmix.placement.naming import Names
@@ -212,7 +212,7 @@ def _warn_of_dense(
     if dense and not known:
         warnings.warn(
             f"{adapter}: joined updates that only a dense difference expresses:{listing(dense)}\n"
-            "The file is exact and large; a LoRA is smaller: jaxmix.to_lora(adapter, params).",
+            f"The file is exact and large; a LoRA is smaller: {to_lora_call()}.",
             stacklevel=5,
         )
 

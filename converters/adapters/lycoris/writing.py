@@ -19,6 +19,7 @@ from jaxmix.errors import (
     UnsupportedError,
     listing,
     option,
+    to_lora_call,
 )
 from jaxmix.families import Delta, DiagOFT, LoHa, LoKr, LoRA, Normed, Together, Update
 from jaxmix.untrusted.files import output_path
@@ -57,7 +58,7 @@ def module_tensors(adapter: Adapter, sites: Mapping[str, str] = {}) -> dict[str,
         raise UnsupportedError(
             f"{adapter.name}: updates for which the format has no form:"
             f"{listing(f'{sites.get(site, site)}: {error}' for site, error in failed)}\n"
-            "Convert them to a LoRA: jaxmix.to_lora(adapter, params)."
+            f"Convert them to a LoRA: {to_lora_call()}."
         )
     return modules
 

@@ -14,7 +14,7 @@ from jaxmix.converters.adapters.mixfile.hashing import fingerprint
 from jaxmix.converters.adapters.mixfile.record import MIX_FILE, parse
 from jaxmix.converters.adapters.mixfile.sources import find_source
 from jaxmix.converters.adapters.mixfile.tensors import read, tensor_keys
-from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, listing
+from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, listing, remedy
 from jaxmix.mixing import Mix, mix
 
 __all__ = ["is_mix", "read_mix"]
@@ -147,16 +147,19 @@ def _check_depth(file: Path, above: tuple[Path, ...]) -> None:
     if len(above) >= _DEPTH:
         raise CheckpointError(
             f"{file} is nested {len(above)} recipes deep, expected at most {_DEPTH}. Save the "
-            "inner recipes with jaxmix.save."
+            f"inner recipes with {remedy('jaxmix.save', '`jaxmix convert RECIPE --to mix`')}."
         )
 
 
 def _check_count(file: Path, parts: Sequence[Adapter | Mix]) -> None:
     """Refuses recipes whose parts are too many."""
     if sum(len(part.parts) for part in parts) > _PARTS:
+        one_adapter = remedy(
+            "jaxmix.combine or jaxmix.to_lora", "`jaxmix combine` or `jaxmix export --rank RANK`"
+        )
         raise CheckpointError(
             f"{file} has more than {_PARTS:,} parts, including those of the recipes in it. Save "
-            "the inner recipes as one adapter: jaxmix.combine or jaxmix.to_lora."
+            f"the inner recipes as one adapter: {one_adapter}."
         )
 
 

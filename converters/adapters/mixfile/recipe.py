@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxmix.converters.adapters.mixfile.record import FORMAT, VERSION, is_ours
 from jaxmix.converters.files.hub import is_hub_id
-from jaxmix.errors import CheckpointError, listing, option
+from jaxmix.errors import CheckpointError, listing, option, remedy
 from jaxmix.untrusted.files import local_path, output_path
 
 __all__ = ["save_recipe"]
@@ -68,7 +68,7 @@ def save_recipe(
         raise CheckpointError(
             f"parts outside of {folder}, the folder of the recipe:{listing(outside)}\n"
             "Expected paths in it or below, so the folder can be moved. Write the recipe "
-            "elsewhere, or save the mix with its arrays: jaxmix.save."
+            f"elsewhere, or save the mix with its arrays: {remedy('jaxmix.save', '--to mix')}."
         )
     text = json.dumps({"format": FORMAT, "version": VERSION, "parts": parts}, indent=2) + "\n"
     unfinished = place.with_name(f".{place.name}.{secrets.token_hex(8)}")

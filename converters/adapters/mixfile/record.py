@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.adapters.mixfile.coding import short_repr
-from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.untrusted.files import parse_json, read_small
 
 __all__ = ["FORMAT", "MIX_FILE", "TENSORS_FILE", "VERSION", "is_ours", "parse", "text"]
@@ -95,7 +95,7 @@ def parse(path: Path) -> dict[str, Any]:
     if head.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a mix of jaxmix: its format is {short_repr(head.get('format'))}, "
-            f"expected {FORMAT!r}. Pass a folder that jaxmix.save wrote, or a recipe."
+            f"expected {FORMAT!r}. Pass a folder that jaxmix wrote, or a recipe."
         )
     version = head.get("version")
     if type(version) is not int or version < 1:
@@ -120,7 +120,7 @@ def parse(path: Path) -> dict[str, Any]:
         wrong.append(f"parts is {short_repr(parts)}, expected a list")
     if wrong:
         raise CheckpointError(
-            f"{path}: not a valid mix:{listing(wrong)}\nExpected the file that jaxmix.save writes, "
+            f"{path}: not a valid mix:{listing(wrong)}\nExpected the file that jaxmix writes, "
             'or a recipe: {"format": "jaxmix", "version": 1, "parts": '
             '[{"source": "…", "strength": 1}]}.'
         )
@@ -147,7 +147,7 @@ def _wrong(part: Any) -> list[str]:
     if not isinstance(options, dict) or not all(map(_is_option, options, options.values())):
         wrong.append(
             f"options is {short_repr(options)}, expected an object of numbers, strings, true and "
-            "false; pass a base to jaxmix.load(…, base=…)"
+            f"false; pass a base with {option('base', ..., of='jaxmix.load(…')}"
         )
     sha256 = part.get("sha256", "0" * 64)
     if not (isinstance(sha256, str) and _HASH.fullmatch(sha256)):
@@ -186,7 +186,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise
     except ValueError as error:  # not text, not JSON, or too large
         raise CheckpointError(
-            f"{path} is not JSON: {error}. Expected the file that jaxmix.save writes; copy, "
+            f"{path} is not JSON: {error}. Expected the file that jaxmix writes; copy, "
             "download or save it again."
         ) from error
     if isinstance(data, dict):

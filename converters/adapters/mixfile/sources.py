@@ -9,7 +9,7 @@ from typing import Any
 from jaxmix.converters.adapters.format import Finders, LocatedAdapter
 from jaxmix.converters.adapters.mixfile.coding import short_repr
 from jaxmix.converters.files.hub import is_hub_id
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, remedy
 
 __all__ = ["find_source"]
 
@@ -74,10 +74,13 @@ def _path_inside(folder: Path, source: str, where: str) -> Path:
     windows = PureWindowsPath(source)
     is_absolute = PurePosixPath(source).is_absolute() or bool(windows.drive or windows.root)
     if is_absolute or source.startswith("~") or ".." in windows.parts or "\\" in source:
+        saving = remedy(
+            "mix with jaxmix.mix and jaxmix.save", "save a mix with `jaxmix convert --to mix`"
+        )
         raise CheckpointError(
             f"{where}: the source is {short_repr(source)}, expected a hub id, or a path below the "
             "folder of the recipe, with '/'. Move the recipe to a folder above its adapters, or "
-            "mix with jaxmix.mix and jaxmix.save."
+            f"{saving}."
         )
     return folder / source
 

@@ -35,7 +35,7 @@ DTYPES: dict[np.dtype, str] = {
     }.items()
 }
 
-_ADVICE = "Expected the file that jaxmix.save wrote; copy, download or save it again."
+_ADVICE = "Expected the file that jaxmix wrote; copy, download or save it again."
 
 
 def _bytes(array: Any) -> memoryview:
@@ -136,6 +136,6 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     ]:
         raise AdapterError(
             f"{path}: numbers that are NaN or infinite in:{listing(bad)}\nExpected finite factors, "
-            "as jaxmix.save writes them."
+            "as jaxmix writes them."
         )
     return arrays

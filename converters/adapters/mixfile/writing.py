@@ -87,7 +87,7 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
     place = checked_output(folder, (), force=force, size=size, marks=(MIX_FILE,), replaces=is_saved)
     if (place / MIX_FILE).exists() and not is_ours(place / MIX_FILE):
         raise CheckpointError(
-            f"the output {place} is not replaced, since jaxmix.save did not write its {MIX_FILE}. "
+            f"the output {place} is not replaced, since jaxmix did not write its {MIX_FILE}. "
             "Choose another folder, or move it."
         )
     with new_folder(place, force=force, replaces=is_saved) as partial:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.errors import AdapterError, UnsupportedError, listing
+from jaxmix.errors import AdapterError, UnsupportedError, listing, option
 
 __all__ = ["TASKS", "about", "about_fields", "checked_task"]
 
@@ -71,8 +71,9 @@ def about_fields(
         if task is not None:
             raise UnsupportedError(
                 f"{adapter.name}: for the task {task} PEFT saves heads whole and ignores their "
-                f"factors, which this adapter has at:{listing(ignored)}\nLeave task_type out, and "
-                "load it with PeftModel.from_pretrained(model, folder)."
+                f"factors, which this adapter has at:{listing(ignored)}\nLeave "
+                f"{option('task_type', task)} out, and load it with "
+                "PeftModel.from_pretrained(model, folder)."
             )
         del fields["task_type"]
     if fields.get("task_type"):

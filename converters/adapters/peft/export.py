@@ -19,7 +19,7 @@ from jaxmix.converters.adapters.peft.loading_script import ordered, script
 from jaxmix.converters.adapters.peft.parts import Parts, parts_in
 from jaxmix.converters.adapters.peft.peft_type import PeftContent
 from jaxmix.converters.files.output import checked_output, new_folder
-from jaxmix.errors import AdapterError, UnsupportedError, listing
+from jaxmix.errors import AdapterError, UnsupportedError, listing, to_lora_call
 from jaxmix.families import FAMILIES, Delta, Update
 from jaxmix.mixing import Mix
 from jaxmix.placement.joining import with_memory_names
@@ -174,15 +174,15 @@ def _folder(
         f"{s}: {parts.adapted[s].family}" for s, name in types.items() if name not in PEFT_TYPES
     ]:
         raise UnsupportedError(
-            f"{adapter.name}: PEFT has no type for:{listing(missing)}\nConvert it to a LoRA: "
-            "jaxmix.to_lora(adapter, params)."
+            f"{adapter.name}: PEFT has no type for:{listing(missing)}\nConvert it to a "
+            f"LoRA: {to_lora_call()}."
         )
     if len(names) != 1:
         counts = [f"{name}: {sum(t == name for t in types.values())} sites" for name in names]
         raise UnsupportedError(
             f"{adapter.name}: a PEFT folder contains an adapter of one type, and this adapter has "
             f"{'none' if not names else 'several'}:{listing(counts)}\nConvert it to a LoRA: "
-            "jaxmix.to_lora(adapter, params), or export its parts as separate adapters."
+            f"{to_lora_call()}, or export its parts as separate adapters."
         )
     (name,) = names
     write = PEFT_TYPES[name].write

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmix.converters.adapters.common.base_model import BaseModel
 from jaxmix.converters.adapters.common.values import matches_site
-from jaxmix.errors import CheckpointError, option
+from jaxmix.errors import CheckpointError, option, remedy
 
 __all__ = ["Config", "File"]
 
@@ -139,8 +139,9 @@ class File:
         except ImportError as error:
             raise CheckpointError(
                 f"{self.config.path.parent} leaves out {subject}, which PEFT {how}. Install torch "
-                "(pip install 'jaxmix-peft[torch]') and load the adapter once; jaxmix.save "
-                "includes them, so torch is not needed again."
+                "(pip install 'jaxmix-peft[torch]') and load the adapter once; "
+                f"{remedy('jaxmix.save', '`jaxmix convert --to mix`')} includes them, so torch "
+                "is not needed again."
             ) from error
         return torch
 
@@ -149,7 +150,8 @@ class File:
             raise CheckpointError(
                 f"a {self.config.family} adapter can't be read without the base's weight at "
                 f"{site}. Pass the base: {option('base', ..., of='jaxmix.load(…')}, its Hugging "
-                f"Face "
-                "folder or its params. An adapter that jaxmix.save writes does not need it again."
+                "Face folder or its params. An adapter that "
+                f"{remedy('jaxmix.save', '`jaxmix convert --to mix`')} writes does not need it "
+                "again."
             )
         return self.base

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.peft.stack import peft_stack
-from jaxmix.errors import JaxmixError, UnsupportedError
+from jaxmix.errors import JaxmixError, UnsupportedError, remedy, to_lora_call
 from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, SHiRA, Update, parts_of
 
 __all__ = ["ordered", "script"]
@@ -42,8 +42,9 @@ def ordered(parts: Sequence[Adapter]) -> list[Adapter]:
             reason = f"the type of {', '.join(map(repr, odd or late))} with others"
         raise UnsupportedError(
             f"PEFT's mixed model can't compute this mix: it does not support {reason}. Convert the "
-            "mix to one LoRA, jaxmix.to_lora(mix, params), save it as a mix, jaxmix.save(mix, "
-            "folder), or merge it, jaxmix.merge_checkpoint."
+            f"mix to one LoRA, {to_lora_call('mix')}, save it as a mix, "
+            f"{remedy('jaxmix.save(mix, folder)', '`jaxmix convert --to mix`')}, or merge it, "
+            f"{remedy('jaxmix.merge_checkpoint', '`jaxmix merge`')}."
         )
     return order
 

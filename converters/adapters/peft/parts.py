@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmix.adapter import Adapter
-from jaxmix.errors import UnsupportedError, listing
+from jaxmix.errors import UnsupportedError, listing, to_lora_call
 from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
 
 __all__ = ["Parts", "parts_in"]
@@ -68,19 +68,18 @@ def parts_in(adapter: Adapter) -> Parts:
     if weak:
         raise UnsupportedError(
             f"{adapter.name} has strength {adapter.strength}, which PEFT does not have for:"
-            f"{listing(weak)}\nExport it at strength 1, or convert it to a LoRA: "
-            "jaxmix.to_lora(adapter, params)."
+            f"{listing(weak)}\nExport it at strength 1, or convert it to a LoRA: {to_lora_call()}."
         )
     if twice:
         raise UnsupportedError(
             f"{adapter.name}: PEFT has one update per site of an adapter, and this adapter has "
-            f"more:{listing(twice)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
+            f"more:{listing(twice)}\nConvert it to a LoRA: {to_lora_call()}."
         )
     if late:
         raise UnsupportedError(
             f"{adapter.name}: PEFT applies copies of the base, saved leaves and tokens, in this "
             f"order, before an adapter's own update, and these are in another order:"
-            f"{listing(late)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
+            f"{listing(late)}\nConvert it to a LoRA: {to_lora_call()}."
         )
     # On their own, these have separate types in PEFT: TRAINABLE_TOKENS and LN_TUNING.
     if not out.adapted and out.tokens:

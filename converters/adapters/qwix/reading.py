@@ -182,7 +182,7 @@ def _adapter(
             f"{where}: factors that do not fit each other:{listing(wrong)}\nExpected lora_a "
             "(in …, r) and lora_b (r, out …); or for stacked layers (layers, in …, r) and (layers, "
             "r, out …), or (in, layers …, r) and (r, layers, out …). If both are possible, pass "
-            "axis=0 or axis=1."
+            f"the axis of the layers, 0 or 1: {option('axis', ..., of='load(path')}."
         )
     return Adapter(updates, name=name)
 

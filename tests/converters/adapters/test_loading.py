@@ -58,7 +58,8 @@ def test_file_of_a_folder(tmp_path):
 
 
 EXPECTED = (
-    "Expected a folder with adapter_config.json and adapter_model.safetensors, or 'owner/name'."
+    "Expected a folder with adapter_config.json and adapter_model.safetensors, or the id of a "
+    "repository on the hub, 'owner/name'."
 )
 
 
@@ -66,7 +67,7 @@ EXPECTED = (
 def test_neither_folder_nor_id(path):
     """An id has one slash and plain characters."""
     message = refused(CheckpointError, path)
-    assert message == f"{path!r} is neither a folder nor a hub id.\n{EXPECTED}"
+    assert message == f"{path!r} does not exist.\n{EXPECTED}"
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "\ud800"])
@@ -160,7 +161,7 @@ def test_unknown_options(tmp_path):
     message = refused(UnsupportedError, folder, rank=3, colour="red")
     assert message.startswith("style has the format 'peft', whose reader takes ")
     assert message.endswith(
-        "; found colour, rank. Leave it out, or force another format with format='…'."
+        ", not colour=…, rank=…. Leave it out, or read another format: format='…'."
     )
 
 

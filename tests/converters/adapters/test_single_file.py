@@ -258,7 +258,7 @@ def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     request = lambda self, repo_id, **options: requested.append(repo_id)  # noqa: E731
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", request)
     message = refused(CheckpointError, "owner/name")
-    assert "adapter_config.json is not in the local cache and the hub can't be reached" in message
+    assert "adapter_config.json is not in the local cache, and the hub can't be reached" in message
     assert sorted(fetched) == ["adapter_config.json", "adapters.safetensors", "mix.json"]
     assert not requested
 

@@ -31,7 +31,11 @@ def test_copy_writes_model_adapters_and_texts(tmp_path: Path, capsys: Captured) 
     """`--copy` writes the model, the adapters and the texts unchanged, and overwrites nothing."""
     done = program("demo", "--copy", tmp_path / "try")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{tmp_path}/try: base, lora, loha, oft, text\n"
+    place = tmp_path / "try"
+    assert done.stdout == (
+        f"{place}: base, lora, loha, oft, text\n"
+        f"Try: jaxmix inspect {place}/lora {place}/oft --base {place}/base --measure\n"
+    )
     expected = {k: v for k, v in contents(ASSETS).items() if "/" in k and "__pycache__" not in k}
     assert contents(tmp_path / "try") == expected
     assert (

@@ -112,7 +112,7 @@ def test_missing_adapter_is_reported(capsys: Captured) -> None:
     """The library's error is printed as text and as JSON."""
     assert main("inspect", "[red]nothing") == 1
     captured = capsys.readouterr()
-    text = "'[red]nothing' is neither a folder nor a hub id.\nExpected a"
+    text = "'[red]nothing' does not exist.\nExpected a"
     assert captured.out == "" and captured.err.startswith(f"error: {text}")
     document = run_json(capsys, "inspect", "[red]nothing", code=1)
     assert document["error"].startswith(text) and document["kind"] == "CheckpointError"

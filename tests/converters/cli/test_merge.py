@@ -212,7 +212,10 @@ def test_single_file_merges_into_a_file(
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "expected")
     assert out.read_bytes() == (tmp_path / "expected" / "model.safetensors").read_bytes()
     capsys.readouterr()
-    assert "there is no layout 'x'" in run_json(capsys, *args, "x", "--force", code=1)["error"]
+    message = run_json(capsys, *args, "x", "--force", code=2)["error"]
+    assert message.startswith(
+        "Invalid value for '--layout': 'x' is not one of torch, flax, names, "
+    )
 
 
 def test_flags_reach_the_library(

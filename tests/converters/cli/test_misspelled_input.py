@@ -1,5 +1,6 @@
 """Errors of the command line name the wrong input, with remedies in its own options."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -129,31 +130,106 @@ def test_errors_name_the_command_lines_options(folder: Path, capsys: Captured) -
         jaxmix.load("my-adapter")
 
 
-def test_mistyped_path_is_reported(
-    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reports the request to the hub, makes one request, and names similar paths."""
-    requests: list[bool] = []
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The requests to a hub that does not answer."""
+    made: list[bool] = []
 
     def unreachable() -> bool:
-        requests.append(True)
+        made.append(True)
         return False
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_connection, "is_reachable", unreachable)
-    assert main("inspect", "my-adaptre/final") == 1
+    return made
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ("inspect", "my-adaptre/final:0.5"),
+            "'my-adaptre/final' does not exist. Did you mean my-adapter/final? If it is on the "
+            "hub, pass --revision main.\nTry: jaxmix inspect my-adapter/final:0.5",
+        ),
+        (
+            ("inspect", "my-adapter/finale", "--json"),
+            "'my-adapter/finale' does not exist. Did you mean my-adapter/final? If it is on the "
+            "hub, pass --revision main.\nTry: jaxmix inspect my-adapter/final --json",
+        ),
+        (
+            ("inspect", "./lorra"),
+            "'./lorra' does not exist. Did you mean lora?\nTry: jaxmix inspect lora",
+        ),
+        (
+            ("merge", "bsae", "-a", "lora", "-o", "out"),
+            "'bsae' does not exist. Did you mean base?\nTry: jaxmix merge base -a lora -o out",
+        ),
+        (
+            ("merge", "./my-adapter/finale", "-a", "./lorra", "-o", "out"),  # the base comes first
+            "'./my-adapter/finale' does not exist. Did you mean my-adapter/final?\nTry: jaxmix "
+            "merge my-adapter/final -a ./lorra -o out",
+        ),
+        (
+            ("merge", "my-adapter/finale", "-a", "lora", "-o", "out"),
+            "'my-adapter/finale' does not exist. Did you mean my-adapter/final? If it is on the "
+            "hub, write my-adapter/finale@main.\nTry: jaxmix merge my-adapter/final -a lora -o out",
+        ),
+        (
+            ("merge", "./modle", "-a", "lora", "-o", "out"),
+            "./modle does not exist, expected a Hugging Face folder with safetensors, or the id of "
+            "a repository on the hub, 'owner/name'.",
+        ),
+        (
+            ("inspect", "my-adapter/x.safetensors"),
+            "'my-adapter/x.safetensors' does not exist. The folder my-adapter has no "
+            "x.safetensors.\nExpected a folder with adapter_config.json and "
+            "adapter_model.safetensors, or the id of a repository on the hub, 'owner/name'.",
+        ),
+    ],
+)
+def test_mistyped_path_is_reported_at_once(
+    folder: Path, args: tuple[str, ...], message: str, capsys: Captured, requests: list[bool]
+) -> None:
+    """The error names the similar path and the command to type; the hub is not asked."""
+    assert main(*args) == 1
+    captured = capsys.readouterr()
+    if "--json" in args:
+        expected = {"error": message, "kind": "CheckpointError"}
+        assert (json.loads(captured.out), captured.err) == (expected, "")
+    else:
+        assert captured.err == f"error: {message}\n"
+    assert not requests
+
+
+@pytest.mark.parametrize(
+    ("args", "place"),
+    [
+        (("my-adaptre/final", "--revision", "main"), "my-adaptre/final on the hub at revision 'm"),
+        (("owner/name",), "owner/name on the hub: "),
+        (("my-adaptre/nothing",), "my-adaptre/nothing on the hub: "),
+        (("models/llama-3b",), "models/llama-3b on the hub: "),  # not a misspelling of llama-1b
+    ],
+)
+def test_other_ids_are_requested_from_the_hub(
+    folder: Path, args: tuple[str, ...], place: str, capsys: Captured, requests: list[bool]
+) -> None:
+    """With one request, which is reported; without a network the error is short."""
+    (folder / "models" / "llama-1b").mkdir(parents=True)
+    assert main("inspect", *args) == 1
     message = capsys.readouterr().err
     assert message.startswith(
-        "requesting my-adaptre/final from the Hugging Face hub …\n"
+        f"requesting {args[0]} from the Hugging Face hub …\n"
         "the hub does not answer; using its local cache …\n"
-        "error: "
+        f"error: {place}"
     )
-    assert message.endswith("Did you mean my-adapter/final?\n") and len(requests) == 1
-    assert constants.HF_HUB_OFFLINE is False
-    assert main("inspect", "my-adaptre/final", "--json") == 1
+    assert (
+        "adapter_config.json is not in the local cache, and the hub can't be reached. Connect to "
+        "the internet to download it, or use the path of a folder." in message
+    )
+    assert len(requests) == 1 and constants.HF_HUB_OFFLINE is False
+    assert main("inspect", *args, "--json") == 1
     assert capsys.readouterr().err == "" and not logging.getLogger("jaxmix.hub").handlers
-    assert main("merge", "bsae", "-a", "lora", "-o", "out") == 1
-    assert "Did you mean base?" in capsys.readouterr().err
 
 
 def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

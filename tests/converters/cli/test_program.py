@@ -20,7 +20,7 @@ from jaxmix.converters.adapters.peft.about import TASKS
 from jaxmix.converters.cli import choices, program
 from jaxmix.converters.cli.commands import SUMMARIES
 from jaxmix.converters.cli.console import print_json
-from jaxmix.placement.layout import LAYOUTS
+from jaxmix.placement.layout import LAYOUTS, libraries
 
 from .running import Captured, main, run, run_json
 
@@ -38,6 +38,10 @@ from .running import Captured, main, run, run_json
         (
             ["convert", "x", "--to", "gguf", "-o", "y"],
             "'gguf' is not one of peft, kohya, diffusers",
+        ),
+        (
+            ["merge", "base", "-a", "x", "-o", "y", "--layout", "tunx"],
+            "openpi, torchax, tunix, tunix_gemma. Did you mean tunix?",
         ),
         (["export", "-o", "x"], "Missing option"),
         (["combine", "-a", "x", "-o", "y"], "Missing option"),
@@ -111,25 +115,40 @@ def test_help_imports_no_jax(command: str) -> None:
     assert output.splitlines()[-1] == "imported: []"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_completion_of_options_imports_no_jax(command: str) -> None:
-    """It answers at once, for the names of commands and of options."""
-    for line in (f"jaxmix {command[:2]}", f"jaxmix {command} --js"):
-        env = {**os.environ, "_JAXMIX_COMPLETE": "complete_bash", "COMP_WORDS": line}
-        env["COMP_CWORD"] = str(line.count(" "))
-        output = subprocess.check_output(
-            [sys.executable, "-c", ANSWERED.replace("main(sys.argv[1:])", "main([])")],
-            env=env,
-            text=True,
-        )
-        *answers, imported = output.splitlines()
-        assert (command if "--" not in line else "--json") in answers
-        assert imported == "imported: []"
+VALUES = {
+    "--layout": ("merge", "maxtext_q", "maxtext_qwen"),
+    "--method": ("combine", "mod", "model_stock"),
+    "--to": ("convert", "dif", "diffusers"),
+    "--per": ("fit", "si", "site"),
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        *((f"jaxmix {command[:2]}", command) for command in COMMANDS),
+        *((f"jaxmix {command} --js", "--json") for command in COMMANDS),
+        *((f"jaxmix {name} {flag} {start}", x) for flag, (name, start, x) in VALUES.items()),
+    ],
+)
+def test_completion_imports_no_jax(line: str, answer: str) -> None:
+    """It answers at once, for the names of commands, of options, and of their values."""
+    env = {**os.environ, "_JAXMIX_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    env["COMP_CWORD"] = str(line.count(" "))
+    output = subprocess.check_output(
+        [sys.executable, "-c", ANSWERED.replace("main(sys.argv[1:])", "main([])")],
+        env=env,
+        text=True,
+    )
+    *answers, imported = output.splitlines()
+    assert answer in answers
+    assert imported == "imported: []"
 
 
 def test_choices_are_those_of_the_tables() -> None:
     """Help and completion know these names without importing the tables."""
     assert choices.LAYOUTS == tuple(LAYOUTS)
+    assert choices.LIBRARIES == tuple(libraries())
     assert choices.METHODS == tuple(METHODS)
     assert choices.MAJORITY_SIGNS == get_args(MajoritySign)
     assert choices.READ == tuple(format_.name for format_ in FORMATS)

@@ -155,7 +155,7 @@ def test_foreign_mix_json_is_kept(adapters: Adapters, base: Path, tmp_path: Path
     out = tmp_path / "out"
     out.mkdir()
     (out / "mix.json").write_text('{"songs": []}')
-    with pytest.raises(CheckpointError, match=r"jaxmix.save did not write its mix.json"):
+    with pytest.raises(CheckpointError, match=r"jaxmix did not write its mix.json"):
         _save(base, adapters)(out)
     package = tmp_path / "package.json"
     package.write_text(json.dumps({"name": "mine"}))

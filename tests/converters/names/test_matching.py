@@ -100,7 +100,7 @@ def test_names_disable_or_choose_the_map(tmp_path: Path) -> None:
         jaxmix.merge_checkpoint(base, adapter, tmp_path / "other", names="lava")
     assert str(caught.value) == (
         "there is no name map 'lava', expected the model_type of one of transformers' models, such "
-        "as 'mixtral', a config with one, '' for no map, or None to find it."
+        "as 'mixtral', '' for no map, or nothing to find it."
     )
 
 

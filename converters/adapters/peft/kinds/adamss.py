@@ -17,7 +17,7 @@ from jaxmix.converters.adapters.peft.peft_type import (
     PeftType,
 )
 from jaxmix.converters.adapters.peft.same import equal_value, refuse_unless
-from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.errors import CheckpointError, ShapeError, remedy, to_lora_call
 from jaxmix.families import AdaMSS
 from jaxmix.families.adamss import grouped
 
@@ -65,7 +65,7 @@ def _groups(file: File, site: str, has_bias: bool) -> list[np.ndarray]:
         raise CheckpointError(
             f"{file.config.path.parent} leaves out the rows of its groups, which PEFT computes "
             "with scikit-learn's k-means. Install it (pip install scikit-learn) and load the "
-            "adapter once; jaxmix.save includes the rows"
+            f"adapter once; {remedy('jaxmix.save', '`jaxmix convert --to mix`')} includes the rows"
         ) from error
     return rows
 
@@ -74,7 +74,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
     """Writes the seed, with which PEFT computes the same rows from the same base."""
     problem = (
         "PEFT stores a seed instead of the rows of groups, and those of these updates come from no "
-        "seed. Export them as LoRA (jaxmix.to_lora)"
+        f"seed. Export them as LoRA ({to_lora_call()})"
     )
     refuse_unless(updates, lambda update: update.seed is not None, problem)
     tensors: dict[str, Any] = {}

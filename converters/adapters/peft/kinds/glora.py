@@ -14,7 +14,7 @@ from jaxmix.converters.adapters.peft.peft_type import (
     PeftType,
 )
 from jaxmix.converters.adapters.peft.same import equal_value, refuse_unless
-from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, to_lora_call
 from jaxmix.families import GLoRA, Update
 
 __all__ = ["PEFT_TYPE"]
@@ -97,7 +97,7 @@ def _form(update: GLoRA, names: str) -> str:
         return forms[0]
     raise UnsupportedError(
         f"PEFT's GLoRA has one form for the paths {' and '.join(names)}, and this one has "
-        f"{' and '.join(forms)}. Convert it to a LoRA: jaxmix.to_lora(adapter, params)."
+        f"{' and '.join(forms)}. Convert it to a LoRA: {to_lora_call()}."
     )
 
 

@@ -23,7 +23,7 @@ from jaxmix.converters.adapters.peft.peft_type import (
     PeftContent,
     PeftType,
 )
-from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing, to_lora_call
 from jaxmix.families import LoKr, Update
 
 __all__ = ["PEFT_TYPE"]
@@ -69,7 +69,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
         lines = (f"{site}: {x} ⊗ {y}" for site, (x, y) in sizes.items())
         raise UnsupportedError(
             f"PEFT has no decompose_factor for Kronecker factors of these shapes:"
-            f"{listing(lines)}\nExport it as a LoRA: jaxmix.to_lora."
+            f"{listing(lines)}\nExport it as a LoRA: {to_lora_call()}."
         )
     are_pairs = all(len(update.x) == 2 for update in updates.values())
     tensors, ranks = {}, {}
@@ -85,7 +85,10 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
             if len(side) == 2 and not is_pair:
                 side, core = (_product(side, core),), None
             if len(side) == 1 and is_pair:
-                raise UnsupportedError(f"{site}: PEFT would write {name} as a pair. Use to_lora")
+                raise UnsupportedError(
+                    f"{site}: PEFT would write {name} as a pair. Export it as a "
+                    f"LoRA: {to_lora_call()}."
+                )
             names = (name,) if len(side) == 1 else (f"{name}_a", f"{name}_b")
             forms |= dict(zip(names, side, strict=True))
             if core is not None:

@@ -18,7 +18,7 @@ from jaxmix.converters.adapters.peft.peft_type import (
     PeftType,
 )
 from jaxmix.converters.adapters.peft.same import equal_value, refuse_unless
-from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing, to_lora_call
 from jaxmix.families import OFT, DiagOFT, Update
 
 __all__ = ["PEFT_TYPE"]
@@ -92,7 +92,7 @@ def _sizes(generator_sizes: Mapping[str, tuple[int, int]], is_shared: bool) -> d
     lines = (f"{site}: {n} blocks of {b}" for site, (n, b) in generator_sizes.items())
     raise UnsupportedError(
         f"PEFT has no oft_block_size and no r for these blocks:{listing(lines)}\nExport them as "
-        "separate adapters, or as a LoRA: jaxmix.to_lora."
+        f"separate adapters, or as a LoRA: {to_lora_call()}."
     )
 
 

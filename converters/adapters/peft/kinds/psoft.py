@@ -25,7 +25,7 @@ from jaxmix.converters.adapters.peft.peft_type import (
     PeftContent,
     PeftType,
 )
-from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing, to_lora_call
 from jaxmix.families import PSOFT, Update
 
 __all__ = ["PEFT_TYPE"]
@@ -109,7 +109,8 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
     """Refuses to write, since PEFT's file does not contain A and B."""
     raise UnsupportedError(
         "a file of PEFT's PSOFT leaves out A and B, and PEFT would compute others from its base. "
-        f"Convert these to a LoRA, jaxmix.to_lora(adapter, params), without loss:{listing(updates)}"
+        f"Convert these to a LoRA, {to_lora_call()}, "
+        f"without loss:{listing(updates)}"
     )
 
 

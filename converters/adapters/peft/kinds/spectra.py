@@ -18,7 +18,7 @@ from jaxmix.converters.adapters.peft.peft_type import (
     PeftType,
 )
 from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out, refuse_unless
-from jaxmix.errors import ShapeError
+from jaxmix.errors import ShapeError, to_lora_call
 from jaxmix.families import FourierFT, WaveFT
 from jaxmix.families.wavelets import WAVELETS
 
@@ -88,7 +88,7 @@ def _common(updates: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of both types; PEFT states positions only by a seed."""
     problem = (
         "PEFT stores a seed instead of positions, and those of these updates come from no seed. "
-        "Export them as LoRA (jaxmix.to_lora)"
+        f"Export them as LoRA ({to_lora_call()})"
     )
     refuse_unless(updates, lambda update: update.seed is not None, problem)
     return {

@@ -17,7 +17,7 @@ from jaxmix.converters.adapters.peft.peft_type import (
     PeftType,
 )
 from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out, refuse_unless
-from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.errors import CheckpointError, ShapeError, to_lora_call
 from jaxmix.families import TinyLoRA
 
 __all__ = ["PEFT_TYPE"]
@@ -136,7 +136,8 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
         return PeftContent({**fields, "weight_tying": 1.0}, tensors, {f"{_V}0": first})
     problem = (
         "PEFT numbers the vectors by the adapted modules of its model, and these have no "
-        f"numbers, or not those from 0 to {len(updates) - 1}. Export them as LoRA (jaxmix.to_lora)"
+        f"numbers, or not those from 0 to {len(updates) - 1}. Export them as LoRA "
+        f"({to_lora_call()})"
     )
     numbers = {update.number for update in updates.values()}
     refuse_unless(updates, lambda update: numbers == set(range(len(updates))), problem)

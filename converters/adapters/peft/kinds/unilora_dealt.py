@@ -13,7 +13,7 @@ from jaxmix.converters.adapters.common.values import Check
 from jaxmix.converters.adapters.peft.file import File
 from jaxmix.converters.adapters.peft.model_order import modules_of, order_problem
 from jaxmix.converters.adapters.peft.targets import TARGETS, targeted
-from jaxmix.errors import CheckpointError, ShapeError, listing
+from jaxmix.errors import CheckpointError, ShapeError, listing, remedy
 
 __all__ = ["DEALING", "THETA", "dealt", "vector"]
 
@@ -40,6 +40,8 @@ _PASS_BASE = (
     "for name, array in model.state_dict().items()}); jaxmix.save then writes the adapter with its "
     f"indices. Or {_SAVED}"
 )
+# A file on disk has no order, so this is all that the command line can do.
+_SAVE_INDICES = f"S{_SAVED[1:]}"
 
 
 def dealt(file: File) -> dict[str, SiteTensors]:
@@ -113,7 +115,7 @@ def _order_needed(problem: str) -> str:
     return (
         "save_indices = false: the file has one vector and no modules. PEFT assigns its numbers to "
         "the modules in the model's own order, which the base must have; found "
-        f"{problem}. {_PASS_BASE}"
+        f"{problem}. {remedy(_PASS_BASE, _SAVE_INDICES)}"
     )
 
 

@@ -69,8 +69,14 @@ def test_folder_takes_precedence(
     (tmp_path / "owner").mkdir()
     sharded.rename(tmp_path / "owner" / "base")
     monkeypatch.chdir(tmp_path)
-    for text in ("owner/base", "nothing", "no/such/folder", str(tmp_path / "x" / "y"), "a b/c"):
-        assert base_folder(text) == Path(text)
+    assert base_folder("owner/base") == Path("owner/base")
+    for text in ("nothing", "no/such/folder", "./no/such", str(tmp_path / "x" / "y"), "a b/c"):
+        with pytest.raises(CheckpointError) as caught:
+            base_folder(text)
+        assert str(caught.value) == (
+            f"{text} does not exist, expected a Hugging Face folder with safetensors, or the id of "
+            "a repository on the hub, 'owner/name'."
+        )
     assert len(read_checkpoint("owner/base").shards) == 3
     with pytest.raises(
         CheckpointError, match="does not exist, expected a Hugging Face folder with"
@@ -111,10 +117,8 @@ def test_downloaded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (
             errors.LocalEntryNotFoundError,
-            "owner/name on the hub: the checkpoint is not in the local cache and the hub can't be "
-            "reached. 'owner/name' is not a local folder either. Connect to the internet to "
-            "download it, or use the path of a "
-            "downloaded folder.",
+            "owner/name on the hub: the checkpoint is not in the local cache, and the hub can't "
+            "be reached. Connect to the internet to download it, or use the path of a folder.",
         ),
         (
             errors.RepositoryNotFoundError,

@@ -304,8 +304,8 @@ def test_sizes_of_absent_parts(tmp_path: Path) -> None:
         "updates that can't be mapped to the names of z_image's own project:\n"
         "  layers.0.attention.to_q: has updates of 1 of the 3 weights that are fused in it, and "
         "the sizes of the others are unknown: pass the base (base=…)\n"
-        "If it is another model, pass its name: names=…. jaxmix.to_lora makes a LoRA of any mix, "
-        "which can be joined."
+        "If it is another model, pass its name: names=…. jaxmix.to_lora(mix, params) makes a LoRA "
+        "of any mix, which can be joined."
     )
     weights = {
         f"layers.0.attention.to_{x}.weight": np.ones((n, 6))
@@ -445,8 +445,8 @@ def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
     assert refusal("kohya", {f"{prefix}q": dora((4, 6), draw)}, tmp_path, names="flux") == (
         "updates that can't be mapped to the names of flux's own project:\n"
         f"  {prefix}q: DoRA of 1 of 3 weights can't be joined into one update\n"
-        "If it is another model, pass its name: names=…. jaxmix.to_lora makes a LoRA of any mix, "
-        "which can be joined."
+        "If it is another model, pass its name: names=…. jaxmix.to_lora(mix, params) makes a LoRA "
+        "of any mix, which can be joined."
     )
     by_input = Normed(loha((4, 6), draw), np.ones(6, np.float32), axis="in")
     updates = {f"{prefix}{x}": by_input for x in "qkv"}

@@ -59,7 +59,7 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 # ----------------------------------------------------------------------------- the head
 
 RECIPE = (
-    '\nExpected the file that jaxmix.save writes, or a recipe: {"format": '
+    '\nExpected the file that jaxmix writes, or a recipe: {"format": '
     '"jaxmix", "version": 1, "parts": [{"source": "…", "strength": 1}]}.'
 )
 DAMAGED: dict[str, tuple[bytes, str]] = {
@@ -70,14 +70,14 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "twice": (b'{"a": 1, "b": 2, "a": 1}', "is not JSON: 'a' occurs twice in one object. "),
     "NaN": (
         b'{"a": NaN}',
-        "is not JSON: NaN is not a finite number. Expected the file that jaxmix.save writes; ",
+        "is not JSON: NaN is not a finite number. Expected the file that jaxmix writes; ",
     ),
     "infinite": (b'{"a": [-Infinity]}', "is not JSON: -Infinity is not a finite number. "),
     "deep": (b"[" * 100_000, "is not JSON: "),
     "no mix": (
         b'{"peft_type": "LORA"}',
         "is not a mix of jaxmix: its format is None, expected 'jaxmix'. Pass a "
-        "folder that jaxmix.save wrote, or a recipe.",
+        "folder that jaxmix wrote, or a recipe.",
     ),
 }
 
@@ -302,7 +302,7 @@ def test_damaged_tensors_file_is_refused(folder: Path) -> None:
         message = refused(CheckpointError, folder)
         assert message.startswith(f"{path} is not a complete safetensors file: ")
         assert message.endswith(
-            " Expected the file that jaxmix.save wrote; copy, download or save it again."
+            " Expected the file that jaxmix wrote; copy, download or save it again."
         )
     path.unlink()
     path.mkdir()
@@ -376,7 +376,7 @@ def test_non_finite_tensors_are_refused(dtype: Any, folder: Path) -> None:
     path.write_bytes(packed({**tensors(folder), "0/a/a": factor}))
     assert refused(AdapterError, folder) == (
         f"{path}: numbers that are NaN or infinite in:\n  0/a/a: 2 of 8\nExpected finite factors, "
-        "as jaxmix.save writes them."
+        "as jaxmix writes them."
     )
 
 
@@ -563,7 +563,7 @@ def test_folder_with_other_files_is_not_replaced(folder: Path, tmp_path: Path) -
     (tmp_path / "home" / "notes").rename(tmp_path / "home" / "mix.json")
     message = unsaved(CheckpointError, adapter, tmp_path / "home", force=True)
     assert message == (
-        f"the output {tmp_path / 'home'} is not replaced, since jaxmix.save did not "
+        f"the output {tmp_path / 'home'} is not replaced, since jaxmix did not "
         f"write its mix.json. Choose another folder, or move it."
     )
 

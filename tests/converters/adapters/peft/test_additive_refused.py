@@ -243,11 +243,11 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
         "PEFT's config has one random_loc_seed for all sites, and these differ:"),
     "no seed": ("FOURIERFT", FourierFT(z(1), z(2, 1), 1.0, 7), FourierFT(z(1), z(2, 1), 1.0),
         "PEFT stores a seed instead of positions, and those of these updates come "
-        "from no seed. Export them as LoRA (jaxmix.to_lora):\n  two"),
+        "from no seed. Export them as LoRA (jaxmix.to_lora(adapter, params)):\n  two"),
     "no sparsity": ("SUPERTUNING", SuperTuning(z(1), z(1), sparsity=0.9), SuperTuning(z(1), z(1)),
         "PEFT computes the number of entries from the sparsity, which these do not have:\n  two"),
     "no numbers": ("TINYLORA", _tiny(0, 1.0), _tiny(None, 2.0), "these have no numbers, or not "
-        "those from 0 to 1. Export them as LoRA (jaxmix.to_lora)"),
+        "those from 0 to 1. Export them as LoRA (jaxmix.to_lora(adapter, params))"),
     "no seed of the groups": ("ADAMSS", _NO_SEED, _NO_SEED,
         "PEFT stores a seed instead of the rows of groups, and those of these updates come from "
         "no seed"),

@@ -124,11 +124,13 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     "lokr of odd sizes": (
         {"q": LoKr((n(1, 4),), (n(6, 1),), 1.0), "k": LoKr((n(2, 2),), (n(3, 2),), 1.0)},
         "PEFT has no decompose_factor for Kronecker factors of these shapes:\n  q: "
-        "(1, 4) ⊗ (6, 1)\n  k: (2, 2) ⊗ (3, 2)\nExport it as a LoRA: jaxmix.to_lora.",
+        "(1, 4) ⊗ (6, 1)\n  k: (2, 2) ⊗ (3, 2)\nExport it as a LoRA: "
+        "jaxmix.to_lora(adapter, params).",
     ),
     "lokr, whole beside a pair": (
         {"q": LoKr((n(8, 1), n(1, 8)), (n(8, 8),), 1.0)},
-        "q: PEFT would write lokr_w2 as a pair. Use to_lora",
+        "q: PEFT would write lokr_w2 as a pair. Export it as a LoRA: "
+        "jaxmix.to_lora(adapter, params).",
     ),
     "oft of odd sizes": (
         {"q": OFT(n(2, 28)), "k": OFT(n(6, 1))},
@@ -225,7 +227,7 @@ def test_task_with_factors_at_a_saved_head(tmp_path: Path) -> None:
     assert text == (
         "style: for the task SEQ_CLS PEFT saves heads whole and ignores their "
         "factors, which this adapter has at:\n  score\n  x.classifier\nLeave "
-        "task_type out, and load it with PeftModel.from_pretrained(model, folder)."
+        "task_type='SEQ_CLS' out, and load it with PeftModel.from_pretrained(model, folder)."
     )
 
 
