@@ -20,7 +20,7 @@ from jaxmix.placement.sites import Site
 from jaxmix.placement.tree import Tree
 from jaxmix.pytrees import register_dataclass
 
-from ..laws.draws import FAMILIES, Module, made, normal, ones, zeros
+from ..laws.draws import FAMILIES, Module, draw_update, normal, ones, zeros
 from ..laws.truth import fold
 from ..uncompiled import uncompiled
 
@@ -30,7 +30,7 @@ KINDS = (*FAMILIES, "DoRA", "Replace")
 def adapter(module: Module, *sites: str, seed: int = 0) -> list[Adapter]:
     """Returns an adapter of every kind at sites of one shape."""
     return [
-        Adapter({s: made(k, module, seed + 10 * i + j) for j, s in enumerate(sites)}, 0.7, k)
+        Adapter({s: draw_update(k, module, seed + 10 * i + j) for j, s in enumerate(sites)}, 0.7, k)
         for i, k in enumerate(KINDS)
     ]
 
@@ -166,7 +166,7 @@ def test_rules_for_biases() -> None:
             Rule(r"a(\d)", "b", "n h -> (n h)", r"\1", part="bias"),
         )
         adapters = [
-            Adapter({s: made(k, module, 3 + i) for i, s in enumerate(("a0", "a1"))}, 0.5, k)
+            Adapter({s: draw_update(k, module, 3 + i) for i, s in enumerate(("a0", "a1"))}, 0.5, k)
             for k in ("Together", "LoRA", "DoRA")
         ]
         out = jaxmix.compose(params, adapters, layout=Layout("mine", rules), donate=True)
@@ -181,7 +181,7 @@ def test_rules_for_biases() -> None:
 def test_table_with_several_spellings() -> None:
     """Of all rules that match a site, the one whose leaf exists is used."""
     rules = (Rule("a", "no.such"), Rule("a", "w", "i o -> o i"), Rule("b", "w"))
-    update = made("LoRA", Module("linear", (6, 8)), 0)
+    update = draw_update("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 8, 6)
     out = composed({"w": base}, [Adapter({"a": update})], layout=Layout("mine", rules))
     same(out["w"].T, fold([(1.0, update)], base.T)[0])
@@ -189,7 +189,7 @@ def test_table_with_several_spellings() -> None:
 
 def test_layouts_by_name() -> None:
     """The layout torch has no kernels, flax no weights; names has both."""
-    update = made("LoRA", Module("linear", (6, 8)), 0)
+    update = draw_update("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 6, 8)
     wanted = fold([(1.0, update)], base)[0]
     lora = [Adapter({"a": update})]
@@ -252,7 +252,7 @@ def test_rules_in_a_list() -> None:
 @pytest.mark.parametrize("layout", ["linen", 3, [Rule("a", "w")], Rule("a", "w")], ids=str)
 def test_unknown_layout(layout: Any) -> None:
     """The error lists the known layouts and the accepted types."""
-    lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
+    lora = Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(
         LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', '.*maxtext.*, or a jaxm"
     ):
@@ -299,7 +299,7 @@ WRONG: dict[str, tuple[Rule, str]] = {
 @pytest.mark.parametrize(("rule", "text"), WRONG.values(), ids=WRONG)
 def test_rule_that_does_not_fit(rule: Rule, text: str) -> None:
     """The error names the rule, and the leaf with its shape."""
-    lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
+    lora = Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(LayoutError, match=text):
         jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=Layout("mine", (rule,)))
 
@@ -307,7 +307,7 @@ def test_rule_that_does_not_fit(rule: Rule, text: str) -> None:
 def test_rules_that_do_not_fit_are_listed_together() -> None:
     """All rules that do not fit are listed in one error."""
     module = Module("linear", (6, 8))
-    lora = Adapter({s: made("LoRA", module, 0) for s in ("a", "b", "c")})
+    lora = Adapter({s: draw_update("LoRA", module, 0) for s in ("a", "b", "c")})
     layout = Layout("mine", (Rule("a|c", "w", "x y z -> x (y z)"), Rule("b", "v", index="9")))
     params = {"w": ones((6, 8), np.float32), "v": ones((6, 8), np.float32)}
     with pytest.raises(LayoutError) as caught:
@@ -403,7 +403,7 @@ def test_names_of_leaves() -> None:
 
 def lora_at(*sites: str, shape: tuple[int, int] = (6, 8)) -> list[Adapter]:
     """Returns a LoRA at these sites."""
-    return [Adapter({site: made("LoRA", Module("linear", shape), 2) for site in sites})]
+    return [Adapter({site: draw_update("LoRA", Module("linear", shape), 2) for site in sites})]
 
 
 LEAF = ones((6, 8), np.float32)
@@ -551,8 +551,8 @@ def test_factors_that_do_not_fit_are_listed() -> None:
     adapters = [
         Adapter(
             {
-                "a": made("LoRA", Module("linear", (6, 7)), 0),
-                "b": made("LoRA", Module("linear", (6, 8)), 0),
+                "a": draw_update("LoRA", Module("linear", (6, 7)), 0),
+                "b": draw_update("LoRA", Module("linear", (6, 8)), 0),
                 "c": Replace(ones((8, 6))),
                 "n": Replace(bias=ones(4)),
             }

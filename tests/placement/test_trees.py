@@ -17,7 +17,7 @@ from jaxmix import Adapter
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import OFT, AdaLoRA, LoRA, Replace, Together
 
-from ..laws.draws import FAMILIES, KINDS, Module, made, normal, ones, tree, zeros
+from ..laws.draws import FAMILIES, KINDS, Module, draw_update, normal, ones, tree, zeros
 from ..laws.truth import fold, fold_tree
 from ..uncompiled import uncompiled
 
@@ -36,7 +36,10 @@ MODULES = {
 BASE = tree(MODULES, 0)
 ADAPTERS = [
     Adapter(
-        {site: made(kind, module, 7 * i + j) for j, (site, module) in enumerate(MODULES.items())}
+        {
+            site: draw_update(kind, module, 7 * i + j)
+            for j, (site, module) in enumerate(MODULES.items())
+        }
     )
     * (0.5 + 0.3 * i)
     for i, kind in enumerate((*FAMILIES, "DoRA", "Replace", "Together"))
@@ -229,7 +232,7 @@ def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
     """Untouched leaves, arrays or not, are the same objects in every tree."""
     with jax.enable_x64(True), uncompiled():
         params = hooks.make(BASE)
-        adapter = Adapter({"layers.1": made("LoRA", MODULES["layers.1"], 0)})
+        adapter = Adapter({"layers.1": draw_update("LoRA", MODULES["layers.1"], 0)})
         out = jaxmix.compose(params, [adapter])
     pairs = zip(jax.tree.leaves(out), jax.tree.leaves(params), strict=True)
     assert sum(new is not old for new, old in pairs) == 1
@@ -239,7 +242,7 @@ def test_nnx_module_runs() -> None:
     """The result is a new module of the same class that computes with the new weights."""
     net = nnx.Linear(8, 6, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, nnx.relu)
-    update = made("LoRA", MODULES["layers.0"], 0)
+    update = draw_update("LoRA", MODULES["layers.0"], 0)
     out: Any = jaxmix.compose(model, [Adapter({"layers.0": update})])
     assert net.bias is not None
     x = normal(np.random.default_rng(0), 2, 8).astype(np.float32)
@@ -258,7 +261,9 @@ def test_metadata_of_nnx_variables_is_kept() -> None:
     """The variables' class and metadata, such as axis names, are kept."""
     net = nnx.Linear(8, 6, use_bias=False, rngs=nnx.Rngs(0))
     net.kernel = nnx.Param(net.kernel[...], names=("in", "out"))
-    out = jaxmix.compose({"a": net}, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
+    out = jaxmix.compose(
+        {"a": net}, [Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})]
+    )
     assert type(out["a"].kernel) is nnx.Param
     assert out["a"].kernel.get_metadata() == net.kernel.get_metadata()
 
@@ -268,7 +273,7 @@ def test_shared_nnx_variable_is_untied() -> None:
     first, second = (nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(i)) for i in range(2))
     second.kernel = first.kernel
     net = nnx.List([first, second])
-    out = jaxmix.compose(net, [Adapter({"1": made("LoRA", Module("linear", (6, 6)), 0)})])
+    out = jaxmix.compose(net, [Adapter({"1": draw_update("LoRA", Module("linear", (6, 6)), 0)})])
     old = np.asarray(first.kernel[...])
     assert (np.asarray(out[0].kernel[...]) == old).all()
     assert (np.asarray(out[1].kernel[...]) != old).any()
@@ -323,7 +328,7 @@ def flagged(site: str, kind: str, seed: int, flag: bool) -> Any:
     rng = np.random.default_rng(seed)
     if kind == "Replace":  # as PyTorch stores it
         return Replace(normal(rng, *shape), normal(rng, module.shape[0]))
-    update: Any = made(kind, module, seed)
+    update: Any = draw_update(kind, module, seed)
     match update:
         case LoRA() | AdaLoRA():
             fields = {k: v for k, v in vars(update).items() if k != "transposed"}
@@ -444,7 +449,7 @@ def test_factors_for_another_orientation() -> None:
     """Without a flag, a bias or leaves of the same name, transposed factors are refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: lora_A has shape"):
-        jaxmix.compose(params, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
+        jaxmix.compose(params, [Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})])
 
 
 def test_saved_weight_of_another_orientation() -> None:
