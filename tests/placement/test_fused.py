@@ -63,7 +63,7 @@ FUSED_QKV = "double_blocks.0.img_attn.qkv"
 
 
 def in_row(update: Update, *, ends: bool = True) -> tuple[list[jaxmix.Adapter], list[Any]]:
-    """Adapters of qkv in a row, and the same row with all but the given update cut to q, k and v."""
+    """Adapters of qkv in a row, and the same with all but the given update cut to q, k and v."""
     rng = np.random.default_rng(9)
     fused, split = [0.7 * jaxmix.Adapter({FUSED_QKV: update}, name="whole")], []
     before, after = (SAMPLES[name].draw(rng, BLOCK) for name in ("DoRA", "Together"))

@@ -387,7 +387,7 @@ def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
 
 
 def flax_gpt2(flat: Mapping[str, Any], is_out_first: bool) -> dict[str, Any]:
-    """Returns kernels (in, out); `is_out_first` stores Conv1D as (out, in), as Flax's GPT-2 does."""
+    """Returns kernels (in, out), or (out, in) for Conv1D if `is_out_first`, as in Flax's GPT-2."""
     out: dict[str, Any] = {}
     for name, leaf in flat.items():
         site, _, part = name.rpartition(".")

@@ -15,7 +15,7 @@ from jaxmix.errors import AdapterError
 from jaxmix.families import AdaLoRA
 from jaxmix.training import RankSchedule, orthogonality, trainable
 
-from .made import PARAMS, lora, normal
+from .samples import PARAMS, lora, normal
 
 SIZES = {"one": (4, 8, 6), "two": (4, 6, 4)}
 
@@ -71,8 +71,8 @@ def test_schedule_matches_peft_step_for_step(numbers: tuple[int, ...]) -> None:
             values, state = run(state, values_of(theirs), slopes, step)
             model.base_model.update_and_allocate(step)
             for site in ("one", "two"):
-                found = values["ada"]["updates"][site]["e"]
-                np.testing.assert_allclose(found, theirs[f"{site}.e"][:, 0], rtol=1e-12, atol=0)
+                fitted = values["ada"]["updates"][site]["e"]
+                np.testing.assert_allclose(fitted, theirs[f"{site}.e"][:, 0], rtol=1e-12, atol=0)
             kept.append(sum(int(x.sum()) for x in state.kept.values()))
     pattern = model.peft_config["default"].rank_pattern
     for site in ("one", "two"):
