@@ -51,6 +51,13 @@ def test_divided_numbers_are_inverted() -> None:
     }
 
 
+def test_layers_with_one_quotient_share_a_leaf() -> None:
+    """The largest number in the names bounds the layers."""
+    rules = [Rule(r"h\.(\d+)\.q", r"block{\1//2}.w")]
+    sites = leaves_of(rules, {"block0.w": (4, 5), "block1.w": (4, 5)})
+    assert sites == {f"h.{i}.q": (f"block{i // 2}.w", None) for i in range(4)}
+
+
 @pytest.mark.parametrize(
     ("site", "name"),
     [
