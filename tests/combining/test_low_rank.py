@@ -38,7 +38,7 @@ def at(update: Any, site: str = "a", name: str = "one") -> Adapter:
     return Adapter({site: update}, name=name)
 
 
-@given(data=st.data(), drawn=trees())
+@given(data=st.data(), modules_and_params=trees())
 def test_exact_rank_gives_the_mix(data: st.DataObject, modules_and_params: Any) -> None:
     """A LoRA of the rank of W' − W equals `compose`, for mixes of all kinds on all layers."""
     modules, params = modules_and_params
