@@ -13,7 +13,7 @@ from jaxmix import Adapter, JaxmixError, mix
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace
 
-from .laws.draws import FAMILIES, KINDS, made, ones
+from .laws.draws import FAMILIES, KINDS, draw_update, ones
 
 
 def lora(name: str = "style", sites: int = 1, strength: Any = 1.0) -> Adapter:
@@ -182,7 +182,7 @@ def test_repr() -> None:
 def test_repr_of_many_kinds() -> None:
     """The representation names the two most frequent kinds."""
     module = KINDS["wide"]
-    updates = {f"{f}.{i}": made(f, module, i) for f in FAMILIES for i in range(2)}
+    updates = {f"{f}.{i}": draw_update(f, module, i) for f in FAMILIES for i in range(2)}
     updates |= {f"{i}.bias": Replace(bias=ones(6)) for i in range(5)}
     text = repr(Adapter(updates, name="all"))
     assert text.startswith("all: Replace bias, ") and " … at 17 sites" in text and len(text) < 100
@@ -234,7 +234,7 @@ def test_frozen() -> None:
 def test_tree_map_keeps_names_and_static_data() -> None:
     """`tree.map` changes numbers and keeps names, sites and configs."""
     module = KINDS["wide"]
-    mixed = mix(*(Adapter({"q": made(f, module, 1)}, 0.5, f) for f in FAMILIES))
+    mixed = mix(*(Adapter({"q": draw_update(f, module, 1)}, 0.5, f) for f in FAMILIES))
     doubled = jax.tree.map(lambda x: 2 * x, mixed)
     assert [part.name for part in doubled.parts] == list(FAMILIES)
     assert [part.strength for part in doubled.parts] == [1.0] * 6

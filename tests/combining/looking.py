@@ -1,4 +1,4 @@
-"""Access to the updates of adapters, for tests."""
+"""Access to adapters' updates, for tests."""
 
 from typing import Any
 
@@ -8,5 +8,5 @@ __all__ = ["of"]
 
 
 def of(adapter: Adapter) -> dict[str, Any]:
-    """The updates, typed as Any: the test knows their families."""
+    """The updates, typed as Any because each test knows their families."""
     return dict(adapter.updates)

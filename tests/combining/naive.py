@@ -1,6 +1,6 @@
-"""The methods entry by entry in NumPy, from the papers, without jaxmix.
+"""The methods of combining, entry by entry in NumPy, written from the papers without jaxmix.
 
-Each takes the tensors of the adapters and their signed weights: a negative weight stands for the
+Each takes the adapters' tensors and signed weights: a negative weight stands for the
 positive weight of the negated adapter.
 """
 
@@ -40,12 +40,14 @@ def elect(tensors: Tensors, weights: Sequence[float], majority: str) -> np.ndarr
     """TIES after its trim, position by position."""
     out = np.zeros_like(tensors[0])
     signed = [np.sign(w) * t for w, t in zip(weights, tensors, strict=True)]
-    for place in np.ndindex(out.shape):
-        values = [tensor[place] for tensor in signed]
+    for index in np.ndindex(out.shape):
+        values = [tensor[index] for tensor in signed]
         votes = sum(values) if majority == "total" else sum(np.sign(v) for v in values)
         elected = 1 if votes >= 0 else -1
-        kept = [abs(w) * v for w, v in zip(weights, values, strict=True) if np.sign(v) == elected]
-        out[place] = sum(kept) / len(kept) if kept else 0
+        agreeing = [
+            abs(w) * v for w, v in zip(weights, values, strict=True) if np.sign(v) == elected
+        ]
+        out[index] = sum(agreeing) / len(agreeing) if agreeing else 0
     return out
 
 
@@ -63,29 +65,29 @@ def breadcrumbs(
     tensors: Tensors, weights: Sequence[float], density: float, outliers: float = 0.01
 ) -> np.ndarray:
     size = tensors[0].size
-    kept, top = int(density * size), int(outliers * size)
-    bottom = size - kept - top
+    count, top = int(density * size), int(outliers * size)
+    bottom = size - count - top
     if bottom < 0:
         top += bottom
-    return linear([between(t, top, top + kept) for t in tensors], weights)
+    return linear([between(t, top, top + count) for t in tensors], weights)
 
 
 def sce(tensors: Tensors, density: float) -> np.ndarray:
     shape = tensors[0].shape
-    spread = np.array([np.var([t[place] for t in tensors]) for place in np.ndindex(shape)])
+    spread = np.array([np.var([t[index] for t in tensors]) for index in np.ndindex(shape)])
     spread = spread.reshape(shape)
     if density < 1:
-        kept = between(spread, 0, int(np.count_nonzero(spread) * density)) != 0
-        tensors = [t * kept for t in tensors]
+        mask = between(spread, 0, int(np.count_nonzero(spread) * density)) != 0
+        tensors = [t * mask for t in tensors]
     energy = [float((t**2).mean()) for t in tensors]
     share = [e / sum(energy) if sum(energy) else 1 / len(energy) for e in energy]
     out = np.zeros(shape)
-    for place in np.ndindex(shape):
-        values = [t[place] for t in tensors]
+    for index in np.ndindex(shape):
+        values = [t[index] for t in tensors]
         elected = 1 if sum(values) >= 0 else -1
         mass = sum(s for s, v in zip(share, values, strict=True) if np.sign(v) == elected)
         total = sum(s * v for s, v in zip(share, values, strict=True) if np.sign(v) == elected)
-        out[place] = total / mass if mass else 0
+        out[index] = total / mass if mass else 0
     return out
 
 
@@ -103,12 +105,12 @@ def model_stock(tensors: Tensors) -> np.ndarray:
 
 
 def slerp(tensors: Tensors, weights: Sequence[float]) -> np.ndarray:
-    one, two = tensors
+    first, second = tensors
     t = weights[1] / sum(weights)
-    angle = math.acos(max(-1.0, min(1.0, cosine(one, two))))
+    angle = math.acos(max(-1.0, min(1.0, cosine(first, second))))
     if abs(math.cos(angle)) > 0.9995:
-        return (1 - t) * one + t * two
-    return (math.sin((1 - t) * angle) * one + math.sin(t * angle) * two) / math.sin(angle)
+        return (1 - t) * first + t * second
+    return (math.sin((1 - t) * angle) * first + math.sin(t * angle) * second) / math.sin(angle)
 
 
 def knots(
@@ -117,11 +119,11 @@ def knots(
     u, s, vt = np.linalg.svd(np.concatenate(tensors, 1), full_matrices=False)
     rank = int((s > s[0] * 1e-12).sum())
     vt = np.where(np.abs(s[:, None] * vt) > s[0] * 1e-12, vt, 0)  # rounding has no vote
-    parts = np.split(vt[:rank], len(tensors), axis=1)
-    return (u[:, :rank] * s[:rank]) @ ties(parts, weights, density, majority)
+    blocks = np.split(vt[:rank], len(tensors), axis=1)
+    return (u[:, :rank] * s[:rank]) @ ties(blocks, weights, density, majority)
 
 
-# Those that take weights, and with a density or without.
+# The methods that take weights. Some also take a density.
 NAIVE: dict[str, Any] = {
     "linear": linear,
     "cat": linear,

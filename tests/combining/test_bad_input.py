@@ -11,7 +11,7 @@ from jaxmix.combining import METHODS
 from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import LoRA
 
-from ..laws.draws import Module, made, normal, tree
+from ..laws.draws import Module, draw_update, normal, tree
 from .looking import of
 
 MODULE = Module("linear", (6, 8))
@@ -26,31 +26,31 @@ def lora(rank: int = 2, shape: tuple[int, int] = (6, 8), name: str = "one") -> A
 
 
 def other(kind: str, name: str = "two") -> Adapter:
-    return Adapter({"lin": made(kind, MODULE, 0)}, name=name)
+    return Adapter({"lin": draw_update(kind, MODULE, 0)}, name=name)
 
 
-TWO = [lora(), lora(name="two")]
+PAIR = [lora(), lora(name="two")]
 
-SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
+REFUSALS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no method": (
-        TWO,
+        PAIR,
         {"method": "tie"},
         "there is no method 'tie', expected one of linear, svd, cat, ties, ties_svd, dare_linear, "
         "dare_linear_svd, dare_ties, dare_ties_svd, magnitude_prune, magnitude_prune_svd, slerp, "
         "breadcrumbs, sce, model_stock, knots.",
     ),
-    "a method that is no text": (
-        TWO,
+    "a method that is not a string": (
+        PAIR,
         {"method": ["ties"]},
         "there is no method ['ties'], expected",
     ),
-    "no list": (
+    "not a list": (
         lora(),
         {"method": "linear"},
         "combine got a single Adapter, expected a list of adapters and mixes: combine([a, b], "
         "params, method=…).",
     ),
-    "a mix is no list": (
+    "a mix instead of a list": (
         mix(lora()),
         {"method": "linear"},
         "combine got a single Mix, expected a list",
@@ -60,110 +60,114 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"method": "linear"},
         "combine got no adapters, expected adapters and mixes.",
     ),
-    "no adapter": (
+    "other types in the list": (
         [lora(), 3, "x"],
         {"method": "linear"},
         "combine got a list with int, str, expected adapters and mixes.",
     ),
-    "weights for others": (
-        TWO,
+    "wrong number of weights": (
+        PAIR,
         {"method": "linear", "weights": [1.0]},
         "combine got 1 weights for 2 adapters, expected one per adapter.",
     ),
-    "one weight": (
-        TWO,
+    "a number as weights": (
+        PAIR,
         {"method": "linear", "weights": 0.5},
         "combine got weights=0.5, expected a list of real numbers.",
     ),
-    "weights that are none": (
-        TWO,
+    "a weight that is a string": (
+        PAIR,
         {"method": "linear", "weights": [1.0, "a"]},
         "a strength is 'a', expected a real number",
     ),
-    "infinite": (
-        TWO,
+    "an infinite weight": (
+        PAIR,
         {"method": "linear", "weights": [1.0, float("inf")]},
         "a strength is inf, expected a finite number.",
     ),
-    "no use for weights": (
-        TWO,
+    "unused weights": (
+        PAIR,
         {"method": "sce", "density": 0.5, "weights": [1.0, 1.0]},
         "the method 'sce' does not use weights. Leave it out, or use another method.",
     ),
-    "no use for several": (
-        TWO,
+    "several unused options": (
+        PAIR,
         {"method": "linear", "density": 0.5, "majority_sign": "total", "outliers": 0.1},
         "the method 'linear' does not use density, majority_sign, outliers.",
     ),
     "no density": (
-        TWO,
+        PAIR,
         {"method": "ties"},
         "the method 'ties' needs the share of the entries that it keeps. Pass it, above 0 and at "
         "most 1: density=0.5.",
     ),
-    "too dense": (
-        TWO,
+    "density above 1": (
+        PAIR,
         {"method": "ties_svd", "density": 1.5},
         "got density=1.5, expected the share",
     ),
-    "nothing": (TWO, {"method": "knots", "density": 0.0}, "got density=0.0, expected the share"),
-    "true": (TWO, {"method": "sce", "density": True}, "got density=True, expected the share"),
-    "outliers": (
-        TWO,
+    "density 0": (PAIR, {"method": "knots", "density": 0.0}, "got density=0.0, expected the share"),
+    "a boolean density": (
+        PAIR,
+        {"method": "sce", "density": True},
+        "got density=True, expected the share",
+    ),
+    "negative outliers": (
+        PAIR,
         {"method": "breadcrumbs", "density": 0.5, "outliers": -0.1},
         "the method 'breadcrumbs' got outliers=-0.1, expected the share of the entries that it "
         "drops as outliers, at least 0 and at most 1.",
     ),
     "no key": (
-        TWO,
+        PAIR,
         {"method": "dare_linear", "density": 0.5},
         "the method 'dare_linear' drops random entries and needs a key, such as "
         "key=jax.random.key(0).",
     ),
-    "a key for nothing": (
-        TWO,
+    "an unused key": (
+        PAIR,
         {"method": "ties", "density": 0.5, "key": KEY},
         "the method 'ties' does not use key.",
     ),
-    "majority": (
-        TWO,
+    "unknown majority": (
+        PAIR,
         {"method": "ties", "density": 0.5, "majority_sign": "count"},
         "majority_sign is 'count', expected 'total' or 'frequency'.",
     ),
     "slerp of three": (
-        [*TWO, lora(name="three")],
+        [*PAIR, lora(name="three")],
         {"method": "slerp"},
         "the method 'slerp' got 3 adapters, expected exactly two.",
     ),
-    "stock of one": (
+    "model stock of one": (
         [lora()],
         {"method": "model_stock"},
         "the method 'model_stock' got 1 adapters, expected at least two.",
     ),
-    "slerp beyond": (
-        TWO,
+    "slerp with a negative weight": (
+        PAIR,
         {"method": "slerp", "weights": [1.5, -0.5]},
         "the method 'slerp' got the weights [1.5, -0.5], expected weights of at least 0 that are "
         "not both 0",
     ),
-    "slerp of nothing": (
-        TWO,
+    "slerp with zero weights": (
+        PAIR,
         {"method": "slerp", "weights": [0, 0]},
         "not both 0: it goes from the first adapter to the second",
     ),
-    "ranks": (
+    "different ranks": (
         [lora(2), lora(3, name="two")],
         {"method": "ties", "density": 0.5},
         "the method 'ties' adds the factors of LoRAs, but these have different ranks:\n  lin: "
         "[2, 3]\nExpected equal ranks. Use 'ties_svd' or 'cat' instead.",
     ),
-    "a rank on factors": (
-        TWO,
+    "an unused rank": (
+        PAIR,
         {"method": "linear", "rank": 4},
         "the method 'linear' keeps the rank of LoRAs, but got rank=4. Leave it out, or use 'svd'.",
     ),
-    "no rank": (
-        TWO,
+    "rank 0": (
+        PAIR,
         {"method": "svd", "rank": 0},
         "a rank is 0, expected a positive integer",
     ),
@@ -174,7 +178,7 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
         "  three: lin has LoRA (DoRA)\nOnly LoRAs can be combined without one: write "
         "combine(adapters, params, …).",
     ),
-    "no rank for others": (
+    "no rank for other families": (
         [lora(), other("OFT")],
         {"method": "svd", "params": PARAMS},
         "the method 'svd' got no rank, but some updates are not LoRAs:\n  two: lin has OFT\nPass a "
@@ -183,7 +187,7 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("adapters", "how", "message"), SAID.values(), ids=SAID)
+@pytest.mark.parametrize(("adapters", "how", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_refused(adapters: Any, how: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError) as caught:
         combine(adapters, **how)
@@ -192,29 +196,29 @@ def test_refused(adapters: Any, how: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("method", ["linear", "cat", "svd", "slerp"])
 def test_loras_of_two_models(method: str) -> None:
-    """LoRAs are compared with each other, or with the weights of the base if it is given."""
-    wrong = [lora(), lora(2, (6, 9), "two")]
+    """Shapes are compared between LoRAs, or with the base's weights if a base is passed."""
+    mismatched = [lora(), lora(2, (6, 9), "two")]
     with pytest.raises(ShapeError) as caught:
-        combine(wrong, method=method)
+        combine(mismatched, method=method)
     assert "different shapes:\n  lin: (6, 8) and (6, 9)\nWere the adapters trained on one" in str(
         caught.value
     )
     with pytest.raises(ShapeError, match=r"lora_A has shape \(2, 9\), expected \(2, 8\)"):
-        combine(wrong, PARAMS, method=method)
+        combine(mismatched, PARAMS, method=method)
     with pytest.raises(LayoutError, match="no leaf for its weight"):
         combine(
-            [Adapter({"nowhere": of(one)["lin"]}, name=one.name) for one in TWO],
+            [Adapter({"nowhere": of(adapter)["lin"]}, name=adapter.name) for adapter in PAIR],
             PARAMS,
             method=method,
         )
 
 
 def test_every_method_runs_with_its_options() -> None:
-    """Also with a key for an SVD."""
+    """Methods that use an SVD also accept a key."""
     for name, method in METHODS.items():
-        more = {"density": 0.5} if method.prunes else {}
-        more |= {"key": KEY} if method.random else {}
-        assert combine(TWO, PARAMS, method=name, **more).sites == ("lin",)
-    # A key is of use where there is an SVD.
-    assert combine(TWO, method="svd", key=KEY).sites == ("lin",)
-    assert combine(TWO, method="slerp", key=KEY, rank=2).sites == ("lin",)
+        options = {"density": 0.5} if method.prunes else {}
+        options |= {"key": KEY} if method.random else {}
+        assert combine(PAIR, PARAMS, method=name, **options).sites == ("lin",)
+    # An SVD may be randomised, so these methods use a key.
+    assert combine(PAIR, method="svd", key=KEY).sites == ("lin",)
+    assert combine(PAIR, method="slerp", key=KEY, rank=2).sites == ("lin",)

@@ -1,4 +1,4 @@
-"""`to_lora`: any mix as one LoRA, against the independent truth and NumPy's SVD."""
+"""`to_lora`: any mix as one LoRA, against the naive fold and NumPy's SVD."""
 
 import os
 from typing import Any
@@ -16,12 +16,12 @@ from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoRA, Replace, Together
 
 from ..families.table import ROWS
-from ..laws.draws import KINDS, Module, adapters, made, normal, tree, trees
+from ..laws.draws import KINDS, Module, adapters, draw_update, normal, tree, trees
 from ..laws.running import composed, error
 from ..laws.truth import fold_tree
 from .looking import of
 
-# A row for each family, the first one; all forms of it with HYPOTHESIS_PROFILE=long.
+# The first row of each family; all rows with HYPOTHESIS_PROFILE=long.
 SOME = list({name.split()[0]: name for name in reversed(ROWS)}.values())
 CHOSEN = list(ROWS) if os.environ.get("HYPOTHESIS_PROFILE") == "long" else SOME
 
@@ -29,63 +29,65 @@ WIDE = Module("linear", (12, 20), True)
 PARAMS = tree({"a": WIDE, "b": KINDS["conv2d"]}, 0)
 
 
-def lora(seed: int, rank: int, shape: tuple[int, int] = (12, 20), **more: Any) -> LoRA:
+def lora(seed: int, rank: int, shape: tuple[int, int] = (12, 20), **config: Any) -> LoRA:
     rng = np.random.default_rng(seed)
-    return LoRA(normal(rng, rank, shape[1]), normal(rng, shape[0], rank), 0.5, **more)
+    return LoRA(normal(rng, rank, shape[1]), normal(rng, shape[0], rank), 0.5, **config)
 
 
 def at(update: Any, site: str = "a", name: str = "one") -> Adapter:
     return Adapter({site: update}, name=name)
 
 
-@given(data=st.data(), drawn=trees())
-def test_exact_rank_gives_the_mix(data: st.DataObject, drawn: Any) -> None:
-    """For mixes of all kinds on all layers, the LoRA of the effect's own rank equals `compose`."""
-    modules, params = drawn
+@given(data=st.data(), modules_and_params=trees())
+def test_exact_rank_gives_the_mix(data: st.DataObject, modules_and_params: Any) -> None:
+    """A LoRA of the rank of W' − W equals `compose`, for mixes of all kinds on all layers."""
+    modules, params = modules_and_params
     mixed = mix(*data.draw(adapters(modules)))
-    made_of = to_lora(mixed, params)
+    result = to_lora(mixed, params)
     truth = fold_tree(params, mixed.parts)
-    assert error(compose(params, made_of), truth) < 1e-11
-    for site, update in of(made_of).items():
+    assert error(compose(params, result), truth) < 1e-11
+    for site, update in of(result).items():
         assert isinstance(update, LoRA | Replace), site
 
 
 def test_mix_of_three_kinds_at_full_rank() -> None:
     """OFT, LoRA and LoHa, also with an integer rank, to 1e-12."""
     kinds = ("OFT", "LoRA", "LoHa")
-    mixed = mix(*(at(made(kind, WIDE, 1), name=kind) for kind in kinds))
+    mixed = mix(*(at(draw_update(kind, WIDE, 1), name=kind) for kind in kinds))
     truth = fold_tree(PARAMS, mixed.parts)
     for rank in (12, None, "exact", 15):
-        made_of = to_lora(mixed, PARAMS, rank=rank)
-        assert error(compose(PARAMS, made_of), truth) < 1e-12
-    shapes = [of(made_of)["a"].a.shape, of(made_of)["a"].b.shape]
+        result = to_lora(mixed, PARAMS, rank=rank)
+        assert error(compose(PARAMS, result), truth) < 1e-12
+    shapes = [of(result)["a"].a.shape, of(result)["a"].b.shape]
     assert shapes == [(15, 20), (12, 15)]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
 def test_result_is_the_best_of_its_rank(rank: int) -> None:
     """The reported error equals that of NumPy's SVD of W' − W."""
-    mixed = mix(at(made("OFT", WIDE, 1), name="x"), 0.7 * at(made("LoHa", WIDE, 2), name="y"))
+    mixed = mix(
+        at(draw_update("OFT", WIDE, 1), name="x"), 0.7 * at(draw_update("LoHa", WIDE, 2), name="y")
+    )
     delta = fold_tree(PARAMS, mixed.parts)["a.weight"] - PARAMS["a.weight"]
     s = np.linalg.svd(delta, compute_uv=False)
     best = np.sqrt((s[rank:] ** 2).sum() / (s**2).sum())
-    made_of, errors = to_lora(mixed, PARAMS, rank=rank, with_errors=True)
-    update = of(made_of)["a"]
+    result, errors = to_lora(mixed, PARAMS, rank=rank, with_errors=True)
+    update = of(result)["a"]
     assert (update.scale, update.a.shape, update.b.shape) == (1.0, (rank, 20), (12, rank))
-    ours = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
-    np.testing.assert_allclose(ours, best, rtol=1e-9)
+    distance = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
+    np.testing.assert_allclose(distance, best, rtol=1e-9)
     np.testing.assert_allclose(errors["a"], best, rtol=1e-9)
     assert type(errors["a"]) is float
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
 def test_smallest_rank_that_keeps_a_share(share: float) -> None:
-    mixed = at(made("LoKr", WIDE, 3))
+    mixed = at(draw_update("LoKr", WIDE, 3))
     delta = fold_tree(PARAMS, [mixed])["a.weight"] - PARAMS["a.weight"]
     s2 = np.linalg.svd(delta, compute_uv=False) ** 2
     rank = next(r for r in range(1, 13) if s2[:r].sum() >= share * s2.sum())
-    made_of, errors = to_lora(mixed, PARAMS, rank=share, with_errors=True)
-    assert of(made_of)["a"].a.shape == (rank, 20)
+    result, errors = to_lora(mixed, PARAMS, rank=share, with_errors=True)
+    assert of(result)["a"].a.shape == (rank, 20)
     assert errors["a"] ** 2 <= 1 - share
 
 
@@ -97,18 +99,18 @@ def test_smallest_rank_that_keeps_a_share(share: float) -> None:
     ],
 )
 def test_every_family(name: str) -> None:
-    """Rows of the families' table, at the effect's own rank and at a strength."""
+    """Each row of the families' table becomes an exact LoRA, at a strength other than 1."""
     row = ROWS[name]
     leaves = row.leaves(1)
     params = {"m.weight": leaves.weight, "m.bias": leaves.bias}
     if row.shape[0] != leaves.bias.size or len(row.weight) == 1:
         params["m.bias"] = leaves.bias[: row.shape[0]]
-    one = 0.6 * Adapter({"m": row.update(row.factors(2))}, name="one")
-    assert error(composed(params, to_lora(one, params)), composed(params, one)) < 1e-11
+    adapter = 0.6 * Adapter({"m": row.update(row.factors(2))}, name="one")
+    assert error(composed(params, to_lora(adapter, params)), composed(params, adapter)) < 1e-11
 
 
 def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on, no Δ is computed."""
+    """Makes every later computation of a dense Δ raise."""
 
     def refuse(*_: Any) -> Any:
         raise RuntimeError("a dense delta was made")
@@ -120,7 +122,7 @@ def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 16 from two rank-8 LoRAs, and other low ranks, without a dense Δ and without W."""
     forbid_dense(monkeypatch)
-    big = tree({"a": Module("linear", (40, 50))}, 0)
+    params = tree({"a": Module("linear", (40, 50))}, 0)
     rng = np.random.default_rng(3)
     b1, a1, b2, a2 = (normal(rng, *shape) for shape in ((40, 2), (2, 50), (40, 3), (3, 50)))
     updates = {
@@ -131,18 +133,18 @@ def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for names, rank in ((("x", "y"), 16), (("x", "ada", "loha", "y"), 25), (("x", "y"), None)):
         mixed = mix(*(0.8 * at(updates[name], name=name) for name in names))
-        made_of, errors = to_lora(mixed, big, rank=rank, with_errors=True)
-        assert of(made_of)["a"].a.shape == (rank or 16, 50)
+        result, errors = to_lora(mixed, params, rank=rank, with_errors=True)
+        assert of(result)["a"].a.shape == (rank or 16, 50)
         assert errors == {"a": pytest.approx(0, abs=1e-14)}
-        assert error(compose(big, made_of), fold_tree(big, mixed.parts)) < 1e-12
+        assert error(compose(params, result), fold_tree(params, mixed.parts)) < 1e-12
 
 
 def test_dense_delta_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The previous test can fail."""
+    """The check of the previous test can fail."""
     forbid_dense(monkeypatch)
     for kind in ("SHiRA", "OFT"):
         with pytest.raises(RuntimeError, match="a dense delta was made"):
-            to_lora(at(made(kind, WIDE, 1)), PARAMS, rank=2)
+            to_lora(at(draw_update(kind, WIDE, 1)), PARAMS, rank=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,30 +157,30 @@ def test_dense_delta_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_loras_have_the_properties_of_their_layers(kind: str, family: str) -> None:
-    """Kernels, embeddings and biases are as PEFT would save them."""
+    """The LoRA has the kernel, embedding flag and bias that PEFT would save."""
     module = KINDS[kind]
     if family == "Replace":
         return
     params = tree({"m": module}, 5)
-    one = Adapter({"m": made(family, module, 2)}, name=family)
-    update = of(to_lora(one, params))["m"]
+    adapter = Adapter({"m": draw_update(family, module, 2)}, name=family)
+    update = of(to_lora(adapter, params))["m"]
     if module.kind == "norm":
         assert isinstance(update, Replace)
         return
     assert isinstance(update, LoRA)
     assert update.kernel == module.kernel
-    says = family in ("LoRA", "DoRA", "OFT", "Together")
-    assert update.embedding == (module.kind == "embedding" and says)
-    has_bias = of(one)["m"].has_bias
+    has_flag = family in ("LoRA", "DoRA", "OFT", "Together")
+    assert update.embedding == (module.kind == "embedding" and has_flag)
+    has_bias = of(adapter)["m"].has_bias
     assert (update.bias is not None) == has_bias
 
 
 def test_changed_bias_alone_is_a_replace() -> None:
     """Where the weight is unchanged there is no LoRA to hold the bias."""
-    one = at(Replace(bias=np.ones(12)))
-    made_of, errors = to_lora(0.5 * one, PARAMS, with_errors=True)
+    adapter = at(Replace(bias=np.ones(12)))
+    result, errors = to_lora(0.5 * adapter, PARAMS, with_errors=True)
     assert errors == {}
-    update = of(made_of)["a"]
+    update = of(result)["a"]
     assert isinstance(update, Replace) and update.weight is None
     np.testing.assert_allclose(np.asarray(update.bias), 0.5 * PARAMS["a.bias"] + 0.5, rtol=1e-14)
 
@@ -186,17 +188,17 @@ def test_changed_bias_alone_is_a_replace() -> None:
 def test_kernels_of_flax_and_conv1d() -> None:
     """Leaves in the order (in, out): a Flax kernel, and GPT-2's Conv1D in PyTorch."""
     weight = tree({"a": Module("linear", (12, 20))}, 1)["a.weight"]
-    mixed = mix(at(made("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
+    mixed = mix(at(draw_update("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
     truth = fold_tree({"a.weight": weight}, mixed.parts)["a.weight"]
     flax = {"a": {"kernel": weight.T}}
     ours = compose(flax, to_lora(mixed, flax))
     np.testing.assert_allclose(ours["a"]["kernel"].T, truth, rtol=1e-11, atol=1e-11)
     # A square Conv1D: only the update determines its orientation.
     square = tree({"a": KINDS["square"]}, 1)["a.weight"]
-    one = at(lora(1, 3, (6, 6), transposed=True))
-    made_of = to_lora(one, {"a.weight": square})
-    assert of(made_of)["a"].transposed
-    ours, theirs = (compose({"a.weight": square}, who) for who in (made_of, one))
+    adapter = at(lora(1, 3, (6, 6), transposed=True))
+    result = to_lora(adapter, {"a.weight": square})
+    assert of(result)["a"].transposed
+    ours, theirs = (compose({"a.weight": square}, x) for x in (result, adapter))
     np.testing.assert_allclose(ours["a.weight"], theirs["a.weight"], rtol=1e-12, atol=1e-12)
 
 
@@ -209,11 +211,11 @@ def test_layout_with_axes() -> None:
         jaxmix.Rule("k", "qk", index="1"),
         jaxmix.Rule("v", "heads", "h d i -> (h d) i"),
     )
-    table = jaxmix.Layout("mine", rules)
+    layout = jaxmix.Layout("mine", rules)
     updates = {site: lora(i, 3) for i, site in enumerate("qkv")}
-    one = Adapter(updates)
-    made_of = to_lora(one, params, layout=table, rank=3)
-    ours, theirs = (compose(params, who, layout=table) for who in (made_of, one))
+    adapter = Adapter(updates)
+    result = to_lora(adapter, params, layout=layout, rank=3)
+    ours, theirs = (compose(params, x, layout=layout) for x in (result, adapter))
     assert error(ours, theirs) < 1e-12 < error(ours, params)
 
 
@@ -221,8 +223,8 @@ def test_small_change_of_a_large_weight_is_exact() -> None:
     """Additive changes are not computed as a difference of weights, which float32 would round."""
     params = {"a.weight": np.full((12, 20), 1e4, np.float32)}
     delta = normal(np.random.default_rng(0), 12, 20).astype(np.float32) * 1e-4
-    made_of = to_lora(at(Delta(delta)), params)
-    update = of(made_of)["a"]
+    result = to_lora(at(Delta(delta)), params)
+    update = of(result)["a"]
     np.testing.assert_allclose(update.b @ update.a, delta, rtol=1e-3, atol=1e-9)
 
 
@@ -230,14 +232,14 @@ def test_small_change_of_a_large_weight_is_exact() -> None:
 def test_rounding_does_not_increase_the_rank(dtype: Any) -> None:
     """Two rotations of a large weight that cancel, and a LoRA."""
     rng = np.random.default_rng(1)
-    numbers = normal(rng, 5, 6, std=0.2).astype(dtype)
+    generators = normal(rng, 5, 6, std=0.2).astype(dtype)
     params = {"a.weight": normal(rng, 30, 20, std=1e4).astype(dtype)}
     thin = LoRA(normal(rng, 2, 20).astype(dtype), normal(rng, 30, 2).astype(dtype), 1.0)
-    turns = [at(OFT(numbers), name="there"), at(OFT(-numbers), name="back")]
-    made_of = to_lora(mix(*turns, at(thin)), params)
-    assert of(made_of)["a"].a.shape[0] == 2
-    assert of(made_of)["a"].a.dtype == dtype
-    # And what is rank is taken for it.
+    turns = [at(OFT(generators), name="there"), at(OFT(-generators), name="back")]
+    result = to_lora(mix(*turns, at(thin)), params)
+    assert of(result)["a"].a.shape[0] == 2
+    assert of(result)["a"].a.dtype == dtype
+    # A true rank is not mistaken for rounding.
     assert of(to_lora(turns[0], params))["a"].a.shape[0] == 20
 
 
@@ -249,9 +251,9 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 def test_unchanged_weight_gives_rank_one_of_zeros() -> None:
     for rank in (None, 0.9, 2):
-        made_of, errors = to_lora(0.0 * at(lora(1, 3)), PARAMS, rank=rank, with_errors=True)
-        assert of(made_of)["a"].a.shape[0] == (2 if rank == 2 else 1)
-        assert not np.any(of(made_of)["a"].b @ of(made_of)["a"].a)
+        result, errors = to_lora(0.0 * at(lora(1, 3)), PARAMS, rank=rank, with_errors=True)
+        assert of(result)["a"].a.shape[0] == (2 if rank == 2 else 1)
+        assert not np.any(of(result)["a"].b @ of(result)["a"].a)
         assert errors == {"a": 0.0}
     assert to_lora(mix(), PARAMS).sites == ()
 
@@ -265,24 +267,24 @@ def test_progress_is_reported_after_each_site() -> None:
 
 
 def test_names() -> None:
-    one = at(lora(1, 3), name="style")
-    assert to_lora(one, PARAMS).name == "style"
-    assert to_lora(mix(one, one.renamed("other")), PARAMS).name == f"{one.name}+other"
-    assert to_lora(one, PARAMS, name="new").name == "new"
+    adapter = at(lora(1, 3), name="style")
+    assert to_lora(adapter, PARAMS).name == "style"
+    assert to_lora(mix(adapter, adapter.renamed("other")), PARAMS).name == f"{adapter.name}+other"
+    assert to_lora(adapter, PARAMS, name="new").name == "new"
 
 
 @pytest.mark.usefixtures("compiled")
 def test_under_jit() -> None:
-    """With an integer rank, a program of strengths and params."""
-    one = at(made("OFT", WIDE, 1))
+    """With an integer rank, strengths and params may be traced."""
+    adapter = at(draw_update("OFT", WIDE, 1))
 
     @jax.jit
     def run(params: Any, s: Any) -> Any:
-        made_of, errors = to_lora(s * one, params, rank=12, with_errors=True)
-        return compose(params, made_of), errors
+        result, errors = to_lora(s * adapter, params, rank=12, with_errors=True)
+        return compose(params, result), errors
 
     out, errors = run(PARAMS, 0.5)
-    assert error(out, fold_tree(PARAMS, [0.5 * one])) < 1e-12
+    assert error(out, fold_tree(PARAMS, [0.5 * adapter])) < 1e-12
     assert float(errors["a"]) < 1e-12
 
 
@@ -291,14 +293,16 @@ def test_over_devices() -> None:
     mesh = jax.make_mesh((2,), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     params = {"a.weight": jax.device_put(PARAMS["a.weight"].astype(np.float32), sharding)}
-    mixed = mix(at(made("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
-    one = of(to_lora(mixed, params, rank=12))["a"]
-    other = of(to_lora(mixed, jax.tree.map(np.asarray, params), rank=12))["a"]
-    np.testing.assert_allclose(one.b @ one.a, other.b @ other.a, rtol=1e-5, atol=1e-5)
+    mixed = mix(at(draw_update("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
+    sharded = of(to_lora(mixed, params, rank=12))["a"]
+    unsharded = of(to_lora(mixed, jax.tree.map(np.asarray, params), rank=12))["a"]
+    np.testing.assert_allclose(
+        sharded.b @ sharded.a, unsharded.b @ unsharded.a, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is near the optimum on a decaying spectrum, and reports its own error."""
+    """The randomised SVD is near the optimum on a decaying spectrum, and reports its error."""
     monkeypatch.setattr(singular, "LARGE", 60)
     rng = np.random.default_rng(0)
     u, _ = np.linalg.qr(normal(rng, 100, 80))
@@ -307,29 +311,29 @@ def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     delta = (u * s) @ v.T
     params = {"a.weight": np.zeros((100, 80))}
     best = np.sqrt((s[5:] ** 2).sum() / (s**2).sum())
-    found = {}
+    factors = {}
     for key in (None, jax.random.key(0), jax.random.key(1)):
-        made_of, errors = to_lora(at(Delta(delta)), params, rank=5, key=key, with_errors=True)
-        update = of(made_of)["a"]
-        ours = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
-        np.testing.assert_allclose(errors["a"], ours, rtol=1e-9)
-        assert best * (1 - 1e-9) <= ours < 1.001 * best
-        found[None if key is None else int(jax.random.key_data(key)[-1])] = np.asarray(update.a)
-    assert len(found) == 3
-    assert np.abs(found[0] - found[1]).max() > 0
-    # Not for a small matrix, nor for a rank that is not small against it, nor by energy.
+        result, errors = to_lora(at(Delta(delta)), params, rank=5, key=key, with_errors=True)
+        update = of(result)["a"]
+        distance = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
+        np.testing.assert_allclose(errors["a"], distance, rtol=1e-9)
+        assert best * (1 - 1e-9) <= distance < 1.001 * best
+        factors[None if key is None else int(jax.random.key_data(key)[-1])] = np.asarray(update.a)
+    assert len(factors) == 3
+    assert np.abs(factors[0] - factors[1]).max() > 0
+    # A rank that is not small relative to the matrix gets an exact SVD.
     exact = to_lora(at(Delta(delta)), params, rank=11, key=jax.random.key(0))
-    again = to_lora(at(Delta(delta)), params, rank=11)
-    np.testing.assert_array_equal(of(exact)["a"].a, of(again)["a"].a)
+    unkeyed = to_lora(at(Delta(delta)), params, rank=11)
+    np.testing.assert_array_equal(of(exact)["a"].a, of(unkeyed)["a"].a)
 
 
 def test_bad_input() -> None:
-    one = at(lora(1, 3))
+    adapter = at(lora(1, 3))
     with pytest.raises(AdapterError, match=r"to_lora got a list, expected an adapter or a mix\."):
-        to_lora([one], PARAMS)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        to_lora([adapter], PARAMS)  # pyright: ignore[reportArgumentType, reportCallIssue]
     for rank in (0, -1, 1.0, 0.0, 1.5, True, "all", float("nan")):
         with pytest.raises(AdapterError, match=r"a rank is .*, expected a positive integer"):
-            to_lora(one, PARAMS, rank=rank)  # pyright: ignore
+            to_lora(adapter, PARAMS, rank=rank)  # pyright: ignore
     with pytest.raises(LayoutError, match="no leaf for its weight"):
         to_lora(at(lora(1, 3), "nowhere"), PARAMS)
     with pytest.raises(ShapeError, match=r"lora_A has shape \(3, 21\)"):
@@ -341,7 +345,7 @@ def test_bad_input() -> None:
 
 @pytest.mark.parametrize("kind", ["low rank", "dense", "zero"])
 def test_rows_of_a_leaf_are_one_site(kind: str) -> None:
-    """Parts of a fused weight that adapters change separately become one LoRA of the weight."""
+    """Changes of parts of a fused weight become one LoRA of the whole weight."""
     draw = np.random.default_rng(0)
     base = {
         "double_blocks.0.img_attn.qkv.weight": draw.normal(size=(12, 6)),
@@ -349,12 +353,14 @@ def test_rows_of_a_leaf_are_one_site(kind: str) -> None:
         "double_blocks.0.img_attn.proj.weight": draw.normal(size=(4, 6)),
     }
     strength = 0.0 if kind == "zero" else 1.0
-    make = {"dense": lambda: Delta(draw.normal(size=(4, 6)))}.get(
+    draw_update = {"dense": lambda: Delta(draw.normal(size=(4, 6)))}.get(
         kind, lambda: LoRA(draw.normal(size=(2, 6)), draw.normal(size=(4, 2)), strength)
     )
     at = "transformer_blocks.0.attn"
-    first = jaxmix.Adapter({f"{at}.to_q": make(), f"{at}.to_out.0": make()}, name="first")
-    bias = Together((make(), Delta(bias=strength * draw.normal(size=4))))
+    first = jaxmix.Adapter(
+        {f"{at}.to_q": draw_update(), f"{at}.to_out.0": draw_update()}, name="first"
+    )
+    bias = Together((draw_update(), Delta(bias=strength * draw.normal(size=4))))
     # k and the whole weight: the second adapter's update is cut where the first changes parts.
     whole = LoRA(draw.normal(size=(2, 6)), draw.normal(size=(12, 2)), strength)
     second = jaxmix.Adapter({"double_blocks.0.img_attn.qkv": whole}, name="second")
@@ -362,13 +368,13 @@ def test_rows_of_a_leaf_are_one_site(kind: str) -> None:
     with jax.enable_x64(True):
         for parts in ([first, second, third], [first, third]):
             mixed = jaxmix.mix(*parts)
-            made, errors = jaxmix.to_lora(mixed, base, with_errors=True)
+            result, errors = jaxmix.to_lora(mixed, base, with_errors=True)
             assert max(errors.values()) < 1e-12
-            assert not [site for site in made.sites if "[" in site]
-            found, wanted = jaxmix.compose(base, made), jaxmix.compose(base, mixed)
-            for name, leaf in wanted.items():
-                np.testing.assert_allclose(found[name], leaf, atol=1e-10)
+            assert not [site for site in result.sites if "[" in site]
+            actual, expected = jaxmix.compose(base, result), jaxmix.compose(base, mixed)
+            for name, leaf in expected.items():
+                np.testing.assert_allclose(actual[name], leaf, atol=1e-10)
     with jax.enable_x64(True):
-        small = jaxmix.to_lora(jaxmix.mix(first, second, third), base, rank=1)
-    ranks = {site: update.a.shape[0] for site, update in small.updates.items()}  # pyright: ignore
+        rank_one = jaxmix.to_lora(jaxmix.mix(first, second, third), base, rank=1)
+    ranks = {site: update.a.shape[0] for site, update in rank_one.updates.items()}  # pyright: ignore
     assert ranks["double_blocks.0.img_attn.qkv"] == 1

@@ -1,4 +1,4 @@
-"""`combine` without a base: adapters that name their modules differently are not combined."""
+"""`combine` without a base refuses adapters that name their modules differently."""
 
 import warnings
 
@@ -24,18 +24,20 @@ def test_no_shared_site_is_an_error():
     b = lora("b", NEW.format(0))
     with pytest.raises(AdapterError) as caught:
         combine([a, b], method="linear")
-    text = str(caught.value)
-    assert "combine got adapters without a base, and they share no site:" in text
-    assert f"a: {OLD.format(0)}, {OLD.format(1)}, {OLD.format(2)} …" in text
-    assert f"b: {NEW.format(0)}\n" in text
-    assert "two names for one module" in text and "pass the base" in text and "--base" in text
+    message = str(caught.value)
+    assert "combine got adapters without a base, and they share no site:" in message
+    assert f"a: {OLD.format(0)}, {OLD.format(1)}, {OLD.format(2)} …" in message
+    assert f"b: {NEW.format(0)}\n" in message
+    assert (
+        "two names for one module" in message and "pass the base" in message and "--base" in message
+    )
     for method, rank in (("cat", None), ("svd", 1)):
         with pytest.raises(AdapterError, match="share no site"):
             combine([a, b], method=method, rank=rank)
 
 
 def test_adapter_that_shares_no_site_is_named():
-    """With equal names it is named by its number."""
+    """Adapters with equal names are distinguished by their numbers."""
     pair = [lora("a", "x"), lora("a", "x")]
     with pytest.raises(AdapterError, match=r"and c shares no site with the others"):
         combine([*pair, lora("c", "y")], method="linear")
@@ -46,17 +48,17 @@ def test_adapter_that_shares_no_site_is_named():
 def test_with_a_base_modules_may_differ():
     """With a base each site has its own leaf."""
     params = {f"{site}.weight": np.zeros((2, 3), np.float32) for site in "xy"}
-    made = combine([lora("a", "x"), lora("b", "y")], params, method="linear")
-    assert set(made.sites) == {"x", "y"}
+    combined = combine([lora("a", "x"), lora("b", "y")], params, method="linear")
+    assert set(combined.sites) == {"x", "y"}
 
 
 def test_single_adapter():
-    """It has no other adapters to share sites with, which is no error."""
+    """A single adapter has no others to share sites with, and is accepted."""
     assert combine([lora("a", "x")], method="linear").sites == ("x",)
 
 
 def test_sites_of_only_some_adapters():
-    """They count as unchanged in the other adapters, without a warning."""
+    """The other adapters count as no change at these sites, without a warning."""
     adapters = [lora("a", "h.0.q", "h.0.k"), lora("b", "h.0.q", "h.1.k")]
     partial = partial_sites(adapters)
     assert partial == {"h.0.k": ("a",), "h.1.k": ("b",)}
@@ -71,22 +73,22 @@ def test_sites_of_only_some_adapters():
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [(OLD.format(1), NEW.format(1)), ("embed", "model.embed")]
+    ("name", "alias"), [(OLD.format(1), NEW.format(1)), ("embed", "model.embed")]
 )
-def test_two_names_of_one_module_warn(one, other):
-    """Some sites are shared and others look alike."""
-    adapters = [lora("a", "shared", one), lora("b", "shared", other)]
-    assert look_alikes(adapters) == [(one, other)]
-    with pytest.warns(UserWarning, match=f"two names: {one} and {other}. They are combined as"):
+def test_two_names_of_one_module_warn(name, alias):
+    """Adapters that share some sites and have similar names for others cause a warning."""
+    adapters = [lora("a", "shared", name), lora("b", "shared", alias)]
+    assert look_alikes(adapters) == [(name, alias)]
+    with pytest.warns(UserWarning, match=f"two names: {name} and {alias}. They are combined as"):
         combine(adapters, method="linear")
 
 
 def test_many_pairs_are_counted():
-    """Only the first are shown."""
+    """The warning shows the first pairs and counts the others."""
     assert look_alikes_text([("a", "b")] * 7).endswith("a and b; and 2 more.")
 
 
-@pytest.mark.parametrize(("one", "other"), [("up.0.q", "down.0.q"), ("mid.to_q", "up.to_q")])
-def test_other_modules_do_not_warn(one, other):
-    """Their names merely end alike."""
-    combine([lora("a", "s", one), lora("b", "s", other)], method="linear")
+@pytest.mark.parametrize(("name", "similar"), [("up.0.q", "down.0.q"), ("mid.to_q", "up.to_q")])
+def test_other_modules_do_not_warn(name, similar):
+    """Names that only end alike are different modules."""
+    combine([lora("a", "s", name), lora("b", "s", similar)], method="linear")

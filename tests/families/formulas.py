@@ -120,27 +120,27 @@ def _rebuilt(t: np.ndarray, b: np.ndarray, a: np.ndarray) -> np.ndarray:
 def loha(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
     if "hada_t1" in f:
         rank = len(f["hada_w1_a"])
-        left = _rebuilt(f["hada_t1"], f["hada_w1_b"], f["hada_w1_a"])
-        right = _rebuilt(f["hada_t2"], f["hada_w2_b"], f["hada_w2_a"])
+        first = _rebuilt(f["hada_t1"], f["hada_w1_b"], f["hada_w1_a"])
+        second = _rebuilt(f["hada_t2"], f["hada_w2_b"], f["hada_w2_a"])
     else:
         rank = len(f["hada_w1_b"])
-        left, right = f["hada_w1_a"] @ f["hada_w1_b"], f["hada_w2_a"] @ f["hada_w2_b"]
-    delta = (left * right * (config["alpha"] / rank)).reshape(leaves.weight.shape)
+        first, second = f["hada_w1_a"] @ f["hada_w1_b"], f["hada_w2_a"] @ f["hada_w2_b"]
+    delta = (first * second * (config["alpha"] / rank)).reshape(leaves.weight.shape)
     return leaves.weight + s * delta, leaves.bias
 
 
 def lokr(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
     """Scales by alpha/r even if both factors are full; np.kron and torch.kron pad on the left."""
-    left = f["lokr_w1"] if "lokr_w1" in f else f["lokr_w1_a"] @ f["lokr_w1_b"]
+    x = f["lokr_w1"] if "lokr_w1" in f else f["lokr_w1_a"] @ f["lokr_w1_b"]
     if "lokr_w2" in f:
-        right = f["lokr_w2"]
+        y = f["lokr_w2"]
     elif "lokr_t2" in f:
-        right = _rebuilt(f["lokr_t2"], f["lokr_w2_b"], f["lokr_w2_a"])
+        y = _rebuilt(f["lokr_t2"], f["lokr_w2_b"], f["lokr_w2_a"])
     else:
-        right = f["lokr_w2_a"] @ f["lokr_w2_b"]
-    if right.ndim == 4:
-        left = left[:, :, None, None]
-    delta = np.kron(left, right) * (config["alpha"] / config["r"])
+        y = f["lokr_w2_a"] @ f["lokr_w2_b"]
+    if y.ndim == 4:
+        x = x[:, :, None, None]
+    delta = np.kron(x, y) * (config["alpha"] / config["r"])
     return leaves.weight + s * delta.reshape(leaves.weight.shape), leaves.bias
 
 
@@ -221,5 +221,5 @@ def replace_then_dora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: 
         Leaves(leaves.weight, leaves.base_bias, leaves.base_weight, leaves.base_bias),
         s,
     )
-    put = Leaves(leaves.weight, bias, leaves.base_weight, base_bias)
-    return dora(f, config, put, s)
+    with_bias = Leaves(leaves.weight, bias, leaves.base_weight, base_bias)
+    return dora(f, config, with_bias, s)

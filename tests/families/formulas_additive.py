@@ -49,8 +49,8 @@ def vera(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
 
 def pvera(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
     out, n = _sizes(config, leaves)
-    both = f["pvera_lambda_d"] * (np.eye(n) @ f["pvera_A"][:, :n].T)
-    mean, _ = np.split(both, 2, axis=1)
+    outputs = f["pvera_lambda_d"] * (np.eye(n) @ f["pvera_A"][:, :n].T)
+    mean, _ = np.split(outputs, 2, axis=1)
     delta = (f["pvera_lambda_b"] * (mean @ f["pvera_B"][:out].T)).T
     return _added(delta, config, leaves, s)
 
@@ -62,11 +62,11 @@ def randlora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) ->
     scaled = np.stack(
         [f["randlora_lambda"][k][:, None] * a[k] * f["randlora_gamma"] for k in range(len(a))]
     )
-    first = scaled.reshape(-1, small)
+    scaled_a = scaled.reshape(-1, small)
     bases = f["randlora_lambda"].shape[1]
-    second = f["randlora_B"][:large, :bases].reshape(large, -1)
+    flat_b = f["randlora_B"][:large, :bases].reshape(large, -1)
     # In PEFT's names: update_B and update_A, multiplied one after the other.
-    update_b, update_a = (first, second) if small == n else (second.T, first.T)
+    update_b, update_a = (scaled_a, flat_b) if small == n else (flat_b.T, scaled_a.T)
     outputs = (np.eye(n) @ update_b.T) @ update_a.T
     return _added(config["alpha"] / len(a) * outputs.T, config, leaves, s)
 
@@ -156,11 +156,15 @@ def waveft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
     length = len(low)
     high = [(-1) ** t * low[length - 1 - t] for t in range(length)]
     padded = [size + length - 2 + (size + length - 2) % 2 for size in (out, n)]
-    made = np.zeros([size + length - 2 for size in padded])
-    for number, *place in zip(numbers, *indices, strict=True):
-        at = [p + (big - size) // 2 for p, big, size in zip(place, padded, (out, n), strict=True)]
+    padded_delta = np.zeros([size + length - 2 for size in padded])
+    for number, *position in zip(numbers, *indices, strict=True):
+        at = [
+            p + (padded_size - size) // 2
+            for p, padded_size, size in zip(position, padded, (out, n), strict=True)
+        ]
         (is_low, y), (is_left, x) = (
-            (p < big // 2, p % (big // 2)) for p, big in zip(at, padded, strict=True)
+            (p < padded_size // 2, p % (padded_size // 2))
+            for p, padded_size in zip(at, padded, strict=True)
         )
         # cH, the upper right quarter, has high frequencies along rows and low ones along columns.
         filters = {
@@ -170,22 +174,28 @@ def waveft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
             (0, 0): (high, high),
         }
         first, second = filters[int(is_low), int(is_left)]
-        made[2 * y : 2 * y + length, 2 * x : 2 * x + length] += number * np.outer(first, second)
-    cut = length - 2
-    made = made[cut : made.shape[0] - cut, cut : made.shape[1] - cut]
-    top, left = (made.shape[0] - out) // 2, (made.shape[1] - n) // 2
-    return _added(config["scaling"] * made[top : top + out, left : left + n], config, leaves, s)
+        padded_delta[2 * y : 2 * y + length, 2 * x : 2 * x + length] += number * np.outer(
+            first, second
+        )
+    overhang = length - 2
+    padded_delta = padded_delta[
+        overhang : padded_delta.shape[0] - overhang, overhang : padded_delta.shape[1] - overhang
+    ]
+    top, left = (padded_delta.shape[0] - out) // 2, (padded_delta.shape[1] - n) // 2
+    return _added(
+        config["scaling"] * padded_delta[top : top + out, left : left + n], config, leaves, s
+    )
 
 
 def gralora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
     a, b = f["gralora_A"], f["gralora_B"]
     k, inputs, rank = a.shape
-    part, outputs = rank // k, b.shape[2]
+    rank_per_block, outputs = rank // k, b.shape[2]
     delta = np.zeros((k * outputs, k * inputs))
     for m in range(k):
         for n in range(k):
-            inner = a[n][:, m * part : (m + 1) * part]
-            tile = inner @ b[m][n * part : (n + 1) * part]
+            inner = a[n][:, m * rank_per_block : (m + 1) * rank_per_block]
+            tile = inner @ b[m][n * rank_per_block : (n + 1) * rank_per_block]
             delta[m * outputs : (m + 1) * outputs, n * inputs : (n + 1) * inputs] = tile.T
     hybrid = 0
     if "gralora_A_general" in f:
@@ -209,6 +219,6 @@ def kasa(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
     rank = len(f["lora_diag"])
     u, values, v = np.linalg.svd(leaves.base_weight, full_matrices=False)
     values[: len(values) - rank] = 0
-    taken = (u * values) @ v
-    put = config["alpha"] / rank * (f["lora_B"] * f["lora_diag"]) @ f["lora_A"]
-    return leaves.weight + s * (put - taken), leaves.bias
+    removed = (u * values) @ v
+    added = config["alpha"] / rank * (f["lora_B"] * f["lora_diag"]) @ f["lora_A"]
+    return leaves.weight + s * (added - removed), leaves.bias

@@ -25,8 +25,8 @@ def normed(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
         norm = np.sqrt((adapted.reshape(len(adapted), -1) ** 2).sum(1)) + config["eps"]
         c = (f["dora_scale"] / norm).reshape(-1, *[1] * (adapted.ndim - 1))
     else:
-        turned = adapted.swapaxes(0, 1)
-        norm = np.sqrt((turned.reshape(len(turned), -1) ** 2).sum(1)) + config["eps"]
+        by_channel = adapted.swapaxes(0, 1)
+        norm = np.sqrt((by_channel.reshape(len(by_channel), -1) ** 2).sum(1)) + config["eps"]
         c = (f["dora_scale"] / norm).reshape(1, -1, *[1] * (adapted.ndim - 2))
     return (1 - s) * leaves.weight + s * c * (leaves.weight + delta), leaves.bias
 
@@ -56,11 +56,11 @@ def _rotated(d: np.ndarray, config: Mapping[str, Any], flat: np.ndarray, s: floa
         q, inverse = s * 0.5 * (d - d.swapaxes(1, 2)), False
     eye = np.eye(b)
     size = len(flat) if written_by != "peft 0.15" else flat.shape[1]
-    whole = np.zeros((-(-size // b) * b,) * 2)
-    for k in range(len(whole) // b):
+    rotation = np.zeros((-(-size // b) * b,) * 2)
+    for k in range(len(rotation) // b):
         block, at = q[k if count > 1 else 0], slice(k * b, (k + 1) * b)
         plus, minus = eye + block, eye - block
         # LyCORIS has (I + Q)(I − Q)⁻¹, PEFT (I − S)(I + S)⁻¹.
-        whole[at, at] = plus @ np.linalg.inv(minus) if inverse else minus @ np.linalg.inv(plus)
-    whole = whole[:size, :size]
-    return flat @ whole.T if written_by == "peft 0.15" else whole.T @ flat
+        rotation[at, at] = plus @ np.linalg.inv(minus) if inverse else minus @ np.linalg.inv(plus)
+    rotation = rotation[:size, :size]
+    return flat @ rotation.T if written_by == "peft 0.15" else rotation.T @ flat

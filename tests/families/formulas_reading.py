@@ -50,8 +50,8 @@ def glora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> Ne
     def path(name: str) -> Any:
         if f"glora_{name}.Xd" in f:
             return f[f"glora_{name}.Xd"] @ f[f"glora_{name}.Xu"]
-        found = f.get(f"glora_{name}.X", np.zeros(1))
-        return found[0] if found.shape == (1,) else found
+        number = f.get(f"glora_{name}.X", np.zeros(1))
+        return number[0] if number.shape == (1,) else number
 
     moved = leaves.base_bias * path("D") + path("E")
     if config.get("on_input"):  # LyCORIS

@@ -29,12 +29,12 @@ def boft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
     r, n = f["boft_R"], f["boft_R"].shape[1] * f["boft_R"].shape[2]
     size, rotation = r.shape[2], np.eye(n)
     for i, blocks in enumerate(r):
-        whole = np.zeros((n, n))
+        factor = np.zeros((n, n))
         for k, block in enumerate(blocks):
             at, q = slice(k * size, (k + 1) * size), s * 0.5 * (block - block.T)
-            whole[at, at] = (np.eye(size) - q) @ np.linalg.inv(np.eye(size) + q)
+            factor[at, at] = (np.eye(size) - q) @ np.linalg.inv(np.eye(size) + q)
         move = np.eye(n)[_sorted_halves(n, size * 2**i, size // 2)] if i else np.eye(n)
-        rotation = move @ whole @ move.T @ rotation
+        rotation = move @ factor @ move.T @ rotation
     flat = leaves.weight.reshape(len(leaves.weight), -1)
     scale = (1 - s) + s * f["boft_s"].reshape(-1)
     weight = (rotation @ flat.T).T * scale[:, None]
@@ -42,28 +42,28 @@ def boft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
     return weight.reshape(leaves.weight.shape), bias
 
 
-def _sorted_halves(n: int, run: int, half: int) -> list[int]:
+def _sorted_halves(n: int, length: int, half: int) -> list[int]:
     """block_butterfly_perm: in each run the even half-blocks, then the odd ones."""
     order = []
-    for start in range(0, n, run):
-        halves = [list(range(k, k + half)) for k in range(start, start + run, half)]
-        order += [i for part in halves[::2] + halves[1::2] for i in part]
+    for start in range(0, n, length):
+        halves = [list(range(k, k + half)) for k in range(start, start + length, half)]
+        order += [i for half_block in halves[::2] + halves[1::2] for i in half_block]
     return order
 
 
 def hra(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
     """get_delta_weight: one reflection after another, or reflections from an orthogonal basis."""
     u, flat = f["hra_u"], leaves.weight.reshape(len(leaves.weight), -1)
-    whole, basis = np.eye(len(u)), []
+    product, basis = np.eye(len(u)), []
     for column in u.T:
         if config.get("apply_GS"):
-            for before in basis:
-                column = column - (before @ column) * before
+            for earlier in basis:
+                column = column - (earlier @ column) * earlier
         unit = column / np.linalg.norm(column)
         basis.append(unit)
-        whole = whole @ (np.eye(len(u)) - 2 * np.outer(unit, unit))
-    whole = (1 - s) * np.eye(len(u)) + s * whole
-    return (flat @ whole).reshape(leaves.weight.shape), leaves.bias
+        product = product @ (np.eye(len(u)) - 2 * np.outer(unit, unit))
+    product = (1 - s) * np.eye(len(u)) + s * product
+    return (flat @ product).reshape(leaves.weight.shape), leaves.bias
 
 
 def road(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
@@ -82,7 +82,7 @@ def road(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
         cos.append(alpha[at[0]] * np.cos(theta[at[0]]))
         sin.append(alpha[at[1]] * np.sin(theta[at[1]]))
 
-    def turned(x: np.ndarray) -> np.ndarray:
+    def rotated(x: np.ndarray) -> np.ndarray:
         y = np.empty_like(x)
         for o in range(out):
             is_first = o % group < half
@@ -90,7 +90,7 @@ def road(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
             y[o] = x[o] * cos[o] + partner * sin[o]
         return y
 
-    return turned(leaves.weight), turned(leaves.bias)
+    return rotated(leaves.weight), rotated(leaves.bias)
 
 
 def tokens(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:

@@ -1,4 +1,4 @@
-"""Modules and random numbers from which the laws' updates are drawn."""
+"""Modules and random numbers for the updates that the tests draw."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["KINDS", "RANK", "Module", "Rng", "common_divisor", "divisor", "norma
 Rng = np.random.Generator
 Shape = tuple[int, ...]
 
-# Fixed, because each new shape is compiled.
+# Fixed, because each new shape means another compilation.
 RANK = 2
 
 
@@ -60,6 +60,6 @@ def common_divisor(*sizes: int) -> int:
     return next(n for n in (4, 3, 2, 1) if not any(size % n for size in sizes))
 
 
-def divisor(rng: Rng, size: int, *wanted: int) -> int:
-    """The first of the given numbers that divides a size, or the size."""
-    return int(rng.choice([n for n in wanted if size % n == 0] or [size]))
+def divisor(rng: Rng, size: int, *candidates: int) -> int:
+    """A random one of the candidates that divide a size, or the size if none does."""
+    return int(rng.choice([n for n in candidates if size % n == 0] or [size]))

@@ -46,7 +46,7 @@ class Row:
     additive: bool = True
     std: float = 0.7
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
-    says: Mapping[str, bool] = field(default_factory=dict)
+    properties: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def transposed(self) -> bool:
@@ -56,8 +56,8 @@ class Row:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the weight as a matrix."""
-        first, rest = self.weight[0], int(np.prod(self.weight[1:]))
-        return (rest, first) if self.transposed else (first, rest)
+        rows, columns = self.weight[0], int(np.prod(self.weight[1:]))
+        return (columns, rows) if self.transposed else (rows, columns)
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         """PyTorch's weight as the matrix that updates act on."""
@@ -66,8 +66,8 @@ class Row:
     def factors(self, seed: int) -> Factors:
         """PEFT's tensors in float64."""
         rng = np.random.default_rng(seed)
-        drawn = {name: self.std * rng.normal(size=shape) for name, shape in self.shapes.items()}
-        return {**drawn, **self.fixed}
+        tensors = {name: self.std * rng.normal(size=shape) for name, shape in self.shapes.items()}
+        return {**tensors, **self.fixed}
 
     def update(self, factors: Factors) -> Update:
         """The update, with JAX arrays."""

@@ -26,7 +26,7 @@ class Sample:
         draw: Draws an update for a module.
         peft: Returns PEFT's formula, factors and config for an update: the inverse of `Row.build`.
             None for updates that replace leaves of the base, which the laws' fold applies itself.
-        shaped: Whether the formula takes the weight in its own shape. Others take a matrix.
+        shaped: Whether the formula takes the weight in its own shape, and not as a matrix.
     """
 
     draw: Callable[[Rng, Module], Update]

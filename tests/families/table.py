@@ -47,7 +47,7 @@ def _delta(f: Factors, config: Config) -> Delta:
 
 
 def _together(f: Factors, config: Config) -> Together:
-    """Returns the reader's update for a trained bias: the base's leaves come first."""
+    """Returns the update that a reader makes for a trained bias: leaves of the base come first."""
     return Together((Replace(bias=f["bias"]), build_lora(f, config)))
 
 
@@ -65,18 +65,18 @@ def _oft_row(
 
 
 def _shira_row(indices: list[list[int]]) -> Row:
-    places = np.array(indices, np.int32)
-    shapes, fixed = {"shira_weight": (places.shape[1],)}, {"shira_indices": places}
-    size = f"{places.shape[1]} entries"
+    positions = np.array(indices, np.int32)
+    shapes, fixed = {"shira_weight": (positions.shape[1],)}, {"shira_indices": positions}
+    size = f"{positions.shape[1]} entries"
     return Row(_shira, formulas.shira, (6, 9), shapes, size, fixed=fixed)
 
 
-def _replace_row(whole: tuple[int, ...], size: str, **shapes: tuple[int, ...]) -> Row:
-    return Row(_replace, formulas.replace, whole, shapes, size, additive=False)
+def _replace_row(leaf_shape: tuple[int, ...], size: str, **shapes: tuple[int, ...]) -> Row:
+    return Row(_replace, formulas.replace, leaf_shape, shapes, size, additive=False)
 
 
-def _delta_row(whole: tuple[int, ...], size: str, **shapes: tuple[int, ...]) -> Row:
-    return Row(_delta, formulas.delta, whole, shapes, size)
+def _delta_row(leaf_shape: tuple[int, ...], size: str, **shapes: tuple[int, ...]) -> Row:
+    return Row(_delta, formulas.delta, leaf_shape, shapes, size)
 
 
 def _draw_oft(rng: Rng, module: Module) -> OFT:
@@ -91,18 +91,18 @@ def _draw_oft(rng: Rng, module: Module) -> OFT:
 
 def _draw_shira(rng: Rng, module: Module) -> SHiRA:
     n = 5
-    places = np.stack([rng.integers(0, size, n) for size in module.matrix]).astype(np.int32)
-    return SHiRA(normal(rng, n), places)
+    indices = np.stack([rng.integers(0, size, n) for size in module.matrix]).astype(np.int32)
+    return SHiRA(normal(rng, n), indices)
 
 
 def _draw_replace(rng: Rng, module: Module) -> Replace:
-    which = int(rng.integers(3)) if module.bias else 1
-    weight = None if which == 0 else normal(rng, *module.shape)
-    return Replace(weight, normal(rng, module.shape[0]) if module.bias and which != 1 else None)
+    choice = int(rng.integers(3)) if module.bias else 1
+    weight = None if choice == 0 else normal(rng, *module.shape)
+    return Replace(weight, normal(rng, module.shape[0]) if module.bias and choice != 1 else None)
 
 
 def _draw_together(rng: Rng, module: Module) -> Together:
-    """Returns the reader's update for trained biases or a file's own base: these come first."""
+    """Returns a reader's update for trained leaves of the base, which come first."""
     return Together((_draw_replace(rng, module), table_lora.SAMPLES["LoRA"].draw(rng, module)))
 
 
@@ -156,14 +156,14 @@ ROWS: dict[str, Row] = {
         "base's own weight",
         additive=False,
     ),
-    "replace weight": _replace_row((6, 9), "weight", weight=(6, 9)),
-    "replace conv2d": _replace_row(_CONV2, "weight", weight=_CONV2),
-    "replace norm": _replace_row((6,), "weight and bias", weight=(6,), bias=(6,)),
+    "replace weight": _replace_row((6, 9), "weight", leaf_shape=(6, 9)),
+    "replace conv2d": _replace_row(_CONV2, "weight", leaf_shape=_CONV2),
+    "replace norm": _replace_row((6,), "weight and bias", leaf_shape=(6,), bias=(6,)),
     "replace bias": _replace_row((6, 9), "bias", bias=(6,)),
-    "replace both": _replace_row((6, 9), "weight and bias", weight=(6, 9), bias=(6,)),
-    "delta weight": _delta_row((6, 9), "weight", weight=(6, 9)),
-    "delta conv2d": _delta_row(_CONV2, "weight and bias", weight=_CONV2, bias=(6,)),
-    "delta norm": _delta_row((6,), "weight and bias", weight=(6,), bias=(6,)),
+    "replace both": _replace_row((6, 9), "weight and bias", leaf_shape=(6, 9), bias=(6,)),
+    "delta weight": _delta_row((6, 9), "weight", leaf_shape=(6, 9)),
+    "delta conv2d": _delta_row(_CONV2, "weight and bias", leaf_shape=_CONV2, bias=(6,)),
+    "delta norm": _delta_row((6,), "weight and bias", leaf_shape=(6,), bias=(6,)),
     "delta bias": _delta_row((6, 9), "bias", bias=(6,)),
     "bias and dora": Row(
         _together,
@@ -184,7 +184,7 @@ ROWS: dict[str, Row] = {
 }
 
 
-# The kinds that the laws draw: the families, and DoRA.
+# The kinds of which the laws draw updates: the families, and DoRA.
 SAMPLES: dict[str, Sample] = {
     **table_lora.SAMPLES,
     **table_products.SAMPLES,

@@ -58,11 +58,20 @@ def _supertuning(f: Factors, config: Config) -> SuperTuning:
     return SuperTuning(f["supertuning_values"], f["supertuning_indices"], scale, a, b)
 
 
-def _supertuning_row(size: str, says: Any, **shapes: tuple[int, ...]) -> Row:
-    named = {f"supertuning_{name}": shape for name, shape in shapes.items()}
+def _supertuning_row(size: str, properties: Any, **shapes: tuple[int, ...]) -> Row:
+    factor_shapes = {f"supertuning_{name}": shape for name, shape in shapes.items()}
     fixed = {"supertuning_indices": np.array([53, 7, 20, 7], np.int32)}
     config = {"alpha": 7}
-    return Row(_supertuning, formulas.supertuning, _W, named, size, config, fixed=fixed, says=says)
+    return Row(
+        _supertuning,
+        formulas.supertuning,
+        _W,
+        factor_shapes,
+        size,
+        config,
+        fixed=fixed,
+        properties=properties,
+    )
 
 
 def _c3a(f: Factors, config: Config) -> C3A:
@@ -82,9 +91,11 @@ def _fourierft(f: Factors, config: Config) -> FourierFT:
 def _fourierft_row(count: int, **config: Any) -> Row:
     shapes, fixed = {"fourierft_spectrum": (count,)}, {"indices": _places(count)}
     size, config = f"{count} frequencies", {"scaling": 40.0, **config}
-    says, weight = {"fits_out": True, "fits_in": True}, _weight(config)
+    properties, weight = {"fits_out": True, "fits_in": True}, _weight(config)
     formula = formulas.fourierft
-    return Row(_fourierft, formula, weight, shapes, size, config, fixed=fixed, says=says)
+    return Row(
+        _fourierft, formula, weight, shapes, size, config, fixed=fixed, properties=properties
+    )
 
 
 def _waveft(f: Factors, config: Config) -> WaveFT:
@@ -99,9 +110,11 @@ def _waveft_row(
     size = f"{count} coefficients of {wavelet or 'no wavelet'}"
     config = {"scaling": 3.0, "wavelet": wavelet, **config}
     config["filter"] = None if wavelet is None else low_pass(wavelet)
-    shapes, says = {"waveft_spectrum": (count,)}, {"fits_out": True, "fits_in": True}
+    shapes, properties = {"waveft_spectrum": (count,)}, {"fits_out": True, "fits_in": True}
     weight = _weight(config, weight)
-    return Row(_waveft, formulas.waveft, weight, shapes, size, config, fixed=fixed, says=says)
+    return Row(
+        _waveft, formulas.waveft, weight, shapes, size, config, fixed=fixed, properties=properties
+    )
 
 
 def _gralora(f: Factors, config: Config) -> GraLoRA:
@@ -121,17 +134,17 @@ def _gralora_row(size: str, hybrid: int = 0, k: int = 3, **config: Any) -> Row:
 
 def _adamss(f: Factors, config: Config) -> AdaMSS:
     a, b = ([f[f"adamss_{side}.{i}"] for i in range(2)] for side in "AB")
-    whole = f["adamss_newB"]
-    bias = whole[:, 9] if whole.shape[1] > 9 else None
-    return AdaMSS(tuple(a), tuple(b), whole[:, :9], f["rows"], bias)
+    new_b = f["adamss_newB"]
+    bias = new_b[:, 9] if new_b.shape[1] > 9 else None
+    return AdaMSS(tuple(a), tuple(b), new_b[:, :9], f["rows"], bias)
 
 
 def _adamss_row(columns: int) -> Row:
     shapes = {"adamss_A.0": (2, 4), "adamss_A.1": (1, 4), "adamss_B.0": (4, 2)}
     shapes |= {"adamss_B.1": (2, 1), "adamss_newB": (4, columns)}
-    fixed, says = {"rows": np.array([5, 0, 2, 3, 1, 4], np.int32)}, {"has_bias": columns > 9}
+    fixed, properties = {"rows": np.array([5, 0, 2, 3, 1, 4], np.int32)}, {"has_bias": columns > 9}
     size = "2 groups of rank 3 in total"
-    return Row(_adamss, formulas.adamss, _W, shapes, size, fixed=fixed, says=says)
+    return Row(_adamss, formulas.adamss, _W, shapes, size, fixed=fixed, properties=properties)
 
 
 def _kasa(f: Factors, config: Config) -> KaSA:
@@ -209,8 +222,8 @@ def _peft_supertuning(update: SuperTuning) -> Peft:
     factors = {"values": update.values, "indices": update.positions}
     factors |= {"lora_A": update.a, "lora_B": update.b}
     alpha = float(update.scale) * (1 if update.a is None else len(update.a))
-    named = {f"supertuning_{key}": x for key, x in factors.items()}
-    return formulas.supertuning, named, {"alpha": alpha}
+    tensors = {f"supertuning_{key}": x for key, x in factors.items()}
+    return formulas.supertuning, tensors, {"alpha": alpha}
 
 
 def _peft_c3a(update: C3A) -> Peft:
@@ -232,15 +245,15 @@ def _peft_gralora(update: GraLoRA) -> Peft:
     factors = {"A": update.a, "B": update.b}
     factors |= {"A_general": update.a_general, "B_general": update.b_general}
     rank = update.a.shape[2] + (0 if update.a_general is None else len(update.a_general))
-    named = {f"gralora_{key}": x for key, x in factors.items()}
-    return formulas.gralora, named, {"alpha": float(update.scale) * rank}
+    tensors = {f"gralora_{key}": x for key, x in factors.items()}
+    return formulas.gralora, tensors, {"alpha": float(update.scale) * rank}
 
 
 def _peft_adamss(update: AdaMSS) -> Peft:
-    whole = np.asarray(update.projection)
+    new_b = np.asarray(update.projection)
     if update.bias is not None:
-        whole = np.concatenate([whole, np.asarray(update.bias)[:, None]], 1)
-    factors: dict[str, Any] = {"adamss_newB": whole, "rows": update.rows}
+        new_b = np.concatenate([new_b, np.asarray(update.bias)[:, None]], 1)
+    factors: dict[str, Any] = {"adamss_newB": new_b, "rows": update.rows}
     for name, side in (("A", update.a), ("B", update.b)):
         factors |= {f"adamss_{name}.{i}": x for i, x in enumerate(side)}
     return formulas.adamss, factors, {}
@@ -276,7 +289,7 @@ ROWS: dict[str, Row] = {
     "gralora fan_in_fan_out": _gralora_row("rank 6 + 2 in 3 blocks", 2, **_FAN),
     "adamss": _adamss_row(9),
     "adamss bias": _adamss_row(10),
-    "kasa": Row(_kasa, formulas.kasa, _W, _KASA, "rank 2", {"alpha": 5}, False, says=_READS),
+    "kasa": Row(_kasa, formulas.kasa, _W, _KASA, "rank 2", {"alpha": 5}, False, properties=_READS),
 }
 
 

@@ -43,22 +43,22 @@ def _adalora(f: Factors, config: Config) -> AdaLoRA:
     return AdaLoRA(f["lora_A"], f["lora_B"], f["lora_E"][:, 0], scale, transposed=fan)
 
 
-def _lora_row(weight: tuple[int, ...] = (6, 9), more: Any = None, **config: Any) -> Row:
+def _lora_row(weight: tuple[int, ...] = (6, 9), extra_shapes: Any = None, **config: Any) -> Row:
     fan = config.get("fan_in_fan_out")
     out, n = weight[:2] if not fan else weight[1::-1]
     points = (1,) * (len(weight) - 2)
-    shapes = {"lora_A": (3, n, *weight[2:]), "lora_B": (out, 3, *points), **(more or {})}
+    shapes = {"lora_A": (3, n, *weight[2:]), "lora_B": (out, 3, *points), **(extra_shapes or {})}
     is_dora = "lora_magnitude_vector" in shapes
     formula = formulas.dora if is_dora else formulas.lora
     size = "rank 3 DoRA" if is_dora else "rank 3"
     return Row(build_lora, formula, weight, shapes, size, {"alpha": 5, **config}, not is_dora)
 
 
-def _embedding_row(more: Any = None) -> Row:
-    shapes = {"lora_embedding_A": (3, 11), "lora_embedding_B": (6, 3), **(more or {})}
-    formula = formulas.dora_embedding if more else formulas.lora_embedding
-    size = "rank 3 DoRA" if more else "rank 3"
-    return Row(_lora_embedding, formula, (11, 6), shapes, size, {"alpha": 5}, not more)
+def _embedding_row(extra_shapes: Any = None) -> Row:
+    shapes = {"lora_embedding_A": (3, 11), "lora_embedding_B": (6, 3), **(extra_shapes or {})}
+    formula = formulas.dora_embedding if extra_shapes else formulas.lora_embedding
+    size = "rank 3 DoRA" if extra_shapes else "rank 3"
+    return Row(_lora_embedding, formula, (11, 6), shapes, size, {"alpha": 5}, not extra_shapes)
 
 
 def _adalora_row(weight: tuple[int, ...] = (6, 9), rank: int = 3, **config: Any) -> Row:
@@ -71,8 +71,8 @@ def _adalora_row(weight: tuple[int, ...] = (6, 9), rank: int = 3, **config: Any)
 
 
 def _adalora_fan(f: Any, config: Config, leaves: Leaves, s: float) -> tuple[np.ndarray, np.ndarray]:
-    turned = Leaves(leaves.weight.T, leaves.bias, leaves.base_weight.T, leaves.base_bias)
-    weight, bias = formulas.adalora(f, config, turned, s)
+    transposed = Leaves(leaves.weight.T, leaves.bias, leaves.base_weight.T, leaves.base_bias)
+    weight, bias = formulas.adalora(f, config, transposed, s)
     return weight.T, bias
 
 
@@ -176,14 +176,14 @@ ROWS: dict[str, Row] = {
     "lora": _lora_row(),
     "lora rslora": _lora_row(rslora=True),
     "lora fan_in_fan_out": _lora_row((9, 6), fan_in_fan_out=True),
-    "lora bias": _lora_row(more=_BIAS),
+    "lora bias": _lora_row(extra_shapes=_BIAS),
     "lora conv1d": _lora_row(_CONV1),
     "lora conv2d": _lora_row(_CONV2, _BIAS),
     "lora conv3d": _lora_row(_CONV3),
     "lora embedding": _embedding_row(),
-    "dora": _lora_row(more=_M),
+    "dora": _lora_row(extra_shapes=_M),
     "dora fan_in_fan_out": _lora_row((9, 6), _M, fan_in_fan_out=True),
-    "dora bias": _lora_row(more={**_M, **_BIAS}),
+    "dora bias": _lora_row(extra_shapes={**_M, **_BIAS}),
     "dora conv2d": _lora_row(_CONV2, {"lora_magnitude_vector": (1, 6, 1, 1)}),
     "dora embedding": _embedding_row(_M),
     "adalora": _adalora_row(),

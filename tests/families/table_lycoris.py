@@ -34,11 +34,20 @@ def _normed_row(
     over: str, size: str, axis: str, shapes: dict[str, Any], weight: tuple[int, ...] = (6, 9)
 ) -> Row:
     count = weight[0 if axis == "out" else 1]
-    whole = {**shapes, "dora_scale": (count,)}
+    factor_shapes = {**shapes, "dora_scale": (count,)}
     config = {"over": over, "axis": axis, "eps": 0.1, "alpha": 3, "r": 2}
     size_name = f"{size} normed by {axis}put"
-    says = {"reads_base": True}
-    return Row(_normed, formulas.normed, weight, whole, size_name, config, False, says=says)
+    properties = {"reads_base": True}
+    return Row(
+        _normed,
+        formulas.normed,
+        weight,
+        factor_shapes,
+        size_name,
+        config,
+        False,
+        properties=properties,
+    )
 
 
 def _diag_oft(f: Factors, config: Config) -> DiagOFT:
@@ -58,7 +67,7 @@ def _diag_oft_row(
     blocks: tuple[int, ...] | None,
     weight: tuple[int, ...] = (12, 9),
     rescale: bool = False,
-    fits: str = "",
+    fitting: str = "",
     **config: Any,
 ) -> Row:
     shapes: dict[str, tuple[int, ...]] = {} if blocks is None else {"oft_blocks": blocks}
@@ -67,9 +76,11 @@ def _diag_oft_row(
     size = f"{weight[0]} outputs" if blocks is None else f"block {blocks[1]}"
     fields = {"written_by": written_by, **config}
     side = "in" if written_by == "peft 0.15" else "out"
-    says = {"fits_in": side == "out", "fits_out": side == "in" and not rescale}
-    says = {**says, **({fits: True} if fits else {})}
-    return Row(_diag_oft, formulas.diag_oft, weight, shapes, size, fields, False, says=says)
+    properties = {"fits_in": side == "out", "fits_out": side == "in" and not rescale}
+    properties = {**properties, **({fitting: True} if fitting else {})}
+    return Row(
+        _diag_oft, formulas.diag_oft, weight, shapes, size, fields, False, properties=properties
+    )
 
 
 _LORA = {"lora_A": (3, 9), "lora_B": (6, 3)}
@@ -127,9 +138,9 @@ ROWS: dict[str, Row] = {
     "diag-oft rescaled alone": _diag_oft_row("lycoris", None, rescale=True),
     "oft of peft 0.13": _diag_oft_row("peft 0.13", (3, 4, 4)),
     "oft of peft 0.13 coft": _diag_oft_row("peft 0.13", (3, 4, 4), bound=2.6),
-    "oft of peft 0.13 shared": _diag_oft_row("peft 0.13", (1, 4, 4), fits="fits_out"),
+    "oft of peft 0.13 shared": _diag_oft_row("peft 0.13", (1, 4, 4), fitting="fits_out"),
     # 11 outputs in three blocks of ⌈11 / 3⌉: the last block is cut.
-    "oft of peft 0.13 cut": _diag_oft_row("peft 0.13", (3, 4, 4), (11, 9), fits="fits_out"),
+    "oft of peft 0.13 cut": _diag_oft_row("peft 0.13", (3, 4, 4), (11, 9), fitting="fits_out"),
     "oft of peft 0.15": _diag_oft_row("peft 0.15", (3, 4, 4), (5, 12), rescale=True),
     "oft of peft 0.15 shared coft": _diag_oft_row(
         "peft 0.15", (1, 4, 4), (5, 12), rescale=True, bound=1.0

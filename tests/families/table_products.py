@@ -40,8 +40,8 @@ def _loha_row(weight: tuple[int, ...] = (6, 9), effective: bool = False) -> Row:
 
 
 def _lokr_row(size: str, weight: tuple[int, ...] = (6, 12), **shapes: tuple[int, ...]) -> Row:
-    named = {f"lokr_{name}": shape for name, shape in shapes.items()}
-    return Row(_lokr, formulas.lokr, weight, named, size, {"alpha": 3, "r": 2})
+    factor_shapes = {f"lokr_{name}": shape for name, shape in shapes.items()}
+    return Row(_lokr, formulas.lokr, weight, factor_shapes, size, {"alpha": 3, "r": 2})
 
 
 def _draw_loha(rng: Rng, module: Module) -> LoHa:
@@ -70,8 +70,8 @@ def _draw_lokr(rng: Rng, module: Module) -> LoKr:
         x = (normal(rng, rows, r), normal(rng, r, cols))
     k, n, form = out // rows, channels // cols, rng.integers(3)
     if form == 0:
-        whole = normal(rng, k, n, *kernel)
-        return LoKr(x, (whole.reshape(k, -1) if len(kernel) == 3 else whole,), 0.3)
+        y = normal(rng, k, n, *kernel)
+        return LoKr(x, (y.reshape(k, -1) if len(kernel) == 3 else y,), 0.3)
     if form == 1 and len(kernel) == 2:
         core = normal(rng, r, r, *kernel)
         return LoKr(x, (normal(rng, r, k), normal(rng, r, n)), 0.3, core)
@@ -87,8 +87,8 @@ def _peft_loha(update: LoHa) -> Peft:
 def _peft_lokr(update: LoKr) -> Peft:
     factors: dict[str, Any] = {"lokr_t2": update.t2}
     for name, side in (("lokr_w1", update.x), ("lokr_w2", update.y)):
-        ends = ("",) if len(side) == 1 else ("_a", "_b")
-        factors |= {name + end: x for end, x in zip(ends, side, strict=True)}
+        suffixes = ("",) if len(side) == 1 else ("_a", "_b")
+        factors |= {name + suffix: x for suffix, x in zip(suffixes, side, strict=True)}
     return formulas.lokr, factors, {"alpha": float(update.scale), "r": 1}
 
 

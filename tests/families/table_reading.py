@@ -20,12 +20,12 @@ def _miss(f: Factors, config: Config) -> MiSS:
     return MiSS(f["miss_block"], bool(config.get("bat")))
 
 
-def _miss_row(size: str, block: tuple[int, ...], **says: bool) -> Row:
+def _miss_row(size: str, block: tuple[int, ...], **properties: bool) -> Row:
     is_bat = len(block) == 3
     formula = formulas.miss_bat if is_bat else formulas.miss
-    fields = {"reads_base": is_bat, "fits_in": not is_bat, **says}
+    fields = {"reads_base": is_bat, "fits_in": not is_bat, **properties}
     shapes = {"miss_block": block}
-    return Row(_miss, formula, (6, 9), shapes, size, {"bat": is_bat}, says=fields)
+    return Row(_miss, formula, (6, 9), shapes, size, {"bat": is_bat}, properties=fields)
 
 
 def _hira(f: Factors, config: Config) -> HiRA:
@@ -37,8 +37,8 @@ def _hira(f: Factors, config: Config) -> HiRA:
 
 
 def _hira_row(a: tuple[int, ...], b: tuple[int, ...], weight: tuple[int, ...], **kw: Any) -> Row:
-    shapes, says = {"hira_A": a, "hira_B": b}, {"reads_base": True}
-    return Row(_hira, formulas.hira, weight, shapes, "rank 3", kw, says=says)
+    shapes, properties = {"hira_A": a, "hira_B": b}, {"reads_base": True}
+    return Row(_hira, formulas.hira, weight, shapes, "rank 3", kw, properties=properties)
 
 
 def _glora(f: Factors, config: Config) -> GLoRA:
@@ -52,21 +52,23 @@ def _glora(f: Factors, config: Config) -> GLoRA:
 def _glora_row(size: str, weight: tuple[int, ...] = (6, 9), **paths: Any) -> Row:
     shapes: dict[str, tuple[int, ...]] = {}
     for name in "ABCDE":
-        found = paths.get(name)
-        if found and isinstance(found[0], tuple):
-            shapes |= {f"glora_{name}.Xd": found[0], f"glora_{name}.Xu": found[1]}
-        elif found:
-            shapes[f"glora_{name}.X"] = found
+        path = paths.get(name)
+        if path and isinstance(path[0], tuple):
+            shapes |= {f"glora_{name}.Xd": path[0], f"glora_{name}.Xu": path[1]}
+        elif path:
+            shapes[f"glora_{name}.X"] = path
     on_input = bool(paths.get("on_input"))
     reads = {name for name in "ACD" if name in paths} - ({"A"} if on_input else set())
-    says = {
+    properties = {
         "reads_base": bool(reads),
         "has_bias": bool(set("CDE") & set(paths)),
         "reads_bias_alone": "A" not in reads,
-        **paths.get("says", {}),
+        **paths.get("properties", {}),
     }
     config = {"on_input": on_input}
-    return Row(_glora, formulas.glora, weight, shapes, size, config, not on_input, says=says)
+    return Row(
+        _glora, formulas.glora, weight, shapes, size, config, not on_input, properties=properties
+    )
 
 
 _COLUMN, _NUMBER = (6, 1), (1,)
@@ -86,9 +88,11 @@ def _psoft(f: Factors, config: Config) -> PSOFT:
     )
 
 
-def _psoft_row(*more: str, weight: tuple[int, ...] = (6,), std: float = 0.7, **config: Any) -> Row:
+def _psoft_row(
+    *vectors: str, weight: tuple[int, ...] = (6,), std: float = 0.7, **config: Any
+) -> Row:
     shapes = {"A": (4, 9), "B": (6, 4), "psoft_R.weight": weight}
-    shapes |= {f"psoft_R.{name}": (4,) for name in more}
+    shapes |= {f"psoft_R.{name}": (4,) for name in vectors}
     fields = {"scale": 1.5, "terms": None, **config}
     return Row(_psoft, formulas.psoft, (6, 9), shapes, "rank 4", fields, std=std)
 
@@ -101,8 +105,8 @@ def _deft(f: Factors, config: Config) -> DEFT:
 def _deft_row(size: str, *names: str, weight: tuple[int, ...] = (6, 9), **config: Any) -> Row:
     shapes = {"deft_P": (6, 3), **{name: (3, 9) for name in names}}
     fields = {"scale": 1.5, "method": "relu", **config}
-    says = {"reads_base": True, "reads_bias_alone": True, "fits_in": not names}
-    return Row(_deft, formulas.deft, weight, shapes, size, fields, False, says=says)
+    properties = {"reads_base": True, "reads_bias_alone": True, "fits_in": not names}
+    return Row(_deft, formulas.deft, weight, shapes, size, fields, False, properties=properties)
 
 
 def _peanut(f: Factors, config: Config) -> PEANuT:
@@ -117,8 +121,8 @@ def _peanut_row(size: str, depth: int, act: str) -> Row:
     shapes = {"peanut_A": (3, 6), "peanut_B": (6, 3)}
     shapes |= {f"{name}{i}": (3, 3) for name in ("encoder", "decoder") for i in range(depth)}
     config = {"depth": depth, "act_fn": act, "scaling": 1.5}
-    says = {"reads_base": True, "fits_in": True}
-    return Row(_peanut, formulas.peanut, (6, 9), shapes, size, config, says=says)
+    properties = {"reads_base": True, "fits_in": True}
+    return Row(_peanut, formulas.peanut, (6, 9), shapes, size, config, properties=properties)
 
 
 def _frod(f: Factors, config: Config) -> FRoD:
@@ -127,11 +131,23 @@ def _frod(f: Factors, config: Config) -> FRoD:
 
 
 def _frod_row(weight: tuple[int, ...], **config: Any) -> Row:
-    places = np.array([[0, 5, 2], [8, 0, 3]], np.int32)
+    indices = np.array([[0, 5, 2], [8, 0, 3]], np.int32)
     v = np.eye(9) + 0.1 * np.random.default_rng(7).normal(size=(9, 9))
     shapes = {"frod_lambda_s_values": (3,), "frod_lambda_l": (9,)}
-    says, fixed = {"reads_base": True, "fits_out": True}, {"frod_s_indices": places, "frod_V": v}
-    return Row(_frod, formulas.frod, weight, shapes, "3 entries", config, fixed=fixed, says=says)
+    properties, fixed = (
+        {"reads_base": True, "fits_out": True},
+        {"frod_s_indices": indices, "frod_V": v},
+    )
+    return Row(
+        _frod,
+        formulas.frod,
+        weight,
+        shapes,
+        "3 entries",
+        config,
+        fixed=fixed,
+        properties=properties,
+    )
 
 
 def _draw_miss(rng: Rng, module: Module) -> MiSS:
@@ -176,9 +192,9 @@ def _draw_peanut(rng: Rng, module: Module) -> PEANuT:
 
 def _draw_frod(rng: Rng, module: Module) -> FRoD:
     size = module.matrix[1]
-    places: Any = np.stack([rng.integers(0, size, 3) for _ in range(2)]).astype(np.int32)
+    indices: Any = np.stack([rng.integers(0, size, 3) for _ in range(2)]).astype(np.int32)
     v = np.eye(size) + normal(rng, size, size, std=0.1)
-    return FRoD(v, normal(rng, 3), places, normal(rng, size))
+    return FRoD(v, normal(rng, 3), indices, normal(rng, size))
 
 
 def _peft_miss(update: MiSS) -> Peft:
@@ -239,13 +255,18 @@ ROWS: dict[str, Row] = {
     "glora": _glora_row("rank 3 ABCDE", A=_LORA, B=_LORA, C=((9, 3), (3, 1)), D=_NUMBER, E=_NUMBER),
     "glora vectors": _glora_row("ABCDE", A=_COLUMN, B=_COLUMN, C=(9, 1), D=(6,), E=(6,)),
     "glora numbers": _glora_row(
-        "ABDE", A=_NUMBER, B=_NUMBER, D=_NUMBER, E=_NUMBER, says={"fits_out": True, "fits_in": True}
+        "ABDE",
+        A=_NUMBER,
+        B=_NUMBER,
+        D=_NUMBER,
+        E=_NUMBER,
+        properties={"fits_out": True, "fits_in": True},
     ),
     "glora weight alone": _glora_row("rank 3 AB", A=_LORA, B=_LORA),
     "glora bias alone": _glora_row("CE", C=(9, 1), E=(6,)),
     "glora on_input": _glora_row("rank 3 AB", A=((9, 3), (3, 9)), B=_LORA, on_input=True),
     "glora on_input conv": _glora_row(
-        "rank 3 A", _CONV2, A=((4, 3), (3, 4)), on_input=True, says={"fits_out": True}
+        "rank 3 A", _CONV2, A=((4, 3), (3, 4)), on_input=True, properties={"fits_out": True}
     ),
     "psoft": _psoft_row(),
     "psoft both vectors": _psoft_row("vector_a", "vector_b"),

@@ -35,15 +35,15 @@ def _vera(f: Factors, config: Config) -> VeRA:
     return make(*(f[f"{name}_{n}"] for n in names), transposed=_fan(config))
 
 
-def _vera_row(spare: int = 0, name: str = "vera", twice: int = 1, **config: Any) -> Row:
+def _vera_row(spare: int = 0, name: str = "vera", ranks: int = 1, **config: Any) -> Row:
     shapes = {
-        f"{name}_A": (3 * twice, 9 + spare),
+        f"{name}_A": (3 * ranks, 9 + spare),
         f"{name}_B": (6 + 2 * spare, 3),
         f"{name}_lambda_b": (6,),
-        f"{name}_lambda_d": (3 * twice,),
+        f"{name}_lambda_d": (3 * ranks,),
     }
-    formula, says = getattr(formulas, name), {"fits_in": bool(spare)}
-    return Row(_vera, formula, _weight(config), shapes, "rank 3", config, says=says)
+    formula, properties = getattr(formulas, name), {"fits_in": bool(spare)}
+    return Row(_vera, formula, _weight(config), shapes, "rank 3", config, properties=properties)
 
 
 def _randlora(f: Factors, config: Config) -> RandLoRA:
@@ -63,19 +63,25 @@ def _randlora_row(
         "randlora_gamma": (bases, small),
     }
     # A size larger by one fits where the bases have spare rows.
-    says = {"fits_out": bool(spare) and weight[0] == large, "fits_in": False}
-    says["fits_in"] = bool(spare) and weight[1] == large
+    properties = {"fits_out": bool(spare) and weight[0] == large, "fits_in": False}
+    properties["fits_in"] = bool(spare) and weight[1] == large
     size, config = f"{bases} bases of rank {rank}", {"alpha": 5, **config}
     return Row(
-        _randlora, formulas.randlora, _weight(config, weight), shapes, size, config, says=says
+        _randlora,
+        formulas.randlora,
+        _weight(config, weight),
+        shapes,
+        size,
+        config,
+        properties=properties,
     )
 
 
 def _vblora(f: Factors, config: Config) -> VBLoRA:
     def side(name: str) -> tuple[Any, ...]:
         name = f"vblora_logits_{name}"
-        ends = ("_topk_weights", "_topk_indices")
-        return (f[name],) if name in f else tuple(f[name + end] for end in ends)
+        suffixes = ("_topk_weights", "_topk_indices")
+        return (f[name],) if name in f else tuple(f[name + suffix] for suffix in suffixes)
 
     bank = f["vblora_vector_bank"]
     return VBLoRA(side("A"), side("B"), bank, config["topk"], transposed=_fan(config))
@@ -112,9 +118,9 @@ def _tinylora(f: Factors, config: Config) -> TinyLoRA:
 
 def _tinylora_row(**config: Any) -> Row:
     shapes = {"A": (2, 9), "B": (6, 2), "P": (4, 2, 2), "v": (4,)}
-    named = {f"tinylora_{name}": shape for name, shape in shapes.items()}
+    factor_shapes = {f"tinylora_{name}": shape for name, shape in shapes.items()}
     size = "4 values at rank 2"
-    return Row(_tinylora, formulas.tinylora, _weight(config), named, size, config)
+    return Row(_tinylora, formulas.tinylora, _weight(config), factor_shapes, size, config)
 
 
 def _draw_vera(rng: Rng, module: Module) -> VeRA:
@@ -170,15 +176,17 @@ def _peft_vera(update: VeRA) -> Peft:
 
 def _peft_randlora(update: RandLoRA) -> Peft:
     factors = {"A": update.a, "B": update.b, "lambda": update.weights, "gamma": update.gamma}
-    named = {f"randlora_{key}": x for key, x in factors.items()}
-    return formulas.randlora, named, {"alpha": float(update.scale) * len(update.a)}
+    tensors = {f"randlora_{key}": x for key, x in factors.items()}
+    return formulas.randlora, tensors, {"alpha": float(update.scale) * len(update.a)}
 
 
 def _peft_vblora(update: VBLoRA) -> Peft:
     factors: dict[str, Any] = {"vblora_vector_bank": update.bank}
     for name, side in (("A", update.a), ("B", update.b)):
-        ends = ("",) if len(side) == 1 else ("_topk_weights", "_topk_indices")
-        factors |= {f"vblora_logits_{name}{end}": x for end, x in zip(ends, side, strict=True)}
+        suffixes = ("",) if len(side) == 1 else ("_topk_weights", "_topk_indices")
+        factors |= {
+            f"vblora_logits_{name}{suffix}": x for suffix, x in zip(suffixes, side, strict=True)
+        }
     return formulas.vblora, factors, {"topk": update.topk}
 
 

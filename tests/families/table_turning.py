@@ -31,9 +31,9 @@ def _ia3_row(
     shape: tuple[int, ...], weight: tuple[int, ...] = (6, 9), size: str = "6 outputs", **config: Any
 ) -> Row:
     is_feedforward = bool(config.get("feedforward"))
-    says = {"fits_out": is_feedforward, "fits_in": not is_feedforward}
+    properties = {"fits_out": is_feedforward, "fits_in": not is_feedforward}
     shapes = {"ia3_l": shape}
-    return Row(_ia3, formulas.ia3, weight, shapes, size, config, False, says=says)
+    return Row(_ia3, formulas.ia3, weight, shapes, size, config, False, properties=properties)
 
 
 def _boft(f: Factors, config: Config) -> BOFT:
@@ -46,8 +46,8 @@ def _boft_row(
     size: str, r: tuple[int, ...], weight: tuple[int, ...] = (5, 16), std: float = 0.7
 ) -> Row:
     shapes = {"boft_R": r, "boft_s": (weight[0], 1)}
-    says = {"reads_base": True, "reads_bias_alone": True}
-    return Row(_boft, formulas.boft, weight, shapes, size, {}, False, std, says=says)
+    properties = {"reads_base": True, "reads_bias_alone": True}
+    return Row(_boft, formulas.boft, weight, shapes, size, {}, False, std, properties=properties)
 
 
 def _hra(f: Factors, config: Config) -> HRA:
@@ -56,7 +56,9 @@ def _hra(f: Factors, config: Config) -> HRA:
 
 def _hra_row(rank: int, weight: tuple[int, ...] = (6, 9), **config: Any) -> Row:
     shapes, size = {"hra_u": (int(np.prod(weight[1:])), rank)}, f"{rank} reflections"
-    return Row(_hra, formulas.hra, weight, shapes, size, config, False, says={"fits_out": True})
+    return Row(
+        _hra, formulas.hra, weight, shapes, size, config, False, properties={"fits_out": True}
+    )
 
 
 def _road(f: Factors, config: Config) -> RoAd:
@@ -66,8 +68,8 @@ def _road(f: Factors, config: Config) -> RoAd:
 def _road_row(variant: int, group: int) -> Row:
     shapes = {name: (12 * variant // 2,) for name in ("road_theta", "road_alpha")}
     size, config = f"variant {variant}, {6 * variant} angles", {"variant": variant, "group": group}
-    says = {"fits_in": True}
-    return Row(_road, formulas.road, (12, 5), shapes, size, config, False, says=says)
+    properties = {"fits_in": True}
+    return Row(_road, formulas.road, (12, 5), shapes, size, config, False, properties=properties)
 
 
 def _tokens(f: Factors, config: Config) -> Tokens:
@@ -167,7 +169,7 @@ ROWS: dict[str, Row] = {
         "3 rows",
         additive=False,
         fixed={"token_indices": np.array([7, 0, 10], np.int32)},
-        says={"fits_out": True},
+        properties={"fits_out": True},
     ),
 }
 

@@ -43,7 +43,7 @@ def is_number(leaf: Any) -> bool:
 
 
 def applied(update: Update, leaves: Leaves, strength: Any) -> tuple[jax.Array, jax.Array]:
-    """The new weight and bias, as matrices; the leaves are matrices too."""
+    """The new weight and bias. The leaves' weights are matrices."""
     weight, bias = jnp.asarray(leaves.weight), jnp.asarray(leaves.bias)
     matrix = jnp.asarray(leaves.base_weight)
     shape = (weight.shape[0], weight.shape[1])
@@ -62,7 +62,7 @@ def as_matrices(row: Row, leaves: Leaves) -> Leaves:
 
 
 def expected(row: Row, factors: Any, leaves: Leaves, s: float) -> tuple[np.ndarray, np.ndarray]:
-    """The formula's weight, as a matrix, and bias."""
+    """The weight, as a matrix, and the bias that the formula gives."""
     weight, bias = row.formula(factors, row.config, leaves, s)
     return row.matrix(weight), bias
 
@@ -73,27 +73,31 @@ def stack(trees: list[Any]) -> Any:
 
 def drawn(row: Row) -> tuple[Any, Any, Any]:
     """A row's updates, the directions in which they are moved, and leaves, stacked over draws."""
-    updates, ways, leaves = [], [], []
+    updates, directions, leaves = [], [], []
     for seed, _ in DRAWS:
-        factors, way = row.factors(seed), row.factors(seed + 50)
-        moved = {n: f + way[n] if is_float(f) else f for n, f in factors.items()}
-        plain, shifted = (row.build(f, row.config) for f in (factors, moved))
-        updates.append(plain)
-        # Only along the factors: a scale is equal in both, so its slope is zero.
-        ways.append(jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), plain, shifted))
-        held = as_matrices(row, row.leaves(seed))
-        leaves.append((held.weight, held.bias, held.base_weight, held.base_bias))
-    return stack(updates), stack(ways), stack(leaves)
+        factors, direction = row.factors(seed), row.factors(seed + 50)
+        moved = {n: f + direction[n] if is_float(f) else f for n, f in factors.items()}
+        unmoved, shifted = (row.build(f, row.config) for f in (factors, moved))
+        updates.append(unmoved)
+        # Only factors move: a scale is equal in both, so its direction is zero.
+        directions.append(
+            jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), unmoved, shifted)
+        )
+        matrices = as_matrices(row, row.leaves(seed))
+        leaves.append((matrices.weight, matrices.bias, matrices.base_weight, matrices.base_bias))
+    return stack(updates), stack(directions), stack(leaves)
 
 
-def run(update: Update, way: Update, leaves: Any, strength: jax.Array) -> dict[str, jax.Array]:
+def run(
+    update: Update, direction: Update, leaves: Any, strength: jax.Array
+) -> dict[str, jax.Array]:
     """Returns the new leaves, and their derivatives by the strength and along the factors."""
-    (numbers, treedef), ways = jax.tree.flatten(update), jax.tree.leaves(way)
+    (numbers, treedef), directions = jax.tree.flatten(update), jax.tree.leaves(direction)
     floats = [i for i, leaf in enumerate(numbers) if is_float(leaf)]
 
     def along(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        ahead = [n + t * ways[i] if i in floats else n for i, n in enumerate(numbers)]
-        return applied(jax.tree.unflatten(treedef, ahead), Leaves(*leaves), strength)
+        moved = [n + t * directions[i] if i in floats else n for i, n in enumerate(numbers)]
+        return applied(jax.tree.unflatten(treedef, moved), Leaves(*leaves), strength)
 
     def by_strength(s: jax.Array) -> tuple[jax.Array, jax.Array]:
         return applied(update, Leaves(*leaves), s)
@@ -111,14 +115,14 @@ def run(update: Update, way: Update, leaves: Any, strength: jax.Array) -> dict[s
     )
 
 
-# So many rows share one program, which compiles several times faster than one program each.
+# One program runs this many rows, which compiles several times faster than a program per row.
 TOGETHER = 24
 
 
 @cache
-def results_of(part: int) -> dict[str, dict[str, np.ndarray]]:
-    """Results of `run` for the rows of a part, mapped over the draws."""
-    rows = list(ROWS.items())[part * TOGETHER : (part + 1) * TOGETHER]
+def results_of(group: int) -> dict[str, dict[str, np.ndarray]]:
+    """Results of `run` for the rows of a group, mapped over the draws."""
+    rows = list(ROWS.items())[group * TOGETHER : (group + 1) * TOGETHER]
     strengths = np.array([s for _, s in DRAWS])
     mapped = jax.vmap(run)
     results = jax.jit(lambda rows: {n: mapped(u, w, x, strengths) for n, (u, w, x) in rows.items()})
@@ -132,59 +136,59 @@ def results(name: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_matches_peft_formula(name: str) -> None:
-    """At every strength, for a weight and bias that differ from the base's, up to float64 noise."""
-    row, found = ROWS[name], results(name)
+    """Equal at every strength, also where the current weight and bias differ from the base's."""
+    row, actual = ROWS[name], results(name)
     for i, (seed, s) in enumerate(DRAWS):
         weight, bias = expected(row, row.factors(seed), row.leaves(seed), s)
-        np.testing.assert_allclose(found["weight"][i], weight, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(found["bias"][i], bias, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(actual["weight"][i], weight, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(actual["bias"][i], bias, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_strength_zero_is_the_identity(name: str) -> None:
-    row, found = ROWS[name], results(name)
+    row, actual = ROWS[name], results(name)
     leaves = row.leaves(DRAWS[0][0])
-    np.testing.assert_allclose(found["weight"][0], row.matrix(leaves.weight), rtol=1e-14)
-    np.testing.assert_allclose(found["bias"][0], leaves.bias, rtol=1e-14)
-    changed = np.abs(found["weight"][1] - found["weight"][0]).max()
-    changed += np.abs(found["bias"][1] - found["bias"][0]).max()
+    np.testing.assert_allclose(actual["weight"][0], row.matrix(leaves.weight), rtol=1e-14)
+    np.testing.assert_allclose(actual["bias"][0], leaves.bias, rtol=1e-14)
+    changed = np.abs(actual["weight"][1] - actual["weight"][0]).max()
+    changed += np.abs(actual["bias"][1] - actual["bias"][0]).max()
     assert changed > 1e-3 or name in ("oft 1 terms", "oft blocks of one", "oft coft all")
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_derivatives_match_finite_differences(name: str) -> None:
-    """By the strength and along the factors, against differences of the formula."""
-    row, found = ROWS[name], results(name)
+    """Derivatives by the strength and along the factors equal differences of the formula."""
+    row, actual = ROWS[name], results(name)
     for i, (seed, s) in enumerate(DRAWS):
-        factors, way, leaves = row.factors(seed), row.factors(seed + 50), row.leaves(seed)
+        factors, direction, leaves = row.factors(seed), row.factors(seed + 50), row.leaves(seed)
 
-        def moved(t: float, factors: Any = factors, way: Any = way) -> Any:
-            return {n: f + t * way[n] if is_float(f) else f for n, f in factors.items()}
+        def moved(t: float, factors: Any = factors, direction: Any = direction) -> Any:
+            return {n: f + t * direction[n] if is_float(f) else f for n, f in factors.items()}
 
-        ends = [expected(row, factors, leaves, s + t) for t in (STEP, -STEP)]
-        sides = [expected(row, moved(t), leaves, s) for t in (STEP, -STEP)]
-        for by, (more, less) in (("strength", ends), ("factors", sides)):
+        by_strength = [expected(row, factors, leaves, s + t) for t in (STEP, -STEP)]
+        along = [expected(row, moved(t), leaves, s) for t in (STEP, -STEP)]
+        for by, (above, below) in (("strength", by_strength), ("factors", along)):
             for k, leaf in enumerate(("weight", "bias")):
-                slope = (more[k] - less[k]) / (2 * STEP)
+                slope = (above[k] - below[k]) / (2 * STEP)
                 atol = 1e-6 * max(1.0, float(np.abs(slope).max()))
-                exact = found[f"{leaf}_by_{by}"][i]
+                exact = actual[f"{leaf}_by_{by}"][i]
                 np.testing.assert_allclose(exact, slope, rtol=1e-6, atol=atol)
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.additive])
 def test_additive_families_are_linear_in_strength(name: str) -> None:
-    """``W + s·Δ``, with one Δ for all strengths, and L and R the identity."""
+    """The map is ``W + s·Δ``: Δ is equal for all strengths, and L and R are the identity."""
     row, leaves = ROWS[name], as_matrices(ROWS[name], ROWS[name].leaves(0))
-    found = results(name)
+    actual = results(name)
     np.testing.assert_allclose(
-        found["weight_by_strength"][0], found["weight_by_strength"][1], rtol=1e-12, atol=1e-13
+        actual["weight_by_strength"][0], actual["weight_by_strength"][1], rtol=1e-12, atol=1e-13
     )
-    delta = found["weight"][1] - leaves.weight
-    np.testing.assert_allclose(found["weight_by_strength"][0], delta, rtol=1e-9, atol=1e-12)
+    delta = actual["weight"][1] - leaves.weight
+    np.testing.assert_allclose(actual["weight_by_strength"][0], delta, rtol=1e-9, atol=1e-12)
     base = Base(jnp.asarray(leaves.base_weight), row.shape)
     update = row.update(row.factors(0))
-    made = jax.eval_shape(lambda update, s: update.weight_map(base, s), update, 1.0)
-    assert made.is_shift
+    weight_map = jax.eval_shape(lambda update, s: update.weight_map(base, s), update, 1.0)
+    assert weight_map.is_shift
 
 
 def test_new_numbers_do_not_retrace() -> None:
@@ -209,16 +213,16 @@ def test_new_numbers_do_not_retrace() -> None:
 def test_is_a_frozen_pytree(row: Row) -> None:
     update = row.update(row.factors(0))
     leaves, treedef = jax.tree.flatten(update)
-    again = jax.tree.unflatten(treedef, leaves)
-    assert all(a is b for a, b in zip(jax.tree.leaves(again), leaves, strict=True))
-    assert hash(treedef) == hash(jax.tree.structure(again))
-    assert {f.name for f in fields(update)} == {f.name for f in fields(again)}  # pyright: ignore
+    rebuilt = jax.tree.unflatten(treedef, leaves)
+    assert all(a is b for a, b in zip(jax.tree.leaves(rebuilt), leaves, strict=True))
+    assert hash(treedef) == hash(jax.tree.structure(rebuilt))
+    assert {f.name for f in fields(update)} == {f.name for f in fields(rebuilt)}  # pyright: ignore
     statics = [f.name for f in fields(update) if f.metadata.get("static")]  # pyright: ignore
     assert all(hash(getattr(update, name)) is not None for name in statics)
-    assert all(getattr(update, name) == getattr(again, name) for name in statics)
+    assert all(getattr(update, name) == getattr(rebuilt, name) for name in statics)
     with pytest.raises(FrozenInstanceError):
         setattr(update, fields(update)[0].name, None)  # pyright: ignore[reportArgumentType]
-    assert update == update and update != again
+    assert update == update and update != rebuilt
     assert FAMILIES[update.family] is type(update)
 
 
@@ -226,7 +230,7 @@ def test_is_a_frozen_pytree(row: Row) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 def test_dtypes_are_kept(row: Row, dtype: Any) -> None:
     """Factors in the arithmetic's dtype give a map in that dtype, under strict promotion."""
-    update, held = row.build(row.factors(0), row.config), as_matrices(row, row.leaves(0))
+    update, matrices = row.build(row.factors(0), row.config), as_matrices(row, row.leaves(0))
 
     def cast(x: Any) -> Any:
         return np.asarray(x, dtype) if is_float(x) else x
@@ -234,21 +238,21 @@ def test_dtypes_are_kept(row: Row, dtype: Any) -> None:
     def run(update: Update, leaves: Any, strength: Any) -> Any:
         return applied(update, Leaves(*leaves), strength)
 
-    leaves = (held.weight, held.bias, held.base_weight, held.base_bias)
+    leaves = (matrices.weight, matrices.bias, matrices.base_weight, matrices.base_bias)
     factors_alone = jax.tree.map(lambda x: x if is_number(x) else cast(x), update)
     for cast_update in (factors_alone, jax.tree.map(cast, update)):
         for strength in (np.asarray(0.5, dtype), 0.5):
-            found = jax.eval_shape(run, cast_update, jax.tree.map(cast, leaves), strength)
-            assert [x.dtype for x in found] == [dtype, dtype]
-            assert found[0].shape == row.shape
+            outputs = jax.eval_shape(run, cast_update, jax.tree.map(cast, leaves), strength)
+            assert [x.dtype for x in outputs] == [dtype, dtype]
+            assert outputs[0].shape == row.shape
 
 
 @each
 def test_numpy_factors_are_accepted(row: Row) -> None:
     """NumPy factors, as file readers return them, fit and pass through jit."""
-    update, held = row.build(row.factors(0), row.config), as_matrices(row, row.leaves(0))
-    found = jax.eval_shape(lambda update, s: applied(update, held, s), update, 1.0)
-    assert [x.shape for x in found] == [row.shape, row.shape[:1]]
+    update, matrices = row.build(row.factors(0), row.config), as_matrices(row, row.leaves(0))
+    outputs = jax.eval_shape(lambda update, s: applied(update, matrices, s), update, 1.0)
+    assert [x.shape for x in outputs] == [row.shape, row.shape[:1]]
     assert update.misfit(row.shape) is None
 
 
@@ -265,7 +269,7 @@ def test_properties_match_the_row(row: Row) -> None:
         "has_weight": bool(names - {"bias"}),
         **{
             name: expected
-            for name, expected in row.says.items()
+            for name, expected in row.properties.items()
             if name in ("reads_base", "has_bias", "has_weight")
         },
     }
@@ -274,11 +278,11 @@ def test_properties_match_the_row(row: Row) -> None:
 
 @each
 def test_misfit_describes_other_sizes(row: Row) -> None:
-    """One line for a weight with another out or in, unless that weight fits too."""
+    """A weight with one more output or input gets a message of one line, unless it fits too."""
     update = row.update(row.factors(0))
     (rows, cols), names = row.shape, set(row.shapes)
-    fits_out = row.says.get("fits_out", names <= {"oft_R", "oft_embedding_R", "shira_weight"})
-    fits_in = row.says.get("fits_in", names in ({"bias"}, {"shira_weight"}))
+    fits_out = row.properties.get("fits_out", names <= {"oft_R", "oft_embedding_R", "shira_weight"})
+    fits_in = row.properties.get("fits_in", names in ({"bias"}, {"shira_weight"}))
     for shape, fits in (((rows + 1, cols), fits_out), ((rows, cols + 1), fits_in)):
         message = update.misfit(shape)
         if fits:
@@ -289,21 +293,21 @@ def test_misfit_describes_other_sizes(row: Row) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_reads_only_the_declared_leaves_of_the_base(name: str) -> None:
-    """Without the base's leaves, an update makes its maps or requests the leaf."""
+    """Without the base's leaves, an update makes its maps or raises an error about the leaf."""
     row = ROWS[name]
-    update, bare = row.build(row.factors(0), row.config), Base(None, row.shape)
+    update, without_matrix = row.build(row.factors(0), row.config), Base(None, row.shape)
 
-    def made(part: str) -> tuple[int, ...]:
+    def shape_of_map(leaf: str) -> tuple[int, ...]:
         def run(update: Any, strength: Any) -> Any:
-            ones = getattr(update, f"{part}_map")(bare, strength)
-            return jnp.zeros(ones.shape)  # the map's own arrays do not matter here
+            leaf_map = getattr(update, f"{leaf}_map")(without_matrix, strength)
+            return jnp.zeros(leaf_map.shape)  # the map's own arrays do not matter here
 
         return jax.eval_shape(run, update, jnp.ones(())).shape
 
-    if update.reads_base and not row.says.get("reads_bias_alone"):
+    if update.reads_base and not row.properties.get("reads_bias_alone"):
         with pytest.raises(ValueError, match=r"reads the base's matrix, found None\."):
-            made("weight")
+            shape_of_map("weight")
         return
-    assert made("weight") == row.shape
+    assert shape_of_map("weight") == row.shape
     if not update.reads_base:
-        assert made("bias") == (row.shape[0], 1)
+        assert shape_of_map("bias") == (row.shape[0], 1)

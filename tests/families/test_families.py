@@ -1,4 +1,4 @@
-"""The table of families, and properties of single families."""
+"""The table of families, and tests of single families."""
 
 import dataclasses
 import importlib
@@ -23,17 +23,17 @@ from .table import ROWS
 pytestmark = pytest.mark.usefixtures("no_compiling")
 
 ONE = jnp.ones(())
-# Modules of updates that are parts of others, for weights that are parts: no adapter has them.
+# Updates that are parts of others, for parts of a weight: no adapter has them.
 PARTS = {"jaxmix.families.rows", "jaxmix.families.part_of"}
 
 
 def subclasses(of: type[Update]) -> Iterator[type[Update]]:
-    """The families among the subclasses at any depth: those with a name of their own."""
-    for found in of.__subclasses__():
-        is_ours = found.__module__.startswith("jaxmix.families.") and "family" in vars(found)
-        if is_ours and found.__module__ not in PARTS:
-            yield found
-        yield from subclasses(found)
+    """All families below a class. A subclass is a family if it has a name of its own."""
+    for subclass in of.__subclasses__():
+        is_ours = subclass.__module__.startswith("jaxmix.families.") and "family" in vars(subclass)
+        if is_ours and subclass.__module__ not in PARTS:
+            yield subclass
+        yield from subclasses(subclass)
 
 
 def test_table_lists_every_family() -> None:
@@ -41,17 +41,17 @@ def test_table_lists_every_family() -> None:
     for module in pkgutil.iter_modules(families.__path__):
         importlib.import_module(f"jaxmix.families.{module.name}")
     assert set(FAMILIES.values()) == set(subclasses(Update))
-    assert {name: found.__name__ for name, found in FAMILIES.items()} == {n: n for n in FAMILIES}
+    assert {name: family.__name__ for name, family in FAMILIES.items()} == {n: n for n in FAMILIES}
     assert {type(row.update(row.factors(0))) for row in ROWS.values()} == set(FAMILIES.values())
-    assert {found.__name__ for found in FAMILIES.values()} <= set(families.__all__)
+    assert {family.__name__ for family in FAMILIES.values()} <= set(families.__all__)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_docstrings_are_complete(family: type[Update]) -> None:
-    """Formula, strength, shapes, errors, example, source."""
+    """Each has a formula, strength, arguments, errors, an example and a source."""
     doc = inspect.getdoc(family) or ""
-    for part in "`` Strength Args: Raises: ShapeError Example: >>> Source:".split():
-        assert part in doc, part
+    for section in "`` Strength Args: Raises: ShapeError Example: >>> Source:".split():
+        assert section in doc, section
     args = doc.split("Args:")[1].split("Raises:")[0]
     assert "(" in args or family is Together
     for field in dataclasses.fields(family):  # pyright: ignore[reportArgumentType]
@@ -59,7 +59,7 @@ def test_docstrings_are_complete(family: type[Update]) -> None:
 
 
 def test_shift_has_its_own_structure() -> None:
-    """A family's Δ has its own structure; nothing is dense unnecessarily."""
+    """A family's Δ has the family's structure and is not made dense."""
     expected = {
         "lora": LowRank,
         "lora conv2d": LowRank,
@@ -89,22 +89,24 @@ def test_shared_blocks_stay_shared() -> None:
 
 
 def test_fields_for_export_affect_no_map() -> None:
-    """Nor do they affect what fits: only writers of files read a kernel or a seed."""
-    other, seen = {"kernel": (3,), "embedding": True, "seed": 7}, set()
+    """Only writers of files read a kernel or a seed: neither maps nor misfits depend on them."""
+    values, tested = {"kernel": (3,), "embedding": True, "seed": 7}, set()
     for row in ROWS.values():
         update = row.update(row.factors(0))
-        if update.for_export and type(update) not in seen:
-            seen.add(type(update))
+        if update.for_export and type(update) not in tested:
+            tested.add(type(update))
             changed: Any = dataclasses.replace(
                 update,  # pyright: ignore[reportArgumentType]
-                **{name: other[name] for name in update.for_export},
+                **{name: values[name] for name in update.for_export},
             )
             assert changed.misfit(row.shape) is None
             base = Base(jnp.asarray(row.matrix(row.leaves(0).weight)), row.shape)
-            ours, theirs = (jax.tree.leaves(x.weight_map(base, ONE)) for x in (update, changed))
-            for left, right in zip(ours, theirs, strict=True):
-                np.testing.assert_array_equal(left, right)
-    assert seen == {family for family in FAMILIES.values() if family.for_export}
+            maps_before, maps_after = (
+                jax.tree.leaves(x.weight_map(base, ONE)) for x in (update, changed)
+            )
+            for before, after in zip(maps_before, maps_after, strict=True):
+                np.testing.assert_array_equal(before, after)
+    assert tested == {family for family in FAMILIES.values() if family.for_export}
 
 
 def test_default_maps_are_the_identity() -> None:
@@ -118,15 +120,15 @@ def test_default_maps_are_the_identity() -> None:
     assert (nothing.has_weight, nothing.has_bias) == (True, False)
     assert not (nothing.reads_base or nothing.is_base_side or nothing.transposed)
     assert nothing.rebased(base, ONE) is base and nothing.with_transposed_weight() is nothing
-    for unsaid in (lambda: nothing.misfit((2, 3)), nothing.size):
+    for method in (lambda: nothing.misfit((2, 3)), nothing.size):
         with pytest.raises(NotImplementedError):
-            unsaid()
+            method()
 
 
 @pytest.mark.parametrize("std", [0.0, 0.1])
 @pytest.mark.parametrize("terms", [None, 5])
 def test_gradients_at_initialization_are_finite(std: float, terms: int | None) -> None:
-    """Also for a constrained OFT at zero, where the norm is not differentiable."""
+    """Gradients are finite for a constrained OFT at zero, where its norm isn't differentiable."""
     generator = std * jnp.ones((3, 6))
 
     def loss(generator: jax.Array) -> jax.Array:
@@ -138,7 +140,7 @@ def test_gradients_at_initialization_are_finite(std: float, terms: int | None) -
 
 
 def test_cayley_is_a_rotation() -> None:
-    """Orthogonal in float64 for any size of Q; the series is used only near the identity."""
+    """Rotations are orthogonal in float64 for any size of Q; the series holds near the identity."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         for std, terms, error in ((0.1, None, 1e-13), (30.0, None, 1e-10), (0.01, 5, 1e-4)):
@@ -146,8 +148,8 @@ def test_cayley_is_a_rotation() -> None:
             r = OFT(numbers, terms).rotations(jnp.ones(()))
             off = jnp.abs(r @ jnp.swapaxes(r, 1, 2) - jnp.eye(10)[None]).max()
             assert off < error
-            forward, back = (OFT(numbers).rotations(jnp.asarray(s)) for s in (1.0, -1.0))
-            assert jnp.abs(forward @ back - jnp.eye(10)[None]).max() < 1e-9
+            forward, backward = (OFT(numbers).rotations(jnp.asarray(s)) for s in (1.0, -1.0))
+            assert jnp.abs(forward @ backward - jnp.eye(10)[None]).max() < 1e-9
 
 
 def test_unused_config_is_not_part_of_the_cache_key() -> None:
@@ -177,23 +179,23 @@ def test_sizes() -> None:
 def test_together_combines_properties_of_its_parts() -> None:
     """A property of one part is a property of the site."""
     z = jnp.zeros
-    bias, plain = Replace(bias=z(6)), LoRA(z((3, 9)), z((6, 3)), 1.0)
-    turned = dataclasses.replace(plain, transposed=True)
-    dora = dataclasses.replace(plain, magnitude=z(6))
+    bias, lora = Replace(bias=z(6)), LoRA(z((3, 9)), z((6, 3)), 1.0)
+    transposed = dataclasses.replace(lora, transposed=True)
+    dora = dataclasses.replace(lora, magnitude=z(6))
     for part, expected in (
         (bias, (False, True, False, False)),
-        (plain, (True, False, False, False)),
-        (turned, (True, False, True, False)),
+        (lora, (True, False, False, False)),
+        (transposed, (True, False, True, False)),
         (dora, (True, False, False, True)),
     ):
-        for whole in (Together((part,)), Together((part, Replace()))):
-            stated = whole.has_weight, whole.has_bias, whole.transposed, whole.reads_base
+        for update in (Together((part,)), Together((part, Replace()))):
+            stated = update.has_weight, update.has_bias, update.transposed, update.reads_base
             assert stated == expected
-    assert Together((plain, bias)).has_bias and Together((bias, plain)).has_weight
+    assert Together((lora, bias)).has_bias and Together((bias, lora)).has_weight
 
 
 class Case:
-    """DoRA in a chain with other kinds that change the bias; numbers by hand."""
+    """DoRA in a chain with other kinds that change the bias, with numbers that suit hand checks."""
 
     w0 = jnp.array([[3.0, 4.0], [0.0, 2.0]])  # rows of norm 5 and 2
     base = Base(w0, (2, 2), jnp.array([[10.0], [20.0]]))
@@ -204,7 +206,7 @@ class Case:
 
     @classmethod
     def bias(cls, *chain: Any) -> list[float]:
-        """The bias after a chain of updates, each at strength 1 or at the given one."""
+        """The bias after a chain of updates, each at strength 1 or at a given strength."""
         pairs = [item if isinstance(item, tuple) else (1.0, item) for item in chain]
         bias = cls.base.bias
         assert bias is not None
@@ -224,7 +226,7 @@ def test_dora_scales_biases_added_before() -> None:
 
 
 def test_trained_bias_belongs_to_the_base() -> None:
-    """DoRA does not scale it, whether it is in the same adapter, as in PEFT, or in a later one."""
+    """DoRA does not scale a trained bias of the same adapter, as in PEFT, or of an earlier one."""
     together = Together((Case.trained, Case.dora))
     assert together.has_bias and together.reads_base
     assert Case.bias(together) == [1.0, 3.0]
@@ -236,14 +238,14 @@ def test_trained_bias_belongs_to_the_base() -> None:
 
 def test_dora_reads_a_replaced_base() -> None:
     """A replaced weight determines DoRA's norm; other updates do not change it."""
-    put = Replace(weight=jnp.array([[6.0, 8.0], [0.0, 1.0]]))
-    for chain in ([put, Case.dora], [Together((put,)), Case.dora]):
-        last = maps([(1.0, item) for item in chain], Case.base)[-1]
-        assert jnp.diag(last.left.dense()).tolist() == [1.0, 1.0]
-    turned = maps([(1.0, OFT(jnp.ones((1, 1)))), (1.0, Case.dora)], Case.base)[-1]
-    assert jnp.diag(turned.left.dense()).tolist() == [2.0, 0.5]
-    bare = Base(None, (2, 2))
-    assert put.rebased(bare, ONE).matrix is None
+    replacing = Replace(weight=jnp.array([[6.0, 8.0], [0.0, 1.0]]))
+    for chain in ([replacing, Case.dora], [Together((replacing,)), Case.dora]):
+        dora_map = maps([(1.0, item) for item in chain], Case.base)[-1]
+        assert jnp.diag(dora_map.left.dense()).tolist() == [1.0, 1.0]
+    after_oft = maps([(1.0, OFT(jnp.ones((1, 1)))), (1.0, Case.dora)], Case.base)[-1]
+    assert jnp.diag(after_oft.left.dense()).tolist() == [2.0, 0.5]
+    without_matrix = Base(None, (2, 2))
+    assert replacing.rebased(without_matrix, ONE).matrix is None
     assert Case.trained.rebased(Case.base, ONE).matrix is Case.w0
 
 

@@ -23,9 +23,9 @@ def normal(*size: int) -> Any:
     return draw.normal(size=size)
 
 
-def lora(rows: int, **more: Any) -> LoRA:
+def lora(rows: int, **config: Any) -> LoRA:
     """A LoRA whose rank and scale depend on the rows."""
-    return LoRA(normal(rows // 2, IN), normal(rows, rows // 2), 2.0 / rows, **more)
+    return LoRA(normal(rows // 2, IN), normal(rows, rows // 2), 2.0 / rows, **config)
 
 
 def loha(rows: int) -> LoHa:
@@ -54,67 +54,69 @@ KINDS: dict[str, tuple[Callable[[int], Update], type[Update]]] = {
 
 
 def applied(update: Update, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A layer with an update."""
+    """The weight and bias of a layer after an update."""
     with jax.enable_x64(True):
         base = {"x.weight": weight, "x.bias": bias}
-        made = jaxmix.compose(base, [jaxmix.Adapter({"x": update})])
-        return np.asarray(made["x.weight"]), np.asarray(made["x.bias"])
+        out = jaxmix.compose(base, [jaxmix.Adapter({"x": update})])
+        return np.asarray(out["x.weight"]), np.asarray(out["x.bias"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_joined_update_is_that_of_the_parts(kind: str) -> None:
-    """Ranks and scales differ; the fused weight's rows are the parts' weights."""
-    make, family = KINDS[kind]
-    parts = [make(size) for size in SIZES]
-    whole = join_rows(parts, SIZES)
-    assert type(whole) is family and row_count(whole) == sum(SIZES)
+    """The joined update changes each part's rows as the part's own update does."""
+    draw_part, family = KINDS[kind]
+    parts = [draw_part(size) for size in SIZES]
+    joined = join_rows(parts, SIZES)
+    assert type(joined) is family and row_count(joined) == sum(SIZES)
     weight, bias = normal(sum(SIZES), IN), normal(sum(SIZES))
-    found = applied(whole, weight, bias)
+    actual = applied(joined, weight, bias)
     ends = np.cumsum(SIZES)[:-1]
-    pieces = zip(parts, np.split(weight, ends), np.split(bias, ends), strict=True)
-    each = [applied(part, w, b) for part, w, b in pieces]
+    parts_and_leaves = zip(parts, np.split(weight, ends), np.split(bias, ends), strict=True)
+    outputs = [applied(part, w, b) for part, w, b in parts_and_leaves]
     tolerance = 1e-6 if kind == "lokr" else 1e-12  # a dense difference has float32's accuracy
-    for got, want in zip(found, map(np.concatenate, zip(*each, strict=True)), strict=True):
-        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+    for actual_leaf, expected in zip(
+        actual, map(np.concatenate, zip(*outputs, strict=True)), strict=True
+    ):
+        np.testing.assert_allclose(actual_leaf, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr with one y", "lokr", "diff", "rotation"])
 def test_part_without_an_update_is_unchanged(kind: str) -> None:
-    """Its rows are the base's."""
-    make, _ = KINDS[kind]
-    whole = join_rows([make(4), None, make(4)], SIZES)
-    assert whole is not None
+    """Rows of a part without an update stay as in the base."""
+    draw_part, _ = KINDS[kind]
+    joined = join_rows([draw_part(4), None, draw_part(4)], SIZES)
+    assert joined is not None
     weight, bias = normal(sum(SIZES), IN), normal(sum(SIZES))
-    found, _ = applied(whole, weight, bias)
-    np.testing.assert_allclose(found[4:12], weight[4:12], atol=1e-7)
-    assert np.abs(found - weight)[[0, -1]].min() > 1e-3
+    actual, _ = applied(joined, weight, bias)
+    np.testing.assert_allclose(actual[4:12], weight[4:12], atol=1e-7)
+    assert np.abs(actual - weight)[[0, -1]].min() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr with one y", "diff", "rotation"])
 def test_cut_and_joined_is_the_same_update(kind: str) -> None:
-    """The factors that the parts share are not repeated: the rank stays."""
-    make, family = KINDS[kind]
-    whole = make(16)
-    cut = [rows_of(whole, slice(start, start + 4), (16, IN)) for start in (0, 4, 8, 12)]
-    assert all(type(part) is family for part in cut)
-    again = join_rows(cut, (4,) * 4)
-    assert again is not None
-    for old, new in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(np.asarray(old), np.asarray(new))
+    """Factors that all parts share are not repeated, so the rank does not grow."""
+    draw_part, family = KINDS[kind]
+    update = draw_part(16)
+    parts = [rows_of(update, slice(start, start + 4), (16, IN)) for start in (0, 4, 8, 12)]
+    assert all(type(part) is family for part in parts)
+    joined = join_rows(parts, (4,) * 4)
+    assert joined is not None
+    for before, after in zip(jax.tree.leaves(update), jax.tree.leaves(joined), strict=True):
+        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
 
 
 def test_rows_of_a_block_become_a_difference() -> None:
-    """A LoKr whose blocks are cut is no LoKr."""
-    whole = LoKr((normal(2, 2),), (normal(4, 3),), 0.5)
-    part = rows_of(whole, slice(0, 2), (8, IN))
+    """A LoKr whose blocks are cut can't stay a LoKr."""
+    lokr = LoKr((normal(2, 2),), (normal(4, 3),), 0.5)
+    part = rows_of(lokr, slice(0, 2), (8, IN))
     assert isinstance(part, Rows) and matrix_shape(part) == (2, IN)
-    found = join_rows([part], [2])
-    assert isinstance(found, Delta)
-    want = 0.5 * np.kron(np.asarray(whole.x[0]), np.asarray(whole.y[0]))[:2]
-    np.testing.assert_allclose(np.asarray(found.weight), want, rtol=1e-6)
+    joined = join_rows([part], [2])
+    assert isinstance(joined, Delta)
+    expected = 0.5 * np.kron(np.asarray(lokr.x[0]), np.asarray(lokr.y[0]))[:2]
+    np.testing.assert_allclose(np.asarray(joined.weight), expected, rtol=1e-6)
 
 
-def test_updates_that_can_not_be_joined() -> None:
+def test_updates_that_cannot_be_joined() -> None:
     """Norms of rows without an update, norms by input, embeddings, other sizes, mixed rotations."""
     dora = lora(4, magnitude=np.ones(4))
     by_input = Normed(loha(4), np.ones(IN), axis="in")

@@ -27,7 +27,7 @@ def z(*shape: int) -> Any:
 
 
 # The weight is (6, 9) in all cases.
-SAID: dict[str, tuple[Update, str]] = {
+MISFITS: dict[str, tuple[Update, str]] = {
     "lora, another model's": (
         LoRA(z(3, 8), z(5, 3), 1.0),
         "lora_A has shape (3, 8), expected (3, 9); lora_B has shape (5, 3), expected (6, 3) from "
@@ -156,7 +156,7 @@ SAID: dict[str, tuple[Update, str]] = {
 }
 
 
-@pytest.mark.parametrize(("update", "message"), SAID.values(), ids=SAID)
+@pytest.mark.parametrize(("update", "message"), MISFITS.values(), ids=MISFITS)
 def test_misfits(update: Update, message: str) -> None:
     assert update.misfit((6, 9)) == message
 
@@ -165,7 +165,7 @@ def test_traced_positions_are_not_checked() -> None:
     """Under jit only shapes can be checked."""
     beyond = SHiRA(z(1), jnp.array([[6], [1]]))
     assert beyond.misfit((6, 9))
-    found = []
-    jax.jit(lambda update: found.append(update.misfit((6, 9))))(beyond)
-    assert found == [None]
+    messages = []
+    jax.jit(lambda update: messages.append(update.misfit((6, 9))))(beyond)
+    assert messages == [None]
     assert SHiRA(z(0), jnp.zeros((2, 0), int)).misfit((6, 9)) is None

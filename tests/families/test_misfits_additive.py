@@ -36,7 +36,7 @@ def n(*shape: int) -> Any:
 
 
 # The weight is (6, 9) in all cases.
-SAID: dict[str, tuple[Update, str]] = {
+MISFITS: dict[str, tuple[Update, str]] = {
     "vera": (
         VeRA(z(3, 8), z(5, 3), z(5), z(2)),
         "vera_A has shape (3, 8), expected (3, 9); vera_lambda_d has shape (2,), expected (3,); "
@@ -155,23 +155,23 @@ SAID: dict[str, tuple[Update, str]] = {
 }
 
 
-@pytest.mark.parametrize(("update", "message"), SAID.values(), ids=SAID)
+@pytest.mark.parametrize(("update", "message"), MISFITS.values(), ids=MISFITS)
 def test_misfits(update: Update, message: str) -> None:
     assert update.misfit((6, 9)) == message
 
 
 @pytest.mark.parametrize(
-    ("beyond", "none"),
+    ("beyond", "empty"),
     [
         (FourierFT(z(1), jnp.array([[6], [1]]), 1.0), FourierFT(z(0), n(2, 0), 1.0)),
         (WaveFT(z(1), jnp.array([[6], [1]]), 1.0), WaveFT(z(0), n(2, 0), 1.0)),
         (SuperTuning(z(1), jnp.array([54])), SuperTuning(z(0), n(0))),
     ],
 )
-def test_traced_positions_are_not_checked(beyond: Update, none: Update) -> None:
+def test_traced_positions_are_not_checked(beyond: Update, empty: Update) -> None:
     """Under jit only shapes can be checked."""
     assert beyond.misfit((6, 9))
-    found = []
-    jax.jit(lambda update: found.append(update.misfit((6, 9))))(beyond)
-    assert found == [None]
-    assert none.misfit((6, 9)) is None
+    messages = []
+    jax.jit(lambda update: messages.append(update.misfit((6, 9))))(beyond)
+    assert messages == [None]
+    assert empty.misfit((6, 9)) is None

@@ -1,4 +1,4 @@
-"""The messages for DiagOFT and Normed that do not fit. The weight is (6, 9) in all cases."""
+"""Messages for factors of DiagOFT and Normed that do not fit. The weight is always (6, 9)."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def z(*shape: int) -> Any:
 
 _LORA = LoRA(z(3, 9), z(6, 3), 1.0)
 
-SAID: dict[str, tuple[Update, str]] = {
+MISFITS: dict[str, tuple[Update, str]] = {
     "rescale": (DiagOFT(rescale=z(5)), "rescale has shape (5,), expected (6,) from (6, 9)"),
     "blocks of other axes": (
         DiagOFT(z(6, 6)),
@@ -43,7 +43,7 @@ SAID: dict[str, tuple[Update, str]] = {
         DiagOFT(z(2, 4, 4), factor=-0.5),
         "oft_blocks (2, 4, 4): 2 blocks of size 4 rotate 8 outputs, expected 6 from weight (6, 9)",
     ),
-    "what is normed": (
+    "the normed update": (
         Normed(LoRA(z(3, 8), z(6, 3), 1.0), z(6)),
         "lora_A has shape (3, 8), expected (3, 9) from weight (6, 9)",
     ),
@@ -59,7 +59,7 @@ SAID: dict[str, tuple[Update, str]] = {
         Normed(OFT(z(3, 3)), z(6)),
         "dora_scale is on OFT, expected an update that only adds to the weight",
     ),
-    "what reads the base": (
+    "an update that reads the base": (
         Normed(LoRA(z(3, 9), z(6, 3), 1.0, magnitude=z(6)), z(6)),
         "dora_scale is on LoRA, expected an update that only adds to the weight",
     ),
@@ -74,15 +74,15 @@ SAID: dict[str, tuple[Update, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", SAID)
+@pytest.mark.parametrize("case", MISFITS)
 def test_misfit_messages(case: str) -> None:
-    """One line about the first factor that does not fit."""
-    update, message = SAID[case]
+    """The message describes the factor that does not fit."""
+    update, message = MISFITS[case]
     assert update.misfit((6, 9)) == message
 
 
 def test_valid_factors_fit() -> None:
-    """Blocks that PEFT cuts up to version 0.13, and all points of a kernel for each channel."""
+    """PEFT up to 0.13 cuts blocks, and a magnitude by channel covers all points of a kernel."""
     for update in (
         DiagOFT(z(1, 4, 4), factor=-0.5),
         DiagOFT(z(1, 2, 2)),
@@ -104,14 +104,14 @@ def test_mixed_dtypes_are_checked_without_arithmetic() -> None:
 
 
 def test_size_of_a_norm() -> None:
-    """The description for users."""
+    """The sizes that users see."""
     assert Normed(_LORA, z(6)).size() == "LoRA rank 3 normed by output"
     assert DiagOFT(rescale=z(6)).size() == "6 outputs" and DiagOFT().size() == "0 outputs"
     assert DiagOFT().weight_map(Base(None, (6, 9)), jnp.ones(())).shape == (6, 9)
 
 
 def test_norm_is_transposed_with_its_update() -> None:
-    """Where PyTorch stores the weight as (in, out)."""
+    """The normed update is transposed too, for weights that PyTorch stores as (in, out)."""
     update = Normed(Delta(z(9, 6)), z(6)).with_transposed_weight()
     assert update.update.weight.shape == (6, 9)  # pyright: ignore[reportAttributeAccessIssue]
     assert not update.transposed

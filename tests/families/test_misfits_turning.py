@@ -35,7 +35,7 @@ def rows(*numbers: int) -> Any:
 
 
 # The weight is (6, 9) in all cases.
-SAID: dict[str, tuple[Update, str]] = {
+MISFITS: dict[str, tuple[Update, str]] = {
     "oft, terms": (
         OFT(z(3, 3), 2**40),
         "terms is 1099511627776, expected an integer from 1 to 1,000",
@@ -166,7 +166,7 @@ SAID: dict[str, tuple[Update, str]] = {
 }
 
 
-@pytest.mark.parametrize(("update", "message"), SAID.values(), ids=SAID)
+@pytest.mark.parametrize(("update", "message"), MISFITS.values(), ids=MISFITS)
 def test_misfits(update: Update, message: str) -> None:
     assert update.misfit((6, 9)) == message
 
@@ -175,7 +175,7 @@ def test_traced_rows_are_not_checked() -> None:
     """Under jit only shapes can be checked."""
     beyond = Tokens(z(1, 9), rows(6))
     assert beyond.misfit((6, 9))
-    found = []
-    jax.jit(lambda update: found.append(update.misfit((6, 9))))(beyond)
-    assert found == [None]
+    messages = []
+    jax.jit(lambda update: messages.append(update.misfit((6, 9))))(beyond)
+    assert messages == [None]
     assert Tokens(z(0, 9), jnp.zeros(0, int)).misfit((6, 9)) is None

@@ -1,4 +1,4 @@
-"""Updates of some rows equal these rows of the full update, for every family that can be cut."""
+"""Updates cut to some rows of a weight, compared with the full update."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from .module import Module
 from .table import SAMPLES
 
 MODULES = {"linear": Module("linear", (12, 8), True), "conv": Module("conv", (12, 4, 3), True)}
-# Those that mix rows, or read all of the base's: they need the whole weight.
-WHOLE = {"KaSA", "DEFT", "PEANuT", "FRoD"}
+# These families mix rows, or read all rows of the base, so they can't be cut.
+NEEDS_ALL_ROWS = {"KaSA", "DEFT", "PEANuT", "FRoD"}
 PARTS = {"q": slice(0, 4), "k": slice(4, 8), "v": slice(8, 12)}
 CASES = [(family, "linear") for family in SAMPLES if family != "ExpertLoRA"]
 CASES += [
@@ -36,29 +36,29 @@ CASES += [
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_parts_are_the_rows_of_the_full_update(family: str, kind: str) -> None:
-    """Composed onto the parts of a weight and its bias, they give the parts of the result."""
+    """Composed with the parts of a weight and bias, they give the parts of the full result."""
     module = MODULES[kind]
     rng = np.random.default_rng(3)
     update = SAMPLES[family].draw(rng, module)
-    found = {name: rows_of(update, part, module.matrix) for name, part in PARTS.items()}
-    assert (None in found.values()) == (family in WHOLE), found
-    updates = {name: piece for name, piece in found.items() if piece is not None}
+    cut = {name: rows_of(update, part, module.matrix) for name, part in PARTS.items()}
+    assert (None in cut.values()) == (family in NEEDS_ALL_ROWS), cut
+    updates = {name: cut_update for name, cut_update in cut.items() if cut_update is not None}
     with jax.enable_x64(True):
         weight, bias = rng.normal(size=module.shape), rng.normal(size=12)
         params = {"qkv.weight": weight, "qkv.bias": bias}
-        whole = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update}))
+        full = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update}))
         for name in updates:
             params |= {f"{name}.weight": weight[PARTS[name]], f"{name}.bias": bias[PARTS[name]]}
-        made = jaxmix.compose(params, 0.7 * jaxmix.Adapter(updates))
+        out = jaxmix.compose(params, 0.7 * jaxmix.Adapter(updates))
     for name in updates:
         for leaf in ("weight", "bias"):
-            expected = whole[f"qkv.{leaf}"][PARTS[name]]
-            np.testing.assert_allclose(made[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
+            expected = full[f"qkv.{leaf}"][PARTS[name]]
+            np.testing.assert_allclose(out[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["input", "numbers", "vectors"])
 def test_other_forms_of_glora(form: str) -> None:
-    """A factor of the inputs and numbers are not cut; each part has its entries of a vector."""
+    """Factors of inputs and numbers are not cut; each part gets its entries of a vector."""
     rng = np.random.default_rng(4)
     update = {
         "input": GLoRA((rng.normal(size=(8, 2)), rng.normal(size=(2, 8))), on_input=True),
@@ -69,7 +69,7 @@ def test_other_forms_of_glora(form: str) -> None:
 
 
 def test_butterflies_of_outputs() -> None:
-    """LyCORIS's BOFT mixes outputs: it is cut between blocks if it does not rescale them."""
+    """LyCORIS's BOFT mixes outputs, so it is cut only between blocks, and without a rescale."""
     generator = np.random.default_rng(5).normal(size=(1, 3, 4, 4))
     check_parts(BOFT(generator, on_output=True))
     rescaled = BOFT(generator, np.ones(12), on_output=True)
@@ -79,7 +79,7 @@ def test_butterflies_of_outputs() -> None:
 
 
 def check_parts(update: Update) -> None:
-    """Checks the parts of an update of a weight (12, 8) with a bias."""
+    """Checks that the parts of an update of a weight (12, 8) give the parts of its result."""
     rng = np.random.default_rng(6)
     weight, bias = rng.normal(size=(12, 8)), rng.normal(size=12)
     params, updates = {"qkv.weight": weight, "qkv.bias": bias}, {}
@@ -87,33 +87,33 @@ def check_parts(update: Update) -> None:
         updates[name] = rows_of(update, part, (12, 8))
         params |= {f"{name}.weight": weight[part], f"{name}.bias": bias[part]}
     with jax.enable_x64(True):
-        found = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update, **updates}))
+        out = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update, **updates}))
     for name, part in PARTS.items():
         for leaf in ("weight", "bias"):
-            expected = found[f"qkv.{leaf}"][part]
-            np.testing.assert_allclose(found[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
+            expected = out[f"qkv.{leaf}"][part]
+            np.testing.assert_allclose(out[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_product_whose_blocks_are_cut() -> None:
-    """Rows 2:5 of a LoKr with blocks of 4 rows: no block is whole, the numbers are right."""
+    """Rows 2:5 of a LoKr whose blocks have 4 rows contain no complete block."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3, 2)), rng.normal(size=(4, 4))
-    piece = rows_of(LoKr((x,), (y,), 0.5), slice(2, 5), (12, 8))
-    assert isinstance(piece, Rows) and piece.size() == "LoKr full, rows 2:5"
+    cut = rows_of(LoKr((x,), (y,), 0.5), slice(2, 5), (12, 8))
+    assert isinstance(cut, Rows) and cut.size() == "LoKr full, rows 2:5"
     with jax.enable_x64(True):
-        made = jaxmix.compose({"k.weight": np.zeros((3, 8))}, jaxmix.Adapter({"k": piece}))
-    np.testing.assert_allclose(made["k.weight"], 0.5 * np.kron(x, y)[2:5], rtol=1e-12)
+        out = jaxmix.compose({"k.weight": np.zeros((3, 8))}, jaxmix.Adapter({"k": cut}))
+    np.testing.assert_allclose(out["k.weight"], 0.5 * np.kron(x, y)[2:5], rtol=1e-12)
 
 
 def test_rotations_are_cut_between_blocks_only() -> None:
-    """LyCORIS's OFT rotates blocks of outputs: a part that cuts one needs the whole weight."""
+    """LyCORIS's OFT rotates blocks of outputs, so a part that cuts a block is None."""
     update = DiagOFT(np.random.default_rng(0).normal(size=(3, 4, 4)), side="out")
     assert rows_of(update, slice(4, 12), (12, 8)) is not None
     assert rows_of(update, slice(4, 10), (12, 8)) is None
 
 
 def test_norms_of_inputs_need_all_rows() -> None:
-    """A magnitude for each input has its norm over all outputs."""
+    """Norms by input sum over all outputs, so no part can compute them."""
     normed = SAMPLES["Normed"].draw(np.random.default_rng(0), MODULES["linear"])
     assert isinstance(normed, Normed)
     by_input = Normed(normed.update, np.ones(8), axis="in")
@@ -124,16 +124,16 @@ def test_norms_of_inputs_need_all_rows() -> None:
 
 @pytest.mark.parametrize("in_first", [False, True])
 def test_an_expert_of_a_stack(in_first: bool) -> None:
-    """Each expert's LoRA adds what the stack's adds to its matrix."""
+    """The LoRA of one expert adds what the stack of experts adds to its matrix."""
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(3, 2, 5)), rng.normal(size=(3, 4, 2))
     update = ExpertLoRA(a, b, 0.5, in_first=in_first)
     for number in range(3):
-        one = expert_of(update, number)
-        assert isinstance(one, LoRA)
+        expert = expert_of(update, number)
+        assert isinstance(expert, LoRA)
         delta = 0.5 * b[number] @ a[number]
-        found = one.scale * np.asarray(one.b) @ np.asarray(one.a)
-        np.testing.assert_allclose(found, delta.T if in_first else delta)
+        actual = expert.scale * np.asarray(expert.b) @ np.asarray(expert.a)
+        np.testing.assert_allclose(actual, delta.T if in_first else delta)
     saved = expert_of(Replace(weight=jnp.arange(24.0).reshape(3, 4, 2)), 2)
     assert isinstance(saved, Replace) and saved.weight is not None
     assert saved.weight.tolist() == jnp.arange(16.0, 24.0).reshape(4, 2).tolist()
@@ -141,8 +141,12 @@ def test_an_expert_of_a_stack(in_first: bool) -> None:
 
 
 def test_rows_that_do_not_fit() -> None:
-    """The message names the rows, or is that of the full update."""
-    piece = Rows(LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0), 2, 5, 12)
-    assert piece.misfit((4, 8)) == ("the weight has 4 rows, expected 3, rows 2:5 of a fused weight")
-    assert piece.misfit((3, 9)) == LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0).misfit((12, 9))
-    assert piece.misfit((3, 8)) is None
+    """The message names the rows, or is the full update's message."""
+    update = Rows(LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0), 2, 5, 12)
+    assert update.misfit((4, 8)) == (
+        "the weight has 4 rows, expected 3, rows 2:5 of a fused weight"
+    )
+    assert update.misfit((3, 9)) == LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0).misfit(
+        (12, 9)
+    )
+    assert update.misfit((3, 8)) is None

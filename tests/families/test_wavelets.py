@@ -17,18 +17,18 @@ def test_filters_are_orthonormal_with_vanishing_moments(name: str) -> None:
     for shift in range(0, length, 2):
         overlap = h[shift:] @ h[: length - shift]
         assert overlap == pytest.approx(float(shift == 0), abs=1e-12)
-    places = (np.arange(length) - length / 2) / length
+    positions = (np.arange(length) - length / 2) / length
     for power in range(count):
-        assert (h * (-1.0) ** np.arange(length) * places**power).sum() == pytest.approx(
+        assert (h * (-1.0) ** np.arange(length) * positions**power).sum() == pytest.approx(
             0, abs=1e-11
         )
     if name.startswith("coif"):
-        about = (np.arange(length) - 2 * order) / length
+        offsets = (np.arange(length) - 2 * order) / length
         for power in range(1, count):
-            assert h @ about**power == pytest.approx(0, abs=1e-12)
+            assert h @ offsets**power == pytest.approx(0, abs=1e-12)
 
 
 def test_filters_are_distinct() -> None:
-    """Except for synonyms: haar and db1, sym2 and db2, sym3 and db3."""
+    """No two filters are equal, except haar and db1, sym2 and db2, and sym3 and db3."""
     assert len({low_pass(name) for name in WAVELETS}) == len(WAVELETS) - 3
     assert low_pass("sym3") == low_pass("db3")

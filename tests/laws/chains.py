@@ -12,7 +12,7 @@ from ..families.table import SAMPLES
 __all__ = ["ALL", "CHAINS", "FLAT", "STACKED", "chain"]
 
 ALL = {kind: sample.draw for kind, sample in SAMPLES.items()}
-# Kinds whose leaf is a stack of matrices, and those whose leaf is a matrix.
+# Kinds whose leaf is a stack of matrices, and kinds whose leaf is one matrix.
 STACKED = tuple(kind for kind, sample in SAMPLES.items() if sample.shaped)
 FLAT = tuple(kind for kind in ALL if kind not in STACKED)
 

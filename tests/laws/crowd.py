@@ -41,20 +41,22 @@ LINEAR = {site: update for site, update in UPDATES.items() if MODULES[site] is _
 
 
 def base(sites: Mapping[str, Any], dtype: Any = np.float64) -> dict[str, np.ndarray]:
-    """The params of some sites."""
+    """The params of the modules at these sites."""
     return tree({site: MODULES[site] for site in sites}, 0, dtype)
 
 
 def folds(params: Mapping[str, Any], updates: Mapping[str, Update], s: float) -> dict[str, Any]:
-    """The dense fold's result at each site, from its current leaves."""
-    own = {f"{site}.{part}" for site in updates for part in ("weight", "bias")}
-    return fold_tree({n: params[n] for n in sorted(own)}, [Adapter(dict(updates), s)])
+    """The naive fold's result at each site, computed from the given leaves."""
+    names = {f"{site}.{part}" for site in updates for part in ("weight", "bias")}
+    return fold_tree({n: params[n] for n in sorted(names)}, [Adapter(dict(updates), s)])
 
 
-def leaves_off(got: Mapping[str, Any], truth: Mapping[str, Any], bound: float) -> dict[str, float]:
-    """Returns the leaves whose error relative to their largest number exceeds a bound."""
+def leaves_off(
+    leaves: Mapping[str, Any], truth: Mapping[str, Any], bound: float
+) -> dict[str, float]:
+    """The leaves whose error, relative to their largest number, exceeds a bound."""
     errors = {
-        name: float(np.abs(np.asarray(got[name], np.float64) - leaf).max() / np.abs(leaf).max())
+        name: float(np.abs(np.asarray(leaves[name], np.float64) - leaf).max() / np.abs(leaf).max())
         for name, leaf in truth.items()
     }
     return {name: error for name, error in errors.items() if not error < bound}
@@ -66,12 +68,12 @@ def is_float(leaf: Any) -> bool:
 
 
 def floats(tree: Any) -> list[Any]:
-    """A tree's floating-point leaves, and None for the others."""
+    """A tree's leaves in float64, with None for leaves that are not floating-point."""
     return [np.asarray(x, float) if is_float(x) else None for x in jax.tree.leaves(tree)]
 
 
 def merged(tree: Any, floats: list[Any]) -> Any:
-    """Returns the tree of `floats`' result and the other leaves."""
+    """The tree with its floating-point leaves replaced by those in a list made by `floats`."""
     leaves, treedef = jax.tree.flatten(tree)
     pairs = zip(leaves, floats, strict=True)
-    return jax.tree.unflatten(treedef, [old if new is None else new for old, new in pairs])
+    return jax.tree.unflatten(treedef, [leaf if value is None else value for leaf, value in pairs])

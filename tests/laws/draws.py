@@ -24,8 +24,8 @@ __all__ = [
     "MAKERS",
     "Module",
     "adapters",
+    "draw_update",
     "few",
-    "made",
     "normal",
     "ones",
     "tree",
@@ -33,12 +33,12 @@ __all__ = [
     "zeros",
 ]
 
-# The six families, and what else may be in a mix.
+# The six first families. MAKERS has three more kinds of update.
 FAMILIES = ("LoRA", "AdaLoRA", "LoHa", "LoKr", "OFT", "SHiRA")
 MAKERS = {kind: SAMPLES[kind].draw for kind in (*FAMILIES, "DoRA", "Replace", "Together")}
 
 
-def made(family: str, module: Module, seed: int) -> Update:
+def draw_update(family: str, module: Module, seed: int) -> Update:
     """An update of this family for a module; a norm can only be replaced."""
     kind = "Replace" if module.kind == "norm" else family
     return MAKERS[kind](np.random.default_rng(seed), module)
@@ -96,6 +96,8 @@ def adapters(
         family = draw(st.sampled_from(families))
         sites = draw(st.lists(st.sampled_from(sorted(modules)), min_size=1, unique=True))
         seed = draw(_SEEDS)
-        updates = {site: made(family, modules[site], seed + j) for j, site in enumerate(sites)}
+        updates = {
+            site: draw_update(family, modules[site], seed + j) for j, site in enumerate(sites)
+        }
         out.append(Adapter(updates, draw(strengths), f"{family} {i}"))
     return out

@@ -20,16 +20,21 @@ def composed(params: Any, adapters: Any, **how: Any) -> Any:
 
 
 def eagerly(params: Any, adapters: Any, **how: Any) -> Any:
-    """The same by compiled passes."""
+    """The result of compose in float64, by compiled passes."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, compose(params, adapters, **how))
 
 
-def error(ours: Mapping[str, Any], truth: Mapping[str, Any], only: Iterable[str] = ()) -> float:
+def error(
+    actual: Mapping[str, Any], expected: Mapping[str, Any], only: Iterable[str] = ()
+) -> float:
     """The largest error of any leaf, relative to the largest number in that leaf."""
-    names = list(only) or list(truth)
-    assert set(names) <= set(ours)
+    names = list(only) or list(expected)
+    assert set(names) <= set(actual)
     return max(
-        float(np.abs(np.asarray(ours[n], np.float64) - truth[n]).max() / np.abs(truth[n]).max())
+        float(
+            np.abs(np.asarray(actual[n], np.float64) - expected[n]).max()
+            / np.abs(expected[n]).max()
+        )
         for n in names
     )

@@ -18,22 +18,22 @@ from .draws import FAMILIES as FIRST
 from .draws import KINDS, MAKERS, Module, tree
 from .truth import fold_tree
 
-# A convolution of another rank and a transposed shape take the same code as the others do.
-PLACES = [
+# The two thorough cases take the same code as the other convolutions and linear layers.
+LAYERS = [
     pytest.param(kind, marks=[pytest.mark.thorough] if kind in ("conv3d", "tall") else [])
     for kind in KINDS
     if kind != "norm"
 ]
 WIDE = Module("linear", (6, 8), True)
-PARTS = 4
+SHARES = 4
 
 
 def wrong(params: dict[str, Any], adapters: list[jaxmix.Adapter]) -> float:
     """The largest error against the fold, relative to the largest number."""
-    got = jaxmix.compose(params, adapters)
+    out = jaxmix.compose(params, adapters)
     return max(
-        float(np.abs(np.asarray(got[name]) - truth).max() / max(np.abs(truth).max(), 1.0))
-        for name, truth in fold_tree(params, adapters).items()
+        float(np.abs(np.asarray(out[name]) - expected).max() / max(np.abs(expected).max(), 1.0))
+        for name, expected in fold_tree(params, adapters).items()
     )
 
 
@@ -50,26 +50,26 @@ def all_wrong(chains: Sequence[Sequence[str]], module: Module) -> dict[str, floa
 
 def test_every_family_has_a_sample() -> None:
     """Every family has a sample that draws updates of it."""
-    seen = set()
-    for make in ALL.values():
-        update = make(np.random.default_rng(0), KINDS["conv1d"])
-        seen |= {update.family, *(part.family for part in parts_of(update))}
-    assert set(FAMILIES) - seen == set()
-    # Updates without a formula replace leaves of the base; the fold does this by itself.
-    bare = {kind for kind, sample in SAMPLES.items() if sample.peft is None}
-    assert bare == {"Delta", "Rebase", "Replace", "Together"}
+    tested = set()
+    for draw in ALL.values():
+        update = draw(np.random.default_rng(0), KINDS["conv1d"])
+        tested |= {update.family, *(part.family for part in parts_of(update))}
+    assert set(FAMILIES) - tested == set()
+    # These kinds have no formula of PEFT's; the fold applies them itself.
+    without_formula = {kind for kind, sample in SAMPLES.items() if sample.peft is None}
+    assert without_formula == {"Delta", "Rebase", "Replace", "Together"}
 
 
 def test_chains_hold_every_pair_in_both_orders() -> None:
-    """Also of a family with itself."""
-    found = [pair for chain in CHAINS for pair in pairwise(chain)]
-    assert sorted(found) == sorted(product(FLAT, repeat=2))
+    """Pairs of a family with itself are included."""
+    pairs = [pair for chain in CHAINS for pair in pairwise(chain)]
+    assert sorted(pairs) == sorted(product(FLAT, repeat=2))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_every_pair(part: int) -> None:
-    """Within chains, on a linear layer."""
-    assert all_wrong(CHAINS[part::PARTS], WIDE) == {}
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_pair(share: int) -> None:
+    """Every ordered pair of families, within longer chains on a linear layer."""
+    assert all_wrong(CHAINS[share::SHARES], WIDE) == {}
 
 
 LENGTHS = [3, pytest.param(4, marks=pytest.mark.thorough)]
@@ -89,7 +89,7 @@ def test_every_chain_of_kinds_that_read_or_replace_the_base() -> None:
 
 
 def test_every_pair_by_pass() -> None:
-    """As users run it: by compiled passes."""
+    """Pairs of the first six by compiled passes, as users run them."""
     with jax.enable_x64(True):
         params = tree({"site": WIDE}, 1)
         pairs = product(FIRST, repeat=2)
@@ -110,15 +110,15 @@ def differing(chains: Sequence[Sequence[str]], module: Module) -> list[str]:
         out = jax.tree.map(np.asarray, jax.jit(jaxmix.compose)(params, adapters))
     return [
         name
-        for name, truth in fold_tree(params, adapters).items()
-        if not np.abs(out[name] - truth).max() < 1e-10 * max(np.abs(truth).max(), 1.0)
+        for name, expected in fold_tree(params, adapters).items()
+        if not np.abs(out[name] - expected).max() < 1e-10 * max(np.abs(expected).max(), 1.0)
     ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_on_every_kind_of_module(place: str) -> None:
+@pytest.mark.parametrize("layer", LAYERS)
+def test_on_every_kind_of_module(layer: str) -> None:
     """Every kind between a LoRA and a DoRA, which reads the base and rescales earlier updates."""
-    assert differing([("LoRA", kind, "DoRA") for kind in FLAT], KINDS[place]) == []
+    assert differing([("LoRA", kind, "DoRA") for kind in FLAT], KINDS[layer]) == []
 
 
 def test_experts_with_every_other_kind() -> None:
@@ -131,9 +131,9 @@ def test_experts_with_every_other_kind() -> None:
 def test_random_chains(seed: int) -> None:
     """One to six updates, on layers of every kind."""
     rng = np.random.default_rng(seed)
-    place = ("wide", "tall", "square", "conv1d", "conv2d", "embedding")[seed % 6]
+    layer = ("wide", "tall", "square", "conv1d", "conv2d", "embedding")[seed % 6]
     kinds = tuple(str(kind) for kind in rng.choice(FLAT, size=1 + seed // 6))
-    assert all_wrong([kinds], KINDS[place]) == {}
+    assert all_wrong([kinds], KINDS[layer]) == {}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -143,10 +143,10 @@ def test_associative(seed: int) -> None:
     params = tree({"site": WIDE}, seed)
     a, b, c, d = chain(tuple(map(str, rng.choice(FLAT, size=4))), WIDE, seed)
     with jax.enable_x64(True), uncompiled():
-        left = jaxmix.mix(jaxmix.mix(a, b), jaxmix.mix(c, d))(params)
-        right = jaxmix.mix(a, jaxmix.mix(b, jaxmix.mix(c, d)))(params)
+        in_pairs = jaxmix.mix(jaxmix.mix(a, b), jaxmix.mix(c, d))(params)
+        from_the_right = jaxmix.mix(a, jaxmix.mix(b, jaxmix.mix(c, d)))(params)
         for name in params:
-            np.testing.assert_array_equal(left[name], right[name])
+            np.testing.assert_array_equal(in_pairs[name], from_the_right[name])
 
 
 def test_most_pairs_do_not_commute() -> None:

@@ -28,17 +28,17 @@ TWO = {site: update for site, update in UPDATES.items() if not site.endswith("2"
 @cache
 def compiled() -> Callable[[float], dict[str, np.ndarray]]:
     """All families' maps as one program in float64, at a strength; it is traced once."""
-    params, seen = base(UPDATES), []
+    params, traces = base(UPDATES), []
 
     @jax.jit
     def run(params: Any, adapter: Any) -> Any:
-        seen.append(1)
+        traces.append(1)
         return jaxmix.compose(params, adapter)
 
     def at(strength: float) -> dict[str, np.ndarray]:
         with jax.enable_x64(True):
             out = jax.tree.map(np.asarray, run(params, Adapter(UPDATES, strength)))
-        assert len(seen) == 1
+        assert len(traces) == 1
         return out
 
     return at
@@ -46,28 +46,28 @@ def compiled() -> Callable[[float], dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("strength", [1.0, 0.7, -0.6])
 def test_traced_arrays(strength: float) -> None:
-    """Positions too, whose values are unknown under tracing."""
+    """All arrays of the adapters are traced, so the values of positions are unknown too."""
     assert leaves_off(compiled()(strength), folds(base(UPDATES), UPDATES, strength), 1e-12) == {}
 
 
 def test_zero_strength_is_the_base() -> None:
-    """Bit for bit, for every family."""
+    """At strength 0 every family leaves the base unchanged, bit for bit."""
     params, out = base(UPDATES), compiled()(0.0)
     assert [name for name, leaf in params.items() if not np.array_equal(out[name], leaf)] == []
 
 
 def test_strength_interpolates_linearly() -> None:
     """All families except rotations interpolate linearly between the base and PEFT's map."""
-    start, end = compiled()(0.0), compiled()(1.0)
+    start, trained_map = compiled()(0.0), compiled()(1.0)
     for s in (0.3, -1.5):
-        line = {name: leaf + s * (end[name] - leaf) for name, leaf in start.items()}
-        curved = leaves_off(compiled()(s), line, 1e-12)
+        linear = {name: leaf + s * (trained_map[name] - leaf) for name, leaf in start.items()}
+        curved = leaves_off(compiled()(s), linear, 1e-12)
         # Two linear maps in sequence need not be linear in a common strength.
         assert {name.split(".")[0][:-1] for name in curved} - {"Together"} == ROTATIONS
 
 
 def test_eval_shape() -> None:
-    """With params and adapters that are only shapes."""
+    """Params and adapters may be shapes without values."""
     params = base(UPDATES, np.float32)
     outlines = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), (params, Adapter(UPDATES))
@@ -95,7 +95,7 @@ def test_vmap_over_stacked_adapters() -> None:
 
 @cache
 def trained() -> Callable[[list[Any], dict[str, float]], Any]:
-    """Each site's own loss, and its gradients by the floats and strengths."""
+    """A compiled function of the loss at each site and its gradients by factors and strengths."""
     params = base(TWO)
     rng = np.random.default_rng(3)
     aims = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
@@ -120,42 +120,46 @@ def trained() -> Callable[[list[Any], dict[str, float]], Any]:
     return called
 
 
-def along(ways: list[Any], step: float) -> list[Any]:
-    """The factors, moved."""
-    pairs = zip(floats(TWO), ways, strict=True)
-    return [None if x is None else x + step * way for x, way in pairs]
+def along(directions: list[Any], step: float) -> list[Any]:
+    """The factors, moved by a step along the directions."""
+    pairs = zip(floats(TWO), directions, strict=True)
+    return [None if x is None else x + step * direction for x, direction in pairs]
 
 
 @pytest.mark.parametrize("strength", [0.7, 0.0])
 def test_gradients(strength: float) -> None:
-    """Of all factors at once and of strengths, against differences; at strength 0 too."""
+    """Gradients by all factors and by strengths equal central differences, at strength 0 too."""
     rng, h = np.random.default_rng(4), 1e-6
-    ways = [None if x is None else rng.normal(size=x.shape) for x in floats(TWO)]
+    directions = [None if x is None else rng.normal(size=x.shape) for x in floats(TWO)]
     strengths = {site: strength for site in TWO}
     _, slopes, by_strength = trained()(floats(TWO), strengths)
-    pairs = zip(slopes, ways, strict=True)
-    products = [0.0 if way is None else float((x * way).sum()) for x, way in pairs]
+    pairs = zip(slopes, directions, strict=True)
+    products = [
+        0.0 if direction is None else float((x * direction).sum()) for x, direction in pairs
+    ]
     numbers = merged(TWO, products)
-    high, low = (trained()(along(ways, step), strengths)[0] for step in (h, -h))
-    more, less = (
+    factors_above, factors_below = (
+        trained()(along(directions, step), strengths)[0] for step in (h, -h)
+    )
+    above, below = (
         trained()(floats(TWO), {site: strength + step for site in TWO})[0] for step in (h, -h)
     )
-    wrong: dict[str, tuple[float, float]] = {}
+    errors: dict[str, tuple[float, float]] = {}
     for site, update in TWO.items():
         # Integers have no gradient and were left unchanged.
         leaves = zip(jax.tree.leaves(numbers[site]), jax.tree.leaves(update), strict=True)
-        ours = sum(float(x) for x, leaf in leaves if is_float(leaf))
-        for name, found, expected in (
-            (site, ours, (high[site] - low[site]) / (2 * h)),
-            (f"{site}'s strength", by_strength[site], (more[site] - less[site]) / (2 * h)),
+        slope = sum(float(x) for x, leaf in leaves if is_float(leaf))
+        for name, actual, expected in (
+            (site, slope, (factors_above[site] - factors_below[site]) / (2 * h)),
+            (f"{site}'s strength", by_strength[site], (above[site] - below[site]) / (2 * h)),
         ):
-            if not abs(found - expected) < 1e-6 * max(1.0, abs(expected)):
-                wrong[name] = (float(found), float(expected))
-    assert wrong == {}
+            if not abs(actual - expected) < 1e-6 * max(1.0, abs(expected)):
+                errors[name] = (float(actual), float(expected))
+    assert errors == {}
 
 
 def still(update: Any) -> Any:
-    """An update unchanged where nothing may be zero, as a basis can't be computed from zeros."""
+    """The update with its zeros in valid places: a basis can't be computed from zeros alone."""
     if isinstance(update, FRoD):
         return dataclasses.replace(update, v=np.eye(len(update.v)), lengths=0 * update.lengths)
     return update
@@ -167,14 +171,14 @@ BASES = (lambda u: isinstance(u, DEFT) and u.method == "qr",
 
 
 @pytest.mark.parametrize("strength", [0.7, 0.0])
-@pytest.mark.parametrize("which", [None, 0, 1, 2, 3])
-def test_gradients_with_zero_factors(which: int | None, strength: float) -> None:
-    """As at the start of training: all factors zero, or one of them; every gradient is finite."""
+@pytest.mark.parametrize("index", [None, 0, 1, 2, 3])
+def test_gradients_with_zero_factors(index: int | None, strength: float) -> None:
+    """All factors zero, or one of them, as training starts: every gradient is finite."""
     updates: dict[str, Any] = {}
     for site, update in TWO.items():
         leaves, treedef = jax.tree.flatten(update)
         zeros = [
-            np.zeros_like(x) if is_float(x) and which in (None, i) else x
+            np.zeros_like(x) if is_float(x) and index in (None, i) else x
             for i, x in enumerate(leaves)
         ]
         needs_it = isinstance(update, FRoD) or any(is_one(update) for is_one in BASES)
@@ -195,33 +199,35 @@ def test_gradients_with_zero_factors(which: int | None, strength: float) -> None
 
 
 def test_passes_are_traced_once_and_donate_buffers() -> None:
-    """Other strengths and arrays of equal shapes use the same programs, for every family."""
+    """New strengths and new arrays of equal shapes use the same programs, for every family."""
     params = {name: jnp.asarray(leaf) for name, leaf in base(TWO, np.float32).items()}
     scaled = jax.tree.map(
         lambda x: 1.1 * x if isinstance(x, np.ndarray) and is_float(x) else x, TWO
     )
     first = jaxmix.compose(params, Adapter(TWO, 0.7))
     assert leaves_off(first, folds(params, TWO, 0.7), 5e-6) == {}
-    with timed_events() as seen:
+    with timed_events() as events:
         jaxmix.compose(params, Adapter(scaled, 0.5))
-    assert [event for event in seen if "trace" in event or "backend_compile" in event] == []
-    again = jaxmix.compose(params, Adapter(TWO, 0.7), donate=True)
-    assert leaves_off(again, {n: np.asarray(x) for n, x in first.items()}, 1e-6) == {}
+    assert [event for event in events if "trace" in event or "backend_compile" in event] == []
+    donated = jaxmix.compose(params, Adapter(TWO, 0.7), donate=True)
+    assert leaves_off(donated, {n: np.asarray(x) for n, x in first.items()}, 1e-6) == {}
     assert all(params[f"{site}.weight"].is_deleted() for site in TWO)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded(kind: AxisType) -> None:
-    """The values of one device, with the shardings of the leaves."""
+    """Sharded leaves have the values of unsharded ones, and keep their shardings."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     specs = {1: P("x"), 2: P("y", "x"), 3: P("x", None, "y")}
-    plain = base(TWO, np.float32)
-    params = {n: jax.device_put(x, NamedSharding(mesh, specs[x.ndim])) for n, x in plain.items()}
+    unsharded = base(TWO, np.float32)
+    params = {
+        n: jax.device_put(x, NamedSharding(mesh, specs[x.ndim])) for n, x in unsharded.items()
+    }
     if kind is AxisType.Auto:
         out = jaxmix.compose(params, Adapter(TWO, 0.7))
     else:
         out = jax.jit(jaxmix.compose)(params, Adapter(TWO, 0.7))
-    assert leaves_off(out, folds(plain, TWO, 0.7), 5e-6) == {}
+    assert leaves_off(out, folds(unsharded, TWO, 0.7), 5e-6) == {}
     assert {n: jax.typeof(x) for n, x in out.items()} == {
         n: jax.typeof(x) for n, x in params.items()
     }
@@ -230,7 +236,7 @@ def test_sharded(kind: AxisType) -> None:
 
 
 def test_nnx_model() -> None:
-    """Kernels (in, out) in a state."""
+    """Kernels (in, out) in an NNX state."""
     plain = base(LINEAR, np.float32)
 
     class Model(nnx.Module):
@@ -245,17 +251,17 @@ def test_nnx_model() -> None:
 
     graph, state = nnx.split(Model())
     out = nnx.merge(graph, jax.jit(jaxmix.compose)(state, Adapter(LINEAR, 0.7)))
-    ours = {f"{site}.weight": getattr(out, site).kernel[...].T for site in LINEAR}
-    ours |= {f"{site}.bias": getattr(out, site).bias[...] for site in LINEAR}
-    assert leaves_off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}
+    actual = {f"{site}.weight": getattr(out, site).kernel[...].T for site in LINEAR}
+    actual |= {f"{site}.bias": getattr(out, site).bias[...] for site in LINEAR}
+    assert leaves_off(actual, folds(plain, LINEAR, 0.7), 5e-6) == {}
 
 
 def test_conv1d_of_gpt2() -> None:
-    """PyTorch's weights (in, out), determined by the bias's size and not by the update."""
+    """PyTorch weights (in, out), which are detected by the bias's size and not by the update."""
     plain = base(LINEAR, np.float32)
-    turned = {n: x.T.copy() if x.ndim == 2 else x for n, x in plain.items()}
+    transposed = {n: x.T.copy() if x.ndim == 2 else x for n, x in plain.items()}
     # Replaced weights have the file's axis order there.
     updates = {site: update.with_transposed_weight() for site, update in LINEAR.items()}
-    out = jax.jit(jaxmix.compose)(turned, Adapter(updates, 0.7))
-    ours = {n: x.T if x.ndim == 2 else x for n, x in out.items()}
-    assert leaves_off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}
+    out = jax.jit(jaxmix.compose)(transposed, Adapter(updates, 0.7))
+    actual = {n: x.T if x.ndim == 2 else x for n, x in out.items()}
+    assert leaves_off(actual, folds(plain, LINEAR, 0.7), 5e-6) == {}

@@ -20,9 +20,9 @@ from .crowd import LINEAR, UPDATES, base, folds, is_float
 from .draws import Module, ones
 from .test_shape import rounded_once
 
-# By the last digit of the site's name: one program for all.
+# The last digit of a site's name chooses its dtype, so one program tests all dtypes.
 DTYPES = {"0": jnp.bfloat16, "1": np.float16, "2": np.float32}
-# Before the single rounding; KaSA's singular vectors are the least precise.
+# The error allowed before the rounding; KaSA's singular vectors are the least precise.
 NOISE = 5e-6
 
 
@@ -40,7 +40,7 @@ def test_16_bit_weights_are_rounded_once() -> None:
 
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.thorough)])
 def test_16_bit_factors_are_widened(step: int) -> None:
-    """To float32 and never narrowed, uncompiled; for every fourth kind, or all."""
+    """16-bit factors are widened to float32 and never narrowed; tests every step-th kind."""
     dtype = jnp.bfloat16
     sites = [site for site in UPDATES if site.endswith("2")][::step]
     updates = jax.tree.map(
@@ -73,7 +73,7 @@ INDEXED = {
 
 
 def test_families_with_positions() -> None:
-    """The families that the next test covers."""
+    """The next test covers every family that has positions."""
     kinds = {part.family for update in INDEXED.values() for part in parts_of(update)}
     assert kinds == {
         *("AdaMSS", "BOFT", "FRoD", "FourierFT", "SHiRA", "SuperTuning", "Tokens", "UniLoRA"),
@@ -83,14 +83,14 @@ def test_families_with_positions() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_positions_of_every_width(dtype: Any) -> None:
-    """As files may have them, also mixed with those of another file; no position overflows."""
+    """Narrow and wide integers don't overflow, alone or mixed with positions of other widths."""
     params = base(INDEXED)
-    turned = jax.tree.map(lambda x: x.astype(dtype) if is_position(x) else x, INDEXED)
-    beside = {site: UPDATES["SHiRA2"] for site in INDEXED}
+    cast = jax.tree.map(lambda x: x.astype(dtype) if is_position(x) else x, INDEXED)
+    others = {site: UPDATES["SHiRA2"] for site in INDEXED}
     with jax.enable_x64(True), uncompiled():
-        out = jaxmix.compose(params, [Adapter(turned, 0.7, "a"), Adapter(beside, 0.5, "b")])
+        out = jaxmix.compose(params, [Adapter(cast, 0.7, "a"), Adapter(others, 0.5, "b")])
     truth = folds(params, INDEXED, 0.7)
-    truth = folds(truth, beside, 0.5)  # additive updates do not depend on earlier ones
+    truth = folds(truth, others, 0.5)  # additive updates do not depend on earlier ones
     for name, expected in truth.items():
         np.testing.assert_allclose(out[name], expected, rtol=1e-12, atol=1e-12, err_msg=name)
 
@@ -115,9 +115,9 @@ def constants(program: Any) -> Iterator[int]:
     if hasattr(program, "consts"):
         yield from (np.size(x) for x in program.consts)
         program = program.jaxpr
-    for line in program.eqns:
-        yield from (np.size(x.val) for x in line.invars if hasattr(x, "val"))
-        for value in line.params.values():
+    for equation in program.eqns:
+        yield from (np.size(x.val) for x in equation.invars if hasattr(x, "val"))
+        for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                     yield from constants(inner)
@@ -142,7 +142,7 @@ def test_no_quadratic_constants(kind: str) -> None:
 
 @pytest.mark.parametrize("update", [C3A(ones((1, 1, 96))), OFT(ones((1, 48 * 95)))])
 def test_no_constants_as_large_as_the_weight(update: Any) -> None:
-    """The positions of a circulant, and of a triangle."""
+    """The positions of a circulant and of a triangular matrix are computed by the program."""
     params = {"a.weight": np.zeros((96, 96), np.float32)}
     program = jax.make_jaxpr(jaxmix.compose)(params, Adapter({"a": update}))
     assert max(constants(program), default=0) < 96 * 96 / 2
@@ -155,7 +155,7 @@ def test_constants_are_detected() -> None:
 
 
 def test_wavelets_need_no_more_memory_than_the_weight() -> None:
-    """With few coefficients; a filter of eight numbers once took ten times the weight."""
+    """Few coefficients with a filter of eight numbers; this once took ten times the weight."""
     params, adapter = wide("WaveFT", 0)
     update: Any = adapter.updates["a"]
     assert update.wavelet == "sym4"
@@ -168,10 +168,10 @@ def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
     """Patches for few coefficients and products for many give the same Δ."""
     shape, rng = (38, 41), np.random.default_rng(0)
     flat = rng.permutation(shape[0] * shape[1]).astype(np.int32)
-    places = np.stack([flat // 41, flat % 41])
-    few = WaveFT(rng.normal(size=3), places[:, :3], 2.0, name)
+    positions = np.stack([flat // 41, flat % 41])
+    few = WaveFT(rng.normal(size=3), positions[:, :3], 2.0, name)
     numbers = np.concatenate([few.spectrum, np.zeros(len(flat) - 3)])
-    many = WaveFT(numbers, places, 2.0, name)
+    many = WaveFT(numbers, positions, 2.0, name)
     with jax.enable_x64(True), uncompiled():
         sparse, dense = (x.weight_map(Base(None, shape), jnp.ones(())).shift for x in (few, many))
         assert isinstance(sparse, Sparse) and isinstance(dense, Product)
@@ -179,6 +179,6 @@ def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
 
 
 def test_crowd_covers_all_families() -> None:
-    """A new family joins the samples, and with them these laws."""
-    seen = {part.family for update in UPDATES.values() for part in (update, *parts_of(update))}
-    assert set(FAMILIES) <= seen
+    """The updates of `crowd` include every family, so a new family needs a sample."""
+    families = {part.family for update in UPDATES.values() for part in (update, *parts_of(update))}
+    assert set(FAMILIES) <= families

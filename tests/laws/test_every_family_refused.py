@@ -1,4 +1,4 @@
-"""Invalid factors of all families: a message, and neither an error of JAX nor a silent result."""
+"""Invalid factors of all families get a message, not an error of JAX or a silent result."""
 
 import dataclasses
 import re
@@ -40,20 +40,22 @@ def shapes_near(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
     """Shapes that a leaf of this shape might have by mistake."""
     if not shape:
         return {(2,), (1, 1)}
-    more, less = (*shape[:-1], shape[-1] + 1), (shape[0] + 1, *shape[1:])
-    wrong = {(), (3,), (0,), shape[:-1], shape[::-1], (*shape, 1), (1, *shape), (2, *shape)}
-    return (wrong | {more, less, (0, *shape[1:]), (1,) * len(shape), (2, 3, 4, 5, 6)}) - {shape}
+    longer, taller = (*shape[:-1], shape[-1] + 1), (shape[0] + 1, *shape[1:])
+    shapes = {(), (3,), (0,), shape[:-1], shape[::-1], (*shape, 1), (1, *shape), (2, *shape)}
+    return (shapes | {longer, taller, (0, *shape[1:]), (1,) * len(shape), (2, 3, 4, 5, 6)}) - {
+        shape
+    }
 
 
 @pytest.mark.parametrize("site", UPDATES)
 def test_leaves_of_other_shapes(site: str) -> None:
-    """Either `misfit` has a message, or the update runs."""
+    """Either `misfit` returns a message, or the update runs and keeps the shapes."""
     leaves, treedef = jax.tree.flatten(UPDATES[site])
     params, shape, passed = base([site], np.float32), MODULES[site].matrix, 0
     for i, leaf in enumerate(leaves):
-        for other in sorted(shapes_near(np.shape(leaf))):
-            new = np.zeros(other, jnp.result_type(leaf) if np.ndim(leaf) else np.float32)
-            update = jax.tree.unflatten(treedef, [*leaves[:i], new, *leaves[i + 1 :]])
+        for other_shape in sorted(shapes_near(np.shape(leaf))):
+            zeros = np.zeros(other_shape, jnp.result_type(leaf) if np.ndim(leaf) else np.float32)
+            update = jax.tree.unflatten(treedef, [*leaves[:i], zeros, *leaves[i + 1 :]])
             assert repr(Adapter({site: update}))
             if update.misfit(shape) is None and np.ndim(leaf) and passed < 3:
                 passed += 1
@@ -72,16 +74,18 @@ def test_messages_need_only_shapes(site: str) -> None:
     update = UPDATES[site]
     outline = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), update)
     assert outline.size() == update.size() and update.size() != ""
-    found = Adapter({site: outline}, 0.5, "mine")
-    assert repr(found) == f"mine: {found.summary()}" == repr(Adapter({site: update}, 0.5, "mine"))
+    adapter = Adapter({site: outline}, 0.5, "mine")
+    assert (
+        repr(adapter) == f"mine: {adapter.summary()}" == repr(Adapter({site: update}, 0.5, "mine"))
+    )
     assert update != dataclasses.replace(update) and hash(update) is not None
 
 
 def misfit_of(update: Any, shape: tuple[int, int]) -> str:
-    """The message."""
-    found = update.misfit(shape)
-    assert found is not None
-    return found
+    """The message of `misfit`, which must not be None."""
+    message = update.misfit(shape)
+    assert message is not None
+    return message
 
 
 def changed(site: str, **fields: Any) -> Any:
@@ -90,16 +94,16 @@ def changed(site: str, **fields: Any) -> Any:
 
 
 def test_positions_out_of_range() -> None:
-    """JAX would take the last element, or drop the position."""
+    """Positions are checked, because JAX would clamp or drop those that are out of range."""
     theta, scales = ones(3), (ones((1, 2)), ones((2, 1)))
     rows, cols = np.array([[0, 3]]), np.zeros((2, 1), int)
     assert misfit_of(UniLoRA(theta, rows, cols, *scales), (2, 2)) == (
         "unilora_indices_A go from 0 to 3, expected from 0 to 2"
     )
     bank, pair = ones((4, 1)), lambda n: (ones((1, 2, 1)), np.full((1, 2, 2), n, np.uint8))
-    turned = (ones((2, 1, 1)), np.zeros((2, 1, 2), np.uint8))
-    assert VBLoRA(pair(3), turned, bank, topk=2).misfit((2, 2)) is None
-    assert misfit_of(VBLoRA(pair(4), turned, bank, topk=2), (2, 2)) == (
+    factor_b = (ones((2, 1, 1)), np.zeros((2, 1, 2), np.uint8))
+    assert VBLoRA(pair(3), factor_b, bank, topk=2).misfit((2, 2)) is None
+    assert misfit_of(VBLoRA(pair(4), factor_b, bank, topk=2), (2, 2)) == (
         "vblora_logits_A_topk_indices go from 4 to 4, expected from 0 to 3"
     )
     logits = (ones((1, 2, 4)),), (ones((2, 1, 4)),)
@@ -131,7 +135,7 @@ def test_positions_beyond_32_bits() -> None:
 
 
 def test_scales_that_are_arrays() -> None:
-    """Like those of stacked adapters outside `vmap`."""
+    """Scales with an axis, as stacked adapters have outside `vmap`, are refused."""
     pair = ones(2)
     assert misfit_of(changed("LoRA0", scale=pair), (8, 16)).startswith("scale has shape (2,)")
     for kind, name in ((LoHa, "scale"), (LoKr, "scale"), (KaSA, "scale")):
@@ -148,7 +152,7 @@ def test_scales_that_are_arrays() -> None:
 
 
 def test_factors_with_other_axes() -> None:
-    """Once an error of tuple unpacking."""
+    """Factors with another number of axes get a message; unpacking their shapes once failed."""
     stack = LoKr((ones((1, 2, 2)),), (ones((4, 8)),), 1.0)
     assert "lokr_w1 has shape (1, 2, 2)" in misfit_of(stack, (8, 16))
     flat = ExpertLoRA(ones((2, 3)), ones((2, 4, 1)), 1.0)
@@ -158,7 +162,7 @@ def test_factors_with_other_axes() -> None:
 
 
 def test_reflection_at_a_zero_vector() -> None:
-    """It is the identity; PEFT divides by zero."""
+    """A reflection at a zero vector is the identity, where PEFT divides by zero."""
     u: Any = np.array([[3.0, 0.0], [0.0, 0.0]])
     w = np.array([[1.0, 2.0]], np.float32)
     both, reflection = (

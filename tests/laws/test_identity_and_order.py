@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxmix import Adapter, compose, mix
 
 from ..uncompiled import uncompiled
-from .draws import KINDS, MAKERS, Module, adapters, few, made, tree, trees
+from .draws import KINDS, MAKERS, Module, adapters, draw_update, few, tree, trees
 from .running import composed, error
 from .truth import fold_tree
 
@@ -21,7 +21,7 @@ ADDITIVE = ("LoRA", "AdaLoRA", "LoHa", "LoKr", "SHiRA")
 @few()
 @given(data=st.data(), drawn=trees())
 def test_identity(data: st.DataObject, drawn: Any) -> None:
-    """Without adapters the same object, at strength 0 the same numbers."""
+    """Without adapters `compose` returns the same object; at strength 0, the same numbers."""
     modules, params = drawn
     assert compose(params, []) is params and mix()(params) is params
     off = data.draw(adapters(modules, strengths=st.just(0.0)))
@@ -34,7 +34,7 @@ def test_identity(data: st.DataObject, drawn: Any) -> None:
 @few()
 @given(data=st.data(), drawn=trees())
 def test_untouched_leaves_are_the_same_objects(data: st.DataObject, drawn: Any) -> None:
-    """Also the leaves of a module of which only the bias, or only the weight, changes."""
+    """The unchanged bias of a module whose weight changes is one of them, and vice versa."""
     modules, params = drawn
     mixed = data.draw(adapters(modules))
     with jax.enable_x64(True), uncompiled():
@@ -50,7 +50,7 @@ def test_untouched_leaves_are_the_same_objects(data: st.DataObject, drawn: Any) 
 
 @given(data=st.data(), drawn=trees())
 def test_adapters_are_applied_in_the_given_order(data: st.DataObject, drawn: Any) -> None:
-    """Any adapters at any modules equal the naive fold of their formulas."""
+    """Random adapters on random modules equal the naive fold of their formulas."""
     modules, params = drawn
     mixed = data.draw(adapters(modules))
     assert error(composed(params, mixed), fold_tree(params, mixed)) < 1e-11
@@ -59,10 +59,10 @@ def test_adapters_are_applied_in_the_given_order(data: st.DataObject, drawn: Any
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2))
 def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
-    """For any nesting, with DoRA's norm and replaced leaves."""
+    """Every nesting gives the same result, with DoRA's norm and replaced leaves too."""
     modules, params = drawn
     a, b, c, d = data.draw(adapters(modules, count=4))
-    ways = [
+    nestings = [
         mix(a, b, c, d),
         mix(mix(a, b), mix(c, d)),
         mix(a, mix(b, mix(c, d))),
@@ -70,10 +70,10 @@ def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
         mix(mix(), a, mix(b), mix(mix(c, d))),
     ]
     expected = fold_tree(params, [a, b, c, d])
-    for way in (*ways, [a, mix(b, c), d]):
-        assert error(composed(params, way), expected) < 1e-11
+    for nesting in (*nestings, [a, mix(b, c), d]):
+        assert error(composed(params, nesting), expected) < 1e-11
     with jax.enable_x64(True), uncompiled():
-        assert error(ways[2](params), expected) < 1e-11
+        assert error(nestings[2](params), expected) < 1e-11
 
 
 @few()
@@ -93,22 +93,22 @@ def test_composing_in_two_steps(data: st.DataObject, drawn: Any) -> None:
     modules, params = drawn
     no_reader = tuple(kind for kind in MAKERS if kind != "DoRA")
     first, second = data.draw(adapters(modules, families=no_reader, count=2))
-    once = composed(params, [first, second])
-    assert error(composed(composed(params, [first]), [second]), once) < 1e-11
+    together = composed(params, [first, second])
+    assert error(composed(composed(params, [first]), [second]), together) < 1e-11
 
 
 def test_base_readers_read_the_base_in_a_mix() -> None:
     """DoRA after LoRA ignores LoRA's result; after a replaced leaf it reads the new leaf."""
     module = Module("linear", (6, 8), True)
     params = tree({"q": module}, 0)
-    lora, dora, new = (
-        Adapter({"q": made(kind, module, seed)}, name=kind)
+    lora, dora, replacing = (
+        Adapter({"q": draw_update(kind, module, seed)}, name=kind)
         for kind, seed in (("LoRA", 0), ("DoRA", 1), ("Replace", 4))
     )
-    assert new.updates["q"].has_weight
-    for first, reads_it in ((lora, False), (new, True)):
-        mixed = composed(params, [first, dora])
-        stepwise = composed(composed(params, [first]), [dora])
+    assert replacing.updates["q"].has_weight
+    for before, reads_it in ((lora, False), (replacing, True)):
+        mixed = composed(params, [before, dora])
+        stepwise = composed(composed(params, [before]), [dora])
         assert (error(mixed, stepwise) < 1e-11) == reads_it
 
 
@@ -117,5 +117,7 @@ def test_some_kinds_do_not_commute() -> None:
     module = KINDS["wide"]
     params = tree({"q": module}, 0)
     for pair in (("LoRA", "OFT"), ("OFT", "OFT"), ("SHiRA", "DoRA"), ("LoHa", "Replace")):
-        a, b = (Adapter({"q": made(k, module, i + 1)}, name=str(i)) for i, k in enumerate(pair))
+        a, b = (
+            Adapter({"q": draw_update(k, module, i + 1)}, name=str(i)) for i, k in enumerate(pair)
+        )
         assert error(composed(params, [a, b]), composed(params, [b, a])) > 1e-3, pair

@@ -17,20 +17,20 @@ import jaxmix
 from jaxmix import Adapter, Layout, Rule
 from jaxmix.families import LoRA
 
-from .draws import KINDS, MAKERS, Module, adapters, few, made, tree, trees
+from .draws import KINDS, MAKERS, Module, adapters, draw_update, few, tree, trees
 from .running import eagerly, error
 from .truth import fold_tree
 
-WORDS = (*((kind,) for kind in MAKERS), ("LoRA", "OFT", "DoRA"), ("OFT", "LoKr", "Together"))
+CHAINS = (*((kind,) for kind in MAKERS), ("LoRA", "OFT", "DoRA"), ("OFT", "LoKr", "Together"))
 # Sizes divisible by eight devices.
 MODULE = Module("linear", (8, 16), True)
 CONV = Module("conv", (8, 4, 2, 3), True)
 
 
 def chain(kinds: tuple[str, ...], module: Module = MODULE, site: str = "a") -> list[Adapter]:
-    """An adapter of each kind; the first seeds that replace leaves of both kinds."""
+    """An adapter of each kind. With these seeds Replace changes both the weight and the bias."""
     return [
-        Adapter({site: made(kind, module, 3 * i + 1)}, 0.7 + 0.2 * i, f"{i}")
+        Adapter({site: draw_update(kind, module, 3 * i + 1)}, 0.7 + 0.2 * i, f"{i}")
         for i, kind in enumerate(kinds)
     ]
 
@@ -38,7 +38,7 @@ def chain(kinds: tuple[str, ...], module: Module = MODULE, site: str = "a") -> l
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2))
 def test_compiled(data: st.DataObject, drawn: Any) -> None:
-    """Passes compiled one by one, and everything as one function."""
+    """Compiled passes and one compiled function both equal the naive fold."""
     modules, params = drawn
     mixed = data.draw(adapters(modules))
     truth = fold_tree(params, mixed)
@@ -50,7 +50,7 @@ def test_compiled(data: st.DataObject, drawn: Any) -> None:
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2))
 def test_saved_and_loaded(data: st.DataObject, drawn: Any) -> None:
-    """Equal bit for bit."""
+    """A mix that was saved and loaded gives the same result, bit for bit."""
     modules, params = drawn
     mixed = jaxmix.mix(*data.draw(adapters(modules)))
     with TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def test_saved_and_loaded(data: st.DataObject, drawn: Any) -> None:
     assert all(np.array_equal(out[name], expected[name]) for name in params)
 
 
-@pytest.mark.parametrize("kinds", WORDS[-2:], ids="-".join)
+@pytest.mark.parametrize("kinds", CHAINS[-2:], ids="-".join)
 def test_vmap_over_strengths(kinds: tuple[str, ...]) -> None:
     """`vmap` over strengths equals a loop over them, also under jit."""
     params, adapters = tree({"a": MODULE}, 0), chain(kinds)
@@ -83,7 +83,7 @@ def test_vmap_over_strengths(kinds: tuple[str, ...]) -> None:
 def test_vmap_over_adapters() -> None:
     """Adapters of equal shapes, stacked into one."""
     params = tree({"a": MODULE}, 0)
-    three = [Adapter({"a": made("LoHa", MODULE, i)}, 0.5 + i) for i in range(3)]
+    three = [Adapter({"a": draw_update("LoHa", MODULE, i)}, 0.5 + i) for i in range(3)]
     with jax.enable_x64(True):
         stacked = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *three)
         out = jax.vmap(lambda a: jaxmix.compose(params, a)["a.weight"])(stacked)
@@ -95,7 +95,7 @@ def test_vmap_over_adapters() -> None:
 def test_eval_shape() -> None:
     """`eval_shape` needs no arrays."""
     params = tree({"a": MODULE}, 0)
-    for kinds in WORDS:
+    for kinds in CHAINS:
         with jax.enable_x64(True):
             out = jax.eval_shape(jaxmix.compose, params, chain(kinds))
             assert {n: (x.shape, x.dtype) for n, x in out.items()} == {
@@ -116,12 +116,12 @@ def placed(leaf: Any, kind: AxisType, *spec: Any) -> jax.Array:
     return jax.device_put(np.asarray(leaf, np.float32), NamedSharding(mesh(kind), P(*spec)))
 
 
-KIND = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
+AXIS_TYPES = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
 SPECS = {"rows": ("x", None), "both": ("y", "x"), "columns": (None, ("x", "y")), "none": ()}
 
 
 def run_sharded(params: Any, adapters: list[Adapter], **how: Any) -> list[Any]:
-    """By passes, with donation of a copy, and as one function that keeps the shardings."""
+    """Results by passes, with donation of a copy, and as one function; all keep the shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, params)
     copy = jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), params)
     out = [
@@ -131,43 +131,43 @@ def run_sharded(params: Any, adapters: list[Adapter], **how: Any) -> list[Any]:
             params, adapters
         ),
     ]
-    for new in out:
-        same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), new, shardings)
+    for result in out:
+        same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), result, shardings)
         assert all(jax.tree.leaves(same))
-        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, params)
+        assert jax.tree.map(jax.typeof, result) == jax.tree.map(jax.typeof, params)
     return out
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("flax", [False, True], ids=["torch", "flax"])
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("kind", KIND)
+@pytest.mark.parametrize("kind", AXIS_TYPES)
 def test_sharded(kind: str, spec: str, flax: bool) -> None:
-    """Values and shardings, on meshes of both kinds."""
+    """Values and shardings are right on meshes with automatic and explicit axes."""
     assert len(jax.devices()) == 8
     base = tree({"a": MODULE}, 0, np.float32)
     weight, bias = base.values()
     # The chains rotate, so that each one is tested with some sharding of each kind.
     start = (list(SPECS).index(spec) + 4 * flax) % 3
-    for kinds in WORDS[start::3]:
+    for kinds in CHAINS[start::3]:
         adapters = chain(kinds)
         truth = fold_tree(base, adapters)
         params = {
             "a": {
                 ("kernel" if flax else "weight"): placed(
-                    weight.T if flax else weight, KIND[kind], *SPECS[spec]
+                    weight.T if flax else weight, AXIS_TYPES[kind], *SPECS[spec]
                 ),
-                "bias": placed(bias, KIND[kind], "x"),
+                "bias": placed(bias, AXIS_TYPES[kind], "x"),
             }
         }
         for out in run_sharded(params, adapters):
-            new = out["a"]["kernel"].T if flax else out["a"]["weight"]
-            ours = {"a.weight": new, "a.bias": out["a"]["bias"]}
-            assert error(ours, truth) < 2e-6, kinds
+            kernel_or_weight = out["a"]["kernel"].T if flax else out["a"]["weight"]
+            actual = {"a.weight": kernel_or_weight, "a.bias": out["a"]["bias"]}
+            assert error(actual, truth) < 2e-6, kinds
 
 
 Make = Callable[[np.ndarray], np.ndarray]
-PLACES: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
+STORED: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
     "a convolution, HWIO": (
         lambda w: np.moveaxis(w, (0, 1), (-1, -2)),
         lambda k: np.moveaxis(k, (-1, -2), (0, 1)),
@@ -193,21 +193,22 @@ PLACES: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("kind", KIND)
-def test_resharded_leaves_are_restored(kind: str, place: str) -> None:
-    """Leaves that are moved or cut get their shardings back."""
-    put, get, spec, layout = PLACES[place]
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("kind", AXIS_TYPES)
+def test_resharded_leaves_are_restored(kind: str, stored: str) -> None:
+    """Leaves whose axes are moved or indexed get their shardings back."""
+    to_leaf, from_leaf, spec, layout = STORED[stored]
     module = CONV if layout is None else MODULE
     weight = tree({"a": module}, 0, np.float32)["a.weight"]
     for kinds in (("LoRA",), ("OFT", "DoRA")):
         adapters = [
-            Adapter({"a": weight_only(made(k, module, i))}, 0.5, k) for i, k in enumerate(kinds)
+            Adapter({"a": weight_only(draw_update(k, module, i))}, 0.5, k)
+            for i, k in enumerate(kinds)
         ]
-        params = {"a": {"kernel": placed(put(weight), KIND[kind], *spec)}}
+        params = {"a": {"kernel": placed(to_leaf(weight), AXIS_TYPES[kind], *spec)}}
         truth = fold_tree({"a.weight": weight}, adapters)
         for out in run_sharded(params, adapters, layout=layout):
-            assert error({"a.weight": get(np.asarray(out["a"]["kernel"]))}, truth) < 2e-6
+            assert error({"a.weight": from_leaf(np.asarray(out["a"]["kernel"]))}, truth) < 2e-6
 
 
 def weight_only(update: Any) -> Any:
@@ -217,13 +218,13 @@ def weight_only(update: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("kind", KIND)
+@pytest.mark.parametrize("kind", AXIS_TYPES)
 def test_sharded_under_transformations(kind: str) -> None:
     """`vmap` over strengths and gradients of them, on sharded leaves."""
     base = tree({"a": MODULE}, 0, np.float32)
     params = {
-        "a.weight": placed(base["a.weight"], KIND[kind], "y", "x"),
-        "a.bias": placed(base["a.bias"], KIND[kind], "x"),
+        "a.weight": placed(base["a.weight"], AXIS_TYPES[kind], "y", "x"),
+        "a.bias": placed(base["a.bias"], AXIS_TYPES[kind], "x"),
     }
     adapters = chain(("OFT", "DoRA"))
 
@@ -231,7 +232,7 @@ def test_sharded_under_transformations(kind: str) -> None:
         return jaxmix.mix(*adapters, strength=strengths)(params)["a.weight"]
 
     stack = jnp.array([[0.0, 1.0], [0.5, 0.3]])
-    with jax.set_mesh(mesh(KIND[kind])):
+    with jax.set_mesh(mesh(AXIS_TYPES[kind])):
         out = jax.vmap(run)(stack)
         slope = jax.jit(jax.jacfwd(run))(stack[1])
     for i in range(2):
@@ -246,7 +247,7 @@ def test_factors_on_the_mesh() -> None:
     kind = AxisType.Explicit
     base = tree({"a": MODULE}, 0, np.float32)
     params = {name: placed(leaf, kind, "x") for name, leaf in base.items()}
-    update = made("LoRA", Module("linear", (8, 16)), 0)
+    update = draw_update("LoRA", Module("linear", (8, 16)), 0)
     assert isinstance(update, LoRA)
     on_mesh = LoRA(placed(update.a, kind, None, "x"), placed(update.b, kind), update.scale)
     out = jaxmix.compose(params, Adapter({"a": on_mesh}, jax.device_put(jnp.float32(0.5))))
@@ -260,5 +261,5 @@ def test_another_device() -> None:
     base = tree({"a": KINDS["wide"]}, 0, np.float32)
     device = jax.devices()[3]
     params = jax.device_put(base, device)
-    out = jaxmix.compose(params, [Adapter({"a": made("LoKr", KINDS["wide"], 0)})])
+    out = jaxmix.compose(params, [Adapter({"a": draw_update("LoKr", KINDS["wide"], 0)})])
     assert all(leaf.devices() == {device} for leaf in out.values())

@@ -1,4 +1,4 @@
-"""Law 5, except traces: 0 is the identity, 1 the checkpoint's map, and between them a path."""
+"""Law 5, except traces: strength 0 is the identity, and 1 is the checkpoint's map."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.families import OFT, Replace
 
-from .draws import KINDS, MAKERS, Module, adapters, few, made, normal, tree, trees
+from .draws import KINDS, MAKERS, Module, adapters, draw_update, few, normal, tree, trees
 from .running import composed, error
 from .truth import fold_tree
 
 MODULE = Module("linear", (6, 8), True)
 PARAMS = tree({"a": MODULE}, 0)
-# Seeds with which leaves of both kinds are replaced, and LoRA has a bias.
-UPDATES = {kind: made(kind, MODULE, 4) for kind in MAKERS}
+# With this seed Replace changes both the weight and the bias, and LoRA has a bias.
+UPDATES = {kind: draw_update(kind, MODULE, 4) for kind in MAKERS}
 
 
 def at(kind: str, strength: Any) -> Adapter:
@@ -50,22 +50,24 @@ def test_rotations_stay_rotations(terms: int | None) -> None:
         lengths = np.linalg.norm(composed_weight["a.weight"], axis=1) / np.linalg.norm(base, axis=1)
         np.testing.assert_allclose(lengths, 1, atol=tolerance)
         assert np.abs(composed_weight["a.weight"] - base).max() > 1e-3
-        back = composed(composed_weight, Adapter({"a": oft}, -s))
-        np.testing.assert_allclose(back["a.weight"], base, atol=tolerance)
+        restored = composed(composed_weight, Adapter({"a": oft}, -s))
+        np.testing.assert_allclose(restored["a.weight"], base, atol=tolerance)
 
 
 def slopes(run: Any, at: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """Central differences."""
+    """The gradient by central differences."""
     steps = step * np.eye(len(at))
     return np.array([(run(at + h) - run(at - h)) / (2 * step) for h in steps])
 
 
 @pytest.mark.parametrize("start", [0.0, 0.6])
 def test_gradients_of_strengths(start: float) -> None:
-    """Against differences of the naive fold; at zero too, where LoRA and OFT start training."""
+    """Gradients equal differences of the naive fold, at strength 0 too."""
     kinds = ("LoHa", "OFT", "DoRA")
     weights = {n: normal(np.random.default_rng(1), *x.shape) for n, x in PARAMS.items()}
-    parts = [Adapter({"a": made(k, MODULE, 4 + i)}, name=str(i)) for i, k in enumerate(kinds)]
+    parts = [
+        Adapter({"a": draw_update(k, MODULE, 4 + i)}, name=str(i)) for i, k in enumerate(kinds)
+    ]
 
     def loss(strengths: Any) -> Any:
         out = jaxmix.mix(*parts, strength=strengths)(PARAMS)
@@ -77,36 +79,40 @@ def test_gradients_of_strengths(start: float) -> None:
 
     start_values = np.full(len(kinds), start)
     with jax.enable_x64(True):
-        ours = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(start_values)))
+        gradients = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(start_values)))
     expected = slopes(truth, start_values)
-    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(gradients, expected, rtol=1e-6, atol=1e-6)
     assert np.abs(expected).max() > 1e-3
 
 
 def test_gradients_of_the_base() -> None:
-    """Through DoRA's norm too, on a convolution and an embedding."""
+    """Gradients by the base go through DoRA's norm too, on a convolution and an embedding."""
     for kind in ("conv2d", "embedding"):
         module = KINDS[kind]
         params = tree({"a": module}, 3)
-        mixed = [Adapter({"a": made(k, module, 5)}, 0.8, k) for k in ("OFT", "DoRA", "LoKr")]
-        way = normal(np.random.default_rng(4), *module.shape)
+        mixed = [Adapter({"a": draw_update(k, module, 5)}, 0.8, k) for k in ("OFT", "DoRA", "LoKr")]
+        direction = normal(np.random.default_rng(4), *module.shape)
 
-        def truth(t: np.ndarray, p: Any = params, m: Any = mixed, way: Any = way) -> float:
-            return float(fold_tree({"a.weight": p["a.weight"] + t[0] * way}, m)["a.weight"].sum())
+        def truth(
+            t: np.ndarray, p: Any = params, m: Any = mixed, direction: Any = direction
+        ) -> float:
+            return float(
+                fold_tree({"a.weight": p["a.weight"] + t[0] * direction}, m)["a.weight"].sum()
+            )
 
         with jax.enable_x64(True):
             grad = jax.grad(
                 lambda w, m=mixed: jaxmix.compose({"a.weight": w}, m)["a.weight"].sum()
             )(jnp.asarray(params["a.weight"]))
-        ours = (np.asarray(grad) * way).sum()
-        np.testing.assert_allclose(ours, slopes(truth, np.zeros(1))[0], rtol=1e-6)
+        slope = (np.asarray(grad) * direction).sum()
+        np.testing.assert_allclose(slope, slopes(truth, np.zeros(1))[0], rtol=1e-6)
 
 
 def test_replaced_leaves_have_no_gradient() -> None:
-    """At strength 1 the old leaf does not contribute."""
-    new = Adapter({"a": Replace(np.ones((6, 8)))})
+    """At strength 1 the replaced leaf does not contribute."""
+    replacing = Adapter({"a": Replace(np.ones((6, 8)))})
     with jax.enable_x64(True):
-        grad = jax.grad(lambda w: jaxmix.compose({"a.weight": w}, new)["a.weight"].sum())(
+        grad = jax.grad(lambda w: jaxmix.compose({"a.weight": w}, replacing)["a.weight"].sum())(
             jnp.asarray(PARAMS["a.weight"])
         )
     assert not np.asarray(grad).any()

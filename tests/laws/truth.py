@@ -50,10 +50,10 @@ def fold_tree(params: Mapping[str, Any], adapters: Iterable[Any]) -> dict[str, n
             chains.setdefault(name, []).append((adapter.strength, update))
     out = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
     for name, chain in chains.items():
-        new = fold(chain, out.get(f"{name}.weight"), out.get(f"{name}.bias"))
-        for part, tensor in zip(("weight", "bias"), new, strict=True):
+        folded = fold(chain, out.get(f"{name}.weight"), out.get(f"{name}.bias"))
+        for kind, tensor in zip(("weight", "bias"), folded, strict=True):
             if tensor is not None:
-                out[f"{name}.{part}"] = tensor
+                out[f"{name}.{kind}"] = tensor
     return out
 
 
@@ -86,13 +86,13 @@ def _computed(site: Site, s: float, update: Update) -> Site:
     formula, factors, config = sample.peft(update)
     shape = site.weight.shape if sample.shaped else (len(site.weight), -1)
     weights = (x.reshape(shape) for x in (site.weight, site.weight0))
-    none = np.zeros(len(site.weight))
-    biases = (none if x is None else x for x in (site.bias, site.bias0))
+    zeros = np.zeros(len(site.weight))
+    biases = (zeros if x is None else x for x in (site.bias, site.bias0))
     (weight, weight0), (bias, bias0) = weights, biases
-    named = {name: _wide(x) for name, x in factors.items() if x is not None}
-    weight, bias = formula(named, config, Leaves(weight, bias, weight0, bias0), s)
-    kept = None if site.bias is None else bias
-    return replace(site, weight=weight.reshape(site.weight.shape), bias=kept)
+    tensors = {name: _wide(x) for name, x in factors.items() if x is not None}
+    weight, bias = formula(tensors, config, Leaves(weight, bias, weight0, bias0), s)
+    result_bias = None if site.bias is None else bias
+    return replace(site, weight=weight.reshape(site.weight.shape), bias=result_bias)
 
 
 def _wide(x: Any) -> np.ndarray:
@@ -101,21 +101,21 @@ def _wide(x: Any) -> np.ndarray:
     return x if x.dtype.kind in "iu" else x.astype(np.float64)
 
 
-def _sum(old: np.ndarray | None, s: float, new: Any) -> np.ndarray | None:
-    return old if old is None or new is None else old + s * _wide(new).reshape(old.shape)
+def _sum(leaf: np.ndarray | None, s: float, change: Any) -> np.ndarray | None:
+    return leaf if leaf is None or change is None else leaf + s * _wide(change).reshape(leaf.shape)
 
 
 def _replaced(site: Site, s: float, update: Replace) -> Site:
-    """Interpolates to the new leaves, in the base too."""
+    """Interpolates to the new leaves, both in the current values and in the base's."""
 
-    def line(old: np.ndarray | None, new: Any) -> np.ndarray | None:
-        if new is None or old is None:
-            return old
-        return (1 - s) * old + s * _wide(new).reshape(old.shape)
+    def interpolated(leaf: np.ndarray | None, replacement: Any) -> np.ndarray | None:
+        if replacement is None or leaf is None:
+            return leaf
+        return (1 - s) * leaf + s * _wide(replacement).reshape(leaf.shape)
 
     return Site(
-        line(site.weight, update.weight),
-        line(site.bias, update.bias),
-        line(site.weight0, update.weight),
-        line(site.bias0, update.bias),
+        interpolated(site.weight, update.weight),
+        interpolated(site.bias, update.bias),
+        interpolated(site.weight0, update.weight),
+        interpolated(site.bias0, update.bias),
     )

@@ -65,9 +65,9 @@ def test_directions_below_the_tolerance_are_dropped() -> None:
 def test_on_host_keeps_low_rank_factors() -> None:
     """Low-rank operators keep their factors; others become dense matrices."""
     x, y = jnp.arange(2.0)[:, None], jnp.arange(12.0).reshape(3, 4)
-    made = on_host(Kronecker(x, y))
-    assert isinstance(made, np.ndarray)
-    np.testing.assert_array_equal(made, np.kron(x, y))
+    matrix = on_host(Kronecker(x, y))
+    assert isinstance(matrix, np.ndarray)
+    np.testing.assert_array_equal(matrix, np.kron(x, y))
     thin = on_host(LowRank(y, y.T))
     assert isinstance(thin, Thin) and isinstance(thin.b, np.ndarray)
     assert isinstance(on_host(Zero(2, 3)), Thin)
@@ -93,8 +93,8 @@ def test_principal_angles() -> None:
     mixed, _ = np.linalg.qr(RNG.normal(size=(3, 3)))
     np.testing.assert_allclose(principal_angles(p @ mixed, q), angles, rtol=1e-6)
     # Either argument may be the smaller space.
-    more = np.concatenate([q @ mixed, rotation[:, 6:7]], axis=1)
-    for pair in ((p, more), (more, p)):
+    larger = np.concatenate([q @ mixed, rotation[:, 6:7]], axis=1)
+    for pair in ((p, larger), (larger, p)):
         np.testing.assert_allclose(principal_angles(*pair), angles, rtol=1e-6)
 
 
@@ -104,11 +104,11 @@ def test_overlap() -> None:
     assert overlap(np.zeros(k), (k, j), n) == 1
     assert overlap(np.full(k, np.pi / 2), (k, j), n) == pytest.approx(-0.5)
     assert overlap(np.zeros(k), (k, n), n) == 0
-    found = []
+    overlaps = []
     for _ in range(300):
         p, q = (np.linalg.qr(RNG.normal(size=(n, size)))[0] for size in (k, j))
-        found.append(overlap(principal_angles(p, q), (k, j), n))
-    assert abs(np.mean(found)) < 0.03 and np.std(found) > 0.05
+        overlaps.append(overlap(principal_angles(p, q), (k, j), n))
+    assert abs(np.mean(overlaps)) < 0.03 and np.std(overlaps) > 0.05
 
 
 def test_sign_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +124,9 @@ def test_sign_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shares() -> None:
     """The shares match values computed by hand, with a second step that partly undoes the first."""
-    first, both = np.array([[2.0, 0.0, 1.0]]), np.array([[1.0, 1.0, 1.0]])
-    assert shares([first, both]) == [1.0, 0.0]
+    one_step, two_steps = np.array([[2.0, 0.0, 1.0]]), np.array([[1.0, 1.0, 1.0]])
+    assert shares([one_step, two_steps]) == [1.0, 0.0]
     assert shares([THIN, THIN]) == [1.0, 0.0]
-    assert shares([first, 0 * first]) == [0.0, 0.0]
+    assert shares([one_step, 0 * one_step]) == [0.0, 0.0]
     steps = [low(1), low(2), low(3)]
     assert sum(shares(steps)) == pytest.approx(1)

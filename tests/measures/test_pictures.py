@@ -16,7 +16,7 @@ from jaxmix.training import draw_strengths
 
 def test_grid_orders_layers_by_number() -> None:
     """Layers are ordered by number, after sites outside of the layers."""
-    # A Python set of these layers has another order.
+    # Strings would sort these layers in another order.
     rows, columns, numbers = grid({"h.40.q": 1.0, "h.8.q": 2.0, "h.8.v": 3.0, "head": 4.0})
     assert (rows, columns) == (["q", "v", "head"], ["", "8", "40"])
     nan = np.nan
@@ -44,18 +44,18 @@ def test_each_kind_of_layer_has_a_column() -> None:
     rows, columns, numbers = grid(unet)
     assert (rows, columns) == (["proj_in"], ["0.1\ndown", "1.0", "0\nmid", "1.2\nup"])
     np.testing.assert_array_equal(numbers, [[3, 4, 2, 1]])
-    both = {"model.encoder.layers.1.q": 1.0, "model.decoder.layers.1.q": 2.0}
-    assert grid(both)[1] == ["1\nencoder", "1\ndecoder"]
+    coders = {"model.encoder.layers.1.q": 1.0, "model.decoder.layers.1.q": 2.0}
+    assert grid(coders)[1] == ["1\nencoder", "1\ndecoder"]
 
 
-@pytest.mark.parametrize("end", [".png", ".svg", ".PDF", ""])
-def test_suffix_chooses_the_format(end: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".PDF", ""])
+def test_suffix_chooses_the_format(suffix: str, tmp_path: Path) -> None:
     """The file's suffix chooses the format."""
     pytest.importorskip("matplotlib")
     figure = new_figure(1, 1)
-    place = save_picture(figure, tmp_path / f"x{end}")
-    begins = {".svg": b"<?xml", ".PDF": b"%PDF"}.get(end, b"\x89PNG")
-    assert place.read_bytes().startswith(begins) and list(tmp_path.iterdir()) == [place]
+    path = save_picture(figure, tmp_path / f"x{suffix}")
+    begins = {".svg": b"<?xml", ".PDF": b"%PDF"}.get(suffix, b"\x89PNG")
+    assert path.read_bytes().startswith(begins) and list(tmp_path.iterdir()) == [path]
 
 
 def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
@@ -120,5 +120,5 @@ def test_names_with_dollar_signs_are_drawn(tmp_path: Path) -> None:
     mixed = jaxmix.mix(*parts)
     assert draw_strengths(mixed, tmp_path / "strengths.png").stat().st_size
     measures = measure(mixed, params)
-    drawn = draw_measures(measures, tmp_path / "measures.svg").read_text()
-    assert "<!-- $x^{$ -->" in drawn and "<!-- tab\\there\\x00 -->" in drawn
+    svg = draw_measures(measures, tmp_path / "measures.svg").read_text()
+    assert "<!-- $x^{$ -->" in svg and "<!-- tab\\there\\x00 -->" in svg

@@ -122,9 +122,9 @@ def save(case: str, folder: Path, **how: Any) -> Path:
 
 def torch_logits(case: str, tokens: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
     """Returns transformers' logits."""
-    given = {name: torch.tensor(array) for name, array in inputs.items()}
+    tensors = {name: torch.tensor(array) for name, array in inputs.items()}
     with torch.no_grad():
-        return torch_model(case)(torch.tensor(tokens), **given).logits.numpy()
+        return torch_model(case)(torch.tensor(tokens), **tensors).logits.numpy()
 
 
 def tokens_of(seed: int, rows: int = 2, count: int = 19) -> np.ndarray:

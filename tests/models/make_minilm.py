@@ -54,16 +54,16 @@ def train(name: str, config: Any, folder: Path) -> tuple[float, float]:
     torch.manual_seed(sum(map(ord, name)))
     model: Any = get_peft_model(AutoModel.from_pretrained(folder), config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    sides = [
-        tokenizer(list(side), padding=True, return_tensors="pt")
-        for side in zip(*PAIRS, strict=True)
+    batches = [
+        tokenizer(list(batch), padding=True, return_tensors="pt")
+        for batch in zip(*PAIRS, strict=True)
     ]
     optimizer = torch.optim.Adam(
         [leaf for leaf in model.parameters() if leaf.requires_grad], lr=1e-2
     )
     losses = []
     for _ in range(STEPS):
-        first, second = (embeddings(model, side) for side in sides)
+        first, second = (embeddings(model, batch) for batch in batches)
         loss = torch.nn.functional.cross_entropy(20 * first @ second.T, torch.arange(len(PAIRS)))
         optimizer.zero_grad()
         loss.backward()
@@ -87,9 +87,9 @@ def main() -> None:
     sentences = [sentence for pair in PAIRS[:4] for sentence in pair]
     batch = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
     with torch.no_grad():
-        truth = embeddings(AutoModel.from_pretrained(folder).eval(), batch)
+        recorded_embeddings = embeddings(AutoModel.from_pretrained(folder).eval(), batch)
     recorded = {"tokens": batch["input_ids"], "mask": batch["attention_mask"].bool()}
-    save_file({**recorded, "embeddings": truth}, HERE / "truth.safetensors")
+    save_file({**recorded, "embeddings": recorded_embeddings}, HERE / "truth.safetensors")
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def save(case: str, folder: Path, model: Any = None) -> Path:
 
 def outputs(model: Any, tokens: np.ndarray, **inputs: np.ndarray) -> Any:
     """Returns transformers' outputs."""
-    given = {name: torch.tensor(array) for name, array in inputs.items()}
+    tensors = {name: torch.tensor(array) for name, array in inputs.items()}
     with torch.no_grad():
-        return model(torch.tensor(tokens), **given)
+        return model(torch.tensor(tokens), **tensors)
 
 
 def state_of(model: Any) -> dict[str, np.ndarray]:

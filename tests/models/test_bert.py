@@ -16,14 +16,14 @@ from . import tiny
 
 
 @nnx.jit
-def run(model: Bert, tokens: Any, **given: Any) -> Any:
+def run(model: Bert, tokens: Any, **inputs: Any) -> Any:
     """Returns the hidden states."""
-    return model(tokens, **given)
+    return model(tokens, **inputs)
 
 
 def test_tree_has_hugging_face_names() -> None:
     model = tiny.model("bert")
-    found = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
+    names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
     products = [f"attention.self.{p}" for p in ("query", "key", "value")]
     products += ["attention.output.dense", "intermediate.dense", "output.dense"]
     leaves = [f"{p}.{leaf}" for p in products for leaf in ("kernel", "bias")]
@@ -32,7 +32,7 @@ def test_tree_has_hugging_face_names() -> None:
     layers = {f"encoder.layer.{i}.{leaf}" for i in (0, 1) for leaf in leaves}
     ends = {f"embeddings.{p}_embeddings.embedding" for p in ("word", "position", "token_type")}
     ends |= {"embeddings.LayerNorm.scale", "embeddings.LayerNorm.bias"}
-    assert found == layers | ends | {"pooler.dense.kernel", "pooler.dense.bias"}
+    assert names == layers | ends | {"pooler.dense.kernel", "pooler.dense.bias"}
 
 
 def test_padding_has_no_effect() -> None:
@@ -41,8 +41,8 @@ def test_padding_has_no_effect() -> None:
     mask = jnp.broadcast_to(jnp.arange(9) < 6, (2, 9))
     alone = run(model, tokens[:, :6])
     np.testing.assert_allclose(run(model, tokens, mask=mask)[:, :6], alone, rtol=1e-5, atol=1e-5)
-    seen = run(model, tokens, mask=jnp.ones_like(mask))
-    assert np.abs(seen[:, 0] - alone[:, 0]).max() > 1e-3
+    unmasked = run(model, tokens, mask=jnp.ones_like(mask))
+    assert np.abs(unmasked[:, 0] - alone[:, 0]).max() > 1e-3
 
 
 def test_sentence_embeddings_are_masked_means() -> None:
@@ -79,29 +79,35 @@ def test_names_in_files_are_recognised() -> None:
     """Prefixes, buffers, old norm names and a missing pooler are accepted, other tensors not."""
     config = tiny.config("bert")
     tensors = tiny.tensors(config)
-    old = {}
+    as_in_files = {}
     for name, leaf in tensors.items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
-        old["bert." + name.replace("LayerNorm.bias", "LayerNorm.beta")] = leaf
+        as_in_files["bert." + name.replace("LayerNorm.bias", "LayerNorm.beta")] = leaf
     buffers = {"bert.embeddings.position_ids": np.arange(14)[None]}
-    again = to_torch(from_torch(config, {**old, **buffers}))
-    assert again.keys() == tensors.keys()
-    assert all(np.array_equal(again[name], leaf) for name, leaf in tensors.items())
-    bare = {name: leaf for name, leaf in tensors.items() if not name.startswith("pooler")}
-    model = from_torch(config, bare)
-    assert not model.config.pooler and to_torch(model).keys() == bare.keys()
+    converted = to_torch(from_torch(config, {**as_in_files, **buffers}))
+    assert converted.keys() == tensors.keys()
+    assert all(np.array_equal(converted[name], leaf) for name, leaf in tensors.items())
+    without_pooler = {name: leaf for name, leaf in tensors.items() if not name.startswith("pooler")}
+    model = from_torch(config, without_pooler)
+    assert not model.config.pooler and to_torch(model).keys() == without_pooler.keys()
     with pytest.raises(
         JaxmixError, match=r"this BERT has no pooler, since its file contains none\. For a"
     ):
         model.pooled(jnp.zeros((1, 2, 12)))
-    left = {**old, "cls.predictions.bias": np.zeros(23), "cls.seq_relationship.bias": np.zeros(2)}
+    with_heads = {
+        **as_in_files,
+        "cls.predictions.bias": np.zeros(23),
+        "cls.seq_relationship.bias": np.zeros(2),
+    }
     with pytest.raises(CheckpointError) as caught:
-        from_torch(config, {**left, "classifier.bias": np.zeros(2)}, ignore=["cls"])
-    text = "with 2 layers:\n  unused: classifier.bias\nIs it a complete checkpoint of an encoder of"
-    assert text in str(
+        from_torch(config, {**with_heads, "classifier.bias": np.zeros(2)}, ignore=["cls"])
+    message = (
+        "with 2 layers:\n  unused: classifier.bias\nIs it a complete checkpoint of an encoder of"
+    )
+    assert message in str(
         caught.value
     ) and "To skip a head, name its modules, such as ignore=['cls']" in str(caught.value)
-    assert from_torch(config, left, ignore=["cls"]).config.pooler
+    assert from_torch(config, with_heads, ignore=["cls"]).config.pooler
 
 
 def test_invalid_config_fields_are_refused() -> None:
@@ -109,10 +115,12 @@ def test_invalid_config_fields_are_refused() -> None:
     assert (config.layer_norm_eps, config.type_vocab_size, config.activation) == (1e-6, 2, "gelu")
     with pytest.raises(UnsupportedError) as caught:
         tiny.config("bert", is_decoder=True, position_embedding_type="relative_key", hidden_act="x")
-    text = str(caught.value)
-    assert "is_decoder = True: attention would be causal, but BERT is only supported as an" in text
-    assert "position_embedding_type = 'relative_key': expected 'absolute'" in text
-    assert "hidden_act = 'x': expected one of silu" in text
+    message = str(caught.value)
+    assert (
+        "is_decoder = True: attention would be causal, but BERT is only supported as an" in message
+    )
+    assert "position_embedding_type = 'relative_key': expected 'absolute'" in message
+    assert "hidden_act = 'x': expected one of silu" in message
     with pytest.raises(
         CheckpointError, match=r"hidden_size = 12 is not a multiple of num_att.* = 5"
     ):

@@ -81,8 +81,8 @@ def test_missing_files_are_reported(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, TENSORS)
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    for bad in (whole[:-3], whole[:20], b"", b"\xff" * 64):
+    content = file.read_bytes()
+    for bad in (content[:-3], content[:20], b"", b"\xff" * 64):
         file.write_bytes(bad)
         with pytest.raises(
             CheckpointError, match=r"model.safetensors is not a complete safetensors file"
@@ -102,8 +102,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_missing_shard_is_reported(tmp_path: Path) -> None:
     folder = write(tmp_path, TENSORS, 2)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    text = r"model-00002-of-00002.safetensors is missing; found config.json, model-00001-of"
-    with pytest.raises(CheckpointError, match=f"{text}.*Download the complete folder again"):
+    message = r"model-00002-of-00002.safetensors is missing; found config.json, model-00001-of"
+    with pytest.raises(CheckpointError, match=f"{message}.*Download the complete folder again"):
         tensor_files(folder)
 
 
@@ -124,9 +124,9 @@ def test_wrong_index_is_refused(tmp_path: Path) -> None:
     assert "Are files of two checkpoints mixed?" in lines[4]
 
 
-@pytest.mark.parametrize("found", ["[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_invalid_index_is_refused(found: str, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(found)
+@pytest.mark.parametrize("content", ["[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_invalid_index_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"index.json(: weight_map is| holds a list)"):
         tensor_files(tmp_path)
 

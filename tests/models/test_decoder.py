@@ -27,12 +27,12 @@ def test_tree_has_hugging_face_names() -> None:
     layers = {f"model.layers.{i}.{leaf}" for i in (0, 1) for leaf in (*attention, *mlp, *norms)}
     ends = {"model.embed_tokens.embedding", "model.norm.scale", "lm_head.kernel"}
     assert names(tiny.model("llama")) == layers | ends
-    plain = {name for name in layers if "bias" not in name}
+    without_biases = {name for name in layers if "bias" not in name}
     extra = {f"model.layers.{i}.self_attn.{p}_norm.scale" for i in (0, 1) for p in "qk"}
-    assert names(tiny.model("qwen3")) == plain | extra | ends - {"lm_head.kernel"}
+    assert names(tiny.model("qwen3")) == without_biases | extra | ends - {"lm_head.kernel"}
     biases = {f"model.layers.{i}.self_attn.{p}_proj.bias" for i in (0, 1) for p in "qkv"}
-    assert names(tiny.model("qwen2")) == plain | biases | ends
-    assert names(tiny.model("mistral")) == plain | ends
+    assert names(tiny.model("qwen2")) == without_biases | biases | ends
+    assert names(tiny.model("mistral")) == without_biases | ends
 
 
 def test_split_and_merge() -> None:
@@ -52,13 +52,15 @@ def test_cache_gives_the_same_logits(kind: str) -> None:
         model, tokens = tiny.model(kind, dtype=np.float64), tiny.tokens()
         step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
         empty = cache = Cache.empty(model.config, 2, 11, model.dtype)
-        pieces = []
-        for piece in jnp.split(tokens, 3, axis=1):
-            logits, cache = step(model, piece, cache)
-            pieces.append(logits)
-        whole = tiny.run(model, tokens)
-        assert whole.dtype == jnp.float64
-        np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-11, atol=1e-11)
+        outputs = []
+        for tokens_of_step in jnp.split(tokens, 3, axis=1):
+            logits, cache = step(model, tokens_of_step, cache)
+            outputs.append(logits)
+        expected = tiny.run(model, tokens)
+        assert expected.dtype == jnp.float64
+        np.testing.assert_allclose(
+            jnp.concatenate(outputs, axis=1), expected, rtol=1e-11, atol=1e-11
+        )
         assert int(cache.length) == 9
         assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(empty))
 

@@ -50,18 +50,18 @@ class Block(eqx.Module):
 def copy_of(block: Any) -> Block:
     """Returns our NNX block in Equinox."""
 
-    def linear(ours: Any) -> eqx.nn.Linear:
-        kernel, key = ours.kernel[...], jax.random.key(0)
-        made = eqx.nn.Linear(*kernel.shape, key=key)
-        leaves = (kernel.T, ours.bias[...])
-        return eqx.tree_at(lambda layer: (layer.weight, layer.bias), made, leaves)
+    def linear(source: Any) -> eqx.nn.Linear:
+        kernel, key = source.kernel[...], jax.random.key(0)
+        copy = eqx.nn.Linear(*kernel.shape, key=key)
+        leaves = (kernel.T, source.bias[...])
+        return eqx.tree_at(lambda layer: (layer.weight, layer.bias), copy, leaves)
 
-    def output(ours: Any) -> Output:
-        norm = ours.LayerNorm
-        made = eqx.nn.LayerNorm(norm.scale.shape, eps=norm.epsilon)
+    def output(source: Any) -> Output:
+        norm = source.LayerNorm
+        copy = eqx.nn.LayerNorm(norm.scale.shape, eps=norm.epsilon)
         leaves = (norm.scale[...], norm.bias[...])
-        made = eqx.tree_at(lambda layer: (layer.weight, layer.bias), made, leaves)
-        return Output(linear(ours.dense), made)
+        copy = eqx.tree_at(lambda layer: (layer.weight, layer.bias), copy, leaves)
+        return Output(linear(source.dense), copy)
 
     projections = block.attention.self
     products = {name: linear(getattr(projections, name)) for name in ("query", "key", "value")}
@@ -83,14 +83,14 @@ def test_equinox_block_matches_nnx(tmp_path: Path) -> None:
         draw = np.random.default_rng(0)
         x = jnp.asarray(draw.normal(size=(2, 9, 12)))
         mask = jnp.asarray(np.arange(9)[None] < np.array([[9], [6]]))
-        seen = jnp.broadcast_to(mask[:, None, :], (2, 9, 9))
-        nnx_block = nnx.jit(lambda block: block(x, seen))
+        attended = jnp.broadcast_to(mask[:, None, :], (2, 9, 9))
+        nnx_block = nnx.jit(lambda block: block(x, attended))
         eqx_block = eqx.filter_jit(lambda block: jax.vmap(block)(x, mask))
         base = copy_of(model.encoder.layer[0])
-        before = nnx_block(model.encoder.layer[0])
-        np.testing.assert_allclose(eqx_block(base), before, rtol=1e-12, atol=1e-12)
+        base_outputs = nnx_block(model.encoder.layer[0])
+        np.testing.assert_allclose(eqx_block(base), base_outputs, rtol=1e-12, atol=1e-12)
         composed = jaxmix.compose(base, of_block)
         assert isinstance(composed, Block)
         expected = nnx_block(module("bert", nested("bert", "composed")).encoder.layer[0])
         np.testing.assert_allclose(eqx_block(composed), expected, rtol=1e-12, atol=1e-12)
-        assert jnp.abs(expected - before).max() > 1e-2
+        assert jnp.abs(expected - base_outputs).max() > 1e-2

@@ -19,11 +19,11 @@ from . import tiny
 def test_greedy_takes_the_likeliest_token(kind: str) -> None:
     """Each token equals the likeliest one of a run without cache and loop."""
     model, tokens = tiny.model(kind), tiny.tokens()
-    found = generate(model, tokens, max_new_tokens=6)
-    assert found.dtype == jnp.int32
-    np.testing.assert_array_equal(found[:, :9], tokens)
-    best = jnp.argmax(tiny.run(model, found), axis=-1)
-    np.testing.assert_array_equal(found[:, 9:], best[:, 8:-1])
+    generated = generate(model, tokens, max_new_tokens=6)
+    assert generated.dtype == jnp.int32
+    np.testing.assert_array_equal(generated[:, :9], tokens)
+    best = jnp.argmax(tiny.run(model, generated), axis=-1)
+    np.testing.assert_array_equal(generated[:, 9:], best[:, 8:-1])
 
 
 def test_draws_depend_on_the_key() -> None:
@@ -48,13 +48,13 @@ def test_draws_follow_the_distribution() -> None:
     tokens = jnp.broadcast_to(tiny.tokens(rows=1), (4000, 9))
     logits = np.asarray(tiny.run(model, tiny.tokens())[0, -1], np.float64)
     how = {"temperature": 0.25, "top_k": 5, "key": jax.random.key(3)}
-    drawn = generate(model, tokens, max_new_tokens=1, **how)[:, -1]
+    draws = generate(model, tokens, max_new_tokens=1, **how)[:, -1]
     weights = np.exp((logits - logits.max()) / 0.25)
     weights[np.argsort(logits)[:-5]] = 0
     shares = weights / weights.sum()
-    found = np.bincount(np.asarray(drawn), minlength=23) / 4000
-    assert not np.any(found[shares == 0])
-    assert np.all(np.abs(found - shares) <= 5 * np.sqrt(shares * (1 - shares) / 4000))
+    frequencies = np.bincount(np.asarray(draws), minlength=23) / 4000
+    assert not np.any(frequencies[shares == 0])
+    assert np.all(np.abs(frequencies - shares) <= 5 * np.sqrt(shares * (1 - shares) / 4000))
 
 
 def test_steps_and_rows_have_their_own_draws() -> None:
@@ -62,29 +62,31 @@ def test_steps_and_rows_have_their_own_draws() -> None:
     model = tiny.model()
     model.lm_head.kernel[...] = jnp.zeros_like(model.lm_head.kernel[...])
     how = {"temperature": 1.0, "key": jax.random.key(0)}
-    found = generate(model, tiny.tokens(), max_new_tokens=6, **how)[:, 9:]
-    assert np.any(found[0] != found[1])
-    assert len({tuple(column) for column in found.T.tolist()}) > 4
+    generated = generate(model, tiny.tokens(), max_new_tokens=6, **how)[:, 9:]
+    assert np.any(generated[0] != generated[1])
+    assert len({tuple(column) for column in generated.T.tolist()}) > 4
 
 
 def test_ended_rows_are_padded() -> None:
     """An ended row is padded; the other rows continue unchanged."""
     tokens = tiny.tokens()
-    free = np.asarray(generate(tiny.model(), tokens, max_new_tokens=6))[:, 9:]
-    first, other = int(free[0, 2]), int(free[1, 1])
+    unended = np.asarray(generate(tiny.model(), tokens, max_new_tokens=6))[:, 9:]
+    first, other = int(unended[0, 2]), int(unended[1, 1])
     ends = {"eos_token_id": first, "pad_token_id": 22}
     cases: tuple[tuple[dict[str, Any], list[int] | None, int, int], ...] = (
         ({}, [first], first, first),
         (ends, None, first, 22),
         (ends, [other], other, 22),
     )
-    for fields, given, end, pad in cases:
+    for fields, eos_token_ids, eos, pad in cases:
         model = tiny.model("llama", **fields)
-        found = np.asarray(generate(model, tokens, max_new_tokens=6, eos_token_ids=given))[:, 9:]
-        for row, whole in zip(found, free, strict=True):
-            at = np.flatnonzero(whole == end)
+        generated = np.asarray(
+            generate(model, tokens, max_new_tokens=6, eos_token_ids=eos_token_ids)
+        )[:, 9:]
+        for row, continuation in zip(generated, unended, strict=True):
+            at = np.flatnonzero(continuation == eos)
             stop = at[0] + 1 if len(at) else 6
-            np.testing.assert_array_equal(row[:stop], whole[:stop])
+            np.testing.assert_array_equal(row[:stop], continuation[:stop])
             assert np.all(row[stop:] == pad)
 
 
@@ -93,12 +95,12 @@ def test_left_padding_has_no_effect(kind: str) -> None:
     """A padded row continues as its text does alone."""
     model, tokens = tiny.model(kind), tiny.tokens()
     mask = jnp.arange(9)[None, :] >= jnp.array([[0], [4]])
-    found = generate(model, tokens, max_new_tokens=6, mask=mask)
-    best = np.argmax(tiny.run(model, found[1:, 4:]), axis=-1)
-    np.testing.assert_array_equal(found[1, 9:], best[0, 4:-1])
-    whole = generate(model, tokens, max_new_tokens=6)
-    np.testing.assert_array_equal(found[0], whole[0])
-    assert np.any(found[1] != whole[1])
+    padded = generate(model, tokens, max_new_tokens=6, mask=mask)
+    best = np.argmax(tiny.run(model, padded[1:, 4:]), axis=-1)
+    np.testing.assert_array_equal(padded[1, 9:], best[0, 4:-1])
+    alone = generate(model, tokens, max_new_tokens=6)
+    np.testing.assert_array_equal(padded[0], alone[0])
+    assert np.any(padded[1] != alone[1])
 
 
 def test_each_structure_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,15 +127,15 @@ def test_prompts_and_weights_of_other_dtypes() -> None:
     """Prompts of bytes, 64-bit models and bfloat16 weights work."""
     model, tokens = tiny.model(), tiny.tokens()
     greedy = generate(model, tokens, max_new_tokens=6)
-    found = generate(model, tokens.astype(jnp.uint8), max_new_tokens=6)
-    np.testing.assert_array_equal(found, greedy)
+    generated = generate(model, tokens.astype(jnp.uint8), max_new_tokens=6)
+    np.testing.assert_array_equal(generated, greedy)
     how = {"temperature": 0.5, "top_k": 3, "key": jax.random.key(0)}
     with jax.enable_x64(True):
         wide = tiny.model(dtype=np.float64)
-        found = generate(wide, tokens.astype(jnp.int64), max_new_tokens=6, **how)
-        assert found.dtype == jnp.int32
+        generated = generate(wide, tokens.astype(jnp.int64), max_new_tokens=6, **how)
+        assert generated.dtype == jnp.int32
     narrow = tiny.model(dtype=jnp.bfloat16)
-    assert found.shape == generate(narrow, tokens, max_new_tokens=6, **how).shape == (2, 15)
+    assert generated.shape == generate(narrow, tokens, max_new_tokens=6, **how).shape == (2, 15)
 
 
 def test_arguments_are_unchanged() -> None:
@@ -145,7 +147,7 @@ def test_arguments_are_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "text", "changes"),
+    ("error", "message", "changes"),
     [
         (
             ShapeError,
@@ -175,21 +177,21 @@ def test_arguments_are_unchanged() -> None:
         (JaxmixError, "sampling needs a key. Pass key=jax.random.key", {"temperature": 1.0}),
     ],
 )
-def test_invalid_arguments_are_refused(error: type[Exception], text: str, changes: Any) -> None:
+def test_invalid_arguments_are_refused(error: type[Exception], message: str, changes: Any) -> None:
     tokens = tiny.tokens().at[0, 0].set(0).at[0, 1].set(22)
-    seen = jnp.ones((2, 9), bool)
-    named: dict[str, dict[str, Any]] = {
+    mask = jnp.ones((2, 9), bool)
+    invalid: dict[str, dict[str, Any]] = {
         "flat": {"tokens": tokens[0]},
         "empty": {"tokens": tokens[:, :0]},
         "floats": {"tokens": tokens.astype(jnp.float32)},
         "beyond": {"tokens": tokens.at[1, 1].set(23)},
         "below": {"tokens": tokens.at[1, 1].set(-1)},
-        "mask": {"mask": seen[:, 1:]},
-        "number mask": {"mask": seen.astype(jnp.int32)},
-        "right": {"mask": seen.at[1, 8].set(False)},
-        "nothing": {"mask": seen.at[1].set(False)},
+        "mask": {"mask": mask[:, 1:]},
+        "number mask": {"mask": mask.astype(jnp.int32)},
+        "right": {"mask": mask.at[1, 8].set(False)},
+        "nothing": {"mask": mask.at[1].set(False)},
     }
-    given = {"tokens": tokens, "max_new_tokens": 2}
-    given |= named[changes] if isinstance(changes, str) else changes
-    with pytest.raises(error, match=text):
-        generate(model=tiny.model(), **given)
+    arguments = {"tokens": tokens, "max_new_tokens": 2}
+    arguments |= invalid[changes] if isinstance(changes, str) else changes
+    with pytest.raises(error, match=message):
+        generate(model=tiny.model(), **arguments)

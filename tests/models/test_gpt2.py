@@ -43,9 +43,9 @@ def test_kernel_is_the_weight_of_a_conv1d() -> None:
     kernel = model.transformer.h[1].attn.c_attn.kernel[...]
     np.testing.assert_array_equal(kernel, tensors["transformer.h.1.attn.c_attn.weight"])
     np.testing.assert_array_equal(model.lm_head.kernel[...], tensors["lm_head.weight"].T)
-    again = to_torch(model)
-    assert again.keys() == tensors.keys()
-    assert all(np.array_equal(again[name], leaf) for name, leaf in tensors.items())
+    converted = to_torch(model)
+    assert converted.keys() == tensors.keys()
+    assert all(np.array_equal(converted[name], leaf) for name, leaf in tensors.items())
 
 
 def test_cache_gives_the_same_logits() -> None:
@@ -53,12 +53,14 @@ def test_cache_gives_the_same_logits() -> None:
     with jax.enable_x64(True):
         model, tokens = tiny.model("gpt2", dtype=np.float64), tiny.tokens()
         step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
-        cache, pieces = Cache.empty(model.config, 2, 11, model.dtype), []
-        for piece in jnp.split(tokens, 3, axis=1):
-            logits, cache = step(model, piece, cache)
-            pieces.append(logits)
-        whole = tiny.run(model, tokens)
-        np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-11, atol=1e-11)
+        cache, outputs = Cache.empty(model.config, 2, 11, model.dtype), []
+        for tokens_of_step in jnp.split(tokens, 3, axis=1):
+            logits, cache = step(model, tokens_of_step, cache)
+            outputs.append(logits)
+        expected = tiny.run(model, tokens)
+        np.testing.assert_allclose(
+            jnp.concatenate(outputs, axis=1), expected, rtol=1e-11, atol=1e-11
+        )
 
 
 def test_padding_has_no_effect() -> None:
@@ -72,13 +74,13 @@ def test_padding_has_no_effect() -> None:
 
 def test_position_beyond_the_table_is_refused_or_nan() -> None:
     """Such positions raise if the shapes show them, and otherwise give NaN."""
-    model, long = tiny.model("gpt2"), tiny.tokens(count=15)
+    model, too_long = tiny.model("gpt2"), tiny.tokens(count=15)
     with pytest.raises(ShapeError, match=r"\(2, 15\), but this GPT-2 has only 14 positions"):
-        model(long)
+        model(too_long)
     logits = tiny.run(model, tiny.tokens(), jnp.broadcast_to(jnp.arange(6, 15), (2, 9)))
     assert np.isnan(logits).all()
-    text = "9 tokens and 7 new tokens need 15 positions, but the model has 14"
-    with pytest.raises(JaxmixError, match=text):
+    message = "9 tokens and 7 new tokens need 15 positions, but the model has 14"
+    with pytest.raises(JaxmixError, match=message):
         generate(model, tiny.tokens(), max_new_tokens=7)
     assert generate(model, tiny.tokens(), max_new_tokens=6).shape == (2, 15)
 
@@ -108,21 +110,23 @@ def test_names_in_files_are_recognised() -> None:
     """Names without the prefix, and masks, are accepted; two names for a tensor are refused."""
     config = tiny.config("gpt2")
     tensors = tiny.tensors(config)
-    bare = {name.removeprefix("transformer."): leaf for name, leaf in tensors.items()}
+    without_prefix = {name.removeprefix("transformer."): leaf for name, leaf in tensors.items()}
     masks = {"h.0.attn.bias": np.ones((1, 1, 14, 14)), "h.1.attn.masked_bias": np.float32(-1e4)}
     model = from_torch(
-        config, {**bare, **masks, "lm_head.weight": tensors["transformer.wte.weight"]}
+        config, {**without_prefix, **masks, "lm_head.weight": tensors["transformer.wte.weight"]}
     )
     np.testing.assert_array_equal(
         model.transformer.h[0].attn.c_attn.bias[...], tensors["transformer.h.0.attn.c_attn.bias"]
     )
     with pytest.raises(CheckpointError) as caught:
-        from_torch(config, {**tensors, "wte.weight": bare["wte.weight"], "score.weight": masks})
+        from_torch(
+            config, {**tensors, "wte.weight": without_prefix["wte.weight"], "score.weight": masks}
+        )
     assert "unused: score.weight\n  duplicate: transformer.wte.weight and wte.weight" in str(
         caught.value
     )
     with pytest.raises(CheckpointError, match=r"head.weight differs from wte.weight, though"):
-        from_torch(config, {**bare, "lm_head.weight": 2 * bare["wte.weight"]})
+        from_torch(config, {**without_prefix, "lm_head.weight": 2 * without_prefix["wte.weight"]})
 
 
 def test_config_fields() -> None:
@@ -136,20 +140,25 @@ def test_config_fields() -> None:
     assert config.tie_word_embeddings and config.score_scales == (0.5, 0.5)
     by_layer = tiny.config("gpt2", scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False)
     assert by_layer.score_scales == (1.0, 0.5)
-    bare = {k: v for k, v in tiny.GPT2.items() if k != "eos_token_id"}
-    assert read_config(bare).eos_token_ids == (50256,) and read_config(bare).pad_token_id is None
+    without_eos = {k: v for k, v in tiny.GPT2.items() if k != "eos_token_id"}
+    assert (
+        read_config(without_eos).eos_token_ids == (50256,)
+        and read_config(without_eos).pad_token_id is None
+    )
 
 
 def test_invalid_config_fields_are_refused() -> None:
     with pytest.raises(UnsupportedError) as caught:
         tiny.config("gpt2", add_cross_attention=True, rope_theta=3.0, activation_function=["gelu"])
-    text = str(caught.value)
-    assert "add_cross_attention = True: layers would attend to the hidden states of another" in text
-    assert "rope_theta = 3.0: not a field of gpt2 that this version of jaxmix knows" in text
-    assert "activation_function = ['gelu']: expected one of silu, swish, gelu, " in text
+    message = str(caught.value)
+    assert (
+        "add_cross_attention = True: layers would attend to the hidden states of another" in message
+    )
+    assert "rope_theta = 3.0: not a field of gpt2 that this version of jaxmix knows" in message
+    assert "activation_function = ['gelu']: expected one of silu, swish, gelu, " in message
     with pytest.raises(CheckpointError) as caught:
         tiny.config("gpt2", n_head=5, n_layer=None, layer_norm_epsilon="x")
-    text = str(caught.value)
-    assert "n_embd = 12 is not a multiple of n_head = 5\n" in text
-    assert "n_layer is None, expected an integer of at least 1\n" in text
-    assert "layer_norm_epsilon is 'x', expected a number of at least 0\n" in text
+    message = str(caught.value)
+    assert "n_embd = 12 is not a multiple of n_head = 5\n" in message
+    assert "n_layer is None, expected an integer of at least 1\n" in message
+    assert "layer_norm_epsilon is 'x', expected a number of at least 0\n" in message

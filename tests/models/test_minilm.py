@@ -37,12 +37,12 @@ def embed(model: Bert, tokens: jax.Array, mask: jax.Array) -> jax.Array:
 @needs_the_model
 def test_embeddings_match_and_a_mix_changes_them() -> None:
     """Sentences of a pair are each other's nearest; a mix changes the embeddings."""
-    model, truth = read(), load_file(HERE / "truth.safetensors")
-    tokens, mask = truth["tokens"].astype(np.int32), truth["mask"]
-    found = np.asarray(embed(model, tokens, mask))
-    np.testing.assert_allclose(found, truth["embeddings"], atol=1e-5, rtol=0)
-    cosines = found @ found.T - np.eye(len(found))
-    np.testing.assert_array_equal(cosines.argmax(axis=1), np.arange(len(found)) ^ 1)
+    model, recorded = read(), load_file(HERE / "truth.safetensors")
+    tokens, mask = recorded["tokens"].astype(np.int32), recorded["mask"]
+    embeddings = np.asarray(embed(model, tokens, mask))
+    np.testing.assert_allclose(embeddings, recorded["embeddings"], atol=1e-5, rtol=0)
+    cosines = embeddings @ embeddings.T - np.eye(len(embeddings))
+    np.testing.assert_array_equal(cosines.argmax(axis=1), np.arange(len(embeddings)) ^ 1)
     adapters = [jaxmix.load(HERE / name) for name in ("lora", "loha", "ia3")]
     mixed = np.asarray(embed(jaxmix.compose(model, adapters), tokens, mask))
-    assert np.abs(mixed - found).max() > 1e-2
+    assert np.abs(mixed - embeddings).max() > 1e-2

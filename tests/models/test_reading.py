@@ -39,15 +39,15 @@ def test_config_fields() -> None:
 
 def test_missing_fields_have_transformers_defaults() -> None:
     """Fields that a file omits have transformers' defaults."""
-    bare = {name: value for name, value in tiny.FIELDS.items() if "eos" not in name}
-    few = {
+    without_eos = {name: value for name, value in tiny.FIELDS.items() if "eos" not in name}
+    required_fields = {
         name: value
-        for name, value in bare.items()
+        for name, value in without_eos.items()
         if name not in ("head_dim", "num_key_value_heads")
     }
-    llama = read_config({"model_type": "llama", **few})
+    llama = read_config({"model_type": "llama", **required_fields})
     assert (llama.num_key_value_heads, llama.head_dim, llama.eos_token_ids) == (6, 2, (2,))
-    gemma = read_config({"model_type": "gemma", **bare, "head_dim": 256})
+    gemma = read_config({"model_type": "gemma", **without_eos, "head_dim": 256})
     assert gemma.tie_word_embeddings and gemma.activation == "gelu_tanh"
     assert (gemma.norm_offset, gemma.embed_scale, gemma.pad_token_id) == (1.0, math.sqrt(12), 0)
     assert tiny.config("mistral").windows == (4096, 4096)
@@ -64,20 +64,20 @@ def test_windows_of_layers() -> None:
     assert tiny.config("qwen2", sliding_window=5, max_window_layers=0).windows == (None, None)
     types = ["sliding_attention", "full_attention"]
     assert tiny.config("qwen2", **on, layer_types=types).windows == (5, None)
-    text = refused(CheckpointError, "qwen2", layer_types=types)
-    assert "layer_types has sliding_attention, but there is no sliding_window" in text
-    text = refused(CheckpointError, "qwen2", **on, layer_types=types[:1])
-    assert "layer_types is ['sliding_attention'], expected a list of 2" in text
-    text = refused(UnsupportedError, "qwen2", **on, layer_types=["chunked_attention"] * 2)
-    assert "layer_types: chunked_attention is not supported" in text
-    text = refused(CheckpointError, "qwen2", **on, max_window_layers=-1)
-    assert "max_window_layers is -1, expected an integer of at least 0" in text
+    message = refused(CheckpointError, "qwen2", layer_types=types)
+    assert "layer_types has sliding_attention, but there is no sliding_window" in message
+    message = refused(CheckpointError, "qwen2", **on, layer_types=types[:1])
+    assert "layer_types is ['sliding_attention'], expected a list of 2" in message
+    message = refused(UnsupportedError, "qwen2", **on, layer_types=["chunked_attention"] * 2)
+    assert "layer_types: chunked_attention is not supported" in message
+    message = refused(CheckpointError, "qwen2", **on, max_window_layers=-1)
+    assert "max_window_layers is -1, expected an integer of at least 0" in message
 
 
 def test_two_activation_fields_of_gemma() -> None:
     assert tiny.config("gemma", hidden_act="gelu", hidden_activation=None).activation == "gelu_tanh"
-    text = refused(CheckpointError, "gemma", hidden_act="gelu", hidden_activation="silu")
-    assert "hidden_activation is 'silu', but hidden_act is 'gelu_pytorch_tanh'" in text
+    message = refused(CheckpointError, "gemma", hidden_act="gelu", hidden_activation="silu")
+    assert "hidden_activation is 'silu', but hidden_act is 'gelu_pytorch_tanh'" in message
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "mixtral", None, 3, []])
@@ -96,7 +96,7 @@ def test_unsupported_fields_are_listed() -> None:
     """Unsupported fields are listed with reasons; disabled fields are accepted."""
     off = dict(quantization_config=None, final_logit_softcapping=None, use_mrope=False, novelty=[])
     assert tiny.config("llama", **off) == tiny.config("llama")
-    text = refused(
+    message = refused(
         UnsupportedError,
         quantization_config={
             "quant_method": "gptq",
@@ -109,22 +109,22 @@ def test_unsupported_fields_are_listed() -> None:
         novelty=0,
         hidden_act="mish",
     )
-    assert text.startswith("config.json: unsupported fields of this llama config:\n")
-    assert "quantization_config = {'quant_method': 'gptq', 'bits': 4, " in text
-    assert "…: the weights are quantized. Use the original checkpoint" in text
-    assert "final_logit_softcapping = 30.0: the logits would be capped" in text
-    assert "sliding_window = 7: not a field of llama that this version of jaxmix knows" in text
-    assert "novelty = 0: not a field" in text
-    assert "hidden_act = 'mish': expected one of silu, swish, gelu, " in text
-    assert "If they do not affect the forward pass, remove them from the file" in text
-    text = refused(UnsupportedError, "gemma", use_bidirectional_attention=True)
-    assert "attention would not be causal, as it is in a decoder" in text
+    assert message.startswith("config.json: unsupported fields of this llama config:\n")
+    assert "quantization_config = {'quant_method': 'gptq', 'bits': 4, " in message
+    assert "…: the weights are quantized. Use the original checkpoint" in message
+    assert "final_logit_softcapping = 30.0: the logits would be capped" in message
+    assert "sliding_window = 7: not a field of llama that this version of jaxmix knows" in message
+    assert "novelty = 0: not a field" in message
+    assert "hidden_act = 'mish': expected one of silu, swish, gelu, " in message
+    assert "If they do not affect the forward pass, remove them from the file" in message
+    message = refused(UnsupportedError, "gemma", use_bidirectional_attention=True)
+    assert "attention would not be causal, as it is in a decoder" in message
     assert "attention_bias = True" in refused(UnsupportedError, "mistral", attention_bias=True)
 
 
 def test_invalid_fields_are_listed() -> None:
     """All invalid fields are listed."""
-    text = refused(
+    message = refused(
         CheckpointError,
         hidden_size=0,
         intermediate_size="many",
@@ -134,49 +134,49 @@ def test_invalid_fields_are_listed() -> None:
         tie_word_embeddings="yes",
         eos_token_id="</s>",
     )
-    assert text.startswith("config.json: invalid fields:\n")
-    assert "hidden_size is 0, expected an integer of at least 1\n" in text
-    assert "intermediate_size is 'many', expected an integer of at least 1\n" in text
-    assert "num_attention_heads = 6 is not a multiple of num_key_value_heads = 4\n" in text
-    assert "head_dim = 5 is odd, but the rotary embedding needs pairs\n" in text
-    assert "rms_norm_eps is None, expected a number of at least 0\n" in text
-    assert "tie_word_embeddings is 'yes', expected true or false\n" in text
-    assert "eos_token_id is '</s>', expected a token id or a list of token ids\n" in text
-    assert text.endswith("Was the file edited?")
-    text = refused(CheckpointError, rms_norm_eps=10**400)
-    assert "rms_norm_eps is 1000" in text and "expected a number of at least 0\n" in text
-    text = refused(CheckpointError, head_dim=None, hidden_size=13)
+    assert message.startswith("config.json: invalid fields:\n")
+    assert "hidden_size is 0, expected an integer of at least 1\n" in message
+    assert "intermediate_size is 'many', expected an integer of at least 1\n" in message
+    assert "num_attention_heads = 6 is not a multiple of num_key_value_heads = 4\n" in message
+    assert "head_dim = 5 is odd, but the rotary embedding needs pairs\n" in message
+    assert "rms_norm_eps is None, expected a number of at least 0\n" in message
+    assert "tie_word_embeddings is 'yes', expected true or false\n" in message
+    assert "eos_token_id is '</s>', expected a token id or a list of token ids\n" in message
+    assert message.endswith("Was the file edited?")
+    message = refused(CheckpointError, rms_norm_eps=10**400)
+    assert "rms_norm_eps is 1000" in message and "expected a number of at least 0\n" in message
+    message = refused(CheckpointError, head_dim=None, hidden_size=13)
     assert (
         "hidden_size = 13 is not a multiple of num_attention_heads = 6, and there is no head_dim"
-        in text
+        in message
     )
 
 
 def test_rope_frequencies_match_the_formulas() -> None:
     """The frequencies match the formulas' limits, without transformers."""
-    plain = np.array(tiny.config(head_dim=16).rope.frequencies)
-    np.testing.assert_allclose(plain, 10000.0 ** -(np.arange(8) / 8), rtol=1e-6)
+    default = np.array(tiny.config(head_dim=16).rope.frequencies)
+    np.testing.assert_allclose(default, 10000.0 ** -(np.arange(8) / 8), rtol=1e-6)
     theta = tiny.config(head_dim=16, rope_theta=100.0).rope
     np.testing.assert_allclose(theta.frequencies, 100.0 ** -(np.arange(8) / 8), rtol=1e-6)
     linear = tiny.config(head_dim=16, rope_scaling={"type": "linear", "factor": 4}).rope
-    np.testing.assert_allclose(np.array(linear.frequencies) * 4, plain, rtol=1e-6)
+    np.testing.assert_allclose(np.array(linear.frequencies) * 4, default, rtol=1e-6)
     llama3 = np.array(tiny.config(head_dim=16, rope_parameters=LLAMA3).rope.frequencies)
     # In 64 tokens ω makes 64ω/2π turns: above 4 it is unchanged, below 1 divided by 8.
-    turns = 64 * plain / (2 * math.pi)
-    np.testing.assert_allclose(llama3[turns > 4], plain[turns > 4], rtol=1e-6)
-    np.testing.assert_allclose(llama3[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+    turns = 64 * default / (2 * math.pi)
+    np.testing.assert_allclose(llama3[turns > 4], default[turns > 4], rtol=1e-6)
+    np.testing.assert_allclose(llama3[turns < 1], default[turns < 1] / 8, rtol=1e-6)
     between = (turns > 1) & (turns < 4)
     assert np.any(between)
-    assert np.all((plain[between] > llama3[between]) & (llama3[between] > plain[between] / 8))
+    assert np.all((default[between] > llama3[between]) & (llama3[between] > default[between] / 8))
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     assert tiny.config(rope_parameters=yarn).rope.scale == 0.1 * math.log(4) + 1
 
 
 def test_scaling_defaults() -> None:
     """The original length defaults to max_position_embeddings, yarn's factor to their ratio."""
-    less = {name: value for name, value in LLAMA3.items() if "original" not in name}
+    without_length = {name: value for name, value in LLAMA3.items() if "original" not in name}
     assert (
-        tiny.config(rope_parameters=less, max_position_embeddings=64).rope
+        tiny.config(rope_parameters=without_length, max_position_embeddings=64).rope
         == tiny.config(rope_parameters=LLAMA3).rope
     )
     yarn = {"rope_type": "yarn", "original_max_position_embeddings": 64}
@@ -187,30 +187,35 @@ def test_scaling_defaults() -> None:
 
 
 def test_unsupported_ropes_are_refused() -> None:
-    text = refused(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
+    message = refused(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
     assert (
         "rope type 'dynamic' is not supported, expected one of default, linear, llama3, yarn"
-        in text
+        in message
     )
-    assert "If texts are not longer than in training, remove the scaling." in text
-    text = refused(UnsupportedError, rope_parameters={"full_attention": {"rope_theta": 1.0}})
-    assert "unsupported fields of a 'default' rope:\n  full_attention = {" in text
+    assert "If texts are not longer than in training, remove the scaling." in message
+    message = refused(UnsupportedError, rope_parameters={"full_attention": {"rope_theta": 1.0}})
+    assert "unsupported fields of a 'default' rope:\n  full_attention = {" in message
     for where in ({"partial_rotary_factor": 0.5}, {"rope_scaling": {"partial_rotary_factor": 0.5}}):
         assert "partial_rotary_factor = 0.5\nIf they do not" in refused(UnsupportedError, **where)
     assert tiny.config(partial_rotary_factor=1.0) == tiny.config()
-    text = refused(CheckpointError, rope_scaling={"type": "linear"})
+    message = refused(CheckpointError, rope_scaling={"type": "linear"})
     assert (
-        "invalid fields of a 'linear' rope, expected positive numbers:\n  factor is None\n" in text
+        "invalid fields of a 'linear' rope, expected positive numbers:\n  factor is None\n"
+        in message
     )
     yarn = {"rope_type": "yarn", "factor": -1, "truncate": 3, "beta_fast": "x"}
-    text = refused(CheckpointError, rope_parameters=yarn)
-    assert "factor is -1\n" in text and "beta_fast is 'x'\n" in text and "truncate is 3\n" in text
-    text = refused(CheckpointError, rope_scaling=LLAMA3, rope_parameters={"rope_theta": 3.0})
-    assert "rope_scaling is {" in text and "Keep one of them" in text
-    text = refused(CheckpointError, rope_theta=2.0, rope_parameters={"rope_theta": 3.0})
+    message = refused(CheckpointError, rope_parameters=yarn)
+    assert (
+        "factor is -1\n" in message
+        and "beta_fast is 'x'\n" in message
+        and "truncate is 3\n" in message
+    )
+    message = refused(CheckpointError, rope_scaling=LLAMA3, rope_parameters={"rope_theta": 3.0})
+    assert "rope_scaling is {" in message and "Keep one of them" in message
+    message = refused(CheckpointError, rope_theta=2.0, rope_parameters={"rope_theta": 3.0})
     assert (
         "rope_theta is 2.0 at the top level and 3.0 in the rope parameters. Keep one of them"
-        in text
+        in message
     )
-    text = refused(CheckpointError, rope_scaling="linear")
-    assert "the rope parameters are 'linear', expected an object" in text
+    message = refused(CheckpointError, rope_scaling="linear")
+    assert "the rope parameters are 'linear', expected an object" in message

@@ -44,17 +44,17 @@ def test_wrong_config_field_is_detected(change: dict) -> None:
     """The comparison detects a field that is not used."""
     case = "gpt2-inner"
     config = models.read_config(CASES[case])
-    wrong = models.from_torch(replace(config, **change), state_of(torch_model(case)))
+    misread = models.from_torch(replace(config, **change), state_of(torch_model(case)))
     expected = outputs(torch_model(case), tokens_of(1)).logits.numpy()
-    assert distance(logits_of(wrong, tokens_of(1)), expected) > 1e-4
+    assert distance(logits_of(misread, tokens_of(1)), expected) > 1e-4
 
 
 def test_bfloat16_error_is_rounding(tmp_path: Path) -> None:
     """Both libraries' errors, relative to float32, have the size of rounding."""
-    theirs = deepcopy(torch_model("gpt2")).bfloat16()
-    model = models.load(save("gpt2", tmp_path, theirs))
-    rounded = outputs(theirs, tokens_of(3)).logits.float().numpy()
-    truth = outputs(theirs.float(), tokens_of(3)).logits.numpy()
+    reference = deepcopy(torch_model("gpt2")).bfloat16()
+    model = models.load(save("gpt2", tmp_path, reference))
+    rounded = outputs(reference, tokens_of(3)).logits.float().numpy()
+    truth = outputs(reference.float(), tokens_of(3)).logits.numpy()
     logits = logits_of(model, tokens_of(3))
     assert model.dtype == logits.dtype == jnp.bfloat16
     noise = np.std(rounded - truth) / np.std(truth)
@@ -74,11 +74,11 @@ def test_weights_round_trip() -> None:
 
 def test_names_without_the_prefix_are_read(tmp_path: Path) -> None:
     """Files of ``GPT2Model``, whose names have no prefix, are read."""
-    theirs = GPT2Model(AutoConfig.for_model(**CASES["gpt2"])).eval()
-    randomize(theirs, seed=3)
-    model = models.load(save("gpt2", tmp_path, theirs))
+    reference = GPT2Model(AutoConfig.for_model(**CASES["gpt2"])).eval()
+    randomize(reference, seed=3)
+    model = models.load(save("gpt2", tmp_path, reference))
     hidden = nnx.jit(lambda model, tokens: model.hidden(tokens)[0])(model, tokens_of(2))
-    expected = outputs(theirs, tokens_of(2)).last_hidden_state.numpy()
+    expected = outputs(reference, tokens_of(2)).last_hidden_state.numpy()
     assert distance(np.asarray(hidden), expected) < 1e-5
 
 
@@ -87,8 +87,8 @@ def test_left_padding_matches_the_mask(tmp_path: Path) -> None:
     tokens, lengths = tokens_of(4, 3, 13), np.array([13, 6, 9])
     mask = np.arange(13)[None] >= 13 - lengths[:, None]
     positions = np.where(mask, np.cumsum(mask, axis=1) - 1, -1)
-    given = {"attention_mask": mask.astype(int), "position_ids": positions.clip(0)}
-    expected = outputs(torch_model("gpt2"), tokens, **given).logits.numpy()
+    arguments = {"attention_mask": mask.astype(int), "position_ids": positions.clip(0)}
+    expected = outputs(torch_model("gpt2"), tokens, **arguments).logits.numpy()
     model = models.load(save("gpt2", tmp_path))
     logits = logits_of(model, tokens, positions=positions)
     assert distance(logits[mask], expected[mask]) < 1e-5
@@ -99,7 +99,7 @@ def test_greedy_tokens_match(tmp_path: Path) -> None:
     model = models.load(save("gpt2", tmp_path))
     tokens, lengths = tokens_of(5, 3, 11), np.array([[11], [4], [8]])
     mask = np.arange(11)[None] >= 11 - lengths
-    found = models.generate(
+    generated = models.generate(
         model, jnp.asarray(tokens), max_new_tokens=16, mask=jnp.asarray(mask), eos_token_ids=()
     )
     expected = torch_model("gpt2").generate(
@@ -110,11 +110,11 @@ def test_greedy_tokens_match(tmp_path: Path) -> None:
         eos_token_id=47,
         pad_token_id=47,
     )
-    np.testing.assert_array_equal(found, expected.numpy())
+    np.testing.assert_array_equal(generated, expected.numpy())
 
 
 def test_published_config_is_read(tmp_path: Path) -> None:
     """All fields of the published file are used or known to be harmless."""
     values = json.loads((save("gpt2", tmp_path) / "config.json").read_text())
-    old = {"n_ctx": 26, "task_specific_params": {"text-generation": {"max_length": 50}}}
-    assert models.read_config({**values, **old}) == models.read_config(values)
+    unused_fields = {"n_ctx": 26, "task_specific_params": {"text-generation": {"max_length": 50}}}
+    assert models.read_config({**values, **unused_fields}) == models.read_config(values)

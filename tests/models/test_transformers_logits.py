@@ -38,10 +38,10 @@ def test_logits_match(case: str, tmp_path: Path) -> None:
 )
 def test_wrong_config_field_is_detected(case: str, change: dict, tmp_path: Path) -> None:
     """The comparison detects a field that is not used."""
-    right = models.load(save(case, tmp_path))
-    wrong = models.from_torch(replace(right.config, **change), models.to_torch(right))
+    model = models.load(save(case, tmp_path))
+    misread = models.from_torch(replace(model.config, **change), models.to_torch(model))
     tokens = tokens_of(1)
-    assert distance(logits_of(wrong, tokens), torch_logits(case, tokens)) > 3 * NOISE
+    assert distance(logits_of(misread, tokens), torch_logits(case, tokens)) > 3 * NOISE
 
 
 @pytest.mark.parametrize(
@@ -52,19 +52,19 @@ def test_wrong_rope_scaling_is_detected(case: str, tmp_path: Path) -> None:
     model = models.load(save(case, tmp_path))
     values = json.loads((tmp_path / "config.json").read_text())
     values["rope_parameters"] = {"rope_theta": values["rope_parameters"]["rope_theta"]}
-    plain = models.read_config(values)
+    without_scaling = models.read_config(values)
     tokens = tokens_of(1)
-    wrong = models.from_torch(plain, models.to_torch(model))
-    assert distance(logits_of(wrong, tokens), torch_logits(case, tokens)) > 1e-3
+    misread = models.from_torch(without_scaling, models.to_torch(model))
+    assert distance(logits_of(misread, tokens), torch_logits(case, tokens)) > 1e-3
 
 
 def test_large_positions_match(tmp_path: Path) -> None:
     """The angles match even where an ulp of a frequency is a hundredth of a turn."""
     for case in ("llama-theta", "llama-linear", "llama-llama3", "llama-yarn"):
-        theirs = torch_model(case).model.rotary_emb
+        reference = torch_model(case).model.rotary_emb
         ours = models.read_config(save(case, tmp_path)).rope
-        np.testing.assert_allclose(ours.frequencies, theirs.inv_freq.numpy(), rtol=2e-7)
-        assert ours.scale == pytest.approx(theirs.attention_scaling, rel=1e-12)
+        np.testing.assert_allclose(ours.frequencies, reference.inv_freq.numpy(), rtol=2e-7)
+        assert ours.scale == pytest.approx(reference.attention_scaling, rel=1e-12)
     model, tokens = models.load(save("llama", tmp_path)), tokens_of(6)
     positions = np.broadcast_to(np.arange(19) + 100_000, (2, 19))
     expected = torch_logits("llama", tokens, position_ids=positions)
@@ -109,13 +109,13 @@ def test_bfloat16_error_is_rounding(case: str, tmp_path: Path) -> None:
     model, tokens = deepcopy(torch_model(case)).bfloat16(), tokens_of(3)
     model.save_pretrained(tmp_path)
     with torch.no_grad():
-        theirs = model(torch.tensor(tokens)).logits.float().numpy()
+        reference = model(torch.tensor(tokens)).logits.float().numpy()
         truth = model.float()(torch.tensor(tokens)).logits.numpy()
     ours = models.load(tmp_path)
     assert {leaf.dtype for leaf in models.to_torch(ours).values()} == {np.dtype(jnp.bfloat16)}
     logits = logits_of(ours, tokens)
     assert logits.dtype == jnp.bfloat16
-    noise = np.std(theirs - truth) / np.std(truth)
+    noise = np.std(reference - truth) / np.std(truth)
     assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
 
 

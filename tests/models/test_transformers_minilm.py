@@ -36,7 +36,7 @@ def batch() -> Any:
     """Returns sentences of several lengths."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
     return tokenizer(
-        [side for pair in PAIRS[4:7] for side in pair], padding=True, return_tensors="pt"
+        [sentence for pair in PAIRS[4:7] for sentence in pair], padding=True, return_tensors="pt"
     )
 
 
@@ -59,13 +59,13 @@ def test_embeddings_match_peft() -> None:
     """Embeddings match for each adapter and two orders in 64 bits, and differ from the base's."""
     with jax.enable_x64(True):
         model = read(jnp.float64)
-        bare = ours((), model)
-        np.testing.assert_allclose(bare, theirs(()), atol=1e-10, rtol=0)
-        seen = {stack: ours(stack, model) for stack in STACKS}
-    for stack, found in seen.items():
-        np.testing.assert_allclose(found, theirs(stack), atol=1e-10, rtol=0)
-        assert np.abs(found - bare).max() > 1e-3
-    assert np.abs(seen[STACKS[3]] - seen[STACKS[4]]).max() > 1e-3
+        base_embeddings = ours((), model)
+        np.testing.assert_allclose(base_embeddings, theirs(()), atol=1e-10, rtol=0)
+        by_stack = {stack: ours(stack, model) for stack in STACKS}
+    for stack, embeddings_ in by_stack.items():
+        np.testing.assert_allclose(embeddings_, theirs(stack), atol=1e-10, rtol=0)
+        assert np.abs(embeddings_ - base_embeddings).max() > 1e-3
+    assert np.abs(by_stack[STACKS[3]] - by_stack[STACKS[4]]).max() > 1e-3
 
 
 @needs_the_model

@@ -23,13 +23,13 @@ def test_weights_round_trip(kind: str, dtype: Any) -> None:
     """Tensors of NumPy and JAX round-trip bit for bit."""
     config = tiny.config(kind)
     tensors = tiny.tensors(config, dtype=dtype)
-    again = to_torch(from_torch(config, tensors))
-    assert sorted(again) == sorted(tensors)
-    for name, leaf in again.items():
+    converted = to_torch(from_torch(config, tensors))
+    assert sorted(converted) == sorted(tensors)
+    for name, leaf in converted.items():
         assert leaf.dtype == dtype
         np.testing.assert_array_equal(leaf, tensors[name])
-    third = to_torch(from_torch(config, again))
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, again, third))
+    converted_twice = to_torch(from_torch(config, converted))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, converted, converted_twice))
 
 
 def test_kernel_is_the_transposed_weight() -> None:
@@ -68,13 +68,13 @@ def test_missing_and_unused_names_are_listed() -> None:
     del tensors["model.norm.weight"], tensors["lm_head.weight"]
     tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((18, 12))
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(2)
-    text = (
+    message = (
         "tensors that do not fit a llama with 2 layers:\n  missing: lm_head.weight\n  missing: "
         "model.norm.weight\n  unused: model.layers.2.mlp.up_proj.weight\nIs it a complete"
     )
     with pytest.raises(CheckpointError) as caught:
         from_torch(config, tensors)
-    assert str(caught.value).startswith(text)
+    assert str(caught.value).startswith(message)
 
 
 def test_misshaped_tensors_are_listed() -> None:
@@ -99,8 +99,8 @@ def test_unsupported_dtypes_are_refused() -> None:
     ):
         from_torch(config, tensors)
     tensors["lm_head.weight"] = np.zeros((23, 12), np.float64)
-    text = "lm_head.weight would be float64, which JAX rounds unless jax_enable_x64 is set"
-    with pytest.raises(UnsupportedError, match=f"{text}(.|\n)*pass dtype=jnp.float32"):
+    message = "lm_head.weight would be float64, which JAX rounds unless jax_enable_x64 is set"
+    with pytest.raises(UnsupportedError, match=f"{message}(.|\n)*pass dtype=jnp.float32"):
         from_torch(config, tensors)
     assert from_torch(config, tensors, dtype=jnp.float32).dtype == jnp.float32
 
@@ -111,11 +111,11 @@ def test_tied_head_must_equal_the_embedding() -> None:
     tensors = tiny.tensors(config)
     tied = from_torch(config, tensors)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-    again = from_torch(config, tensors)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, to_torch(again), to_torch(tied)))
+    with_head = from_torch(config, tensors)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, to_torch(with_head), to_torch(tied)))
     tensors["lm_head.weight"][3, 4] += 1
-    text = "lm_head.weight differs from model.embed_tokens.weight, though the config ties them"
-    with pytest.raises(CheckpointError, match=f"{text}.*\n?.*Set tie_word_embeddings to false"):
+    message = "lm_head.weight differs from model.embed_tokens.weight, though the config ties them"
+    with pytest.raises(CheckpointError, match=f"{message}.*\n?.*Set tie_word_embeddings to false"):
         from_torch(config, tensors)
 
 

@@ -68,18 +68,18 @@ def config(kind: str = "llama", **fields: Any) -> Any:
 def tensors(of: Config, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Returns random tensors by PyTorch's names, norms and biases included."""
     draw = np.random.default_rng(seed)
-    made = {}
+    by_name = {}
     for path, leaf in skeleton(MODELS[type(of)], of)[1].items():
         shape = leaf.shape[::-1] if is_transposed(of, path) else leaf.shape
         center = 1 - getattr(of, "norm_offset", 0) if path[-1] == "scale" else 0
-        made[torch_name(path)] = (center + 0.4 * draw.normal(size=shape)).astype(dtype)
-    return made
+        by_name[torch_name(path)] = (center + 0.4 * draw.normal(size=shape)).astype(dtype)
+    return by_name
 
 
 def model(kind: str = "llama", *, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> Any:
     """Returns a random model of a kind."""
-    made = config(kind, **fields)
-    return from_torch(made, tensors(made, seed, dtype))
+    fields_of_kind = config(kind, **fields)
+    return from_torch(fields_of_kind, tensors(fields_of_kind, seed, dtype))
 
 
 @nnx.jit
@@ -90,8 +90,8 @@ def run(model: Any, tokens: jax.Array, positions: jax.Array | None = None) -> ja
 
 def tokens(seed: int = 0, rows: int = 2, count: int = 9) -> jax.Array:
     """Returns random tokens."""
-    drawn = np.random.default_rng(seed).integers(0, FIELDS["vocab_size"], (rows, count))
-    return jnp.asarray(drawn, jnp.int32)
+    numbers = np.random.default_rng(seed).integers(0, FIELDS["vocab_size"], (rows, count))
+    return jnp.asarray(numbers, jnp.int32)
 
 
 def write(folder: Path, tensors: Mapping[str, np.ndarray], shards: int = 1, **fields: Any) -> Path:

@@ -1,4 +1,4 @@
-"""A single operator: its matrix, its products, and their costs."""
+"""Single operators: their matrices, products and costs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,24 +14,24 @@ from jaxmix.operators import (
     Operator,
 )
 
-from .kinds import KINDS, SQUARE, TYPES, WIDE, close, each, low_rank, made
+from .kinds import KINDS, SQUARE, TYPES, WIDE, close, each, example, low_rank
 
 
 def test_every_type_is_tested() -> None:
-    assert {type(made(kind, SQUARE)[0]) for kind in KINDS} == TYPES
+    assert {type(example(kind, SQUARE)[0]) for kind in KINDS} == TYPES
 
 
 @each
 def test_alone(kind: str, shape: tuple[int, int]) -> None:
     """Dense, transposed, multiplied, scaled and added."""
-    op, matrix = made(kind, shape)
+    op, matrix = example(kind, shape)
     rng = np.random.default_rng(1)
     w, factor = rng.normal(size=shape), jnp.asarray(2.5)
-    places = [0, shape[0] - 1, 3, 3]
+    rows = [0, shape[0] - 1, 3, 3]
     vectors = [[rng.normal(size=(size, n)) for n in (1, 5, 40)] for size in reversed(shape)]
 
     @jax.jit
-    def found(op: Operator, factor: jax.Array) -> list[jax.Array]:
+    def compute(op: Operator, factor: jax.Array) -> list[jax.Array]:
         products = [
             x @ jnp.asarray(v) for x, vs in zip((op, op.T), vectors, strict=True) for v in vs
         ]
@@ -45,7 +45,7 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
             op.added_to(jnp.asarray(w)),
             *products,
             *(v.T @ op.T for v in map(jnp.asarray, vectors[0])),
-            op.take_rows(jnp.asarray(places)),
+            op.take_rows(jnp.asarray(rows)),
         ]
 
     assert op.shape == shape
@@ -62,14 +62,14 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
     ]
     expected += [m @ v for m, vs in zip((matrix, matrix.T), vectors, strict=True) for v in vs]
     expected += [v.T @ matrix.T for v in vectors[0]]
-    expected += [matrix[places]]
-    for actual, dense in zip(found(op, factor), expected, strict=True):
+    expected += [matrix[rows]]
+    for actual, dense in zip(compute(op, factor), expected, strict=True):
         close(actual, dense)
 
 
 @each
 def test_costs_are_counts(kind: str, shape: tuple[int, int]) -> None:
-    op, _ = made(kind, shape)
+    op, _ = example(kind, shape)
     for count in (op.flops(), op.added_flops(), op.matmul_flops(1), op.matmul_flops(7)):
         assert isinstance(count, int) and count >= 0
     assert op.T.flops() == op.flops()
@@ -80,8 +80,8 @@ def test_costs_are_counts(kind: str, shape: tuple[int, int]) -> None:
 )
 @pytest.mark.parametrize("n", [1, 40])
 def test_costs_match_xla(kind: str, n: int) -> None:
-    """XLA's own count for the compiled functions, except for what fusion saves."""
-    op, _ = made(kind, WIDE)
+    """Costs are within 20% of XLA's count for the compiled function; fusion may save some."""
+    op, _ = example(kind, WIDE)
 
     def counted(function: Callable[..., Any], *args: Any) -> float:
         analysis = jax.jit(function).lower(*args).compile().cost_analysis()
@@ -89,20 +89,20 @@ def test_costs_match_xla(kind: str, n: int) -> None:
         return analysis["flops"]
 
     x = jnp.ones((WIDE[1], n))
-    found = counted(lambda o, v: o @ v, op, x)
-    assert 0.8 * op.matmul_flops(n) <= found <= 1.2 * op.matmul_flops(n)
+    count = counted(lambda o, v: o @ v, op, x)
+    assert 0.8 * op.matmul_flops(n) <= count <= 1.2 * op.matmul_flops(n)
     if kind != "dense":
         assert 0.8 * op.flops() <= counted(lambda o: o.dense(), op) <= 1.2 * op.flops()
 
 
 def test_hadamard_multiplies_the_cheaper_way() -> None:
-    """By Khatri-Rao for few columns of large matrices, densely for high ranks of small ones."""
+    """Large matrices use the Khatri-Rao product; small ones of high rank are made dense."""
     rng = np.random.default_rng(0)
 
     def hadamard(size: int, rank: int) -> Hadamard:
-        actual, second = (low_rank(rank)(rng, size, size)[0] for _ in range(2))
-        assert isinstance(actual, LowRank) and isinstance(second, LowRank)
-        return Hadamard(actual, second)
+        first, second = (low_rank(rank)(rng, size, size)[0] for _ in range(2))
+        assert isinstance(first, LowRank) and isinstance(second, LowRank)
+        return Hadamard(first, second)
 
     def products(op: Hadamard) -> set[tuple[int, ...]]:
         jaxpr = jax.make_jaxpr(lambda o, v: o @ v)(op, jnp.ones((op.shape[1], 3)))
@@ -111,14 +111,14 @@ def test_hadamard_multiplies_the_cheaper_way() -> None:
 
     assert (64, 64) not in products(hadamard(64, 2))
     assert (8, 8) in products(hadamard(8, 6))
-    few = hadamard(64, 2)
-    close(few.low_rank().dense(), np.asarray(few.dense()))
-    assert few.low_rank().rank == 4
-    assert few.rows(slice(3, 3)).low_rank().shape == (0, 64)
+    cheap = hadamard(64, 2)
+    close(cheap.low_rank().dense(), np.asarray(cheap.dense()))
+    assert cheap.low_rank().rank == 4
+    assert cheap.rows(slice(3, 3)).low_rank().shape == (0, 64)
 
 
 def test_incomplete_operators_cannot_be_created() -> None:
-    """A structure that leaves out a law can't be instantiated."""
+    """A subclass without all abstract methods can't be instantiated."""
 
     class Half(Operator):
         pass

@@ -1,4 +1,4 @@
-"""Blocks that are made larger."""
+"""Block-diagonal operators with larger blocks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from jaxmix.operators import BlockDiagonal
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("copies", [1, 2])
 def test_coarse_blocks_are_the_same_matrix(size: int, dtype: jnp.dtype, copies: int) -> None:
-    """Bit for bit."""
+    """Larger blocks represent the same matrix, bit for bit."""
     numbers = np.random.default_rng(0).normal(size=(8 // copies, 3, 3))
     blocks = BlockDiagonal(jnp.asarray(numbers, dtype), copies)
     coarse = blocks.coarse(size)

@@ -18,7 +18,7 @@ def circulant(m: int, n: int, b: int) -> Circulant:
 
 @pytest.mark.parametrize("b", [60, 61], ids=["even", "odd"])
 def test_large_blocks_use_transforms(b: int) -> None:
-    """The same numbers, and no matrix of the full size."""
+    """Products use the FFT, equal the dense product, and make no dense matrix."""
     with jax.enable_x64(True):
         op, x = circulant(2, 3, b), jnp.asarray(np.random.default_rng(0).normal(size=(3 * b, 40)))
         close(op @ x, np.asarray(op.dense()) @ np.asarray(x))
@@ -34,9 +34,9 @@ def test_large_blocks_use_transforms(b: int) -> None:
 
 def test_16_bits_are_computed_in_float32() -> None:
     op = circulant(1, 2, 64)
-    low = Circulant(op.kernels.astype(jnp.bfloat16))
+    narrow = Circulant(op.kernels.astype(jnp.bfloat16))
     x = jnp.ones((128, 40), jnp.bfloat16)
-    made = low @ x
-    assert made.dtype == jnp.bfloat16
-    exact = np.asarray(low.kernels, np.float32).sum()
-    np.testing.assert_allclose(np.asarray(made, np.float32), exact, rtol=1e-2, atol=1e-2)
+    product = narrow @ x
+    assert product.dtype == jnp.bfloat16
+    exact = np.asarray(narrow.kernels, np.float32).sum()
+    np.testing.assert_allclose(np.asarray(product, np.float32), exact, rtol=1e-2, atol=1e-2)

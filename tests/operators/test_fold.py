@@ -1,4 +1,4 @@
-"""Two or more operators, added and multiplied."""
+"""Sums and products of two or more operators."""
 
 from itertools import product
 
@@ -27,24 +27,37 @@ from jaxmix.operators import (
     multiply,
 )
 
-from .kinds import KINDS, SHAPES, SQUARE, SQUARE_KINDS, TALL, WIDE, close, made, parts_of, shapes_of
+from .kinds import (
+    KINDS,
+    SHAPES,
+    SQUARE,
+    SQUARE_KINDS,
+    TALL,
+    WIDE,
+    close,
+    example,
+    parts_of,
+    shapes_of,
+)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
     """Every pair of kinds."""
     kinds = [kind for kind in KINDS if shape in shapes_of(kind)]
-    pairs = [(made(x, shape, 1), made(y, shape, 2)) for x, y in product(kinds, repeat=2)]
+    pairs = [(example(x, shape, 1), example(y, shape, 2)) for x, y in product(kinds, repeat=2)]
 
     @jax.jit
-    def found(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
+    def totals_of(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
         totals = [add(x, y) for x, y in pairs]
         for (x, y), total in zip(pairs, totals, strict=True):
             assert total.flops() <= x.flops() + y.added_flops()
             assert Dense in parts_of(x) | parts_of(y) or Dense not in parts_of(total)
         return [total.dense() for total in totals]
 
-    for total, ((_, x), (_, y)) in zip(found([(x[0], y[0]) for x, y in pairs]), pairs, strict=True):
+    for total, ((_, x), (_, y)) in zip(
+        totals_of([(x[0], y[0]) for x, y in pairs]), pairs, strict=True
+    ):
         close(total, x + y)
 
 
@@ -52,23 +65,25 @@ def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
     ("outer", "inner"), [(WIDE, SQUARE), (SQUARE, TALL), (SQUARE, SQUARE)], ids=str
 )
 def test_multiply_agrees_with_dense(outer: tuple[int, int], inner: tuple[int, int]) -> None:
-    """Every pair of kinds, on two squares for kinds that are always square."""
+    """Every pair of kinds; two square shapes test the kinds that are always square."""
     both_square = outer == inner == SQUARE
     kinds = list(SQUARE_KINDS if both_square else KINDS)
-    firsts = [made(kind, outer, 1) for kind in kinds if outer in shapes_of(kind)]
-    seconds = [made(kind, inner, 2) for kind in kinds if inner in shapes_of(kind)]
+    firsts = [example(kind, outer, 1) for kind in kinds if outer in shapes_of(kind)]
+    seconds = [example(kind, inner, 2) for kind in kinds if inner in shapes_of(kind)]
     pairs = list(product(firsts, seconds))
 
     @jax.jit
-    def found(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
+    def products_of(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
         folded = [multiply(x, y) for x, y in pairs]
         for (x, y), result in zip(pairs, folded, strict=True):
             assert result.flops() <= Product(x, y).flops()
             assert Dense in parts_of(x) | parts_of(y) or Dense not in parts_of(result)
         return [result.dense() for result in folded]
 
-    for one, ((_, x), (_, y)) in zip(found([(x[0], y[0]) for x, y in pairs]), pairs, strict=True):
-        close(one, x @ y)
+    for folded, ((_, x), (_, y)) in zip(
+        products_of([(x[0], y[0]) for x, y in pairs]), pairs, strict=True
+    ):
+        close(folded, x @ y)
 
 
 ADDS = {
@@ -119,33 +134,33 @@ MULTIPLIES = {
 
 @pytest.mark.parametrize(("pair", "type_"), ADDS.items(), ids=str)
 def test_structure_of_sums(pair: tuple[str, str], type_: type) -> None:
-    assert type(add(*(made(kind, SQUARE)[0] for kind in pair))) is type_
+    assert type(add(*(example(kind, SQUARE)[0] for kind in pair))) is type_
 
 
 @pytest.mark.parametrize(("pair", "type_"), MULTIPLIES.items(), ids=str)
 def test_structure_of_products(pair: tuple[str, str], type_: type) -> None:
-    assert type(multiply(*(made(kind, SQUARE)[0] for kind in pair))) is type_
+    assert type(multiply(*(example(kind, SQUARE)[0] for kind in pair))) is type_
 
 
 def test_products_stay_compact() -> None:
     """A product of low ranks has the smaller rank, shared blocks stay shared, inner sums merge."""
-    low, three = made("low_rank", SQUARE)[0], made("low_rank_other", SQUARE)[0]
+    low, three = example("low_rank", SQUARE)[0], example("low_rank_other", SQUARE)[0]
     for folded in (multiply(low, three), multiply(three, low)):
         assert isinstance(folded, LowRank) and folded.rank == 2
-    shared = made("blocks_shared", SQUARE)[0]
+    shared = example("blocks_shared", SQUARE)[0]
     folded = multiply(shared, shared)
     assert isinstance(folded, BlockDiagonal) and folded.copies == 4
-    both = add(add(low, made("sparse", SQUARE)[0]), add(made("hadamard", SQUARE)[0], three))
-    assert isinstance(both, Sum)
-    assert [type(term) for term in both.terms] == [LowRank, Sparse, Hadamard]
-    merged = both.terms[0]
+    total = add(add(low, example("sparse", SQUARE)[0]), add(example("hadamard", SQUARE)[0], three))
+    assert isinstance(total, Sum)
+    assert [type(term) for term in total.terms] == [LowRank, Sparse, Hadamard]
+    merged = total.terms[0]
     assert isinstance(merged, LowRank) and merged.rank == 5
 
 
 def test_folding_low_ranks_saves_work() -> None:
-    x, y = made("low_rank", WIDE)[0], made("low_rank_other", WIDE)[0]
+    x, y = example("low_rank", WIDE)[0], example("low_rank_other", WIDE)[0]
     assert add(x, y).flops() == x.flops() + y.flops() < Sum((x, y)).flops()
-    turn = made("blocks", SQUARE)[0]
+    turn = example("blocks", SQUARE)[0]
     assert multiply(x, turn).flops() == x.flops() < Product(x, turn).flops()
 
 
@@ -170,11 +185,11 @@ def test_wrong_shapes_are_refused() -> None:
     st.integers(0, 2**31),
 )
 def test_random_sums_and_products(chain: list[tuple[str, bool]], seed: int) -> None:
-    """Sums and products of any length, folded one after another."""
+    """Random chains of sums and products equal NumPy's."""
     with jax.enable_x64(True):
-        total, matrix = made(chain[0][0], SQUARE, seed)
+        total, matrix = example(chain[0][0], SQUARE, seed)
         for i, (kind, adds) in enumerate(chain[1:]):
-            op, dense = made(kind, SQUARE, seed + i + 1)
+            op, dense = example(kind, SQUARE, seed + i + 1)
             total = add(total, op) if adds else multiply(total, op)
             matrix = matrix + dense if adds else matrix @ dense
         scale = max(1.0, float(np.abs(matrix).max()))

@@ -20,7 +20,7 @@ from jaxmix.operators import (
     Zero,
 )
 
-from .kinds import CASES, KINDS, SQUARE, close, made, parts_of, shapes_of
+from .kinds import CASES, KINDS, SQUARE, close, example, parts_of, shapes_of
 
 SLICES = (
     slice(None),
@@ -39,33 +39,40 @@ SLICES = (
 def test_slices(kind: str) -> None:
     """A slice equals NumPy's, can be multiplied and transposed, and keeps the structure."""
     shape = shapes_of(kind)[-1]
-    op, matrix = made(kind, shape)
+    op, matrix = example(kind, shape)
     x = np.random.default_rng(3).normal(size=(shape[1], 2))
 
     @jax.jit
-    def found(op: Operator) -> list[jax.Array]:
-        made = []
-        for part in SLICES:
-            rows, cols = op.rows(part), op.cols(part)
-            both = rows.cols(part)
+    def compute(op: Operator) -> list[jax.Array]:
+        results = []
+        for section in SLICES:
+            rows, cols = op.rows(section), op.cols(section)
+            both = rows.cols(section)
             assert [rows.shape, cols.shape, both.shape] == [
-                cut.shape for cut in (matrix[part], matrix[:, part], matrix[part][:, part])
+                expected_.shape
+                for expected_ in (matrix[section], matrix[:, section], matrix[section][:, section])
             ]
             if Dense not in parts_of(op):
                 assert Dense not in parts_of(rows) | parts_of(cols) | parts_of(both)
-            made += [
+            results += [
                 rows.dense(),
                 cols.dense(),
                 both.dense(),
                 rows @ jnp.asarray(x),
                 rows.T @ jnp.ones((rows.shape[0], 1)),
             ]
-        return made
+        return results
 
-    results = iter(found(op))
-    for part in SLICES:
-        cut = matrix[part]
-        for expected in (cut, matrix[:, part], cut[:, part], cut @ x, cut.sum(0)[:, None]):
+    results = iter(compute(op))
+    for section in SLICES:
+        expected_ = matrix[section]
+        for expected in (
+            expected_,
+            matrix[:, section],
+            expected_[:, section],
+            expected_ @ x,
+            expected_.sum(0)[:, None],
+        ):
             close(next(results), expected)
 
 
@@ -85,7 +92,7 @@ def test_slices(kind: str) -> None:
     ],
 )
 def test_slices_are_small(kind: str, part: slice, type_: type, numbers: int) -> None:
-    sliced = made(kind, SQUARE)[0].rows(part)
+    sliced = example(kind, SQUARE)[0].rows(part)
     assert type(sliced) is type_
     assert sum(leaf.size for leaf in jax.tree.leaves(sliced)) == numbers
 
@@ -103,6 +110,6 @@ slices = st.builds(
 def test_any_slice(case: tuple[str, Any], rows: slice, cols: slice, seed: int) -> None:
     kind, shape = case
     with jax.enable_x64(True):
-        op, matrix = made(kind, shape, seed)
-        found = jax.jit(lambda op: op.rows(rows).cols(cols).dense())(op)
-        close(found, matrix[rows][:, cols])
+        op, matrix = example(kind, shape, seed)
+        sliced = jax.jit(lambda op: op.rows(rows).cols(cols).dense())(op)
+        close(sliced, matrix[rows][:, cols])

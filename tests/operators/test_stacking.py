@@ -1,4 +1,4 @@
-"""Stacks: each entry equals the operator that was stacked, for any other entries."""
+"""Stacked operators: each entry equals the operator that was stacked, whatever the others are."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from jaxmix.operators import (
     stack_terms,
 )
 
-from .kinds import KINDS, SQUARE, SQUARE_KINDS, WIDE, close, made
+from .kinds import KINDS, SQUARE, SQUARE_KINDS, WIDE, close, example
 
 pytestmark = pytest.mark.usefixtures("no_compiling")
 
@@ -40,30 +40,37 @@ def check(make: Callable[[Sequence[Operator]], Operator], operators: Sequence[Op
         close(stack.dense(), operators[0].dense())
         return
     assert all(leaf.shape[0] == count for leaf in jax.tree.leaves(stack))
-    for got, operator in zip(entries(stack), operators, strict=True):
-        close(got, operator.dense())
+    for entry, operator in zip(entries(stack), operators, strict=True):
+        close(entry, operator.dense())
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_terms_are_stacked(kind: str) -> None:
-    """Every structure, alone, with others, in sums, and absent."""
+    """Every kind stacks with others, with sums, and with absent terms."""
     with jax.enable_x64(True):
         shape = SQUARE if kind in SQUARE_KINDS else WIDE
-        left, right = made(kind, shape)[0], made("low_rank", shape)[0]
+        left, right = example(kind, shape)[0], example("low_rank", shape)[0]
         wider = LowRank(jnp.ones((shape[0], 5)), jnp.ones((5, shape[1])))
         check(stack_terms, [Zero(*shape), left, add(left, right), wider, left])
 
 
 @pytest.mark.parametrize("kind", sorted(SQUARE_KINDS))
 def test_factors_are_stacked(kind: str) -> None:
-    """Every square structure; an absent factor is the identity."""
+    """Every square kind stacks with other factors; an absent factor is the identity."""
     with jax.enable_x64(True):
-        operator = made(kind, SQUARE)[0]
-        turned = Diagonal(jnp.arange(1.0, 13.0))
+        operator = example(kind, SQUARE)[0]
+        scaled = Diagonal(jnp.arange(1.0, 13.0))
         permuted = Permutation(jnp.arange(12)[::-1])
         reflected = Sum((Identity(12), LowRank(jnp.ones((12, 2)), jnp.ones((2, 12)))))
-        less = Sum((Identity(12), LowRank(jnp.ones((12, 1)), jnp.ones((1, 12)))))
-        operators = [Identity(12), operator, turned, Product(permuted, turned), reflected, less]
+        lower_rank = Sum((Identity(12), LowRank(jnp.ones((12, 1)), jnp.ones((1, 12)))))
+        operators = [
+            Identity(12),
+            operator,
+            scaled,
+            Product(permuted, scaled),
+            reflected,
+            lower_rank,
+        ]
         check(stack_factors, operators)
 
 
@@ -75,7 +82,7 @@ def test_two_terms_of_one_structure() -> None:
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_absent_sum_is_one_identity(is_first: bool) -> None:
-    """Of its terms, the one without numbers remains, at any position."""
+    """An absent sum keeps only its term without numbers, the identity, at any position."""
     blocks = BlockDiagonal(jnp.arange(8.0).reshape(2, 2, 2), 1)
     terms: tuple[Operator, ...] = (Permutation(jnp.array([1, 0, 3, 2])), blocks)
     check(stack_factors, [Sum(terms if is_first else terms[::-1]), Identity(4)])

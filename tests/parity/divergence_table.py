@@ -77,24 +77,24 @@ def _pairs(rows: dict[tuple[str, ...], Row | None]) -> list[str]:
             if row is None:
                 cells.append("raises")
             else:
-                wrong = row.merge_and_unload > WRONG
-                cells.append(f"**{row.merge_and_unload:.2f}**" if wrong else "0")
+                divergent = row.merge_and_unload > WRONG
+                cells.append(f"**{row.merge_and_unload:.2f}**" if divergent else "0")
         lines.append(f"| {NAMES[inner]} | " + " | ".join(cells) + " |")
     return lines
 
 
 def _counts(title: str, rows: list[Row | None]) -> str:
-    found = [row for row in rows if row is not None]
-    wrong = [row for row in found if row.merge_and_unload > WRONG]
-    safe = sum(row.safe_merge > WRONG for row in found)
-    in_place = sum(row.merge_adapter > WRONG for row in found)
-    stuck = sum(row.unmerged > WRONG for row in found)
-    bits = sum(row.bits_restored for row in found)
-    worst = max((row.merge_and_unload for row in wrong), default=0.0)
-    ours = max(row.jaxmix for row in found)
+    measured = [row for row in rows if row is not None]
+    divergent = [row for row in measured if row.merge_and_unload > WRONG]
+    safe = sum(row.safe_merge > WRONG for row in measured)
+    in_place = sum(row.merge_adapter > WRONG for row in measured)
+    stuck = sum(row.unmerged > WRONG for row in measured)
+    bits = sum(row.bits_restored for row in measured)
+    worst = max((row.merge_and_unload for row in divergent), default=0.0)
+    ours = max(row.jaxmix for row in measured)
     return (
-        f"| {title} | {len(found)} | {len(wrong)} | {worst:.2f} | {safe} | {in_place} | {stuck} "
-        f"| {bits} | {sum(row.jaxmix > WRONG for row in found)} | {ours:.0e} |"
+        f"| {title} | {len(measured)} | {len(divergent)} | {worst:.2f} | {safe} | {in_place} "
+        f"| {stuck} | {bits} | {sum(row.jaxmix > WRONG for row in measured)} | {ours:.0e} |"
     )
 
 
@@ -141,7 +141,7 @@ def _page(rows: dict[tuple[str, ...], Row | None]) -> str:
             "",
             "| case | found in PEFT | jaxmix |",
             "| --- | --- | --- |",
-            *(f"| {case} | {found} | {ours} |" for case, found, ours in _probed()),
+            *(f"| {case} | {measured} | {ours} |" for case, measured, ours in _probed()),
             "",
         ]
     )

@@ -28,12 +28,12 @@ def _spread(std: float) -> Any:
     return draw
 
 
-def _both(name: str, make: Any, options: dict[str, Any], **more: Any) -> list[Form]:
+def _both(name: str, make: Any, options: dict[str, Any], **fields: Any) -> list[Form]:
     """Returns forms of linear layers, of GPT-2's layers, and of square layers of GPT-2."""
     return [
-        Form(f"{name}-linear", "linear", make, options, **more),
-        Form(f"{name}-gpt2", "gpt2", make, {**options, **_FAN}, **more),
-        Form(f"{name}-gpt2_square", "gpt2_square", make, {**options, **_FAN}, **more),
+        Form(f"{name}-linear", "linear", make, options, **fields),
+        Form(f"{name}-gpt2", "gpt2", make, {**options, **_FAN}, **fields),
+        Form(f"{name}-gpt2_square", "gpt2_square", make, {**options, **_FAN}, **fields),
     ]
 
 

@@ -160,12 +160,12 @@ def mixed_model(model: nn.Module, folders: Sequence[Path]) -> Any:
                 mixed = peft.get_peft_model(copy.deepcopy(model), config, name, mixed=True)
             else:
                 mixed.add_adapter(name, config)
-            found = peft.set_peft_model_state_dict(
+            result = peft.set_peft_model_state_dict(
                 mixed, load_file(folder / "adapter_model.safetensors"), adapter_name=name
             )
             # PEFT also saves the base weight of an adapted embedding, which is unchanged.
-            extra = [k for k in found.unexpected_keys if not k.endswith("base_layer.weight")]
-            lost = [k for k in found.missing_keys if f".{name}" in k and "ranknum" not in k]
+            extra = [k for k in result.unexpected_keys if not k.endswith("base_layer.weight")]
+            lost = [k for k in result.missing_keys if f".{name}" in k and "ranknum" not in k]
             if lost or extra:
                 raise ValueError(f"PEFT did not load {folder}: {lost}, {extra}")
         assert mixed is not None
@@ -187,8 +187,8 @@ def state(model: nn.Module) -> dict[str, np.ndarray]:
 
 def layout(model: nn.Module) -> Layout:
     """Returns a layout that lists the Conv1D layers, which square shapes alone do not show."""
-    found = (re.escape(name) for name, part in model.named_modules() if isinstance(part, Conv1D))
-    return Layout("the model's classes", conv1d="|".join(found))
+    result = (re.escape(name) for name, part in model.named_modules() if isinstance(part, Conv1D))
+    return Layout("the model's classes", conv1d="|".join(result))
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:

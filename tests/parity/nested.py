@@ -52,8 +52,8 @@ class Form:
 def neighbours(form: Form) -> tuple[peft.PeftConfig, peft.PeftConfig]:
     """Returns the adapters before and after: LoRA and LoHa if PEFT supports them for the layer."""
     fan = {"fan_in_fan_out": True} if form.net.startswith("gpt2") else {}
-    own: Any = form.config()
-    where = {"target_modules": own.target_modules or ["one", "two"]}
+    config: Any = form.config()
+    where = {"target_modules": config.target_modules or ["one", "two"]}
     loha = peft.LoHaConfig(r=3, alpha=4, **where)
     if form.net.endswith("groups"):
         return peft.LoKrConfig(r=2, alpha=3, **where), loha
@@ -85,10 +85,10 @@ def nested(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
             name = f"a{i}"
             config = peft.PeftConfig.from_pretrained(str(folder))
             wrapped = peft.get_peft_model(model, config, name)
-            found = peft.set_peft_model_state_dict(
+            result = peft.set_peft_model_state_dict(
                 wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=name
             )
-            extra = [k for k in found.unexpected_keys if not k.endswith("base_layer.weight")]
+            extra = [k for k in result.unexpected_keys if not k.endswith("base_layer.weight")]
             if extra:
                 raise ValueError(f"PEFT did not load {folder}: {extra}")
             inner: Any = wrapped.base_model.model

@@ -161,9 +161,9 @@ def fold(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> Params:
                 key = found["key"] + (".bias" if found["tail"] == ".bias" else "")
                 sites.setdefault(found["site"], {})[key] = tensor
             else:  # a trained bias, or a module saved whole
-                plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-                assert plain in out, f"{folder}: {name}"
-                out[plain] = tensor
+                module_name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+                assert module_name in out, f"{folder}: {name}"
+                out[module_name] = tensor
         for site, tensors in sites.items():
             chains.setdefault(site, []).append((tensors, config, site))
     for site, stack in chains.items():

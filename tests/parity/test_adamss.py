@@ -55,8 +55,8 @@ def test_adamss_matches_peft(name: str, net: str, tmp_path: Path, record_propert
     record_property("parity_type", ("ADAMSS", net, [error]))
     assert error < 1e-6
     assert difference(_run(model, x), truth) > 1e-2
-    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(out))
-    assert difference(_run(again, x), truth) < 1e-6
+    reloaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(out))
+    assert difference(_run(reloaded, x), truth) < 1e-6
 
 
 def _run(model: torch.nn.Module, x: np.ndarray) -> np.ndarray:

@@ -101,35 +101,35 @@ def ours(model: Any, adapters: list[Adapter], **how: Any) -> dict[str, np.ndarra
     return {s: np.asarray(out[f"{s}.weight"]) - params[f"{s}.weight"] for s in SITES}
 
 
-def worst(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    return max(difference(found[site], expected[site]) for site in SITES)
+def worst(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    return max(difference(actual[site], expected[site]) for site in SITES)
 
 
 def use_torch_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.ndarray]:
     """Makes jaxmix use the masks that torch draws, in the order of the sites."""
-    drawn: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     draw = torch.bernoulli
 
     def bernoulli(*args: Any, **how: Any) -> torch.Tensor:
         mask = draw(*args, **how)
-        drawn.append(mask.numpy())
+        masks.append(mask.numpy())
         return mask
 
     def mask(key: Any, density: float, tensor: Any) -> Any:
         if not tensor.any():  # a missing adapter's, which PEFT skips
             return tensor > 0
-        if not method.endswith("_svd") and drawn and tensor.shape in ((4, 8), (11, 4)):
+        if not method.endswith("_svd") and masks and tensor.shape in ((4, 8), (11, 4)):
             # An embedding's A is our B: PEFT draws the masks of all A's first.
-            wanted = (8, 4) if tensor.shape == (4, 8) else (4, 11)
-            i = next(i for i, entry in enumerate(drawn) if entry.shape == wanted)
-            return drawn.pop(i).T.astype(bool)
-        flat = drawn.pop(0)
+            shape = (8, 4) if tensor.shape == (4, 8) else (4, 11)
+            i = next(i for i, entry in enumerate(masks) if entry.shape == shape)
+            return masks.pop(i).T.astype(bool)
+        flat = masks.pop(0)
         flat = flat.reshape(len(flat), -1)
         return (flat if flat.shape == tensor.shape else flat.T).astype(bool)
 
     monkeypatch.setattr(torch, "bernoulli", bernoulli)
     monkeypatch.setattr(formulas, "_mask", mask)
-    return drawn
+    return masks
 
 
 @pytest.mark.parametrize("signs", WEIGHTS)
@@ -148,8 +148,8 @@ def test_combine_matches_peft(
     density = {"density": 0.6} if method.startswith(PRUNING) else {}
     truth = theirs(model, folders[EQUAL], weights, combination_type=method, **density)
     key = {"key": jax.random.key(0)} if "dare" in method else {}
-    found = ours(model, read(folders[EQUAL]), method=method, weights=weights, **density, **key)
-    error = worst(found, truth)
+    actual = ours(model, read(folders[EQUAL]), method=method, weights=weights, **density, **key)
+    error = worst(actual, truth)
     assert not drawn
     if "ties" in method and signs == "negative":
         assert error > 1e-2  # PEFT's negated adapter votes with entries that it does not add
@@ -173,25 +173,27 @@ def test_unequal_ranks_match_peft(method: str, rank: int | None, model: Any, fol
     adapters = read(folders[UNEQUAL])
     for params in (None, state(model)):
         how = {"rank": rank, "params": params, **density}
-        found = ours(model, adapters, method=method, weights=weights, **how)
-        assert worst(found, truth) < 1e-12
+        actual = ours(model, adapters, method=method, weights=weights, **how)
+        assert worst(actual, truth) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["ties", "ties_svd"])
 def test_majority_sign_by_frequency_matches_peft(method: str, model: Any, folders: Any) -> None:
-    weights, more = WEIGHTS["positive"], {"density": 0.8}
+    weights, options = WEIGHTS["positive"], {"density": 0.8}
     truth = theirs(
         model,
         folders[EQUAL],
         weights,
         combination_type=method,
         majority_sign_method="frequency",
-        **more,
+        **options,
     )
     adapters = read(folders[EQUAL])
-    found = ours(model, adapters, method=method, weights=weights, majority_sign="frequency", **more)
-    assert worst(found, truth) < 1e-12
-    total = ours(model, adapters, method=method, weights=weights, **more)
+    actual = ours(
+        model, adapters, method=method, weights=weights, majority_sign="frequency", **options
+    )
+    assert worst(actual, truth) < 1e-12
+    total = ours(model, adapters, method=method, weights=weights, **options)
     assert worst(total, truth) > 1e-2
 
 

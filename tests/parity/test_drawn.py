@@ -37,9 +37,9 @@ def _forms() -> list[Form]:
     forms = []
     for net in ("linear", "no_bias", "gpt2", "gpt2_square"):
         fan = _FAN if net.startswith("gpt2") else {}
-        for kept, more in (("saved", {}), ("drawn", _UNSAVED)):
-            options = {**_SEED, **more, **fan}
-            name, reads = f"{net}-{kept}", kept == "drawn"
+        for storage, extra in (("saved", {}), ("drawn", _UNSAVED)):
+            options = {**_SEED, **extra, **fan}
+            name, reads = f"{net}-{storage}", storage == "drawn"
             forms += [
                 Form(f"vera-{name}", net, peft.VeraConfig, {"r": 3, **options}, reads=reads),
                 Form(f"pvera-{name}", net, peft.PveraConfig, {"r": 3, **options}, reads=reads),
@@ -53,21 +53,23 @@ def _forms() -> list[Form]:
             Form(f"tinylora-{net}-tied", net, peft.TinyLoraConfig, {**tiny, "weight_tying": 1.0}),
         ]
     for kind in ("sparse", "very_sparse"):
-        for kept, more in (("saved", {}), ("drawn", _UNSAVED)):
-            options, reads = {"r": 3, kind: True, **_SEED, **more}, kept == "drawn"
+        for storage, extra in (("saved", {}), ("drawn", _UNSAVED)):
+            options, reads = {"r": 3, kind: True, **_SEED, **extra}, storage == "drawn"
             forms.append(
-                Form(f"randlora-{kind}-{kept}", "wide", peft.RandLoraConfig, options, reads=reads)
+                Form(
+                    f"randlora-{kind}-{storage}", "wide", peft.RandLoraConfig, options, reads=reads
+                )
             )
     for name, options in (
         ("many", {"n_frequency": 40, "scaling": 30.0}),
         ("few", {"n_frequency": 2, "scaling": 60.0, "n_frequency_pattern": {"two": 3}}),
     ):
-        make, more = peft.FourierFTConfig, {"reads": True, "tolerance": _SINGLE}
+        make, extra = peft.FourierFTConfig, {"reads": True, "tolerance": _SINGLE}
         forms += [
-            Form(f"fourierft-{name}-linear", "linear", make, options, **more),
-            Form(f"fourierft-{name}-gpt2", "gpt2", make, {**options, **_FAN}, **more),
+            Form(f"fourierft-{name}-linear", "linear", make, options, **extra),
+            Form(f"fourierft-{name}-gpt2", "gpt2", make, {**options, **_FAN}, **extra),
         ]
-    found = {"sparsity": 0.8, "save_precomputed_indices": False}
+    pattern = {"sparsity": 0.8, "save_precomputed_indices": False}
     wave = {"n_frequency": 30, "scaling": 2.0, "proportional_parameters": True}
     three = {"r": 2, "u": 5, "target_modules": ["lin"]}
     return [
@@ -78,7 +80,7 @@ def _forms() -> list[Form]:
                 f"supertuning-found-{top}",
                 "linear",
                 peft.SupertuningConfig,
-                {**found, "select_top": top},
+                {**pattern, "select_top": top},
                 reads=True,
             )
             for top in (True, False)
@@ -115,11 +117,11 @@ def _saved_needs_no_torch(folder: Path, model: torch.nn.Module, out: Path) -> No
         adapter = jaxmix.load(folder, base=params)
         jaxmix.save(adapter, out)
         patch.setitem(sys.modules, "torch", None)
-        first, again = (
+        expected, loaded = (
             jaxmix.compose(params, item, layout=layout(model))
             for item in (adapter, jaxmix.load(out))
         )
-        assert all(np.array_equal(first[name], again[name]) for name in params)
+        assert all(np.array_equal(expected[name], loaded[name]) for name in params)
 
 
 # PEFT recommends saving what it draws.

@@ -43,13 +43,13 @@ SINGLE = [case for case in CASES if len(case.adapters) == 1]
 def exported(folder: Path, out: Path, model: Any, base: bool = False) -> Path:
     """Loads a PEFT folder, exports it, and checks that the export loads as the same adapter."""
     params = state(model)
-    given = params if base else None
+    base_params = params if base else None
     with jax.enable_x64(True), uncompiled():
-        adapter = jaxmix.load(folder, base=given)
+        adapter = jaxmix.load(folder, base=base_params)
         exported_folder = jaxmix.export_peft(adapter, out)
         first, second = (
             jaxmix.compose(params, loaded, layout=layout(model))
-            for loaded in (adapter, jaxmix.load(exported_folder, base=given))
+            for loaded in (adapter, jaxmix.load(exported_folder, base=base_params))
         )
         for name, leaf in first.items():
             # PEFT computes VB-LoRA's largest weights only in float32.
@@ -103,8 +103,8 @@ def test_exported_form_matches_in_float32(form: Form, tmp_path: Path) -> None:
     out = exported(folder, tmp_path / "out", model)
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model).float(), str(out)).eval()
     with torch.no_grad():
-        got = loaded(torch.from_numpy(x).float()).double().numpy()
-    assert difference(got, truth) < 1e-5
+        actual = loaded(torch.from_numpy(x).float()).double().numpy()
+    assert difference(actual, truth) < 1e-5
 
 
 CHAINS = [

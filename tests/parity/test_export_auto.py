@@ -30,10 +30,10 @@ IDS = torch.tensor([[3, 7, 11, 2, 29]])
 WHERE = {"target_modules": ["q_proj", "v_proj", "down_proj"], "r": 4, "lora_alpha": 6}
 
 
-def base(kind: Any, folder: Path, **more: Any) -> str:
+def base(kind: Any, folder: Path, **config: Any) -> str:
     """Saves a tiny Llama with a head."""
     torch.manual_seed(0)
-    kind(transformers.LlamaConfig(**SIZES, **more)).double().save_pretrained(folder)
+    kind(transformers.LlamaConfig(**SIZES, **config)).double().save_pretrained(folder)
     return str(folder)
 
 

@@ -29,8 +29,8 @@ _LLAMA: dict[str, Any] = dict(
 _BERT = {k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"}
 
 
-def _llama(**more: Any) -> Any:
-    return hf.LlamaConfig(**_LLAMA, **more)
+def _llama(**config: Any) -> Any:
+    return hf.LlamaConfig(**_LLAMA, **config)
 
 
 def _gpt2() -> Any:
@@ -124,8 +124,8 @@ def made(name: str, folder: Path) -> tuple[Path, Any, np.ndarray]:
     base = fill(getattr(hf, base_class)(made_config), 0)
     base.save_pretrained(folder / "base", max_shard_size="8KB")
     count = 2 if task == "QUESTION_ANS" else LABELS
-    again = type(made_config).from_pretrained(folder / "base", num_labels=count)
-    model = getattr(hf, adapted).from_pretrained(folder / "base", config=again)
+    reloaded = type(made_config).from_pretrained(folder / "base", num_labels=count)
+    model = getattr(hf, adapted).from_pretrained(folder / "base", config=reloaded)
     if model.base_model_prefix not in base.state_dict() and task == "QUESTION_ANS":
         body = base.base_model.state_dict()
         model.base_model.load_state_dict(

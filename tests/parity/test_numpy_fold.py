@@ -25,13 +25,13 @@ def test_fold_matches_pairs(kind: str, mlp: TorchNet, saved: Path) -> None:
     for stack in [(kind,), *((kind, other) for other in ADDITIVE_AND_OFT)]:
         folders = [saved / name for name in folders_of(stack)]
         truth = forward(mixed_model(mlp, folders), x)
-        ours = run(MLP, fold(state(mlp), folders), x)
-        assert difference(ours, truth) < TOLERANCE, stack
+        actual = run(MLP, fold(state(mlp), folders), x)
+        assert difference(actual, truth) < TOLERANCE, stack
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fold_matches_layers(case: Case, tmp_path: Path) -> None:
     """Each row of the table of layer types matches."""
     truth = make(case, tmp_path)
-    ours = run(truth.net, fold(state(truth.model), truth.folders), truth.x)
-    assert difference(ours, truth.output) < TOLERANCE
+    actual = run(truth.net, fold(state(truth.model), truth.folders), truth.x)
+    assert difference(actual, truth.output) < TOLERANCE

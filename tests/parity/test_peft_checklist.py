@@ -287,8 +287,8 @@ def test_number_of_parameters_matches(kind: str, tmp_path: Path) -> None:
     with jax.enable_x64(True):
         updates = jaxmix.load(tmp_path / "a").updates.values()
         leaves = [leaf for leaf in jax.tree.leaves(list(updates)) if np.ndim(leaf) > 0]
-    held = sum(leaf.size for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))
-    assert held == count
+    size = sum(leaf.size for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))
+    assert size == count
 
 
 def test_prefix_tuning_is_refused(tmp_path: Path) -> None:
@@ -336,15 +336,15 @@ def test_generated_tokens_match(recipe: list[tuple[str, int]], tmp_path: Path) -
             )
         return out.numpy()
 
-    base, folders, seen = write(model), [], []
+    base, folders, generated = write(model), [], []
     for kind, seed in recipe:
         folders.append(tmp_path / kind)
         save_adapter(model, config(kind, "q_proj", "v_proj", "fc1"), folders[-1], seed=seed)
         twin, mixed = jaxmix_model(model, folders), mixed_model(model, folders)
         assert same(forward(twin, tokens.numpy()), forward(mixed, tokens.numpy()))
-        seen.append(write(twin))
-        assert np.array_equal(seen[-1], write(mixed))
-    assert any(not np.array_equal(base, out) for out in seen)
+        generated.append(write(twin))
+        assert np.array_equal(generated[-1], write(mixed))
+    assert any(not np.array_equal(base, out) for out in generated)
     assert np.array_equal(base, write(model))
 
 
@@ -354,6 +354,6 @@ def test_peft_stack_of_one_changes_nothing(tmp_path: Path) -> None:
     save_adapter(model, config("oft", "lin0", "lin1"), tmp_path / "a", seed=0)
     with jax.enable_x64(True):
         adapter = jaxmix.load(tmp_path / "a")
-        plain = jaxmix.compose(state(model), [adapter])
+        without_stack = jaxmix.compose(state(model), [adapter])
         stacked = jaxmix.compose(state(model), [peft_stack([adapter])])
-    assert all(np.array_equal(plain[name], stacked[name]) for name in plain)
+    assert all(np.array_equal(without_stack[name], stacked[name]) for name in without_stack)

@@ -113,10 +113,10 @@ def test_resized_merge_opens_in_transformers(name: str, tmp_path: Path) -> None:
     merged = jaxmix.merge_checkpoint(
         tmp_path / "base", adapter, out, resize=True, verify=True, **options
     )
-    assert {now for _, now in merged.resized.values()} == {rows}
-    again, loading = cls.from_pretrained(out, output_loading_info=True)
+    assert {size for _, size in merged.resized.values()} == {rows}
+    reloaded, loading = cls.from_pretrained(out, output_loading_info=True)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = logits(model)
-    found = logits(again)
-    assert found.shape == expected.shape == (1, 5, rows)
-    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+    actual = logits(reloaded)
+    assert actual.shape == expected.shape == (1, 5, rows)
+    assert np.abs(actual - expected).max() / np.abs(expected).max() < 1e-5

@@ -34,11 +34,11 @@ def compare(
             refused.append(stack)
             continue
         errors[stack] = difference(forward(jaxmix_model(model, folders), X), truth)
-    wrong = {stack: error for stack, error in errors.items() if not error < TOLERANCE}
+    mismatched = {stack: error for stack, error in errors.items() if not error < TOLERANCE}
     # PEFT refuses exactly SHiRA over other families.
     assert all("shira" in stack[1:] for stack in refused)
-    lines = "\n".join(f"  {' -> '.join(s)}: {e:.1e}" for s, e in list(wrong.items())[:40])
-    assert not wrong, f"{len(wrong)} of {len(errors)} stacks differ from PEFT:\n{lines}"
+    lines = "\n".join(f"  {' -> '.join(s)}: {e:.1e}" for s, e in list(mismatched.items())[:40])
+    assert not mismatched, f"{len(mismatched)} of {len(errors)} stacks differ from PEFT:\n{lines}"
     record("parity_cases", len(errors))
     record("parity_worst", max(errors.values(), default=0.0))
     return len(errors), len(refused)
@@ -56,7 +56,7 @@ def test_pairs_match(kind: str, mlp: TorchNet, saved: Path, record_property: Rec
 @pytest.mark.parametrize("kind", KINDS)
 def test_triples_match(kind: str, mlp: TorchNet, saved: Path, record_property: Record) -> None:
     """Every ordered triple of the seven families matches."""
-    selected = [(kind, *rest) for rest in stacks(KINDS, 2)]
+    selected = [(kind, *others) for others in stacks(KINDS, 2)]
     compared, refused = compare(mlp, saved, selected, record_property)
     assert (compared, refused) == ((43, 6) if kind == "shira" else (36, 13))
 
@@ -68,7 +68,7 @@ def test_quadruples_match(
     first: str, second: str, mlp: TorchNet, saved: Path, record_property: Record
 ) -> None:
     """Every ordered quadruple of LoRA, LoHa, LoKr, AdaLoRA and OFT matches."""
-    selected = [(first, second, *rest) for rest in stacks(ADDITIVE_AND_OFT, 2)]
+    selected = [(first, second, *others) for others in stacks(ADDITIVE_AND_OFT, 2)]
     assert compare(mlp, saved, selected, record_property) == (25, 0)
 
 
@@ -86,10 +86,10 @@ def test_mix_applies_adapters_in_the_given_order(mlp: TorchNet, saved: Path) -> 
     folders = [saved / "oft0", saved / "oft1"]
     with jax.enable_x64(True):
         a, b = (jaxmix.load(folder, name=folder.name) for folder in folders)
-        plain = jaxmix.compose(state(mlp), [a, b])
+        in_given_order = jaxmix.compose(state(mlp), [a, b])
         steps = jaxmix.compose(jaxmix.compose(state(mlp), [a]), [b])
     site = "layers.1.lin.weight"
-    assert difference(np.asarray(plain[site]), np.asarray(steps[site])) < TOLERANCE
+    assert difference(np.asarray(in_given_order[site]), np.asarray(steps[site])) < TOLERANCE
     truth = forward(mixed_model(mlp, folders), X)
     twin = forward(jaxmix_model(mlp, folders), X)
     assert difference(twin, truth) < TOLERANCE

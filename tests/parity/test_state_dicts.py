@@ -105,9 +105,9 @@ def dumped(model: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the adapter's part of the state dict, as PEFT saves it, and the whole dict."""
     state = {k: x.clone() for k, x in model.state_dict().items() if "ranknum" not in k}
     own_tensors = {key: tensor for key, tensor in state.items() if f".{NAME}" in key}
-    plain = {key.replace(f".{NAME}", "") for key in own_tensors}
-    plain |= {key.removesuffix(".weight") for key in plain}
-    computed = {key: x for key, x in load_file(file).items() if key not in plain}
+    expected_keys = {key.replace(f".{NAME}", "") for key in own_tensors}
+    expected_keys |= {key.removesuffix(".weight") for key in expected_keys}
+    computed = {key: x for key, x in load_file(file).items() if key not in expected_keys}
     return computed | own_tensors, computed | state
 
 
@@ -118,10 +118,10 @@ def test_adapter_name_in_keys_is_removed(form, tmp_path):
     expected = jaxmix.load(file.parent, base=params())
     own_tensors, everything = dumped(model, file)
     save_file(own_tensors, file)
-    got = jaxmix.load(file.parent, base=params())
-    assert got.sites == expected.sites
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    loaded = jaxmix.load(file.parent, base=params())
+    assert loaded.sites == expected.sites
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         assert np.array_equal(ours, theirs)
     save_file(everything, file)
     assert set(jaxmix.load(file.parent, base=params()).sites) >= set(expected.sites)
@@ -134,7 +134,7 @@ def test_base_leaves_in_the_file_are_harmless(form, tmp_path):
     base = params()
     expected = jaxmix.compose(base, jaxmix.load(file.parent))
     save_file(dumped(model, file)[1], file)
-    got = jaxmix.compose(base, jaxmix.load(file.parent))
+    loaded = jaxmix.compose(base, jaxmix.load(file.parent))
     for key, leaf in expected.items():
-        assert np.allclose(got[key], leaf, atol=1e-6), key
+        assert np.allclose(loaded[key], leaf, atol=1e-6), key
     assert any(not np.allclose(expected[key], base[key]) for key in base)

@@ -76,8 +76,8 @@ def test_boft_with_several_factors_matches(
     assert difference(forward(model, x), truth) > 1e-2
     jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
     with exact():
-        again = peft.PeftModel.from_pretrained(build(NETS[net]), str(tmp_path / "out")).eval()
-    assert difference(forward(again, x), truth) < 1e-12
+        reloaded = peft.PeftModel.from_pretrained(build(NETS[net]), str(tmp_path / "out")).eval()
+    assert difference(forward(reloaded, x), truth) < 1e-12
 
 
 PSOFT: dict[str, dict[str, Any]] = {
@@ -108,9 +108,9 @@ def test_psoft_matches(options: dict[str, Any], tmp_path: Path, record_property:
                 spread = 1.0 if "vector" in name else 0.3
                 param.copy_(spread * torch.randn(param.shape, generator=generator))
     adapted.save_pretrained(str(tmp_path))
-    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path)).double().eval()
+    reloaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path)).double().eval()
     model = model.double()
-    truth = forward(again, x)
+    truth = forward(reloaded, x)
     ours = with_weights(model, composed(model, tmp_path, state(model)))
     error = difference(forward(ours, x), truth)
     record_property("parity_cases", 1)
@@ -131,8 +131,8 @@ def test_frod_bases_are_shared(tmp_path: Path) -> None:
     config = peft.FrodConfig(target_modules=["proj", "lin"], progressbar=False, sparse_rate=0.1)
     truth = forward(save_adapter(model, config, tmp_path / "peft", seed=1), x)
     for folder in ("peft", "out"):
-        found = forward(with_weights(model, composed(model, tmp_path / folder)), x)
-        assert difference(found, truth) < 3e-6
+        actual = forward(with_weights(model, composed(model, tmp_path / folder)), x)
+        assert difference(actual, truth) < 3e-6
         tensors = load_file(tmp_path / folder / "adapter_model.safetensors")
         assert {name for name in tensors if "frod_V" in name} == {
             "base_model.frod_V.attn_proj",
@@ -154,8 +154,10 @@ def test_ln_tuning_matches(tmp_path: Path) -> None:
     assert difference(forward(model, x), forward(adapted, x)) > 1e-2
     jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
     with exact():
-        again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "out")).eval()
-    assert difference(forward(again, x), forward(adapted, x)) < 1e-14
+        reloaded = peft.PeftModel.from_pretrained(
+            copy.deepcopy(model), str(tmp_path / "out")
+        ).eval()
+    assert difference(forward(reloaded, x), forward(adapted, x)) < 1e-14
 
 
 T: dict[str, Any] = {"target_modules": ["one", "two"]}

@@ -76,9 +76,9 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _form(name: str, **more: Any) -> Form:
+def _form(name: str, **extra: Any) -> Form:
     net, options = _FORMS[name]
-    options = {"r": 3, "theta_d_length": 20, **options, **more}
+    options = {"r": 3, "theta_d_length": 20, **options, **extra}
     # PEFT does not load an adapter's biases and saved modules around another wrapper.
     nests = not {"bias", "modules_to_save"} & set(options)
     return Form(f"unilora-{name}", net, peft.UniLoraConfig, options, nests=nests, reads=True)
@@ -131,9 +131,9 @@ def test_indices_and_scales_match_bit_for_bit(dtype: torch.dtype, tmp_path: Path
     for site, update in updates.items():
         for side in "AB":
             for field in ("indices", "scales"):
-                theirs = getattr(layers[site], f"unilora_{field}_{side}")["default"]
-                mine = np.asarray(getattr(update, f"{side.lower()}_{field}"))
-                np.testing.assert_array_equal(mine.astype(float), theirs.double().numpy())
+                expected = getattr(layers[site], f"unilora_{field}_{side}")["default"]
+                actual = np.asarray(getattr(update, f"{side.lower()}_{field}"))
+                np.testing.assert_array_equal(actual.astype(float), expected.double().numpy())
 
 
 def test_written_adapter_has_its_indices(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_sorted_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"whose names in model\.layers\.0 are sorted"):
         jaxmix.load(tmp_path, base=dict(sorted(base.items())))
     # A plausible order of another model: a module's leaves in PyTorch's order, ``down`` first.
-    other = sorted(base, key=lambda name: name.replace("up", "x").rpartition(".")[0])
-    wrong = _ours(model, [tmp_path], {name: base[name] for name in other})
-    assert difference(forward(wrong, x), forward(nested(model, [tmp_path]), x)) > 1e-2
+    order = sorted(base, key=lambda name: name.replace("up", "x").rpartition(".")[0])
+    misread = _ours(model, [tmp_path], {name: base[name] for name in order})
+    assert difference(forward(misread, x), forward(nested(model, [tmp_path]), x)) > 1e-2
 
 
 _PATHS = [
@@ -171,7 +171,7 @@ _PATHS = [
     for i in (0, 1, 12)
     for name in ("q", "attn.q", "attn.xq", "q.sub", "k")
 ] + ["q", "k", "head", "model.head", "model.head.q"]
-_ASKED: list[dict[str, Any]] = [
+_OPTIONS: list[dict[str, Any]] = [
     {"target_modules": ["q"]},
     {"target_modules": ["attn.q", "k"]},
     {"target_modules": ".*q"},
@@ -187,9 +187,9 @@ _ASKED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("asked", _ASKED, ids=str)
-def test_targeted_modules_match_peft(asked: dict[str, Any]) -> None:
-    config = peft.UniLoraConfig(**copy.deepcopy(asked))
-    theirs = [path for path in _PATHS if check_target_module_exists(config, path)]
-    assert targeted(Config(Path("c"), "UNILORA", asked), _PATHS) == theirs
-    assert theirs
+@pytest.mark.parametrize("options", _OPTIONS, ids=str)
+def test_targeted_modules_match_peft(options: dict[str, Any]) -> None:
+    config = peft.UniLoraConfig(**copy.deepcopy(options))
+    expected = [path for path in _PATHS if check_target_module_exists(config, path)]
+    assert targeted(Config(Path("c"), "UNILORA", options), _PATHS) == expected
+    assert expected

@@ -74,7 +74,7 @@ those with SHiRA and DoRA that PEFT loads, are compared too: see [the stacks](pe
 
 
 @dataclass
-class _Seen:
+class _Summary:
     """The results of the tests for one type."""
 
     layers: set[str] = field(default_factory=set)
@@ -88,7 +88,7 @@ class _Watch:
     """A pytest plugin that collects what the parity tests record."""
 
     def __init__(self) -> None:
-        self.types: dict[str, _Seen] = defaultdict(_Seen)
+        self.types: dict[str, _Summary] = defaultdict(_Summary)
         keywords = {"base": "_base", "torch": "torch"}
         for event, name in keywords.items():
             setattr(File, name, self._watched(getattr(File, name), event))
@@ -107,12 +107,12 @@ class _Watch:
             return
         assert report.passed, report.nodeid
         kind, net, errors = measured
-        seen = self.types[kind]
+        summary = self.types[kind]
         layer = next((name for key, name in LAYERS.items() if net.startswith(key)), "Linear")
-        seen.layers.add(layer)
-        seen.forms += 1
-        seen.alone = max(seen.alone, errors[0])
-        seen.between += errors[1:]
+        summary.layers.add(layer)
+        summary.forms += 1
+        summary.alone = max(summary.alone, errors[0])
+        summary.between += errors[1:]
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
     print(PAGE)
 
 
-def _page(types: dict[str, _Seen]) -> str:
+def _page(types: dict[str, _Summary]) -> str:
     rows = [_row(name, types[name]) for name in sorted(PEFT_TYPES) if name != "BONE"]
     refused = [f"| {name} | {refusal} |" for name, refusal in sorted(REFUSED_TYPES.items())]
     fields = [
@@ -133,9 +133,9 @@ def _page(types: dict[str, _Seen]) -> str:
         for key, reason in sorted(kind.fields.refused.items())
         if name == "LORA"
     ]
-    left = {kind.value for kind in PeftType} - set(PEFT_TYPES) - set(REFUSED_TYPES)
-    if left:
-        raise SystemExit(f"neither read nor refused: {sorted(left)}")
+    unhandled = {kind.value for kind in PeftType} - set(PEFT_TYPES) - set(REFUSED_TYPES)
+    if unhandled:
+        raise SystemExit(f"neither read nor refused: {sorted(unhandled)}")
     return _TEXT.format(
         version=version("peft"),
         rows="\n".join(rows),
@@ -144,13 +144,13 @@ def _page(types: dict[str, _Seen]) -> str:
     )
 
 
-def _row(name: str, seen: _Seen) -> str:
+def _row(name: str, summary: _Summary) -> str:
     between = "in every stack" if name in STACKED else "–"
-    if seen.between:
-        between = f"{max(seen.between):.0e}"
-    asks = ", ".join(sorted(seen.asks)) or "–"
-    layers = ", ".join(sorted(seen.layers))
-    return f"| {name} | {layers} | {seen.forms} | {seen.alone:.0e} | {between} | {asks} |"
+    if summary.between:
+        between = f"{max(summary.between):.0e}"
+    asks = ", ".join(sorted(summary.asks)) or "–"
+    layers = ", ".join(sorted(summary.layers))
+    return f"| {name} | {layers} | {summary.forms} | {summary.alone:.0e} | {between} | {asks} |"
 
 
 if __name__ == "__main__":

@@ -74,16 +74,16 @@ def test_leaf_that_is_also_a_factor(kind: Any) -> None:
     adapter = Adapter({"q": kind(base["q.weight"])})
     out = jaxmix.compose(base, adapter, donate=True)
     np.testing.assert_array_equal(out["q.weight"], params()["q.weight"])
-    (held,) = jax.tree.leaves(adapter.updates)
-    np.testing.assert_array_equal(held, params()["q.weight"])
+    (factor,) = jax.tree.leaves(adapter.updates)
+    np.testing.assert_array_equal(factor, params()["q.weight"])
 
 
-SOME = {"q": LoRA(A, B, 1.0), "k": Replace(B @ A + 1), "v": HiRA(A, B), "o": IA3(B[:, 0] + 1)}
+UPDATES = {"q": LoRA(A, B, 1.0), "k": Replace(B @ A + 1), "v": HiRA(A, B), "o": IA3(B[:, 0] + 1)}
 
 
-def some(mesh: Any = None) -> dict[str, Any]:
-    """A weight for each of them, over eight devices or on one."""
-    weights = {f"{site}.weight": np.arange(16, dtype=np.float32).reshape(4, 4) for site in SOME}
+def one_weight_per_update(mesh: Any = None) -> dict[str, Any]:
+    """A weight for each of UPDATES, on one device or over a mesh."""
+    weights = {f"{site}.weight": np.arange(16, dtype=np.float32).reshape(4, 4) for site in UPDATES}
     if mesh is None:
         return {name: jnp.asarray(weight) for name, weight in weights.items()}
     return jax.device_put(weights, NamedSharding(mesh, P("y", "x")))
@@ -93,27 +93,27 @@ def some(mesh: Any = None) -> dict[str, Any]:
 def test_nothing_is_donated_by_default(kind: Any) -> None:
     """Leaves and factors stay valid, on one device and over several."""
     mesh = None if kind is None else jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
-    base, updates = some(mesh), jax.tree.map(jnp.asarray, SOME)
-    before = jax.tree.map(np.array, (base, updates))
-    run = jax.jit(jaxmix.compose) if kind is AxisType.Explicit else jaxmix.compose
-    outs = [jax.tree.map(np.array, run(base, Adapter(updates, 0.7))) for _ in range(2)]
+    base, updates = one_weight_per_update(mesh), jax.tree.map(jnp.asarray, UPDATES)
+    copies = jax.tree.map(np.array, (base, updates))
+    compose = jax.jit(jaxmix.compose) if kind is AxisType.Explicit else jaxmix.compose
+    outs = [jax.tree.map(np.array, compose(base, Adapter(updates, 0.7))) for _ in range(2)]
     assert not any(map(is_deleted, jax.tree.leaves((base, updates))))
-    for old, new in ((before, (base, updates)), (outs[0], outs[1])):
-        same = jax.tree.map(np.array_equal, old, jax.tree.map(np.asarray, new))
+    for expected, actual in ((copies, (base, updates)), (outs[0], outs[1])):
+        same = jax.tree.map(np.array_equal, expected, jax.tree.map(np.asarray, actual))
         assert all(jax.tree.leaves(same))
 
 
 def test_traced_programs_donate_nothing() -> None:
     """A program aliases buffers only if the caller donates the params to `jit`."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
-    texts = [
-        jax.jit(jaxmix.compose, donate_argnums=given)
-        .lower(some(mesh), Adapter(SOME))
+    programs = [
+        jax.jit(jaxmix.compose, donate_argnums=donated)
+        .lower(one_weight_per_update(mesh), Adapter(UPDATES))
         .compile()
         .as_text()
-        for given in ((), 0)
+        for donated in ((), 0)
     ]
-    assert ["input_output_alias" in (text or "") for text in texts] == [False, True]
+    assert ["input_output_alias" in (program or "") for program in programs] == [False, True]
 
 
 def test_bases_in_another_byte_order() -> None:
@@ -142,23 +142,23 @@ def test_replaced_values_are_not_read(bad: float, jitted: bool) -> None:
         "e.weight": np.ones((4, 3), np.float32),
     }
     base["e.weight"][1:3] = bad
-    new = np.arange(16, dtype=np.float32).reshape(4, 4)
+    saved = np.arange(16, dtype=np.float32).reshape(4, 4)
     updates = {
-        "q": Replace(new, new[0]),
-        "e": Tokens(new[:1, :3], np.asarray([1], np.int32)),  # pyright: ignore[reportArgumentType]
+        "q": Replace(saved, saved[0]),
+        "e": Tokens(saved[:1, :3], np.asarray([1], np.int32)),  # pyright: ignore[reportArgumentType]
     }
-    run = jax.jit(jaxmix.compose) if jitted else jaxmix.compose
-    out = run(base, Adapter(updates))
-    np.testing.assert_array_equal(out["q.weight"], new)
-    np.testing.assert_array_equal(out["q.bias"], new[0])
-    np.testing.assert_array_equal(out["e.weight"][:2], [[1, 1, 1], new[0, :3]])
+    compose = jax.jit(jaxmix.compose) if jitted else jaxmix.compose
+    out = compose(base, Adapter(updates))
+    np.testing.assert_array_equal(out["q.weight"], saved)
+    np.testing.assert_array_equal(out["q.bias"], saved[0])
+    np.testing.assert_array_equal(out["e.weight"][:2], [[1, 1, 1], saved[0, :3]])
     assert not np.isfinite(out["e.weight"][2]).any()
-    half = run(base, 0.5 * Adapter(updates))
-    assert not np.isfinite(half["q.weight"]).any()
+    interpolated = compose(base, 0.5 * Adapter(updates))
+    assert not np.isfinite(interpolated["q.weight"]).any()
 
 
 def test_strengths_have_gradients_at_one() -> None:
-    """The base has the factor 0 there, but it contributes to the gradient."""
+    """At strength 1 the base is multiplied by 0, but it contributes to the gradient."""
     base = {"q.weight": np.full((4, 4), 3.0, np.float32)}
 
     def total(strength: Any) -> Any:
@@ -179,12 +179,12 @@ def test_empty_bank() -> None:
         return x @ p["q.weight"].T
 
     bank = Bank({}, base)
-    for who in ([None, None], np.asarray([-1, -1]), np.zeros((2, 0), np.float32), [{}, {}]):
-        np.testing.assert_array_equal(bank(run)(base, x, who), run(base, x))
-    inside = jax.jit(lambda bank, p, x, who: bank(run)(p, x, who))
+    for selection in ([None, None], np.asarray([-1, -1]), np.zeros((2, 0), np.float32), [{}, {}]):
+        np.testing.assert_array_equal(bank(run)(base, x, selection), run(base, x))
+    inside = jax.jit(lambda bank, p, x, selection: bank(run)(p, x, selection))
     np.testing.assert_array_equal(inside(bank, base, x, bank.who([None, None])), run(base, x))
-    more = bank.add("x", LORA)
-    out = more(run)(base, x, ["x", None])
+    larger = bank.add("x", LORA)
+    out = larger(run)(base, x, ["x", None])
     np.testing.assert_array_equal(out[1], run(base, x)[1])
     np.testing.assert_array_equal(out[0], run(base, x)[0] + 8)
     with pytest.raises(jaxmix.JaxmixError, match="'x'"):

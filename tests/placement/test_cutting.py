@@ -33,7 +33,7 @@ def fused() -> dict[str, np.ndarray]:
 
 
 def apart(tree: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors as they are on disk."""
+    """The same tensors under their names on disk."""
     out = {"model.layers.0.self_attn.q_proj.weight": tree["model.layers.0.self_attn.q_proj.weight"]}
     for e in range(E):
         gate_up, down = tree[f"{FUSED}.gate_up_proj"][e], tree[f"{FUSED}.down_proj"][e]
@@ -44,61 +44,63 @@ def apart(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_parameters() -> jaxmix.Adapter:
-    """A LoRA with target_parameters, whose sites are the names in memory."""
-    made = {
+    """A LoRA of PEFT's target_parameters, whose sites are names in memory."""
+    updates = {
         "gate_up_proj": ExpertLoRA(
             normal(E, 2, WIDTH, seed=4), normal(E, 2 * INNER, 2, seed=5), 0.5
         ),
         "down_proj": ExpertLoRA(normal(E, 2, INNER, seed=6), normal(E, WIDTH, 2, seed=7), 0.5),
     }
-    return jaxmix.Adapter({f"{FUSED}.{name}": update for name, update in made.items()}, name="all")
+    return jaxmix.Adapter(
+        {f"{FUSED}.{name}": update for name, update in updates.items()}, name="all"
+    )
 
 
 def of_experts() -> jaxmix.Adapter:
     """A LoRA for each matrix of each expert, by the names on disk."""
     sizes = {"w1": (INNER, WIDTH), "w2": (WIDTH, INNER), "w3": (INNER, WIDTH)}
-    made = {
+    updates = {
         f"{APART}.{e}.{name}": LoRA(
             normal(1, n, seed=8 + e), normal(m, 1, seed=20 + e + ord(name[1])), 2.0
         )
         for e in range(E)
         for name, (m, n) in sizes.items()
     }
-    return jaxmix.Adapter(made, name="each")
+    return jaxmix.Adapter(updates, name="each")
 
 
-@pytest.mark.parametrize("adapters", ["all", "each", "both", "turned"])
+@pytest.mark.parametrize("adapters", ["all", "each", "all, each", "each, all"])
 def test_stacked_and_separate_experts(adapters: str) -> None:
     """Stacked and per-expert factors give the same result on a stack and on separate experts."""
     mixes = {"all": [of_parameters()], "each": [0.5 * of_experts()]}
-    mixes |= {"both": mixes["all"] + mixes["each"], "turned": mixes["each"] + mixes["all"]}
+    mixes |= {"all, each": mixes["all"] + mixes["each"], "each, all": mixes["each"] + mixes["all"]}
     with jax.enable_x64(True):
         on_stack = jaxmix.compose(fused(), mixes[adapters], names="mixtral")
         on_each = jaxmix.compose(apart(fused()), mixes[adapters], names="mixtral")
     for name, expected in apart(on_stack).items():
         np.testing.assert_allclose(on_each[name], expected, rtol=1e-12)
-    truth = {name: leaf.copy() for name, leaf in fused().items()}
+    expected_stack = {name: leaf.copy() for name, leaf in fused().items()}
     for adapter in mixes[adapters]:
         for site, update in adapter.updates.items():
             if isinstance(update, ExpertLoRA):
-                truth[site] += 0.5 * update.b @ update.a
+                expected_stack[site] += 0.5 * update.b @ update.a
             elif isinstance(update, LoRA):
                 expert, name = site.split(".")[-2:]
                 leaf = "down_proj" if name == "w2" else "gate_up_proj"
                 rows = {"w1": slice(0, INNER), "w3": slice(INNER, None)}.get(name, slice(None))
                 delta = adapter.strength * update.scale * update.b @ update.a
-                truth[f"{FUSED}.{leaf}"][int(expert), rows] += delta
-    for name, expected in truth.items():
+                expected_stack[f"{FUSED}.{leaf}"][int(expert), rows] += delta
+    for name, expected in expected_stack.items():
         np.testing.assert_allclose(on_stack[name], expected, rtol=1e-12)
 
 
 def test_map_is_inferred_from_the_names() -> None:
     """Without names= the only map under which all sites have a leaf is used."""
     tree = {name: leaf.astype(np.float32) for name, leaf in apart(fused()).items()}
-    found = jaxmix.compose(tree, of_parameters())
-    chosen = jaxmix.compose(tree, of_parameters(), names="mixtral")
-    for name, leaf in chosen.items():
-        np.testing.assert_array_equal(found[name], leaf)
+    inferred = jaxmix.compose(tree, of_parameters())
+    named = jaxmix.compose(tree, of_parameters(), names="mixtral")
+    for name, leaf in named.items():
+        np.testing.assert_array_equal(inferred[name], leaf)
 
 
 def test_unmerged_experts_match() -> None:
@@ -126,52 +128,57 @@ QKV = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
 def test_fused_projection_on_its_parts_and_back(family: str, is_split: bool) -> None:
     """An update of Flux's qkv on q, k and v, and updates of q, k and v on qkv."""
     rng = np.random.default_rng(5)
-    whole, extra = SAMPLES[family].draw(rng, BLOCK), SAMPLES["LoRA"].draw(rng, BLOCK)
+    update, extra = SAMPLES[family].draw(rng, BLOCK), SAMPLES["LoRA"].draw(rng, BLOCK)
     weight, bias = normal(12, 8), normal(12)
     original = {"double_blocks.0.img_attn.qkv.weight": weight}
     original |= {"double_blocks.0.img_attn.qkv.bias": bias}
-    split = {}
+    parts = {}
     for i, name in enumerate(QKV):
-        split |= {
+        parts |= {
             f"{name}.weight": weight[4 * i : 4 * i + 4],
             f"{name}.bias": bias[4 * i : 4 * i + 4],
         }
     with jax.enable_x64(True):
         if is_split:
-            both: dict[str, Update] = {"double_blocks.0.img_attn.qkv": whole}
-            second = {"double_blocks.0.img_attn.qkv": extra}
-            adapters = [jaxmix.Adapter(both, name="a"), 0.3 * jaxmix.Adapter(second, name="b")]
-            expected, found = jaxmix.compose(original, adapters), jaxmix.compose(split, adapters)
+            updates: dict[str, Update] = {"double_blocks.0.img_attn.qkv": update}
+            extra_updates = {"double_blocks.0.img_attn.qkv": extra}
+            adapters = [
+                jaxmix.Adapter(updates, name="a"),
+                0.3 * jaxmix.Adapter(extra_updates, name="b"),
+            ]
+            on_fused, on_parts = jaxmix.compose(original, adapters), jaxmix.compose(parts, adapters)
         else:
             block = Module("linear", (4, 8), True)
-            made = {name: SAMPLES[family].draw(rng, block) for name in QKV}
-            adapter = jaxmix.Adapter(made)
-            found, expected = jaxmix.compose(split, adapter), jaxmix.compose(original, adapter)
+            updates = {name: SAMPLES[family].draw(rng, block) for name in QKV}
+            adapter = jaxmix.Adapter(updates)
+            on_parts, on_fused = jaxmix.compose(parts, adapter), jaxmix.compose(original, adapter)
     for leaf in ("weight", "bias"):
-        joined = np.concatenate([found[f"{name}.{leaf}"] for name in QKV])
-        expected_leaf = expected[f"double_blocks.0.img_attn.qkv.{leaf}"]
-        np.testing.assert_allclose(joined, expected_leaf, rtol=1e-9, atol=1e-12)
+        concatenated = np.concatenate([on_parts[f"{name}.{leaf}"] for name in QKV])
+        expected_leaf = on_fused[f"double_blocks.0.img_attn.qkv.{leaf}"]
+        np.testing.assert_allclose(concatenated, expected_leaf, rtol=1e-9, atol=1e-12)
 
 
 def test_swapped_halves() -> None:
     """The shift and scale of Flux's last modulation are swapped."""
     update = LoRA(normal(1, 4, seed=1), normal(6, 1, seed=2), 1.0)
     by_site = {"final_layer.adaLN_modulation.1": update}
-    there = jaxmix.compose(
+    in_diffusers = jaxmix.compose(
         {"norm_out.linear.weight": np.zeros((6, 4), np.float32)}, jaxmix.Adapter(by_site)
     )
     delta = update.b @ update.a
     swapped = np.concatenate([delta[3:], delta[:3]])
-    np.testing.assert_allclose(there["norm_out.linear.weight"], swapped, rtol=1e-5)
-    back = jaxmix.compose(
+    np.testing.assert_allclose(in_diffusers["norm_out.linear.weight"], swapped, rtol=1e-5)
+    in_original = jaxmix.compose(
         {"final_layer.adaLN_modulation.1.weight": np.zeros((6, 4), np.float32)},
         jaxmix.Adapter({"norm_out.linear": update}),
     )
-    np.testing.assert_allclose(back["final_layer.adaLN_modulation.1.weight"], swapped, rtol=1e-5)
+    np.testing.assert_allclose(
+        in_original["final_layer.adaLN_modulation.1.weight"], swapped, rtol=1e-5
+    )
 
 
 def refused(params: Any, adapter: jaxmix.Adapter, names: str) -> str:
-    """The text with which it is refused."""
+    """The message with which compose refuses the adapter."""
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(params, adapter, names=names)
     return str(caught.value)
@@ -185,16 +192,16 @@ HEAD = (
 def test_wrong_number_of_experts_is_refused() -> None:
     """Factors of three experts do not fit two."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if f".experts.{E - 1}." not in name}
-    text = refused(tree, of_parameters(), "mixtral")
-    assert text.startswith(HEAD.format("all", "mixtral", f"{FUSED}.gate_up_proj"))
-    assert "the adapter has factors of 3 experts, expected 2" in text
+    message = refused(tree, of_parameters(), "mixtral")
+    assert message.startswith(HEAD.format("all", "mixtral", f"{FUSED}.gate_up_proj"))
+    assert "the adapter has factors of 3 experts, expected 2" in message
 
 
 def test_missing_part_is_reported() -> None:
     """The experts lack one of the two matrices of a stack."""
     tree = {name: leaf for name, leaf in apart(fused()).items() if not name.endswith("w3.weight")}
-    text = refused(tree, of_parameters(), "mixtral")
-    assert f"only 1 of the 2 weights of {FUSED}.gate_up_proj are present" in text
+    message = refused(tree, of_parameters(), "mixtral")
+    assert f"only 1 of the 2 weights of {FUSED}.gate_up_proj are present" in message
 
 
 def test_missing_part_of_a_split_weight_is_reported() -> None:
@@ -203,17 +210,17 @@ def test_missing_part_of_a_split_weight_is_reported() -> None:
     tree = {f"{block}.{name}.weight": np.zeros((4, 4), np.float32) for name in ("to_q", "to_k")}
     update = LoRA(normal(1, 4, seed=1), normal(12, 1, seed=2), 1.0)
     site = "double_blocks.0.img_attn.qkv"
-    text = refused(tree, jaxmix.Adapter({site: update}, name="all"), "flux")
+    message = refused(tree, jaxmix.Adapter({site: update}, name="all"), "flux")
     expected = "only 2 of the 3 weights it is split into are present"
-    assert text.startswith(HEAD.format("all", "flux", site) + expected)
+    assert message.startswith(HEAD.format("all", "flux", site) + expected)
 
 
 def test_two_names_of_one_module_are_refused() -> None:
     """One adapter names the same weight in both schemes."""
-    one = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
-    sites = {"blocks.0.self_attn.q": one, "blocks.0.attn1.to_q": one}
-    text = refused({"blocks.0.attn1.to_q.weight": np.ones((4, 8))}, jaxmix.Adapter(sites), "wan")
-    assert text == (
+    update = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
+    sites = {"blocks.0.self_attn.q": update, "blocks.0.attn1.to_q": update}
+    message = refused({"blocks.0.attn1.to_q.weight": np.ones((4, 8))}, jaxmix.Adapter(sites), "wan")
+    assert message == (
         "adapter 'adapter': sites that match the weights' modules in several ways:\n"
         "  blocks.0.attn1.to_q: blocks.0.self_attn.q and blocks.0.attn1.to_q\n"
         "The names in memory are those of the name map wan. Rename the adapter's sites to those "
@@ -222,13 +229,13 @@ def test_two_names_of_one_module_are_refused() -> None:
 
 
 def test_sites_without_a_map_are_reported() -> None:
-    """The error states that maps were tried."""
+    """The error says which name maps were tried."""
     adapter = jaxmix.Adapter({"nowhere.proj": LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)})
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose({"proj.weight": np.ones((4, 8))}, adapter)
     assert str(caught.value).endswith("No name map brings all of them to the leaves.")
-    text = refused({"proj.weight": np.ones((4, 8))}, adapter, "bert")
-    assert text.endswith(
+    message = refused({"proj.weight": np.ones((4, 8))}, adapter, "bert")
+    assert message.endswith(
         "\nNames were also compared by the name map of bert:\n"
         "  nowhere.proj: bert.nowhere.proj\nFor another model, pass its type: names='…'."
     )

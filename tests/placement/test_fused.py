@@ -1,4 +1,4 @@
-"""Updates of a fused weight that can't be cut, on trees that have its parts."""
+"""Updates of a fused weight that can't be cut, applied to trees with its parts."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def whole_update(name: str) -> Update:
     """An update of qkv that mixes its rows."""
     rng = np.random.default_rng(7)
     delta = LoRA(rng.normal(size=(2, 8)), rng.normal(size=(12, 2)), 0.5)
-    made: dict[str, Update] = {
+    updates: dict[str, Update] = {
         "BOFT of outputs": BOFT(
             rng.normal(size=(2, 2, 6, 6)), rng.normal(size=12), butterfly(2, 2, 6), on_output=True
         ),
@@ -54,36 +54,36 @@ def whole_update(name: str) -> Update:
         "Normed by inputs": Normed(delta, 1 + rng.random(8), axis="in"),
         "biases": Together((DiagOFT(rng.normal(size=(2, 6, 6)), side="out"), IA3(np.arange(12.0)))),
     }
-    return made[name] if name in made else SAMPLES[name].draw(rng, BLOCK)
+    return updates[name] if name in updates else SAMPLES[name].draw(rng, BLOCK)
 
 
-WHOLE = ["KaSA", "DEFT", "PEANuT", "FRoD", "BOFT of outputs", "OFT of outputs"]
-WHOLE += ["Normed by inputs", "biases"]
+UNCUTTABLE = ["KaSA", "DEFT", "PEANuT", "FRoD", "BOFT of outputs", "OFT of outputs"]
+UNCUTTABLE += ["Normed by inputs", "biases"]
 FUSED_QKV = "double_blocks.0.img_attn.qkv"
 
 
 def in_row(update: Update, *, ends: bool = True) -> tuple[list[jaxmix.Adapter], list[Any]]:
-    """Adapters of qkv, with others before and after it; the same with some on q, k or v only."""
+    """Adapters of qkv in a row, and the same with all but the given update cut to q, k and v."""
     rng = np.random.default_rng(9)
-    made, split = [0.7 * jaxmix.Adapter({FUSED_QKV: update}, name="whole")], []
+    fused, split = [0.7 * jaxmix.Adapter({FUSED_QKV: update}, name="whole")], []
     before, after = (SAMPLES[name].draw(rng, BLOCK) for name in ("DoRA", "Together"))
     if ends:
-        own = [0.4 * jaxmix.Adapter({FUSED_QKV: before}, name="before")]
-        made = [*own, *made, jaxmix.Adapter({FUSED_QKV: after}, name="after")]
-    for adapter in made:
+        first = [0.4 * jaxmix.Adapter({FUSED_QKV: before}, name="before")]
+        fused = [*first, *fused, jaxmix.Adapter({FUSED_QKV: after}, name="after")]
+    for adapter in fused:
         if adapter.name == "whole":
             split.append(adapter)
             continue
         update = adapter.updates[FUSED_QKV]
-        pieces = [rows_of(update, slice(4 * i, 4 * i + 4), (12, 8)) for i in range(3)]
-        sites = {name: piece for name, piece in zip(QKV, pieces, strict=True) if piece is not None}
+        cut = [rows_of(update, slice(4 * i, 4 * i + 4), (12, 8)) for i in range(3)]
+        sites = {name: part for name, part in zip(QKV, cut, strict=True) if part is not None}
         assert len(sites) == 3
         split.append(adapter.strength * jaxmix.Adapter(sites, name=adapter.name))
-    return made, split
+    return fused, split
 
 
 def trees() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Qkv with its bias, and the same as q, k and v."""
+    """A tree with qkv and its bias, and a tree with the same numbers as q, k and v."""
     weight, bias = normal(12, 8), normal(12, seed=1)
     fused = {f"{FUSED_QKV}.weight": weight, f"{FUSED_QKV}.bias": bias}
     split = {f"{name}.weight": weight[4 * i : 4 * i + 4] for i, name in enumerate(QKV)}
@@ -91,23 +91,23 @@ def trees() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return fused, split
 
 
-def check_split(found: Any, expected: Any, rtol: float = 1e-9) -> None:
-    """Checks q, k and v with the parts of qkv."""
+def check_split(actual: Any, expected: Any, rtol: float = 1e-9) -> None:
+    """Checks that q, k and v equal the parts of qkv."""
     for leaf in ("weight", "bias"):
-        joined = np.concatenate([found[f"{name}.{leaf}"] for name in QKV])
-        whole = expected[f"{FUSED_QKV}.{leaf}"]
-        np.testing.assert_allclose(joined, whole, rtol=rtol, atol=1e-3 * rtol)
+        actual_leaf = np.concatenate([actual[f"{name}.{leaf}"] for name in QKV])
+        expected_leaf = expected[f"{FUSED_QKV}.{leaf}"]
+        np.testing.assert_allclose(actual_leaf, expected_leaf, rtol=rtol, atol=1e-3 * rtol)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", UNCUTTABLE)
 def test_uncuttable_updates_apply_to_all_parts(name: str) -> None:
     """Such an update gives the same result on q, k and v as on qkv, also among other updates."""
     fused_tree, split_tree = trees()
-    adapters, apart_too = in_row(whole_update(name))
+    adapters, others_cut = in_row(whole_update(name))
     with jax.enable_x64(True):
         expected = jaxmix.compose(fused_tree, adapters)
         check_split(jaxmix.compose(split_tree, adapters), expected)
-        check_split(jaxmix.compose(split_tree, apart_too), expected)
+        check_split(jaxmix.compose(split_tree, others_cut), expected)
         under_jit = jax.jit(lambda tree, mixed: jaxmix.compose(tree, mixed))
         check_split(under_jit(split_tree, jaxmix.mix(*adapters)), expected)
         alone = in_row(whole_update(name), ends=False)[0]
@@ -117,50 +117,50 @@ def test_uncuttable_updates_apply_to_all_parts(name: str) -> None:
 def test_later_updates_read_replaced_parts() -> None:
     """Updates after a replaced k read the new k, on q, k and v as on qkv."""
     fused_tree, split_tree = trees()
-    new = np.array(fused_tree[f"{FUSED_QKV}.weight"])
-    new[4:8] = normal(4, 8, seed=3)
+    replacement = np.array(fused_tree[f"{FUSED_QKV}.weight"])
+    replacement[4:8] = normal(4, 8, seed=3)
     kasa = jaxmix.Adapter({FUSED_QKV: whole_update("KaSA")}, name="kasa")
     with jax.enable_x64(True):
-        saved = jaxmix.Adapter({FUSED_QKV: Replace(weight=new)}, name="saved")
+        saved = jaxmix.Adapter({FUSED_QKV: Replace(weight=replacement)}, name="saved")
         expected = jaxmix.compose(fused_tree, [saved, kasa])
-        part = jaxmix.Adapter({QKV[1]: Replace(weight=new[4:8])}, name="saved")
+        part = jaxmix.Adapter({QKV[1]: Replace(weight=replacement[4:8])}, name="saved")
         check_split(jaxmix.compose(split_tree, [part, kasa]), expected)
 
 
 def test_fused_leaf_with_an_update_of_one_part() -> None:
-    """On a tree with qkv: an update that mixes its rows, and one of k."""
+    """An update that mixes the rows of qkv and an update of k, on a tree with qkv."""
     fused_tree, split_tree = trees()
     whole = jaxmix.Adapter({FUSED_QKV: whole_update("biases")}, name="whole")
     part = jaxmix.Adapter({QKV[1]: SAMPLES["Together"].draw(np.random.default_rng(2), K)}, name="k")
     with jax.enable_x64(True):
         for order in ([whole, part], [part, whole]):
-            found, expected = (jaxmix.compose(x, order) for x in (split_tree, fused_tree))
-            check_split(found, expected)
+            actual, expected = (jaxmix.compose(x, order) for x in (split_tree, fused_tree))
+            check_split(actual, expected)
         alone = jaxmix.compose(fused_tree, whole)
-        first = jaxmix.compose(fused_tree, [whole, part])
+        both = jaxmix.compose(fused_tree, [whole, part])
         rows = slice(8, 12)
         np.testing.assert_allclose(
-            first[f"{FUSED_QKV}.weight"][rows], alone[f"{FUSED_QKV}.weight"][rows], rtol=1e-12
+            both[f"{FUSED_QKV}.weight"][rows], alone[f"{FUSED_QKV}.weight"][rows], rtol=1e-12
         )
 
 
 def test_parts_are_donated_and_rounded_once() -> None:
-    """With donated buffers, and a dtype in which each step would round."""
+    """Parts in bfloat16 are rounded once, after all updates, and may be donated."""
     fused_tree, split_tree = trees()
     adapters, _ = in_row(whole_update("BOFT of outputs"))
     halves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in split_tree.items()}
-    kept = {name: np.asarray(leaf, np.float32) for name, leaf in halves.items()}
-    whole = {
-        f"{FUSED_QKV}.{leaf}": np.concatenate([kept[f"{name}.{leaf}"] for name in QKV])
+    parts = {name: np.asarray(leaf, np.float32) for name, leaf in halves.items()}
+    fused = {
+        f"{FUSED_QKV}.{leaf}": np.concatenate([parts[f"{name}.{leaf}"] for name in QKV])
         for leaf in ("weight", "bias")
     }
-    assert whole.keys() == fused_tree.keys()
-    expected = jaxmix.compose(whole, adapters)
-    found = jaxmix.compose(halves, adapters, donate=True)
-    assert found[f"{QKV[0]}.weight"].dtype == jnp.bfloat16
-    found = {name: leaf.astype(jnp.float32) for name, leaf in found.items()}
+    assert fused.keys() == fused_tree.keys()
+    expected = jaxmix.compose(fused, adapters)
+    actual = jaxmix.compose(halves, adapters, donate=True)
+    assert actual[f"{QKV[0]}.weight"].dtype == jnp.bfloat16
+    actual = {name: leaf.astype(jnp.float32) for name, leaf in actual.items()}
     rounded = {n: jnp.asarray(x).astype(jnp.bfloat16).astype("f4") for n, x in expected.items()}
-    check_split(found, rounded, rtol=0.005)
+    check_split(actual, rounded, rtol=0.005)
 
 
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
@@ -176,9 +176,9 @@ def test_parts_keep_their_shardings(axes: AxisType) -> None:
         for name, leaf in single(split_tree).items()
     }
     with jax.set_mesh(mesh):
-        found = jaxmix.compose(placed, adapters)
-    check_split(found, expected, rtol=1e-4)
-    assert {n: x.sharding for n, x in found.items()} == {n: x.sharding for n, x in placed.items()}
+        actual = jaxmix.compose(placed, adapters)
+    check_split(actual, expected, rtol=1e-4)
+    assert {n: x.sharding for n, x in actual.items()} == {n: x.sharding for n, x in placed.items()}
 
 
 def single(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -194,38 +194,38 @@ def test_parts_with_alternating_rows() -> None:
     with jax.enable_x64(True):
         expected = jaxmix.compose({"qk.weight": weight}, jaxmix.Adapter({"qk": update}))
         split = {"q.weight": weight[::2], "k.weight": weight[1::2]}
-        found = jaxmix.compose(split, jaxmix.Adapter(dict(sites)))
-    np.testing.assert_allclose(found["q.weight"], expected["qk.weight"][::2], rtol=1e-9)
-    np.testing.assert_allclose(found["k.weight"], expected["qk.weight"][1::2], rtol=1e-9)
+        actual = jaxmix.compose(split, jaxmix.Adapter(dict(sites)))
+    np.testing.assert_allclose(actual["q.weight"], expected["qk.weight"][::2], rtol=1e-9)
+    np.testing.assert_allclose(actual["k.weight"], expected["qk.weight"][1::2], rtol=1e-9)
     assert sites["k"].size().endswith(", part 2 of 2")
 
 
 def test_bias_of_one_part_only() -> None:
-    """It is mapped like a fused bias that is zero in the other parts."""
+    """A bias of one part is mapped like a fused bias that is zero in the other parts."""
     update = whole_update("OFT of outputs")
-    turned = BOFT(np.zeros((1, 2, 4, 4)), np.arange(12.0))
+    rescaling = BOFT(np.zeros((1, 2, 4, 4)), np.arange(12.0))
     fused_tree, split_tree = trees()
     del split_tree[f"{QKV[0]}.bias"], split_tree[f"{QKV[2]}.bias"]
     fused_tree[f"{FUSED_QKV}.bias"][[*range(4), *range(8, 12)]] = 0
-    adapter = jaxmix.Adapter({FUSED_QKV: Together((update, turned, IA3(np.arange(12.0))))})
+    adapter = jaxmix.Adapter({FUSED_QKV: Together((update, rescaling, IA3(np.arange(12.0))))})
     with jax.enable_x64(True):
         expected = jaxmix.compose(fused_tree, adapter)
-        found = jaxmix.compose(split_tree, adapter)
-    assert found.keys() == split_tree.keys()
+        actual = jaxmix.compose(split_tree, adapter)
+    assert actual.keys() == split_tree.keys()
     bias = expected[f"{FUSED_QKV}.bias"][4:8]
-    np.testing.assert_allclose(found[f"{QKV[1]}.bias"], bias, rtol=1e-9)
+    np.testing.assert_allclose(actual[f"{QKV[1]}.bias"], bias, rtol=1e-9)
     assert not np.allclose(bias, split_tree[f"{QKV[1]}.bias"])
 
 
 def test_overlapping_fused_weights_are_refused() -> None:
     """Updates of qk and of kv that can't be cut have no common fused weight."""
     update, ranges = whole_update("KaSA"), ((0, 4, 1), (4, 8, 1))
-    found = [
+    updates = [
         {name: PartOf(update, tuple(names), ranges, i) for i, name in enumerate(names)}
         for names in ("qk", "kv")
     ]
     with pytest.raises(LayoutError) as caught:
-        in_order(found)
+        in_order(updates)
     assert str(caught.value) == (
         "k: one update is applied to q and k together, another to k and v, and neither can be "
         "cut. Merge these adapters one after the other."

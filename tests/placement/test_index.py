@@ -1,4 +1,4 @@
-"""Indices of rules, in integers, slices and equal parts of an axis."""
+"""Indices in rules: integers, slices, and equal parts of an axis."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_invalid_index_is_refused(text: str) -> None:
     ("text", "axis", "parts"), [("0/5", 0, 5), (":, :, 1/3", 2, 3), (":, :, :, 0/2", 3, 2)]
 )
 def test_indivisible_axis_is_reported(text: str, axis: int, parts: int) -> None:
-    """The axis is absent, or its length is not a multiple of the parts."""
+    """An absent axis, or a length that is no multiple of the parts, is an error."""
     with pytest.raises(IndexError) as caught:
         parsed_index(text, LEAF.shape)
     assert str(caught.value) == f"axis {axis} can't be divided into {parts} equal parts"

@@ -1,4 +1,4 @@
-"""LoRAs under the names that modules have in memory: joined or split, with the same effect."""
+"""LoRAs brought to the names that modules have in memory: joined or split, with equal effect."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from .test_cutting import APART, FUSED, INNER, WIDTH, E, fused, normal, of_exper
 
 
 def composed(adapter: jaxmix.Adapter) -> dict[str, np.ndarray]:
-    """The experts of a stack with an adapter."""
+    """A tree of stacked experts with the adapter merged."""
     with jax.enable_x64(True):
         return jaxmix.compose(fused(), adapter, names="mixtral")
 
@@ -26,33 +26,35 @@ def test_experts_are_joined() -> None:
     updates = dict(of_experts().updates)
     updates[f"{APART}.1.w1"] = LoRA(normal(3, WIDTH, seed=1), normal(INNER, 3, seed=2), 0.25)
     del updates[f"{APART}.0.w2"]
-    made = with_memory_names(updates, map_named("mixtral"))
-    assert {site: update.size() for site, update in made.items()} == {
+    joined = with_memory_names(updates, map_named("mixtral"))
+    assert {site: update.size() for site, update in joined.items()} == {
         f"{FUSED}.gate_up_proj": f"{E} × rank 4",
         f"{FUSED}.down_proj": f"{E} × rank 1",
     }
-    expected, found = composed(jaxmix.Adapter(updates)), composed(jaxmix.Adapter(made))
+    expected, actual = composed(jaxmix.Adapter(updates)), composed(jaxmix.Adapter(joined))
     for name, leaf in expected.items():
-        np.testing.assert_allclose(found[name], leaf, rtol=1e-12)
+        np.testing.assert_allclose(actual[name], leaf, rtol=1e-12)
 
 
 def test_modules_are_in_the_order_of_the_model() -> None:
     """PEFT nests the parameters of a module in the model's order, not the file's."""
-    one = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
+    lora = LoRA(np.ones((1, WIDTH)), np.ones((INNER, 1)), 1.0)
     at = "model.layers.0.mlp.experts.0."
-    made = with_memory_names(
-        {f"{at}{name}": one for name in ("down_proj", "gate_proj", "up_proj")},
+    joined = with_memory_names(
+        {f"{at}{name}": lora for name in ("down_proj", "gate_proj", "up_proj")},
         map_named("qwen3_moe"),
     )
-    assert [site.rpartition(".")[2] for site in made] == ["gate_up_proj", "down_proj"]
+    assert [site.rpartition(".")[2] for site in joined] == ["gate_up_proj", "down_proj"]
 
 
 def test_one_of_two_parts() -> None:
     """LoRAs of w3 alone: its rows are the second half of the joined weight."""
-    only = {site: update for site, update in of_experts().updates.items() if site.endswith("w3")}
-    (made,) = with_memory_names(only, map_named("mixtral")).values()
-    assert isinstance(made, ExpertLoRA) and made.b.shape == (E, 2 * INNER, 1)
-    assert not np.asarray(made.b)[:, :INNER].any() and np.asarray(made.b)[:, INNER:].any()
+    up_projections = {
+        site: update for site, update in of_experts().updates.items() if site.endswith("w3")
+    }
+    (joined,) = with_memory_names(up_projections, map_named("mixtral")).values()
+    assert isinstance(joined, ExpertLoRA) and joined.b.shape == (E, 2 * INNER, 1)
+    assert not np.asarray(joined.b)[:, :INNER].any() and np.asarray(joined.b)[:, INNER:].any()
 
 
 def test_fused_projection_is_split() -> None:
@@ -60,25 +62,25 @@ def test_fused_projection_is_split() -> None:
     qkv, out = LoRA(normal(2, 4), normal(9, 2), 0.5), LoRA(normal(2, 4), normal(4, 2), 0.5)
     sites = {"blocks.0.attn.qkv": qkv, "double_blocks.0.img_attn.qkv": qkv}
     sites |= {"double_blocks.0.img_attn.proj": out}
-    made = with_memory_names(sites, map_named("flux"))
-    assert made["blocks.0.attn.qkv"] is qkv and made["transformer_blocks.0.attn.to_out.0"] is out
+    split = with_memory_names(sites, map_named("flux"))
+    assert split["blocks.0.attn.qkv"] is qkv and split["transformer_blocks.0.attn.to_out.0"] is out
     for i, name in enumerate("qkv"):
-        update = made[f"transformer_blocks.0.attn.to_{name}"]
+        update = split[f"transformer_blocks.0.attn.to_{name}"]
         assert isinstance(update, LoRA) and update.a is qkv.a
         np.testing.assert_array_equal(update.b, qkv.b[3 * i : 3 * i + 3])
 
 
 def test_export_reads_back(tmp_path: Path) -> None:
-    """PEFT's folder has target_parameters, and computes the same."""
+    """The exported folder has target_parameters, and the loaded adapter has the same effect."""
     folder = jaxmix.export_peft(of_experts(), tmp_path / "lora", names="mixtral")
-    again = jaxmix.load(folder, base=fused())
-    assert set(again.sites) == {f"{FUSED}.gate_up_proj", f"{FUSED}.down_proj"}
-    expected, found = composed(of_experts()), composed(again)
+    loaded = jaxmix.load(folder, base=fused())
+    assert set(loaded.sites) == {f"{FUSED}.gate_up_proj", f"{FUSED}.down_proj"}
+    expected, actual = composed(of_experts()), composed(loaded)
     for name, leaf in expected.items():
-        np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(actual[name], leaf, rtol=1e-6, atol=1e-6)
 
 
-def test_updates_that_can_not_be_joined(tmp_path: Path) -> None:
+def test_updates_that_cannot_be_joined(tmp_path: Path) -> None:
     """Only plain LoRAs can be joined; the error lists the others."""
     a, b = np.ones((1, WIDTH)), np.ones((INNER, 1))
     sites = {

@@ -1,4 +1,4 @@
-"""Layouts: rules, the leaves they choose, and the errors if they choose none."""
+"""Layouts: their rules, the leaves that rules choose, and errors about both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from jaxmix.placement.sites import Site
 from jaxmix.placement.tree import Tree
 from jaxmix.pytrees import register_dataclass
 
-from ..laws.draws import FAMILIES, Module, made, normal, ones, zeros
+from ..laws.draws import FAMILIES, Module, draw_update, normal, ones, zeros
 from ..laws.truth import fold
 from ..uncompiled import uncompiled
 
@@ -30,16 +30,16 @@ KINDS = (*FAMILIES, "DoRA", "Replace")
 def adapter(module: Module, *sites: str, seed: int = 0) -> list[Adapter]:
     """Returns an adapter of every kind at sites of one shape."""
     return [
-        Adapter({s: made(k, module, seed + 10 * i + j) for j, s in enumerate(sites)}, 0.7, k)
+        Adapter({s: draw_update(k, module, seed + 10 * i + j) for j, s in enumerate(sites)}, 0.7, k)
         for i, k in enumerate(KINDS)
     ]
 
 
 def truth(adapters: list[Adapter], site: str, weight: Any, bias: Any = None) -> Any:
-    """Returns the weight, and the bias if given, with the adapters' updates applied."""
+    """Returns the weight, and the bias if there is one, after the naive fold of the updates."""
     chain = [(a.strength, a.updates[site]) for a in adapters if site in a.updates]
-    new = fold(chain, weight, bias)
-    return new[0] if bias is None else new
+    folded = fold(chain, weight, bias)
+    return folded[0] if bias is None else folded
 
 
 def composed(params: Any, adapters: Any, **how: Any) -> Any:
@@ -48,17 +48,17 @@ def composed(params: Any, adapters: Any, **how: Any) -> Any:
         return jax.tree.map(np.asarray, jaxmix.compose(params, adapters, **how))
 
 
-def same(ours: Any, theirs: Any) -> None:
+def same(actual: Any, expected: Any) -> None:
     """Asserts equality up to float64's rounding."""
-    np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-11)
 
 
 # ---------------------------------------------------------------- user-defined rules
 
 
 @dataclass(frozen=True)
-class Held:
-    """Weights (out, in) of the sites a0, a1, … in one leaf: how to read them, and the rules."""
+class Stored:
+    """How the weights (out, in) of sites a0, a1, … lie in one leaf, and the rules for it."""
 
     leaf: tuple[int, ...]
     get: Callable[[np.ndarray, int], np.ndarray]
@@ -67,50 +67,50 @@ class Held:
     shape: tuple[int, int] = (6, 8)
 
 
-HELD = {
-    "another name": Held((6, 8), lambda x, i: x, (Rule("a0", "block.w"),)),
-    "transposed": Held((8, 6), lambda x, i: x.T, (Rule("a0", "block.w", "i o -> o i"),)),
-    "heads": Held(
+STORED = {
+    "another name": Stored((6, 8), lambda x, i: x, (Rule("a0", "block.w"),)),
+    "transposed": Stored((8, 6), lambda x, i: x.T, (Rule("a0", "block.w", "i o -> o i"),)),
+    "heads": Stored(
         (8, 3, 2),
         lambda x, i: x.transpose(1, 2, 0).reshape(6, 8),
         (Rule("a0", "block.w", "d n h -> (n h) d"),),
     ),
-    "heads last": Held(
+    "heads last": Stored(
         (3, 2, 8),
         lambda x, i: x.reshape(6, 8),
         (Rule("a0", "block.w", "n h d -> (n h) d"),),
     ),
-    "heads of the input": Held(
+    "heads of the input": Stored(
         (4, 2, 6),
         lambda x, i: x.reshape(8, 6).T,
         (Rule("a0", "block.w", "n h d -> d (n h)"),),
     ),
-    "fused": Held(
+    "fused": Stored(
         (18, 8),
         lambda x, i: x[6 * i : 6 * i + 6],
         tuple(Rule(f"a{i}", "block.w", index=f"{6 * i}:{6 * i + 6}") for i in range(3)),
         sites=3,
     ),
-    "fused, the other way": Held(
+    "fused, the other way": Stored(
         (8, 18),
         lambda x, i: x[:, 6 * i : 6 * i + 6].T,
         tuple(Rule(f"a{i}", "block.w", "i o -> o i", f":, {6 * i}:{6 * i + 6}") for i in range(3)),
         sites=3,
     ),
-    "every other row": Held(
+    "every other row": Stored(
         (12, 8),
         lambda x, i: x[i::2],
         (Rule(r"a(\d)", "block.w", index=r"\1::2"),),
         sites=2,
     ),
-    "layers in a stack": Held(
+    "layers in a stack": Stored(
         (8, 3, 6),
         lambda x, i: x[:, i].T,
         (Rule(r"a(\d)", "block.w", "i o -> o i", r":, \1"),),
         sites=3,
     ),
-    "from the end": Held((2, 6, 8), lambda x, i: x[-1], (Rule("a0", "block.w", index="-1"),)),
-    "layers, heads, and one of two": Held(
+    "from the end": Stored((2, 6, 8), lambda x, i: x[-1], (Rule("a0", "block.w", index="-1"),)),
+    "layers, heads, and one of two": Stored(
         (3, 2, 8, 3, 2),
         lambda x, i: x[i, 1].transpose(1, 2, 0).reshape(6, 8),
         (Rule(r"a(\d)", "block.w", "d n h -> (n h) d", r"\1, 1"),),
@@ -121,33 +121,33 @@ HELD = {
 
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("jitted", [False, True])
-@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-def test_custom_rules(held: Held, jitted: bool, donate: bool) -> None:
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+def test_custom_rules(stored: Stored, jitted: bool, donate: bool) -> None:
     """Updates of all kinds reach the elements that the rules choose; nothing else changes."""
     rng = np.random.default_rng(0)
-    sites = [f"a{i}" for i in range(held.sites)]
+    sites = [f"a{i}" for i in range(stored.sites)]
     # The compiled case, a program per layout, covers two kinds only.
-    adapters = adapter(Module("linear", held.shape), *sites)
-    leaf, normals = normal(rng, *held.leaf), normal(rng, 3)
-    layout = Layout("mine", (*held.rules, Rule("norm", "norm")))
+    adapters = adapter(Module("linear", stored.shape), *sites)
+    leaf, normals = normal(rng, *stored.leaf), normal(rng, 3)
+    layout = Layout("mine", (*stored.rules, Rule("norm", "norm")))
     with jax.enable_x64(True):
         params = {"block": {"w": jnp.asarray(leaf)}, "norm": jnp.asarray(normals)}
-        kept = params["norm"]
+        norm = params["norm"]
         if jitted:
             adapters = [a for a in adapters if a.name in ("LoRA", "DoRA")]
             out = jaxmix.compose(params, adapters, layout=layout, donate=donate)
         else:
             with uncompiled():
                 out = jaxmix.compose(params, adapters, layout=layout, donate=donate)
-        new = np.asarray(out["block"]["w"])
-    assert out["norm"] is kept and new.shape == leaf.shape
+        result = np.asarray(out["block"]["w"])
+    assert out["norm"] is norm and result.shape == leaf.shape
     for i, site in enumerate(sites):
-        same(held.get(new, i), truth(adapters, site, held.get(leaf, i)))
+        same(stored.get(result, i), truth(adapters, site, stored.get(leaf, i)))
     untouched = ones(leaf.shape, bool)
-    for i in range(held.sites):
+    for i in range(stored.sites):
         marks = np.arange(leaf.size).reshape(leaf.shape)
-        untouched.flat[held.get(marks, i).ravel()] = False
-    assert (new[untouched] == leaf[untouched]).all()
+        untouched.flat[stored.get(marks, i).ravel()] = False
+    assert (result[untouched] == leaf[untouched]).all()
 
 
 def test_rules_for_biases() -> None:
@@ -159,29 +159,29 @@ def test_rules_for_biases() -> None:
             "w": jnp.asarray(normal(rng, 12, 8)),
             "b": jnp.asarray(normal(rng, 2, 3, 2)),
         }
-        old = jax.tree.map(np.asarray, params)
+        before = jax.tree.map(np.asarray, params)
         rules = (
             Rule("a0", "w", index="0:6"),
             Rule("a1", "w", index="6:12"),
             Rule(r"a(\d)", "b", "n h -> (n h)", r"\1", part="bias"),
         )
         adapters = [
-            Adapter({s: made(k, module, 3 + i) for i, s in enumerate(("a0", "a1"))}, 0.5, k)
+            Adapter({s: draw_update(k, module, 3 + i) for i, s in enumerate(("a0", "a1"))}, 0.5, k)
             for k in ("Together", "LoRA", "DoRA")
         ]
         out = jaxmix.compose(params, adapters, layout=Layout("mine", rules), donate=True)
         out = jax.tree.map(np.asarray, out)
     for i in range(2):
-        part = slice(6 * i, 6 * i + 6)
-        weight, bias = truth(adapters, f"a{i}", old["w"][part], old["b"][i].ravel())
-        same(out["w"][part], weight)
+        rows = slice(6 * i, 6 * i + 6)
+        weight, bias = truth(adapters, f"a{i}", before["w"][rows], before["b"][i].ravel())
+        same(out["w"][rows], weight)
         same(out["b"][i].ravel(), bias)
 
 
 def test_table_with_several_spellings() -> None:
     """Of all rules that match a site, the one whose leaf exists is used."""
     rules = (Rule("a", "no.such"), Rule("a", "w", "i o -> o i"), Rule("b", "w"))
-    update = made("LoRA", Module("linear", (6, 8)), 0)
+    update = draw_update("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 8, 6)
     out = composed({"w": base}, [Adapter({"a": update})], layout=Layout("mine", rules))
     same(out["w"].T, fold([(1.0, update)], base.T)[0])
@@ -189,14 +189,14 @@ def test_table_with_several_spellings() -> None:
 
 def test_layouts_by_name() -> None:
     """The layout torch has no kernels, flax no weights; names has both."""
-    update = made("LoRA", Module("linear", (6, 8)), 0)
+    update = draw_update("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 6, 8)
-    wanted = fold([(1.0, update)], base)[0]
+    expected = fold([(1.0, update)], base)[0]
     lora = [Adapter({"a": update})]
     for layout in (None, "torch", "names", TORCH, NAMES):
-        same(composed({"a.weight": base}, lora, layout=layout)["a.weight"], wanted)
+        same(composed({"a.weight": base}, lora, layout=layout)["a.weight"], expected)
     for layout in (None, "flax", "names", FLAX):
-        same(composed({"a": {"kernel": base.T}}, lora, layout=layout)["a"]["kernel"].T, wanted)
+        same(composed({"a": {"kernel": base.T}}, lora, layout=layout)["a"]["kernel"].T, expected)
     for tree, layout in (({"a.weight": base}, "flax"), ({"a.kernel": base.T}, "torch")):
         with pytest.raises(LayoutError, match=f"by the layout '{layout}'"):
             composed(tree, lora, layout=layout)
@@ -246,20 +246,20 @@ def test_rules_in_a_list() -> None:
     """A list or a generator of rules becomes a tuple."""
     rule = Rule("a", "w")
     rules: Any = [[rule], (r for r in [rule])]
-    assert all(Layout("mine", some) == Layout("mine", (rule,)) for some in rules)
+    assert all(Layout("mine", collection) == Layout("mine", (rule,)) for collection in rules)
 
 
 @pytest.mark.parametrize("layout", ["linen", 3, [Rule("a", "w")], Rule("a", "w")], ids=str)
 def test_unknown_layout(layout: Any) -> None:
     """The error lists the known layouts and the accepted types."""
-    lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
+    lora = Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(
         LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', '.*maxtext.*, or a jaxm"
     ):
         jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=layout)
 
 
-WRONG: dict[str, tuple[Rule, str]] = {
+WRONG_RULES: dict[str, tuple[Rule, str]] = {
     "no such group": (
         Rule("a", r"\1.w"),
         r"rule for 'a' names a group that the expression does not",
@@ -269,26 +269,35 @@ WRONG: dict[str, tuple[Rule, str]] = {
         Rule("a", "w", "d n h -> (n h) d"),
         r"a: w of shape \(6, 8\) does not have the axes 'd n h -> \(n h\) d' .* Fix the rule",
     ),
-    "no pattern": (Rule("a", "w", "o i"), r"does not have the axes 'o i'"),
-    "axes that are lost": (Rule("a", "w", "o i -> o"), r"does not have the axes 'o i -> o'"),
+    "axes without an arrow": (Rule("a", "w", "o i"), r"does not have the axes 'o i'"),
+    "axes that are dropped": (Rule("a", "w", "o i -> o"), r"does not have the axes 'o i -> o'"),
     "sizes that can't be inferred": (Rule("a", "w", "(n h) i -> n (h i)"), r"not infer sizes"),
-    "an index beyond": (
+    "an index out of range": (
         Rule("a", "w", index="7"),
         r"a: w\[7\] of shape \(6, 8\) does not have the index .*out of bounds",
     ),
-    "an index beyond, from the end": (Rule("a", "w", index=":, -9"), "out of bounds"),
+    "an index out of range, from the end": (Rule("a", "w", index=":, -9"), "out of bounds"),
     "an index of three": (Rule("a", "w", index="0, 0, 0"), "too many indices"),
     "a step of zero": (Rule("a", "w", index="::0"), "slice step cannot be zero"),
-    "no index": (Rule("a", "w", index="1.5"), "'1.5' of a layout's rule is not a basic index"),
+    "a fraction as the index": (
+        Rule("a", "w", index="1.5"),
+        "'1.5' of a layout's rule is not a basic index",
+    ),
     "an empty index": (Rule("a", "w", index=""), "'' of a layout's rule is not a basic index"),
     "parts that an axis does not have": (
         Rule("a", "w", index=":, 0/3"),
         r"a: w\[:, 0/3\] of shape \(6, 8\) does not have the index of the layout's rule \(axis 1 "
         r"can't be divided into 3 equal parts\)\. Fix the rule\.",
     ),
-    "parts of no axis": (Rule("a", "w", index=":, :, 0/3"), "axis 2 can't be divided into 3"),
-    "a part beyond": (Rule("a", "w", index="3/3"), r"w\[3/3\] .* index \S+ the .*out of range"),
-    "no parts": (Rule("a", "w", index="1/0"), "'1/0' of a layout's rule is not a basic index"),
+    "parts of an absent axis": (
+        Rule("a", "w", index=":, :, 0/3"),
+        "axis 2 can't be divided into 3",
+    ),
+    "a part out of range": (
+        Rule("a", "w", index="3/3"),
+        r"w\[3/3\] .* index \S+ the .*out of range",
+    ),
+    "zero parts": (Rule("a", "w", index="1/0"), "'1/0' of a layout's rule is not a basic index"),
     "every second part": (Rule("a", "w", index="::2/3"), r"or parts of an axis, such as '1/3' for"),
     "parts of parts": (Rule("a", "w", index="1/3/2"), "is not a basic index"),
     "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices separated"),
@@ -296,18 +305,18 @@ WRONG: dict[str, tuple[Rule, str]] = {
 }
 
 
-@pytest.mark.parametrize(("rule", "text"), WRONG.values(), ids=WRONG)
-def test_rule_that_does_not_fit(rule: Rule, text: str) -> None:
+@pytest.mark.parametrize(("rule", "message"), WRONG_RULES.values(), ids=WRONG_RULES)
+def test_rule_that_does_not_fit(rule: Rule, message: str) -> None:
     """The error names the rule, and the leaf with its shape."""
-    lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
-    with pytest.raises(LayoutError, match=text):
+    lora = Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})
+    with pytest.raises(LayoutError, match=message):
         jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=Layout("mine", (rule,)))
 
 
 def test_rules_that_do_not_fit_are_listed_together() -> None:
     """All rules that do not fit are listed in one error."""
     module = Module("linear", (6, 8))
-    lora = Adapter({s: made("LoRA", module, 0) for s in ("a", "b", "c")})
+    lora = Adapter({s: draw_update("LoRA", module, 0) for s in ("a", "b", "c")})
     layout = Layout("mine", (Rule("a|c", "w", "x y z -> x (y z)"), Rule("b", "v", index="9")))
     params = {"w": ones((6, 8), np.float32), "v": ones((6, 8), np.float32)}
     with pytest.raises(LayoutError) as caught:
@@ -322,8 +331,8 @@ OVERLAPS: dict[str, tuple[tuple[str | None, str | None], bool]] = {
     "whole and part": ((None, "0:2"), True),
     "the same index": (("0:6", "0:6"), True),
     "two spellings": (("0", "-12"), True),
-    "slices that meet": (("0:6", "5:11"), True),
-    "slices apart": (("0:6", "6:12"), False),
+    "slices that overlap": (("0:6", "5:11"), True),
+    "disjoint slices": (("0:6", "6:12"), False),
     "even and odd": (("0::2", "1::2"), False),
     "thirds": (("0/3", "1/3"), False),
     "a third and a range": (("0/3", "3:5"), True),
@@ -338,8 +347,8 @@ OVERLAPS: dict[str, tuple[tuple[str | None, str | None], bool]] = {
 }
 
 
-@pytest.mark.parametrize(("indices", "meet"), OVERLAPS.values(), ids=OVERLAPS)
-def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -> None:
+@pytest.mark.parametrize(("indices", "overlap"), OVERLAPS.values(), ids=OVERLAPS)
+def test_sites_in_one_leaf(indices: tuple[str | None, str | None], overlap: bool) -> None:
     """Two sites may share a leaf, but no element of it."""
     leaf = ones((12, 8), np.float32)
     rules = tuple(
@@ -355,13 +364,13 @@ def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -
     try:
         out = jaxmix.compose({"w": leaf}, [Adapter(updates)], layout=layout)["w"]
     except LayoutError as error:
-        assert meet and str(error) == (
+        assert overlap and str(error) == (
             "leaves claimed by several sites:\n  w: a's weight and b's weight\nFix the layout's "
             "rules: each site needs a leaf, or an index into one, of its own."
         )
     else:
         blank = sum(np.size(u.weight) for u in updates.values() if isinstance(u, Replace))
-        assert not meet and int((np.asarray(out) == 0).sum()) == blank
+        assert not overlap and int((np.asarray(out) == 0).sum()) == blank
 
 
 def test_weight_and_bias_in_one_leaf() -> None:
@@ -378,8 +387,8 @@ def test_many_sites_in_one_leaf_are_checked_quickly() -> None:
     tree = Tree.of({"w": zeros((60, 100, 2))})
     sites = [Site(f"s{i}", (), place) for i, place in enumerate(places)]
     assert list(overlaps(tree, sites)) == []
-    twice = [*sites, Site("again", (), Place("w", index="59, -1"))]
-    assert list(overlaps(tree, twice)) == ["w: s5999's weight and again's weight"]
+    with_duplicate = [*sites, Site("again", (), Place("w", index="59, -1"))]
+    assert list(overlaps(tree, with_duplicate)) == ["w: s5999's weight and again's weight"]
 
 
 # ---------------------------------------------------------------- names of leaves
@@ -403,7 +412,7 @@ def test_names_of_leaves() -> None:
 
 def lora_at(*sites: str, shape: tuple[int, int] = (6, 8)) -> list[Adapter]:
     """Returns a LoRA at these sites."""
-    return [Adapter({site: made("LoRA", Module("linear", shape), 2) for site in sites})]
+    return [Adapter({site: draw_update("LoRA", Module("linear", shape), 2) for site in sites})]
 
 
 LEAF = ones((6, 8), np.float32)
@@ -416,13 +425,16 @@ def test_all_sites_without_a_leaf_are_listed() -> None:
     sites = [f"model.layers.{i}.q_proj" for i in range(3)]
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(params, lora_at(*sites, "model.layers_1.q_proj"))
-    text = str(caught.value)
-    assert text.startswith("3 sites of the adapters can't be placed in the params by the layout 'n")
+    message = str(caught.value)
+    assert message.startswith(
+        "3 sites of the adapters can't be placed in the params by the layout 'n"
+    )
     assert all(
-        f"\n  {s}: no leaf for its weight; the nearest are model.layers_{i}.q_proj.kernel" in text
+        f"\n  {s}: no leaf for its weight; the nearest are model.layers_{i}.q_proj.kernel"
+        in message
         for i, s in enumerate(sites)
     )
-    assert "\n  model.layers_1.q_proj" not in text and "layout=jaxmix.Layout(…)" in text
+    assert "\n  model.layers_1.q_proj" not in message and "layout=jaxmix.Layout(…)" in message
 
 
 def test_many_sites_without_a_leaf() -> None:
@@ -495,10 +507,10 @@ class Quantized:
 
 def test_quantized_leaves() -> None:
     """Quantized leaves, and leaves of other dtypes than floats, must be dequantized or cast."""
-    small = LEAF.astype(np.int8)
+    integers = LEAF.astype(np.int8)
     for params in (
-        {"a": {"kernel": {"qvalue": small.T, "scale": ones(6)}}},
-        {"a": {"kernel": Quantized(small.T, ones(6))}},
+        {"a": {"kernel": {"qvalue": integers.T, "scale": ones(6)}}},
+        {"a": {"kernel": Quantized(integers.T, ones(6))}},
     ):
         with pytest.raises(LayoutError, match=r"has parts \(a\.kernel\.qvalue, a\.kernel\.scale\)"):
             jaxmix.compose(params, lora_at("a"))
@@ -551,8 +563,8 @@ def test_factors_that_do_not_fit_are_listed() -> None:
     adapters = [
         Adapter(
             {
-                "a": made("LoRA", Module("linear", (6, 7)), 0),
-                "b": made("LoRA", Module("linear", (6, 8)), 0),
+                "a": draw_update("LoRA", Module("linear", (6, 7)), 0),
+                "b": draw_update("LoRA", Module("linear", (6, 8)), 0),
                 "c": Replace(ones((8, 6))),
                 "n": Replace(bias=ones(4)),
             }
@@ -560,10 +572,12 @@ def test_factors_that_do_not_fit_are_listed() -> None:
     ]
     with pytest.raises(ShapeError, match=r"factors that do not fit the params") as caught:
         jaxmix.compose(params, adapters)
-    text = str(caught.value)
-    assert "\n  a: lora_A has shape (" in text and "\n  c: saved weight has shape (8, 6)" in text
-    assert "\n  n: saved bias has shape (4,)" in text and "\n  b: " not in text
-    assert text.endswith(
+    message = str(caught.value)
+    assert (
+        "\n  a: lora_A has shape (" in message and "\n  c: saved weight has shape (8, 6)" in message
+    )
+    assert "\n  n: saved bias has shape (4,)" in message and "\n  b: " not in message
+    assert message.endswith(
         "or on a base of another size? If it was trained with more tokens, resize these leaves of "
         "the params first, or merge into the checkpoint with jaxmix.merge_checkpoint(..., "
         "resize=True)."

@@ -26,7 +26,7 @@ from jaxmix.placement.ties import tied_problem
     ],
 )
 def test_wrapper_names_are_removed(name, expected):
-    """They are removed anywhere, as complete parts of the name."""
+    """Wrapper names are removed anywhere, where they are complete parts of the name."""
     assert without_wrappers(name) == expected
 
 
@@ -109,8 +109,8 @@ def test_exact_names_take_precedence():
 def test_leaves_that_differ_only_by_wrappers():
     """Leaves that differ only in wrapper names are ambiguous."""
     params = {f"{name}.h.q.weight": np.zeros((2, 3)) for name in ("_orig_mod", "module")}
-    text = "h.q: several leaves match its weight: _orig_mod.h.q.weight, module.h.q.weight"
-    with pytest.raises(LayoutError, match=text):
+    message = "h.q: several leaves match its weight: _orig_mod.h.q.weight, module.h.q.weight"
+    with pytest.raises(LayoutError, match=message):
         jaxmix.compose(params, lora("h.q"))
 
 

@@ -32,16 +32,16 @@ def leaves(**shapes: tuple[int, ...]) -> Flat:
 
 
 def is_conv1d(params: Flat, site: str, update: LoRA, **options: Any) -> bool:
-    """Returns whether the update was applied transposed; asserts that it was one of the two."""
+    """Whether the update was applied transposed. Asserts that it was applied in one way."""
     with jax.enable_x64(True):
         out = jaxmix.compose(params, Adapter({site: update}), **options)
-    moved = np.asarray(out[f"{site}.weight"]) - params[f"{site}.weight"]
+    change = np.asarray(out[f"{site}.weight"]) - params[f"{site}.weight"]
     delta = 0.5 * np.asarray(update.b) @ np.asarray(update.a)
-    turned, plain = (
-        moved.shape == d.shape and np.allclose(moved, d, atol=1e-12) for d in (delta.T, delta)
+    is_transposed, is_stored = (
+        change.shape == d.shape and np.allclose(change, d, atol=1e-12) for d in (delta.T, delta)
     )
-    assert turned != plain
-    return turned
+    assert is_transposed != is_stored
+    return is_transposed
 
 
 BLOCK = {"h__0__c_attn__weight": (6, 18), "h__0__c_attn__bias": (18,)}
@@ -55,7 +55,7 @@ def site(name: str) -> dict[str, tuple[int, ...]]:
 
 # The tree's shapes, the site, the adapter's flag, and whether the site is a Conv1D.
 CASES: dict[str, tuple[dict[str, tuple[int, ...]], str, bool | None, bool]] = {
-    "a bias is not there": ({"q__weight": (6, 6)}, "q", None, False),
+    "no bias": ({"q__weight": (6, 6)}, "q", None, False),
     "a Conv1D's name in a block of Conv1D": (
         {**BLOCK, **site("h__1__c_proj")}, "h.1.c_proj", None, True),
     "the same, the flag off": ({**BLOCK, **site("h__1__c_proj")}, "h.1.c_proj", False, True),
@@ -66,11 +66,11 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], str, bool | None, bool]] = {
         {**LINEAR, **site("h__0__c_proj")}, "h.0.c_proj", None, False),
     "namesakes": (
         {**LINEAR, **site("a__q"), "b__q__weight": (6, 4), "b__q__bias": (4,)}, "a.q", None, True),
-    "numbers are no namesakes": (
+    "numbers are not namesakes": (
         {**LINEAR, **site("h__0__to__0"), "b__0__weight": (6, 4), "b__0__bias": (4,)},
         "h.0.to.0", None, False),
     "a flag that is off": (site("q"), "q", False, False),
-    "a flag of the site's own": (site("q"), "q", True, True),
+    "a flag that is on": (site("q"), "q", True, True),
 }  # fmt: skip
 
 
@@ -105,14 +105,14 @@ def test_unknown_orientation_is_an_error() -> None:
 
 
 def transposes(params: Flat, x: Any) -> Flat:
-    """Multiplies with each weight; the identity gives its transpose."""
+    """Multiplies by each weight, so the identity matrix gives the weights' transposes."""
     return {f"{name}.weight": x @ params[f"{name}.weight"].T for name in "ab"}
 
 
-def weights(run: str, params: Flat, adapter: Adapter, layout: Layout | None) -> Flat:
-    """Returns the weights that a method of running the adapter works with."""
+def weights(method: str, params: Flat, adapter: Adapter, layout: Layout | None) -> Flat:
+    """Returns the weights that each method of running an adapter computes with."""
     eye = np.eye(6)
-    match run:
+    match method:
         case "compose":
             return jaxmix.compose(params, adapter, layout=layout)
         case "attach":
@@ -123,37 +123,37 @@ def weights(run: str, params: Flat, adapter: Adapter, layout: Layout | None) -> 
             out = bank(transposes)(params, eye[None], ["one"])
             return {name: leaf[0].T for name, leaf in out.items()}
         case "to_lora":
-            made = jaxmix.to_lora(adapter, params, rank=2, layout=layout)
-            assert [made.updates[site].transposed for site in "ab"] == [False, True]
-            return jaxmix.compose(params, made)
+            result = jaxmix.to_lora(adapter, params, rank=2, layout=layout)
+            assert [result.updates[site].transposed for site in "ab"] == [False, True]
+            return jaxmix.compose(params, result)
         case _:
             (_, (a,)), (_, (b,)) = effects([adapter], params, layout)
             assert a.weight is not None and b.weight is not None
-            moved = {"a.weight": a.weight.dense(), "b.weight": b.weight.dense().T}
-            return {name: params[name] + delta for name, delta in moved.items()}
+            deltas = {"a.weight": a.weight.dense(), "b.weight": b.weight.dense().T}
+            return {name: params[name] + delta for name, delta in deltas.items()}
 
 
-@pytest.mark.parametrize("run", ["compose", "attach", "Bank", "to_lora", "effects"])
-def test_all_functions_take_the_layout(run: str) -> None:
+@pytest.mark.parametrize("method", ["compose", "attach", "Bank", "to_lora", "effects"])
+def test_all_functions_take_the_layout(method: str) -> None:
     """Each function uses the layout, and refuses the adapter without it."""
     params, adapter = leaves(**site("a"), **site("b")), Adapter({"a": lora(1), "b": lora(2)})
     with jax.enable_x64(True):
         with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
-            weights(run, params, adapter, None)
-        found = weights(run, params, adapter, Layout("mine", conv1d="b"))
-    for name, turn in (("a", False), ("b", True)):
+            weights(method, params, adapter, None)
+        actual = weights(method, params, adapter, Layout("mine", conv1d="b"))
+    for name, is_transposed in (("a", False), ("b", True)):
         update: Any = adapter.updates[name]
         delta = 0.5 * update.b @ update.a
-        expected = params[f"{name}.weight"] + (delta.T if turn else delta)
-        np.testing.assert_allclose(found[f"{name}.weight"], expected, rtol=1e-10, atol=1e-10)
+        expected = params[f"{name}.weight"] + (delta.T if is_transposed else delta)
+        np.testing.assert_allclose(actual[f"{name}.weight"], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_init_takes_the_layout() -> None:
     """`init` creates factors for the orientation that the layout states."""
     params, key = leaves(**site("a"), **site("b")), jax.random.key(0)
-    table = Layout("mine", conv1d="b")
-    made = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=table)
-    assert [made.updates[name].transposed for name in "ab"] == [False, True]
+    layout = Layout("mine", conv1d="b")
+    adapter = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=layout)
+    assert [adapter.updates[name].transposed for name in "ab"] == [False, True]
 
 
 def test_invalid_conv1d_pattern() -> None:
@@ -167,9 +167,9 @@ def test_invalid_conv1d_pattern() -> None:
 
 
 def test_layout_without_rules_uses_names() -> None:
-    table = Layout("mine", conv1d="")
-    assert table.by_name and table.places("q", "bias")[0].leaf == "q.bias"
-    assert hash(table) != hash(Layout("mine"))
+    layout = Layout("mine", conv1d="")
+    assert layout.by_name and layout.places("q", "bias")[0].leaf == "q.bias"
+    assert hash(layout) != hash(Layout("mine"))
 
 
 def test_flags_of_several_updates() -> None:
@@ -179,23 +179,23 @@ def test_flags_of_several_updates() -> None:
         assert Together(parts).transposed is flag
     magnitude: ArrayLike = np.ones(6)
     assert Normed(unknown, magnitude).transposed is None
-    made = jaxmix.combine([Adapter({"a": unknown}), Adapter({"a": off})], method="linear")
-    assert made.updates["a"].transposed is None
+    combined = jaxmix.combine([Adapter({"a": unknown}), Adapter({"a": off})], method="linear")
+    assert combined.updates["a"].transposed is None
 
 
 def test_a_dense_update_of_an_unknown_orientation() -> None:
     """A square dense update needs the base; a non-square one fits one orientation only."""
-    several = [Adapter({"a": lora(i)}, name=f"{i}") for i in range(2)]
+    square = [Adapter({"a": lora(i)}, name=f"{i}") for i in range(2)]
     with pytest.raises(AdapterError) as caught:
-        jaxmix.combine(several, method="model_stock")
+        jaxmix.combine(square, method="model_stock")
     assert str(caught.value) == (
         "a: the file that the adapter was read from does not record whether PyTorch stores this "
         "weight (6, 6) as (out, in) or as (in, out), on which a dense update depends. Pass the "
         "base: params=…."
     )
     wide = [Adapter({"h.c_proj": lora(i, None, (4, 6))}) for i in range(2)]
-    made: Any = jaxmix.combine(wide, method="model_stock").updates["h.c_proj"]
-    assert made.weight.shape == (6, 4)
+    combined: Any = jaxmix.combine(wide, method="model_stock").updates["h.c_proj"]
+    assert combined.weight.shape == (6, 4)
 
 
 def test_blocks() -> None:

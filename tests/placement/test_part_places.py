@@ -1,4 +1,4 @@
-"""Weights that are parts of leaves, or whose axes or rows have another order there."""
+"""Weights that are parts of leaves, or that leaves hold with axes or rows in another order."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ HALVES = LEAF.reshape(3, 4, 2, 3).swapaxes(1, 2).reshape(24, 3)  # of three head
 
 
 @pytest.mark.parametrize(
-    ("leaf", "at", "more", "expected"),
+    ("leaf", "at", "options", "expected"),
     [
         (LEAF, Region(part=1, parts=3), {}, LEAF[8:16]),
         (LEAF, Region(part=1, parts=2, alternates=True), {}, LEAF[1::2]),
@@ -43,17 +43,19 @@ HALVES = LEAF.reshape(3, 4, 2, 3).swapaxes(1, 2).reshape(24, 3)  # of three head
         ),
     ],
 )
-def test_places(leaf: np.ndarray, at: Region, more: dict[str, int], expected: np.ndarray) -> None:
-    """A place reads the weight, and writes it back to where it was."""
-    place = part_place("w", leaf.shape, at, **more)
+def test_places(
+    leaf: np.ndarray, at: Region, options: dict[str, int], expected: np.ndarray
+) -> None:
+    """A place reads the weight from the leaf, and writes it back to the same elements."""
+    place = part_place("w", leaf.shape, at, **options)
     assert np.array_equal(np.asarray(place.get(jnp.asarray(leaf))), expected)
-    again = np.asarray(place.put(jnp.zeros_like(leaf), jnp.asarray(expected)))
-    assert np.array_equal(np.asarray(place.get(jnp.asarray(again))), expected)
-    assert np.array_equal(again[again != 0], leaf[again != 0])
+    written = np.asarray(place.put(jnp.zeros_like(leaf), jnp.asarray(expected)))
+    assert np.array_equal(np.asarray(place.get(jnp.asarray(written))), expected)
+    assert np.array_equal(written[written != 0], leaf[written != 0])
 
 
 @pytest.mark.parametrize(
-    ("at", "more", "message"),
+    ("at", "options", "message"),
     [
         (Region(part=1, parts=5), {}, "w (24, 3) can't be split into 5 equal parts"),
         (Region(parts=2, sizes=(4, 4)), {}, "w (24, 3) can't be split into parts of 4, 4 rows"),
@@ -76,16 +78,16 @@ def test_places(leaf: np.ndarray, at: Region, more: dict[str, int], expected: np
     ],
 )
 def test_leaves_without_the_part_are_refused(
-    at: Region, more: dict[str, int], message: str
+    at: Region, options: dict[str, int], message: str
 ) -> None:
-    """The error states the reason."""
+    """The error says why the leaf has no such part."""
     with pytest.raises(UnmappedError) as caught:
-        part_place("w", (24, 3), at, **more)
+        part_place("w", (24, 3), at, **options)
     assert str(caught.value) == message
 
 
 def test_memory_shape() -> None:
-    """The last two axes are swapped."""
+    """A transposed piece has its last two axes swapped in memory."""
     assert memory_shape(Piece("w", is_transposed=True), (4, 2, 3)) == (4, 3, 2)
     assert memory_shape(Piece("w"), (2, 3)) == (2, 3)
 
@@ -124,7 +126,7 @@ ASSEMBLED: tuple[tuple[dict[str, Piece], np.ndarray], ...] = (
 
 @pytest.mark.parametrize(("pieces", "expected"), ASSEMBLED)
 def test_assembled(pieces: dict[str, Piece], expected: np.ndarray) -> None:
-    """A tensor in memory, and its shape, from leaves with each kind of region."""
+    """Leaves with each kind of region are assembled to the tensor in memory."""
     leaves = {**LEAVES, "more": STACK}
     holdings = [Holding(leaf, piece) for leaf, piece in pieces.items()]
     assert np.array_equal(assembled(holdings, leaves.__getitem__), expected)
@@ -132,7 +134,7 @@ def test_assembled(pieces: dict[str, Piece], expected: np.ndarray) -> None:
     assert assembled_shape(holdings, shapes) == expected.shape
 
 
-def test_leaf_that_can_not_be_assembled() -> None:
+def test_leaf_that_cannot_be_assembled() -> None:
     """The error names the tensor."""
     holding = Holding("a", Piece("w", disk=Region(part=1, parts=5)))
     with pytest.raises(LayoutError, match=r"^w: a \(24, 3\) can't be split into 5 equal parts\.$"):
@@ -140,7 +142,7 @@ def test_leaf_that_can_not_be_assembled() -> None:
 
 
 def test_renamed_fused_leaf_is_not_cut() -> None:
-    """An update of it is not cut, so all families apply."""
+    """An update of a fused leaf with a new name is not cut, so every family works."""
     settings = (("Chunk", (("dim", 0),)),)
     names = NameMap(
         "any",
@@ -167,5 +169,5 @@ def test_experts_are_assigned_to_one_of_two_stacks() -> None:
         assert target.places and target.places["weight"].leaf == leaf
         assert target.places["weight"].index == index
     assert not modules.targets("0.experts.6.w")
-    apart = Modules(names, {f"0.experts.{i}.w": (4, 2) for i in range(5)})
-    assert [t.site for t in apart.targets("0.vision.w")] == ["0.experts.3.w", "0.experts.4.w"]
+    separate = Modules(names, {f"0.experts.{i}.w": (4, 2) for i in range(5)})
+    assert [t.site for t in separate.targets("0.vision.w")] == ["0.experts.3.w", "0.experts.4.w"]

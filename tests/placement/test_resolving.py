@@ -19,15 +19,15 @@ def chain(*, bias: bool = False) -> Chain:
 def test_sites_have_places_and_forms() -> None:
     """A resolved site has its leaves, their forms, and its updates."""
     params = {"a": {"kernel": ONES.T, "bias": ONES[:, 0]}, "b.weight": ONES}
-    found = resolve(params, {"a": chain(bias=True), "b": chain()}, None)
-    a, b = found.sites
+    resolved = resolve(params, {"a": chain(bias=True), "b": chain()}, None)
+    a, b = resolved.sites
     assert (a.name, a.weight and a.weight.leaf, a.bias and a.bias.leaf) == (
         *("a", "a.kernel", "a.bias"),
     )
     assert a.weight_form and a.weight_form.transposed and a.bias_form
     assert b.weight_form and not b.weight_form.transposed and b.bias is None and b.bias_form is None
     assert a.chain == chain(bias=True) or a.chain[0][0] == 0.5
-    assert found.tree.with_leaves(found.tree.leaves)["b.weight"] is params["b.weight"]
+    assert resolved.tree.with_leaves(resolved.tree.leaves)["b.weight"] is params["b.weight"]
 
 
 def test_layers_of_a_stack_share_a_form() -> None:
@@ -40,6 +40,6 @@ def test_layers_of_a_stack_share_a_form() -> None:
 
 
 def test_every_problem_is_an_error() -> None:
-    """A site without a leaf is reported by the same call."""
+    """A site without a leaf is an error of the same call."""
     with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed .*\n  lost: no"):
         resolve({"b.weight": ONES}, {"b": chain(), "lost": chain()}, None)

@@ -25,7 +25,7 @@ def test_names_without_wrappers_decide(name: str, expected: tuple[str, ...]) -> 
     [
         (["h.q.w", "h.q.b"], ["h.q.w"], ["h.q.b"]),
         (["_orig_mod.h.q.w", "_orig_mod.h.q.b"], ["_orig_mod.h.q.w"], ["_orig_mod.h.q.b"]),
-        # A leaf of the layout's own name wins, even if the other part has none.
+        # A leaf with the layout's exact name wins, even if only one of weight and bias has one.
         (["h.q.w", "module.h.q.w", "module.h.q.b"], ["h.q.w"], ["h.q.b"]),
         (["_orig_mod.h.q.w", "module.h.q.w"], ["_orig_mod.h.q.w", "module.h.q.w"], []),
         (["other.q.w"], ["h.q.w"], ["h.q.b"]),
@@ -35,6 +35,6 @@ def test_names_without_wrappers_decide(name: str, expected: tuple[str, ...]) -> 
 def test_places_have_the_leaves_names(
     leaves: list[str], weights: list[str], biases: list[str]
 ) -> None:
-    found = respelled(LAYOUT, "h.q", leaves, Spellings(leaves))
-    assert [place.leaf for place in found["weight"]] == weights
-    assert [place.leaf for place in found["bias"]] == biases
+    places = respelled(LAYOUT, "h.q", leaves, Spellings(leaves))
+    assert [place.leaf for place in places["weight"]] == weights
+    assert [place.leaf for place in places["bias"]] == biases

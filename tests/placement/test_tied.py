@@ -1,4 +1,4 @@
-"""Tied embeddings: detected by the names that transformers saves, refused with advice, untied."""
+"""Tied embeddings: they are detected by names, refused with advice, and untied."""
 
 import json
 from dataclasses import dataclass, replace
@@ -78,12 +78,12 @@ def test_recorded_names_are_up_to_date(name: str) -> None:
 
 def test_t5_without_a_head_looks_like_one_with() -> None:
     """T5Model has the names of a tied T5ForConditionalGeneration; the error states the remedy."""
-    names = SAVED["T5ForConditionalGeneration"]["leaves"]
-    message = tied_problem("shared", names)
+    leaves = SAVED["T5ForConditionalGeneration"]["leaves"]
+    message = tied_problem("shared", leaves)
     assert message is not None and message.endswith(
         "jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
     )
-    assert tied_problem("decoder.embed_tokens", names) == (
+    assert tied_problem("decoder.embed_tokens", leaves) == (
         "decoder.embed_tokens is tied to shared. The tree has one leaf for both, and PEFT's "
         "forward changes one side only. Untie it: add a leaf decoder.embed_tokens.weight, a copy "
         "of shared.weight, and run the model with tie_word_embeddings=False (a "
@@ -110,9 +110,11 @@ def test_tied_tree_is_refused() -> None:
         LayoutError, match=r"^the tree ties the tensors of these sites to others:"
     ) as caught:
         jaxmix.compose(TREE, [lora(EMBED), 0.5 * lora(HEAD).renamed("head")])
-    text = str(caught.value)
-    assert f"\n  {EMBED} is the embedding and, since the tree has no lm_head, the head too" in text
-    assert f"\n  {HEAD} is tied to {EMBED}. " in text
+    message = str(caught.value)
+    assert (
+        f"\n  {EMBED} is the embedding and, since the tree has no lm_head, the head too" in message
+    )
+    assert f"\n  {HEAD} is tied to {EMBED}. " in message
     nested = {"params": {"model": {"embed_tokens": {"embedding": E}}}}
     with pytest.raises(
         LayoutError, match=r"leaf lm_head\.kernel, a copy of .*embedding transposed"
@@ -123,7 +125,7 @@ def test_tied_tree_is_refused() -> None:
             jaxmix.compose(TREE, [lora(EMBED)], layout=layout)
 
 
-def test_the_message_helps() -> None:
+def test_following_the_message_unties_the_leaf() -> None:
     """Following the message's advice changes only the adapter's side."""
     untied = {**TREE, f"{HEAD}.weight": TREE[f"{EMBED}.weight"]}
     out = jaxmix.compose(untied, [lora(EMBED)])
@@ -173,15 +175,15 @@ def test_a_bias_of_a_head_trained_as_one() -> None:
     site = "bert.embeddings.word_embeddings"
     head = "cls.predictions.decoder"
     tree = {f"{site}.weight": E, "cls.predictions.bias": np.zeros_like(bias)}
-    both = {site: Replace(weight=E + 1), head: Replace(weight=E + 1, bias=bias)}
-    out = jaxmix.compose(tree, 0.5 * Adapter(both))
+    updates = {site: Replace(weight=E + 1), head: Replace(weight=E + 1, bias=bias)}
+    out = jaxmix.compose(tree, 0.5 * Adapter(updates))
     np.testing.assert_array_equal(out[f"{site}.weight"], E + 0.5)
     np.testing.assert_array_equal(out["cls.predictions.bias"], bias / 2)
-    apart = {head: Together((Replace(weight=E + 1), Replace(bias=bias)))}
-    out = jaxmix.compose(tree, Adapter({**both, **apart}))
+    separate_bias = {head: Together((Replace(weight=E + 1), Replace(bias=bias)))}
+    out = jaxmix.compose(tree, Adapter({**updates, **separate_bias}))
     np.testing.assert_array_equal(out["cls.predictions.bias"], bias)
     with pytest.raises(LayoutError, match="lm_head: no leaf for its bias"):
-        jaxmix.compose(TREE, Adapter({EMBED: both[site], HEAD: both[head]}))
+        jaxmix.compose(TREE, Adapter({EMBED: updates[site], HEAD: updates[head]}))
 
 
 def test_headless_by_layout() -> None:
@@ -209,15 +211,15 @@ def test_layout_with_head_and_embedding_in_one_leaf() -> None:
     ):
         jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", rules))
     jaxmix.compose(params, [lora("q")], layout=Layout("mine", rules))
-    split = (Rule(r"model\.embed_tokens", "embedder"), Rule("lm_head", "head"))
-    out = jaxmix.compose({**params, "head": E}, [lora(EMBED)], layout=Layout("mine", split))
+    untied_rules = (Rule(r"model\.embed_tokens", "embedder"), Rule("lm_head", "head"))
+    out = jaxmix.compose({**params, "head": E}, [lora(EMBED)], layout=Layout("mine", untied_rules))
     np.testing.assert_array_equal(out["embedder"], E + 1)
     with pytest.raises(
         LayoutError,
         match=r"embed_tokens: the layout 'mine' has a leaf for lm_head, but the tree has none",
     ):
-        jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", split))
-    jaxmix.compose(params, [lora("q")], layout=Layout("mine", (*split, Rule("q", "q"))))
+        jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", untied_rules))
+    jaxmix.compose(params, [lora("q")], layout=Layout("mine", (*untied_rules, Rule("q", "q"))))
 
 
 # ---------------------------------------------------------------- our own models
@@ -247,19 +249,19 @@ TOKENS = jnp.array([[1, 2, 3]])
 def test_tied_decoder_is_untied(site: str, jitted: bool) -> None:
     """The new model has one changed side; the old model is unchanged."""
     model = decoder()
-    before = np.asarray(model(TOKENS))
-    run = jax.jit(jaxmix.compose) if jitted else jaxmix.compose
-    out = run(model, [0.01 * lora(site, shape=(11, 8))])
+    logits = np.asarray(model(TOKENS))
+    compose = jax.jit(jaxmix.compose) if jitted else jaxmix.compose
+    out = compose(model, [0.01 * lora(site, shape=(11, 8))])
     assert isinstance(out, Decoder) and not out.config.tie_word_embeddings
-    old = np.asarray(model.model.embed_tokens.embedding[...])
-    looked_up = np.asarray(out.model.embed_tokens.embedding[...])
+    table = np.asarray(model.model.embed_tokens.embedding[...])
+    embedding = np.asarray(out.model.embed_tokens.embedding[...])
     head = np.asarray(out.lm_head.kernel[...])
-    added = (0.01 * (site == EMBED), 0.01 * (site == HEAD))
-    np.testing.assert_allclose(looked_up, old + added[0], atol=1e-7)
-    np.testing.assert_allclose(head, old.T + added[1], atol=1e-7)
+    changes = (0.01 * (site == EMBED), 0.01 * (site == HEAD))
+    np.testing.assert_allclose(embedding, table + changes[0], atol=1e-7)
+    np.testing.assert_allclose(head, table.T + changes[1], atol=1e-7)
     assert model.config.tie_word_embeddings
-    np.testing.assert_array_equal(model(TOKENS), before)
-    assert np.abs(np.asarray(out(TOKENS)) - before).max() > 1e-6
+    np.testing.assert_array_equal(model(TOKENS), logits)
+    assert np.abs(np.asarray(out(TOKENS)) - logits).max() > 1e-6
 
 
 def test_decoder_stays_tied_if_possible() -> None:
@@ -301,7 +303,7 @@ def test_tree_that_stays_tied_is_refused() -> None:
 def test_tokens_keep_the_tie_and_others_do_not() -> None:
     """Trained tokens change the shared leaf; with an update of one side they are refused."""
     tokens = Tokens(ones((1, 4)), np.array([2], np.int32))
-    alone, beside = (
+    alone, with_replace = (
         Adapter({"model.embed_tokens": update}, name=type(update).__name__)
         for update in (tokens, Together((tokens, Replace(zeros((6, 4))))))
     )
@@ -309,7 +311,7 @@ def test_tokens_keep_the_tie_and_others_do_not() -> None:
     out = jaxmix.compose(tied, alone)["model.embed_tokens.weight"]
     assert out.sum() == 4 and out[2].sum() == 4
     with pytest.raises(LayoutError, match="has one leaf for both, and PEFT's forward changes one"):
-        jaxmix.compose(tied, beside)
+        jaxmix.compose(tied, with_replace)
 
     class Model(dict):
         """A model that can be untied."""
@@ -324,4 +326,4 @@ def test_tokens_keep_the_tie_and_others_do_not() -> None:
     )
     assert isinstance(jaxmix.compose(Model(tied), alone), Model)
     with pytest.raises(LayoutError, match="trained tokens, which changes both sides of a tied"):
-        jaxmix.compose(Model(tied), beside)
+        jaxmix.compose(Model(tied), with_replace)

@@ -15,21 +15,21 @@ def test_names_are_prepared_once(layers: int, monkeypatch: pytest.MonkeyPatch) -
     ones = np.ones((2, 3), np.float32)
     params = {f"{name}.weight": ones for name in names} | {"lm_head.weight": ones}
     update = LoRA(ones[:1], ones[:, :1], 1.0)
-    counted: list[str] = []
-    whole = ties.bare
+    examined: list[str] = []
+    original = ties.bare
 
     def bare(name: str) -> str:
-        counted.append(name)
-        return whole(name)
+        examined.append(name)
+        return original(name)
 
     monkeypatch.setattr(ties, "bare", bare)
     jaxmix.compose(params, [jaxmix.Adapter(dict.fromkeys(names, update))])
-    assert len(counted) <= 3 * len(params)
+    assert len(examined) <= 3 * len(params)
 
 
 @pytest.mark.parametrize("head", ["decoder", "output_projection", "lm_head.out_proj"])
 def test_other_heads_have_a_weight(head: str) -> None:
-    """ModernBERT's, TrOCR's and T5Gemma's heads; a tree with one of them is not tied."""
+    """A tree with the head of ModernBERT, TrOCR or T5Gemma is not tied."""
     names = ["model.embed_tokens.weight", f"{head}.weight", "model.norm.weight"]
     assert ties.tied_problem("model.embed_tokens", names) is None
     assert ties.tied_problem("model.embed_tokens", names[::2]) is not None

@@ -1,4 +1,4 @@
-"""Transforms of names: the pattern that matches, the new name, and the order."""
+"""Transforms of names: which pattern matches, the new name, and the order of transforms."""
 
 import re
 from typing import Any
@@ -28,8 +28,8 @@ from jaxmix.placement.transforms import Transform, loaded_pieces
 )
 def test_match(transform: Transform, name: str, loaded: str | None) -> None:
     """A pattern matches whole names, inside its scope, and the longest source wins."""
-    found = transform.match(name)
-    assert (found and found[1]) == loaded
+    match = transform.match(name)
+    assert (match and match[1]) == loaded
 
 
 def loaded_names(names: list[str], transforms: list[Transform]) -> dict[str, str]:
@@ -39,11 +39,11 @@ def loaded_names(names: list[str], transforms: list[Transform]) -> dict[str, str
 
 
 def test_renamings_are_applied_in_order() -> None:
-    """Each applies to the result of the previous ones."""
+    """Each renaming applies to the result of the previous ones."""
     first = Transform("rename", ("a",), ("b",))
-    then = Transform("rename", ("b",), ("c",))
-    assert loaded_names(["a.w"], [first, then]) == {"a.w": "c.w"}
-    assert loaded_names(["a.w"], [then, first]) == {"a.w": "b.w"}
+    second = Transform("rename", ("b",), ("c",))
+    assert loaded_names(["a.w"], [first, second]) == {"a.w": "c.w"}
+    assert loaded_names(["a.w"], [second, first]) == {"a.w": "b.w"}
 
 
 def test_group_waits_for_its_first_pattern() -> None:
@@ -53,8 +53,8 @@ def test_group_waits_for_its_first_pattern() -> None:
         "h.norm0.w": "h.norm1.w",
         "h.norm1.w": "h.norm2.w",
     }
-    same = ["h.norm1.w", "h.norm2.w"]
-    assert loaded_names(same, [group]) == dict(zip(same, same, strict=True))
+    converted = ["h.norm1.w", "h.norm2.w"]
+    assert loaded_names(converted, [group]) == dict(zip(converted, converted, strict=True))
 
 
 def convert(sources: list[str], targets: list[str], *operations: tuple[str, dict[str, Any]]) -> Any:
@@ -153,23 +153,23 @@ PIECES: dict[str, tuple[Any, str, tuple[Piece, ...]]] = {
 
 @pytest.mark.parametrize(("transform", "name", "pieces"), PIECES.values(), ids=PIECES)
 def test_pieces(transform: Transform, name: str, pieces: tuple[Piece, ...]) -> None:
-    """The pieces that each of transformers' operations makes of a tensor."""
+    """Each of transformers' operations loads a tensor as these pieces."""
     assert loaded_pieces([name], [transform])[name] == pieces
 
 
 def test_shards_are_counted() -> None:
     """A tensor may consist of any number of leaves; an absent one is reported."""
     transform = convert(["shard_*.w"], ["all.w"], ("Concatenate", {"dim": 0}))
-    found = loaded_pieces(["shard_0.w", "shard_1.w"], [transform])
-    assert found["shard_1.w"] == (Piece("all.w", memory=Region(-1, 1, 2)),)
+    pieces = loaded_pieces(["shard_0.w", "shard_1.w"], [transform])
+    assert pieces["shard_1.w"] == (Piece("all.w", memory=Region(-1, 1, 2)),)
     (piece,) = loaded_pieces(["shard_1.w"], [transform])["shard_1.w"]
     assert piece.problem == "Concatenate, with other shards that are absent"
 
 
 def test_equal_sources_share_one_expression() -> None:
     """Each scope has its own transforms, but their expression is compiled once."""
-    plain = Transform("rename", ("^tower",), ("model.tower",))
+    unscoped = Transform("rename", ("^tower",), ("model.tower",))
     scoped = Transform("rename", ("^tower",), ("model.tower",), scope="model")
-    first = plain._pattern
+    pattern = unscoped._pattern
     re.purge()
-    assert scoped._pattern is first
+    assert scoped._pattern is pattern

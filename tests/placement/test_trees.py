@@ -1,4 +1,4 @@
-"""Adapters have the same effect on every kind of tree as on PyTorch's flat dict."""
+"""Adapters have the same effect on every kind of tree."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from jaxmix import Adapter
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import OFT, AdaLoRA, LoRA, Replace, Together
 
-from ..laws.draws import FAMILIES, KINDS, Module, made, normal, ones, tree, zeros
+from ..laws.draws import FAMILIES, KINDS, Module, draw_update, normal, ones, tree, zeros
 from ..laws.truth import fold, fold_tree
 from ..uncompiled import uncompiled
 
@@ -36,7 +36,10 @@ MODULES = {
 BASE = tree(MODULES, 0)
 ADAPTERS = [
     Adapter(
-        {site: made(kind, module, 7 * i + j) for j, (site, module) in enumerate(MODULES.items())}
+        {
+            site: draw_update(kind, module, 7 * i + j)
+            for j, (site, module) in enumerate(MODULES.items())
+        }
     )
     * (0.5 + 0.3 * i)
     for i, kind in enumerate((*FAMILIES, "DoRA", "Replace", "Together"))
@@ -107,11 +110,11 @@ def nnx_module(flat: Flat) -> Net:
     """Returns a module with these weights."""
     net = Net(nnx.Rngs(0))
     for name, leaf in flax_leaves(flat).items():
-        found: Any = net
+        node: Any = net
         for part in name.split("."):
-            found = found[int(part)] if part.isdigit() else getattr(found, part)
-        assert found[...].shape == leaf.shape
-        found[...] = jnp.asarray(leaf)
+            node = node[int(part)] if part.isdigit() else getattr(node, part)
+        assert node[...].shape == leaf.shape
+        node[...] = jnp.asarray(leaf)
     return net
 
 
@@ -149,10 +152,10 @@ class Equinox(eqx.Module):
 
 def in_equinox(net: Equinox, name: str) -> Any:
     """Returns a leaf by name."""
-    found: Any = net
+    node: Any = net
     for part in name.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part)
-    return found
+        node = node[int(part)] if part.isdigit() else getattr(node, part)
+    return node
 
 
 def equinox_module(flat: Flat) -> Equinox:
@@ -164,7 +167,7 @@ def equinox_module(flat: Flat) -> Equinox:
 
 
 class Hooks:
-    """How to make a tree from the flat dict, read it, and whether its names are Flax's."""
+    """How to make a tree of the flat dict and read it, and whether it has Flax's names."""
 
     def __init__(self, make: Callable[[Flat], Any], read: Callable[[Any], Flat], flax: bool):
         self.make, self.read, self.flax = make, read, flax
@@ -212,15 +215,17 @@ def test_effects_are_equal_in_all_trees(hooks: Hooks, jitted: bool) -> None:
         params = hooks.make(BASE)
         before = {name: np.array(leaf) for name, leaf in hooks.read(params).items()}
         out = jaxmix.compose(params, adapters)
-        new = {name: np.asarray(leaf) for name, leaf in hooks.read(out).items()}
+        merged = {name: np.asarray(leaf) for name, leaf in hooks.read(out).items()}
         after = {name: np.asarray(leaf) for name, leaf in hooks.read(params).items()}
     assert type(out) is type(params) and out is not params
     assert jax.tree.structure(out) == jax.tree.structure(params)
-    wanted = flax_leaves(truth) if hooks.flax else truth
-    assert new.keys() == wanted.keys() == before.keys()
-    for name, leaf in wanted.items():
-        np.testing.assert_allclose(new[name], leaf.reshape(new[name].shape), rtol=1e-10, atol=1e-10)
-        assert new[name].dtype == before[name].dtype and new[name].shape == before[name].shape
+    expected = flax_leaves(truth) if hooks.flax else truth
+    assert merged.keys() == expected.keys() == before.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(
+            merged[name], leaf.reshape(merged[name].shape), rtol=1e-10, atol=1e-10
+        )
+        assert merged[name].dtype == before[name].dtype and merged[name].shape == before[name].shape
         assert (after[name] == before[name]).all(), "the argument was changed"
 
 
@@ -229,7 +234,7 @@ def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
     """Untouched leaves, arrays or not, are the same objects in every tree."""
     with jax.enable_x64(True), uncompiled():
         params = hooks.make(BASE)
-        adapter = Adapter({"layers.1": made("LoRA", MODULES["layers.1"], 0)})
+        adapter = Adapter({"layers.1": draw_update("LoRA", MODULES["layers.1"], 0)})
         out = jaxmix.compose(params, [adapter])
     pairs = zip(jax.tree.leaves(out), jax.tree.leaves(params), strict=True)
     assert sum(new is not old for new, old in pairs) == 1
@@ -239,7 +244,7 @@ def test_nnx_module_runs() -> None:
     """The result is a new module of the same class that computes with the new weights."""
     net = nnx.Linear(8, 6, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, nnx.relu)
-    update = made("LoRA", MODULES["layers.0"], 0)
+    update = draw_update("LoRA", MODULES["layers.0"], 0)
     out: Any = jaxmix.compose(model, [Adapter({"layers.0": update})])
     assert net.bias is not None
     x = normal(np.random.default_rng(0), 2, 8).astype(np.float32)
@@ -249,8 +254,8 @@ def test_nnx_module_runs() -> None:
     np.testing.assert_allclose(
         out(x), np.maximum(x @ weight.T + bias[None], 0), rtol=1e-4, atol=1e-5
     )
-    first: Any = out.layers[0]
-    assert first.kernel is not net.kernel
+    layer: Any = out.layers[0]
+    assert layer.kernel is not net.kernel
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(out, x), out(x), rtol=1e-5, atol=1e-5)
 
 
@@ -258,7 +263,9 @@ def test_metadata_of_nnx_variables_is_kept() -> None:
     """The variables' class and metadata, such as axis names, are kept."""
     net = nnx.Linear(8, 6, use_bias=False, rngs=nnx.Rngs(0))
     net.kernel = nnx.Param(net.kernel[...], names=("in", "out"))
-    out = jaxmix.compose({"a": net}, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
+    out = jaxmix.compose(
+        {"a": net}, [Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})]
+    )
     assert type(out["a"].kernel) is nnx.Param
     assert out["a"].kernel.get_metadata() == net.kernel.get_metadata()
 
@@ -268,11 +275,11 @@ def test_shared_nnx_variable_is_untied() -> None:
     first, second = (nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(i)) for i in range(2))
     second.kernel = first.kernel
     net = nnx.List([first, second])
-    out = jaxmix.compose(net, [Adapter({"1": made("LoRA", Module("linear", (6, 6)), 0)})])
-    old = np.asarray(first.kernel[...])
-    assert (np.asarray(out[0].kernel[...]) == old).all()
-    assert (np.asarray(out[1].kernel[...]) != old).any()
-    assert (np.asarray(second.kernel[...]) == old).all()
+    out = jaxmix.compose(net, [Adapter({"1": draw_update("LoRA", Module("linear", (6, 6)), 0)})])
+    before = np.asarray(first.kernel[...])
+    assert (np.asarray(out[0].kernel[...]) == before).all()
+    assert (np.asarray(out[1].kernel[...]) != before).any()
+    assert (np.asarray(second.kernel[...]) == before).all()
 
 
 def test_attribute_called_value() -> None:
@@ -323,7 +330,7 @@ def flagged(site: str, kind: str, seed: int, flag: bool) -> Any:
     rng = np.random.default_rng(seed)
     if kind == "Replace":  # as PyTorch stores it
         return Replace(normal(rng, *shape), normal(rng, module.shape[0]))
-    update: Any = made(kind, module, seed)
+    update: Any = draw_update(kind, module, seed)
     match update:
         case LoRA() | AdaLoRA():
             fields = {k: v for k, v in vars(update).items() if k != "transposed"}
@@ -337,16 +344,16 @@ def gpt2_truth(adapters: list[Adapter]) -> dict[str, np.ndarray]:
     """Returns the updates applied to the (out, in) matrices, in the stored orientation."""
     out = dict(GPT2)
     for site in (*CONV1D, *LINEAR):
-        turn = (lambda x: x.T) if site in CONV1D else (lambda x: x)
+        transposed_if_conv1d = (lambda x: x.T) if site in CONV1D else (lambda x: x)
         chain = []
         for adapter in adapters:
             update = adapter.updates[site]
             if isinstance(update, Replace) and update.weight is not None:
-                update = Replace(turn(np.asarray(update.weight)), update.bias)
+                update = Replace(transposed_if_conv1d(np.asarray(update.weight)), update.bias)
             chain.append((adapter.strength, update))
-        weight, bias = fold(chain, turn(out[f"{site}.weight"]), out[f"{site}.bias"])
+        weight, bias = fold(chain, transposed_if_conv1d(out[f"{site}.weight"]), out[f"{site}.bias"])
         assert weight is not None and bias is not None
-        out[f"{site}.weight"], out[f"{site}.bias"] = turn(weight), bias
+        out[f"{site}.weight"], out[f"{site}.bias"] = transposed_if_conv1d(weight), bias
     return out
 
 
@@ -379,31 +386,31 @@ def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
         np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-def flax_gpt2(flat: Mapping[str, Any], turned: bool) -> dict[str, Any]:
-    """Returns kernels (in, out); if `turned`, Conv1D's are (out, in), as in Flax's GPT-2."""
+def flax_gpt2(flat: Mapping[str, Any], is_out_first: bool) -> dict[str, Any]:
+    """Returns kernels (in, out), or (out, in) for Conv1D if `is_out_first`, as in Flax's GPT-2."""
     out: dict[str, Any] = {}
     for name, leaf in flat.items():
         site, _, part = name.rpartition(".")
         if part != "weight" or site == "wte":
             out[name] = leaf
         else:
-            out[f"{site}.kernel"] = leaf if site in CONV1D and not turned else leaf.T
+            out[f"{site}.kernel"] = leaf if site in CONV1D and not is_out_first else leaf.T
     return out
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("is_out_first", [False, True])
 @pytest.mark.parametrize("flag", [False, True])
-def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
+def test_conv1d_in_flax(flag: bool, is_out_first: bool) -> None:
     """Biases determine the orientation in Flax trees too."""
     adapters = gpt2_adapters(flag, tuple(kind for kind in GPT2_KINDS if kind != "Replace"))
     with jax.enable_x64(True), uncompiled():
-        out = jaxmix.compose(flax_gpt2(GPT2, turned), adapters)
-    for name, leaf in flax_gpt2(gpt2_truth(adapters), turned).items():
+        out = jaxmix.compose(flax_gpt2(GPT2, is_out_first), adapters)
+    for name, leaf in flax_gpt2(gpt2_truth(adapters), is_out_first).items():
         np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_saved_weights_of_conv1d_in_flax(turned: bool) -> None:
+@pytest.mark.parametrize("is_out_first", [False, True])
+def test_saved_weights_of_conv1d_in_flax(is_out_first: bool) -> None:
     """A saved Conv1D weight is (in, out); its shape, or a flag at the site, shows it."""
     adapters = gpt2_adapters(True, ("Replace", "LoRA"))
     for keep in (CONV1D, (*CONV1D[::2], "score", "other.square")):
@@ -414,37 +421,37 @@ def test_saved_weights_of_conv1d_in_flax(turned: bool) -> None:
             for a in chosen
         ]
         with jax.enable_x64(True), uncompiled():
-            out = jaxmix.compose(flax_gpt2(GPT2, turned), chosen)
-        for name, leaf in flax_gpt2(gpt2_truth(filled), turned).items():
+            out = jaxmix.compose(flax_gpt2(GPT2, is_out_first), chosen)
+        for name, leaf in flax_gpt2(gpt2_truth(filled), is_out_first).items():
             np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
 def test_flag_decides_if_the_tree_does_not() -> None:
-    """Without biases, the factors' shapes decide, and the flag for a square weight."""
+    """Without biases, the factors' shapes decide, or the flag if the weight is square."""
     params = {n: x for n, x in GPT2.items() if not n.endswith(".bias")}
     update: Any = flagged("h.0.attn.c_proj", "LoRA", 3, True)
     update = LoRA(update.a, update.b, update.scale, transposed=True)
     with jax.enable_x64(True):
         out = jaxmix.compose(params, [Adapter({"h.0.attn.c_proj": update})])
-    wanted = fold([(1.0, update)], GPT2["h.0.attn.c_proj.weight"].T)[0]
-    assert wanted is not None
-    np.testing.assert_allclose(out["h.0.attn.c_proj.weight"], wanted.T, rtol=1e-12)
+    expected = fold([(1.0, update)], GPT2["h.0.attn.c_proj.weight"].T)[0]
+    assert expected is not None
+    np.testing.assert_allclose(out["h.0.attn.c_proj.weight"], expected.T, rtol=1e-12)
     for site, flag in (("h.0.attn.c_attn", True), ("score", True), ("score", False)):
         update = flagged(site, "AdaLoRA", 3, flag)
         with jax.enable_x64(True):
             out = jaxmix.compose(params, [Adapter({site: update})])
         base = GPT2[f"{site}.weight"]
-        wanted = fold([(1.0, update)], base.T if site in CONV1D else base)[0]
-        assert wanted is not None
-        wanted = wanted.T if site in CONV1D else wanted
-        np.testing.assert_allclose(out[f"{site}.weight"], wanted, rtol=1e-12)
+        expected = fold([(1.0, update)], base.T if site in CONV1D else base)[0]
+        assert expected is not None
+        expected = expected.T if site in CONV1D else expected
+        np.testing.assert_allclose(out[f"{site}.weight"], expected, rtol=1e-12)
 
 
 def test_factors_for_another_orientation() -> None:
-    """Without a flag, a bias or leaves of the same name, transposed factors are refused."""
+    """Without a flag, a bias, or namesakes, transposed factors are refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: lora_A has shape"):
-        jaxmix.compose(params, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
+        jaxmix.compose(params, [Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})])
 
 
 def test_saved_weight_of_another_orientation() -> None:
@@ -466,9 +473,9 @@ def test_flax_kernel_with_one_axis() -> None:
 def test_saved_conv1d_weight_with_a_lora(size: tuple[int, int]) -> None:
     """In one adapter at one site, the saved Conv1D is (in, out) and the LoRA's BA (out, in)."""
     rng, (in_size, out_size) = np.random.default_rng(0), size
-    whole, a, b = normal(rng, *size), normal(rng, 2, in_size), normal(rng, out_size, 2)
-    parts = (Replace(weight=whole), LoRA(a=a, b=b, scale=0.5, transposed=True))
+    weight, a, b = normal(rng, *size), normal(rng, 2, in_size), normal(rng, out_size, 2)
+    parts = (Replace(weight=weight), LoRA(a=a, b=b, scale=0.5, transposed=True))
     adapter = Adapter({"h.c_proj": Together(parts)})
     with jax.enable_x64(True):
         out = jaxmix.compose({"h.c_proj.weight": normal(rng, *size)}, adapter)
-    np.testing.assert_allclose(out["h.c_proj.weight"], whole + 0.5 * (b @ a).T, rtol=1e-12)
+    np.testing.assert_allclose(out["h.c_proj.weight"], weight + 0.5 * (b @ a).T, rtol=1e-12)

@@ -30,8 +30,8 @@ class Trial:
 
     def fitted(self, per: Any, steps: int, rows: int = 8, length: int = 256) -> Fit:
         """Returns the strengths learned in this number of steps."""
-        found = batches(steps, rows, length)
-        return fit(self.mix, self.demo.base, loss, found, per=per, progress=False)
+        steps_of_batches = batches(steps, rows, length)
+        return fit(self.mix, self.demo.base, loss, steps_of_batches, per=per, progress=False)
 
     def losses(self, mixed: jaxmix.Mix, windows: int = 32) -> dict[str, float]:
         """Returns the held-out loss per domain, on the windows of the demo's own table."""

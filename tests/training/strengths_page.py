@@ -32,11 +32,11 @@ def main() -> None:
     rows.append(_row("all strengths 1", demo.losses(demo.mix), "1, 1"))
     for per in PER:
         start = time.monotonic()
-        found = demo.fitted(per, STEPS, length=LENGTH).mix
+        fitted = demo.fitted(per, STEPS, length=LENGTH).mix
         print(f"per {per}: {time.monotonic() - start:.0f} s")
-        rows.append(_row(f'`per="{per}"`', demo.losses(found), _strengths(found)))
+        rows.append(_row(f'`per="{per}"`', demo.losses(fitted), _strengths(fitted)))
         if per == "site":
-            _draw(found)
+            _draw(fitted)
     head = ["| strengths | " + " | ".join(DOMAINS) + " | lora, loha |", "| --- | --- | --- | --- |"]
     before, _, rest = PAGE.read_text().partition(START)
     PAGE.write_text(
@@ -51,10 +51,10 @@ def _row(name: str, losses: Mapping[str, float], strengths: str) -> str:
 
 def _strengths(mixed: jaxmix.Mix) -> str:
     """Returns the strengths, or the range of each adapter's strengths."""
-    found = [list(each.values()) for each in strengths_by_site(mixed).values()]
+    fitted = [list(each.values()) for each in strengths_by_site(mixed).values()]
     return ", ".join(
         f"{min(each):.2f}" if np.ptp(each) < 1e-6 else f"{min(each):.2f} to {max(each):.2f}"
-        for each in found
+        for each in fitted
     )
 
 

@@ -15,7 +15,7 @@ from jaxmix.errors import AdapterError, DenseWeightWarning, UnsupportedError
 from jaxmix.pictures import grid
 from jaxmix.training import by_site, draw_strengths, fit, strengths_by_site
 
-from .made import PARAMS, loha, lora, oft
+from .samples import PARAMS, loha, lora, oft
 
 MIXED = jaxmix.mix(lora(), oft(), loha())
 
@@ -25,9 +25,9 @@ def off(params: Any, wanted: Any) -> Any:
     return sum(jnp.mean((params[name] - wanted[name]) ** 2) for name in PARAMS)
 
 
-def found(wanted: Any, per: Any, mixed: Any = MIXED, steps: int = 60) -> Any:
+def fit_to(target_mix: Any, per: Any, mixed: Any = MIXED, steps: int = 60) -> Any:
     """Returns a fit to params with another mix composed in."""
-    batches = [jaxmix.compose(PARAMS, wanted)] * steps
+    batches = [jaxmix.compose(PARAMS, target_mix)] * steps
     return fit(mixed, PARAMS, off, batches, per=per, how="dense", progress=False)
 
 
@@ -35,7 +35,7 @@ def test_fit_finds_strengths_by_adapter() -> None:
     """`fit` finds the strengths that made the params, and leaves the adapters unchanged."""
     truth = {"lora": 0.4, "oft": 1.3, "loha": -0.2}
     expected = jaxmix.mix(MIXED.parts[0] * 0.4, MIXED.parts[1] * 1.3, MIXED.parts[2] * -0.2)
-    result = found(expected, "adapter", steps=80)
+    result = fit_to(expected, "adapter", steps=80)
     assert result.strengths == pytest.approx(truth, abs=0.03)
     assert len(result.losses) == 80 and result.losses[-1] < 0.01 * result.losses[0]
     assert result.mix.parts[0].updates["one"] is MIXED.parts[0].updates["one"]
@@ -45,7 +45,7 @@ def test_fit_finds_strengths_by_adapter() -> None:
 def test_per_mix_keeps_the_ratio_of_strengths() -> None:
     """`per="mix"` multiplies the given strengths by one factor."""
     start = jaxmix.mix(lora(), 0.5 * loha())
-    result = found(0.6 * start, "mix", start)
+    result = fit_to(0.6 * start, "mix", start)
     assert result.strengths == pytest.approx({"lora": 0.6, "loha": 0.3}, abs=0.02)
 
 
@@ -54,19 +54,21 @@ def test_fit_finds_strengths_by_site() -> None:
     sites = by_site(jaxmix.mix(lora(), oft()))
     truth = {"lora@one": 0.3, "lora@two": 1.4, "oft@one": 0.8}
     expected = jaxmix.mix(*sites.parts, strength=list(truth.values()))
-    result = found(expected, "site", jaxmix.mix(lora(), oft()), steps=80)
+    result = fit_to(expected, "site", jaxmix.mix(lora(), oft()), steps=80)
     assert list(result.strengths) == list(truth)
     assert result.strengths == pytest.approx(truth, abs=0.03)
-    by_adapter = found(expected, "adapter", jaxmix.mix(lora(), oft()), steps=80)
+    by_adapter = fit_to(expected, "adapter", jaxmix.mix(lora(), oft()), steps=80)
     assert result.losses[-1] < 0.05 * by_adapter.losses[-1]
 
 
 def test_by_site_equals_the_mix() -> None:
     """`by_site` keeps the adapters' order and strengths."""
     mixed = jaxmix.mix(0.7 * oft(), lora(), 0.4 * loha())
-    ours, theirs = (jaxmix.compose(PARAMS, item) for item in (by_site(mixed), mixed))
+    by_site_params, mixed_params = (
+        jaxmix.compose(PARAMS, item) for item in (by_site(mixed), mixed)
+    )
     for name in PARAMS:
-        np.testing.assert_array_equal(ours[name], theirs[name])
+        np.testing.assert_array_equal(by_site_params[name], mixed_params[name])
     assert [part.name for part in by_site(mixed).parts] == [
         "oft@one",
         "lora@one",
@@ -142,12 +144,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("call", "text"), REFUSED.values(), ids=REFUSED)
-def test_fit_errors(call: Callable[[], Any], text: str) -> None:
+@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
+def test_fit_errors(call: Callable[[], Any], message: str) -> None:
     """The error states the wrong value, the expected one and the remedy."""
     with pytest.raises(AdapterError) as caught:
         call()
-    assert str(caught.value) == text
+    assert str(caught.value) == message
 
 
 # ---------------------------------------------------------------- pictures

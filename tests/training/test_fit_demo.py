@@ -9,8 +9,8 @@ from .demo_fit import DOMAINS, trial
 def test_learned_strengths_are_better_than_ones() -> None:
     """A Bible LoRA and a Jargon File LoHa are each too strong for the other's text."""
     demo = trial()
-    found = demo.fitted("adapter", steps=8, length=128)
-    ones, learned = (demo.losses(mixed, windows=8) for mixed in (demo.mix, found.mix))
+    fitted = demo.fitted("adapter", steps=8, length=128)
+    ones, learned = (demo.losses(mixed, windows=8) for mixed in (demo.mix, fitted.mix))
     for domain in DOMAINS:
         assert learned[domain] < ones[domain] - 0.02, (domain, ones, learned)
-    assert all(0.3 < strength < 0.95 for strength in found.strengths.values()), found.strengths
+    assert all(0.3 < strength < 0.95 for strength in fitted.strengths.values()), fitted.strengths

@@ -70,14 +70,16 @@ def test_every_family_unmerged() -> None:
         run = quickly(jax.value_and_grad(loss, has_aux=True), values, rebuild)
         slopes = run(values, rebuild)[1]
         directions = directions_of(values)
-        more, less = (run(moved(values, directions, step), rebuild)[0][1] for step in (STEP, -STEP))
-    wrong: dict[str, tuple[float, float]] = {}
+        above, below = (
+            run(moved(values, directions, step), rebuild)[0][1] for step in (STEP, -STEP)
+        )
+    mismatched: dict[str, tuple[float, float]] = {}
     for site in SITES:
-        found = along(slopes[site], directions[site])
-        expected = (float(more[site]) - float(less[site])) / (2 * STEP)
-        if not abs(found - expected) < TOLERANCE * max(1.0, abs(expected)):
-            wrong[site] = (found, expected)
-    assert wrong == {}
+        slope = along(slopes[site], directions[site])
+        expected = (float(above[site]) - float(below[site])) / (2 * STEP)
+        if not abs(slope - expected) < TOLERANCE * max(1.0, abs(expected)):
+            mismatched[site] = (slope, expected)
+    assert mismatched == {}
 
 
 # ---------------------------------------------------------------- mixes
@@ -123,18 +125,20 @@ def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
             partial = {
                 k: w if k == kind else jax.tree.map(np.zeros_like, w) for k, w in directions.items()
             }
-            more, less = (float(run(moved(values, partial, s), rebuild)[0]) for s in (STEP, -STEP))
-            expected = (more - less) / (2 * STEP)
+            above, below = (
+                float(run(moved(values, partial, s), rebuild)[0]) for s in (STEP, -STEP)
+            )
+            expected = (above - below) / (2 * STEP)
             assert along(slopes, partial) == pytest.approx(
                 expected, rel=TOLERANCE, abs=TOLERANCE
             ), kind
         for how, only in (("dense", None), ("factored", kinds[1:2])):
             values, rebuild, run = slopes_of(kinds, how, only)
-            again = run(values, rebuild)[1]
-            assert list(again) == list(only or sorted(kinds))
-            for kind in again:
+            other_slopes = run(values, rebuild)[1]
+            assert list(other_slopes) == list(only or sorted(kinds))
+            for kind in other_slopes:
                 for ours, theirs in zip(
-                    *map(jax.tree.leaves, (again[kind], slopes[kind])), strict=True
+                    *map(jax.tree.leaves, (other_slopes[kind], slopes[kind])), strict=True
                 ):
                     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
 
@@ -166,9 +170,9 @@ def test_base_gets_no_gradient() -> None:
         return jax.jit(jax.grad(loss)).lower(values, rebuild, params, x).compile().memory_analysis()
 
     base = 4 * size * size * len(sites)
-    apart = memory(lambda v, w, p, x: jaxmix.factored(run)(jaxmix.attach(p, w(v)), x))
+    unmerged = memory(lambda v, w, p, x: jaxmix.factored(run)(jaxmix.attach(p, w(v)), x))
     dense = memory(lambda v, w, p, x: run(jaxmix.compose(p, w(v)), x))
-    assert apart.output_size_in_bytes < 0.02 * base
-    assert apart.temp_size_in_bytes < 0.2 * base
+    assert unmerged.output_size_in_bytes < 0.02 * base
+    assert unmerged.temp_size_in_bytes < 0.2 * base
     # The dense program has gradients of the weights, which shows that the check can fail.
     assert dense.temp_size_in_bytes > base

@@ -159,9 +159,9 @@ def test_gradients_match_peft(
     name: str, both: dict[str, tuple[Any, Any]], record_property: Record
 ) -> None:
     """Every parameter that PEFT trains has PEFT's gradient."""
-    found = errors(*both[name])
-    record_property("gradient", (name, max(found.values())))
-    assert max(found.values()) < (1e-5 if name in FLOAT32 else 1e-10), found
+    differences = errors(*both[name])
+    record_property("gradient", (name, max(differences.values())))
+    assert max(differences.values()) < (1e-5 if name in FLOAT32 else 1e-10), differences
 
 
 # ---------------------------------------------------------------- constants in PEFT
@@ -186,8 +186,8 @@ def test_gradients_match_peft_with_its_constants(
 ) -> None:
     """With PEFT's constants held, all gradients match; magnitudes match without."""
     off = {name: errors(*both[name]) for name in NOT_THE_SAME}
-    for name, found in off.items():
-        for key, error in found.items():
+    for name, differences in off.items():
+        for key, error in differences.items():
             assert (error < 1e-10) == ("magnitude" in key), (name, key, error)
     hold_constants(monkeypatch)
     for form in CASES:
@@ -197,8 +197,8 @@ def test_gradients_match_peft_with_its_constants(
                 values, rebuild = trainable(jaxmix.load(tmp_path / form.name))
                 slope = jax.jit(jax.grad(net_loss))(values, rebuild, state(build(NET)))
                 ours = written(rebuild(slope), tmp_path / f"{form.name} slopes")
-            found = errors(both[form.name][0], ours)
-            assert max(found.values()) < 1e-10, found
+            differences = errors(both[form.name][0], ours)
+            assert max(differences.values()) < 1e-10, differences
 
 
 # ---------------------------------------------------------------- mixes
@@ -222,7 +222,7 @@ def test_mix_gradients_match_peft(
         params = state(build(NET))
         for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
             save_adapter(build(NET), forms[name].config(), folder, seed=i)
-        theirs = in_peft(
+        expected = in_peft(
             mixed_model(build(NET), folders), tuple(f"adapter{i}" for i in range(len(names)))
         )
         mixed = jaxmix.mix(*map(jaxmix.load, folders))
@@ -233,8 +233,8 @@ def test_mix_gradients_match_peft(
             for i in range(len(names)):
                 if only and names[i] not in only:
                     continue
-                found = errors(theirs[i], written(slopes[i], tmp_path / f"{i} {only}"))
+                differences = errors(expected[i], written(slopes[i], tmp_path / f"{i} {only}"))
                 record_property(
-                    "gradient", (f"{names[i]} of {' → '.join(names)}", max(found.values()))
+                    "gradient", (f"{names[i]} of {' → '.join(names)}", max(differences.values()))
                 )
-                assert max(found.values()) < 1e-10, found
+                assert max(differences.values()) < 1e-10, differences

@@ -20,7 +20,7 @@ import jaxmix
 from jaxmix.errors import ShapeError, UnsupportedError
 from jaxmix.training import init
 
-from .made import normal
+from .samples import normal
 
 _KEY = jax.random.key(0)
 with_peft = pytest.mark.skipif(
@@ -60,16 +60,16 @@ def test_frod_basis_matches_peft(shape: tuple[int, int]) -> None:
 
     params = _layers(*shape)
     config = peft.FrodConfig(target_modules=["q"], progressbar=False, regularization_alpha=0.01)
-    theirs: Any = peft.get_peft_model(_net(params), config).base_model
+    reference: Any = peft.get_peft_model(_net(params), config).base_model
     ours = init("frod", params, _KEY, target_modules=["q"], regularization_alpha=0.01)
     first = ours.updates["layers.0.attn.q"]
-    v = theirs.frod_V["attn_q"]["default"].numpy()
+    v = reference.frod_V["attn_q"]["default"].numpy()
     # Directions that no weight reaches are arbitrary.
     reached = slice(0, min(3 * shape[0], shape[1]))
     signs = np.sign(np.sum(np.asarray(first.v) * v, axis=0))[None]
     np.testing.assert_allclose((first.v * signs)[:, reached], v[:, reached], atol=2e-4)
     for i in range(3):
-        update, layer = ours.updates[f"layers.{i}.attn.q"], theirs.model.layers
+        update, layer = ours.updates[f"layers.{i}.attn.q"], reference.model.layers
         lengths = layer.get_submodule(f"{i}.attn.q").frod_lambda_l.default.detach().numpy()
         np.testing.assert_allclose(update.lengths, lengths, atol=1e-4)
         assert update.v is first.v and update.indices is first.indices
@@ -81,17 +81,19 @@ def test_frod_basis_matches_peft(shape: tuple[int, int]) -> None:
 def test_frod_indices_are_distinct() -> None:
     """Indices are distinct and off the diagonal, and differ by key and kind of module."""
     params = {"a.q.weight": normal(40, 9, 8), "a.v.weight": normal(41, 9, 8)}
-    made = [
+    adapters = [
         init("frod", params, key, target_modules=["q", "v"], sparse_rate=0.5)
         for key in jax.random.split(_KEY, 2)
     ]
-    found = [np.asarray(adapter.updates[f"a.{site}"].indices) for adapter in made for site in "qv"]
-    for indices in found:
+    drawn_indices = [
+        np.asarray(adapter.updates[f"a.{site}"].indices) for adapter in adapters for site in "qv"
+    ]
+    for indices in drawn_indices:
         assert indices.shape == (2, 32) and indices.min() >= 0 and indices.max() <= 7
         assert (indices[0] != indices[1]).all() and len(
             set(zip(*indices.tolist(), strict=True))
         ) == 32
-    assert len({indices.tobytes() for indices in found}) == 4
+    assert len({indices.tobytes() for indices in drawn_indices}) == 4
 
 
 def test_frod_needs_equal_inputs_per_kind() -> None:
@@ -115,12 +117,12 @@ def test_adamss_groups_match_peft(tmp_path: Path) -> None:
     params = {"lin.weight": normal(44, 20, 12)}
     options: dict[str, Any] = {"num_subspaces": 4, "subspace_rank": 2, "random_seed": 3}
     config = peft.AdamssConfig(target_modules=["lin"], r=6, **options)
-    theirs: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
+    reference: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
     ours = init("adamss", params, _KEY, target_modules=["lin"], rank=6, **options)
     update = ours.updates["lin"]
-    np.testing.assert_array_equal(update.rows, theirs.scatter_index["default"].numpy())
-    np.testing.assert_allclose(update.projection, theirs.adamss_newB["default"], atol=1e-6)
-    for a, b, other in zip(update.a, update.b, theirs.adamss_B["default"], strict=True):
+    np.testing.assert_array_equal(update.rows, reference.scatter_index["default"].numpy())
+    np.testing.assert_allclose(update.projection, reference.adamss_newB["default"], atol=1e-6)
+    for a, b, other in zip(update.a, update.b, reference.adamss_B["default"], strict=True):
         assert b.shape == tuple(other.shape)
         np.testing.assert_allclose(a @ a.T, np.eye(len(a)), atol=1e-5)
     trained = replace(update, b=tuple(normal(50 + i, *b.shape) for i, b in enumerate(update.b)))
@@ -143,11 +145,11 @@ def test_adamss_subspaces_match_peft() -> None:
     params = {"lin.weight": (left[:, :9] * 0.05 ** np.arange(9.0)[None]).astype("f") @ right}
     options: dict[str, Any] = {"num_subspaces": 2, "subspace_rank": 9, "use_dynamic_rank": True}
     config = peft.AdamssConfig(target_modules=["lin"], r=9, svd_threshold=0.3, **options)
-    theirs: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
+    reference: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
     ours = init(
         "adamss", params, _KEY, target_modules=["lin"], rank=9, svd_threshold=0.3, **options
     ).updates["lin"]
-    for a, other in zip(ours.a, theirs.adamss_A["default"], strict=True):
+    for a, other in zip(ours.a, reference.adamss_A["default"], strict=True):
         b = other.detach().numpy()
         assert a.shape == b.shape
         np.testing.assert_allclose(a.T @ a, b.T @ b, atol=0.05)

@@ -16,7 +16,7 @@ import jaxmix
 from jaxmix.errors import AdapterError
 from jaxmix.training import init, trainable
 
-from .made import normal
+from .samples import normal
 
 _KEY = jax.random.key(2)
 _BOTH = ["mlp.up", "mlp.down"]
@@ -40,14 +40,14 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
     with quiet():
         adapted = peft.get_peft_model(model, config)
         adapted.save_pretrained(str(tmp_path))
-    theirs = jaxmix.load(tmp_path, name="lora", base=params)
+    expected = jaxmix.load(tmp_path, name="lora", base=params)
     ours = init(
         *("lora", params, _KEY), target_parameters=_BOTH, rank=2, alpha=3,
         is_transposed=in_first, **options,
     )  # fmt: skip
-    assert set(ours.updates) == set(theirs.updates) == set(_BOTH)
+    assert set(ours.updates) == set(expected.updates) == set(_BOTH)
     for site, update in ours.updates.items():
-        other = theirs.updates[site]
+        other = expected.updates[site]
         assert jax.tree.structure(update) == jax.tree.structure(other)
         assert update.a.shape == other.a.shape and update.b.shape == other.b.shape
         assert not update.b.any() and not other.b.any()
@@ -69,6 +69,6 @@ def test_unknown_target_parameter_is_refused() -> None:
     message = (
         "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules"
     )
-    for more in ([], ["mlp.up"]):
+    for others in ([], ["mlp.up"]):
         with pytest.raises(AdapterError, match=re.escape(message)):
-            init("lora", params, _KEY, target_parameters=[*more, "mlp.upp"])
+            init("lora", params, _KEY, target_parameters=[*others, "mlp.upp"])

@@ -17,14 +17,14 @@ from jaxmix.families import parts_of
 from jaxmix.training import init, trainable
 
 from .init_rows import PARAMS, Row
-from .made import normal
+from .samples import normal
 
 if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
     pytest.skip("parity with PEFT needs torch and peft", allow_module_level=True)
 
 import torch
 
-from .peft_made import model_of
+from .peft_adapters import model_of
 
 _KEY = jax.random.key(0)
 
@@ -40,8 +40,10 @@ def test_factors_and_remaining_base_match_peft(how: str, kind: str, site: str) -
     a, b = (layer.lora_A.default.weight.detach(), layer.lora_B.default.weight.detach())
     adapter = init(kind, PARAMS, _KEY, target_modules=[site], **options)
     rebase, lora = parts_of(adapter.updates[site])
-    left = layer.base_layer.weight.detach().numpy()
-    np.testing.assert_allclose(rebase.weight, left.T if site == "gpt" else left, atol=1e-4)
+    remaining = layer.base_layer.weight.detach().numpy()
+    np.testing.assert_allclose(
+        rebase.weight, remaining.T if site == "gpt" else remaining, atol=1e-4
+    )
     np.testing.assert_allclose(lora.b @ lora.a, (b @ a).numpy(), atol=1e-4)
     np.testing.assert_allclose(np.abs(lora.a), a.abs().numpy(), atol=1e-4)
     assert lora.scale == 1.5 and (lora.magnitude is not None) == (kind == "dora")
@@ -64,17 +66,17 @@ def test_osf_matches_peft(rank: Any, site: str) -> None:
     adapter = init("osf", PARAMS, _KEY, target_modules=[site], effective_rank=rank)
     rebase, low = parts_of(adapter.updates[site])
     weight = PARAMS[f"{site}.weight"]
-    now = parts.U_low * parts.S_low[None] @ parts.V_low
+    low_part = parts.U_low * parts.S_low[None] @ parts.V_low
     np.testing.assert_allclose(low.e, parts.S_low.detach().numpy(), atol=1e-5)
-    np.testing.assert_allclose((low.b * low.e[None]) @ low.a, now.detach().numpy(), atol=1e-4)
-    np.testing.assert_allclose(rebase.weight, weight - now.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose((low.b * low.e[None]) @ low.a, low_part.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(rebase.weight, weight - low_part.detach().numpy(), atol=1e-4)
 
     x, aim = normal(80, 5, weight.shape[1]), normal(81, 5, weight.shape[0])
     descent = torch.optim.SGD(parts.parameters(), lr=0.02)
     (layer(torch.tensor(x)) * torch.tensor(aim)).sum().backward()
     descent.step()
     with torch.no_grad():
-        theirs = weight + layer.get_delta_weight("default").numpy()
+        expected = weight + layer.get_delta_weight("default").numpy()
 
     def loss(values: Any) -> Any:
         params = jaxmix.compose({f"{site}.weight": weight}, rebuild(values))
@@ -82,11 +84,11 @@ def test_osf_matches_peft(rank: Any, site: str) -> None:
 
     values, rebuild = trainable(adapter)
     slopes = rebuild(jax.grad(loss)(values)).updates[site]
-    left, _, right = jnp.linalg.svd(rebase.weight, full_matrices=False)
+    left_vectors, _, vt = jnp.linalg.svd(rebase.weight, full_matrices=False)
     high = min(weight.shape) - len(low.e)
-    u, v, slope = left[:, :high], right[:high], parts_of(slopes)[1]
+    u, v, slope = left_vectors[:, :high], vt[:high], parts_of(slopes)[1]
     b = low.b - 0.02 * (slope.b - u @ (u.T @ slope.b))
     a = low.a - 0.02 * (slope.a - (slope.a @ v.T) @ v)
     e = low.e - 0.02 * slope.e
-    assert np.abs(theirs - weight).max() > 0.05
-    np.testing.assert_allclose(rebase.weight + (b * e[None]) @ a, theirs, atol=2e-4)
+    assert np.abs(expected - weight).max() > 0.05
+    np.testing.assert_allclose(rebase.weight + (b * e[None]) @ a, expected, atol=2e-4)

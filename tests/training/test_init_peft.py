@@ -20,7 +20,7 @@ from .init_rows import PARAMS, ROWS, Row
 if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
     pytest.skip("parity with PEFT needs torch and peft", allow_module_level=True)
 
-from .peft_made import BIG, read
+from .peft_adapters import BIG, read
 
 # Fields that a file stores once for all sites, or that depend on torch's generator.
 _SAID_ONCE: dict[str, Any] = {"transposed": False, "seed": None, "number": None}
@@ -58,8 +58,8 @@ _PARTED = ("pissa", "olora")
 
 def _plain(update: Any) -> Any:
     """Returns the update without the fields that a file stores once for all sites."""
-    gone = {field.name for field in fields(update)} & _SAID_ONCE.keys()
-    return replace(update, **{name: _SAID_ONCE[name] for name in gone})
+    shared_fields = {field.name for field in fields(update)} & _SAID_ONCE.keys()
+    return replace(update, **{name: _SAID_ONCE[name] for name in shared_fields})
 
 
 def _compared(ours: Any, theirs: Any) -> None:

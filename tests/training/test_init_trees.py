@@ -100,11 +100,11 @@ AXES = {
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:
     """Returns a tree's leaves by name."""
-    found = Tree.of(tree)
+    flat_tree = Tree.of(tree)
     return {
-        name.removeprefix("params."): np.asarray(found.leaves[i])
-        for name, i in found.where.items()
-        if jnp.issubdtype(found.leaves[i].dtype, jnp.floating)
+        name.removeprefix("params."): np.asarray(flat_tree.leaves[i])
+        for name, i in flat_tree.where.items()
+        if jnp.issubdtype(flat_tree.leaves[i].dtype, jnp.floating)
     }
 
 
@@ -118,21 +118,21 @@ def moved(adapter: jaxmix.Adapter) -> Any:
 def test_each_stacked_layer_is_targeted(form: str, axis: int) -> None:
     """The linear maps of each layer are sites, in the module and in trees without classes."""
     params = FORMS[form](net(axis=axis))
-    made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)
-    assert set(made.sites) == set(LAYERS)
-    adapter = moved(made)
+    initialized = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)
+    assert set(initialized.sites) == set(LAYERS)
+    adapter = moved(initialized)
     with uncompiled():
-        new = leaves(jaxmix.compose(params, adapter))
-    old = leaves(params)
+        merged = leaves(jaxmix.compose(params, adapter))
+    before = leaves(params)
     for site in LAYERS:
         _, number, rest = site.split(".", 2)
         name = f"layers.{rest}.kernel"
         update: Any = adapter.updates[site]
-        delta = np.take(new[name] - old[name], int(number), axis)
-        want = update.scale * np.asarray(update.b) @ np.asarray(update.a)
-        np.testing.assert_allclose(AXES[rest.rpartition(".")[2]](delta), want, atol=1e-5)
+        delta = np.take(merged[name] - before[name], int(number), axis)
+        expected = update.scale * np.asarray(update.b) @ np.asarray(update.a)
+        np.testing.assert_allclose(AXES[rest.rpartition(".")[2]](delta), expected, atol=1e-5)
     touched = {f"layers.{site.split('.', 2)[2]}.kernel" for site in LAYERS}
-    assert {name for name in old if (old[name] != new[name]).any()} == touched
+    assert {name for name in before if (before[name] != merged[name]).any()} == touched
 
 
 def test_target_names_apply_to_stacked_layers() -> None:
@@ -189,13 +189,15 @@ def test_factored_stacks_match_the_merged_model() -> None:
 
     adapter = moved(jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)) * 0.1
     values, rebuild = jaxmix.trainable(adapter)
-    apart = jax.jit(
+    unmerged = jax.jit(
         jax.value_and_grad(lambda v: jaxmix.factored(forward)(jaxmix.attach(params, rebuild(v))))
     )(values)
     merged = jax.jit(jax.value_and_grad(lambda v: forward(jaxmix.compose(params, rebuild(v)))))(
         values
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), apart, merged)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), unmerged, merged
+    )
 
 
 # ------------------------------------------------------------------------------ other libraries
@@ -226,19 +228,19 @@ class Eqx(eqx.Module):
 def test_equinox_modules_stacked_by_filter_vmap() -> None:
     """The classes identify the layers without biases or norms."""
     model = Eqx(_KEY)
-    made = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=2)
+    initialized = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=2)
     names = [f"layers.{i}.layers.{j}" for i in range(L) for j in range(2)]
     names += [
         f"attention.{i}.{x}_proj" for i in range(L) for x in ("query", "key", "value", "output")
     ]
-    assert set(made.sites) == set(names)
-    adapter = moved(made)
-    new = jaxmix.compose(model, adapter)
+    assert set(initialized.sites) == set(names)
+    adapter = moved(initialized)
+    merged = jaxmix.compose(model, adapter)
     update: Any = adapter.updates["layers.1.layers.0"]
-    delta = new.layers.layers[0].weight[1] - model.layers.layers[0].weight[1]
+    delta = merged.layers.layers[0].weight[1] - model.layers.layers[0].weight[1]
     np.testing.assert_allclose(delta, update.scale * update.b @ update.a, atol=1e-5)
     outputs = eqx.filter_vmap(lambda mlp: mlp(jnp.ones(D)))
-    assert (outputs(new.layers) != outputs(model.layers)).all()
+    assert (outputs(merged.layers) != outputs(model.layers)).all()
 
 
 class LinenBlock(nn.Module):
@@ -295,8 +297,8 @@ def test_only_linear_layers_are_targeted() -> None:
     out = jaxmix.compose(model, moved(adapter))
     update: Any = moved(adapter).updates["einsum"]
     delta = out.einsum.kernel[...] - model.einsum.kernel[...]
-    want = (update.scale * update.b @ update.a).T.reshape(D, N, H)
-    np.testing.assert_allclose(delta, want, atol=1e-5)
+    expected = (update.scale * update.b @ update.a).T.reshape(D, N, H)
+    np.testing.assert_allclose(delta, expected, atol=1e-5)
 
 
 TREES: dict[str, tuple[dict[str, tuple[int, ...]], list[str]]] = {
@@ -358,11 +360,13 @@ def test_ambiguous_leaves_are_listed() -> None:
         jaxmix.init("lora", params, _KEY, target_modules="all-linear")
     with pytest.raises(LayoutError, match=r"layers:\n  proj: \(10, 2, 3\)\nPass"):
         jaxmix.init("lora", params, _KEY, target_modules=["proj", "q"])
-    left = {"exclude_modules": ["proj", "mix_einsum"]}
-    assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **left).sites == ("q",)
+    excluded = {"exclude_modules": ["proj", "mix_einsum"]}
+    assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **excluded).sites == (
+        "q",
+    )
     rule = jaxmix.Rule("proj", "proj.kernel", "d n h -> (n h) d")
-    own = jaxmix.Layout("own", (rule,))
-    adapter = jaxmix.init("lora", params, _KEY, target_modules=["proj"], layout=own)
+    layout = jaxmix.Layout("own", (rule,))
+    adapter = jaxmix.init("lora", params, _KEY, target_modules=["proj"], layout=layout)
     assert adapter.sites == ("proj",)
     conv = jaxmix.init("lora", params, _KEY, target_modules=["q"], layout="flax")
     assert conv.sites == ("q",)

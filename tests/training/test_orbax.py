@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import jaxmix
 from jaxmix.training import trainable
 
-from .made import PARAMS, bank, lora, oft, stepped, with_bias
+from .samples import PARAMS, bank, lora, oft, stepped, with_bias
 
 OPTIMIZER = optax.adam(1e-2)
 
@@ -87,14 +87,14 @@ def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     outlines = jax.tree.map(outline, jax.eval_shape(lambda: state))
-    again = restore(tmp_path / "step3", outlines)
-    for leaf, expected in zip(jax.tree.leaves(again), jax.tree.leaves(outlines), strict=True):
+    restored = restore(tmp_path / "step3", outlines)
+    for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(outlines), strict=True):
         assert leaf.sharding == expected.sharding and leaf.shape == expected.shape
-    assert again["step"] == 3
-    assert not again["values"]["lora"]["updates"]["one"]["b"].sharding.is_fully_replicated
+    assert restored["step"] == 3
+    assert not restored["values"]["lora"]["updates"]["one"]["b"].sharding.is_fully_replicated
     straight = train(start(mixed)[0], rebuild, 6)
     for ours, theirs in zip(
-        *map(jax.tree.leaves, (train(again, rebuild, 3), straight)), strict=True
+        *map(jax.tree.leaves, (train(restored, rebuild, 3), straight)), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -103,10 +103,10 @@ def test_whole_mix_is_saved_and_restored(tmp_path: Path) -> None:
     """A mix is a pytree; an outline gives its structure and the adapters' names."""
     mixed = jaxmix.mix(0.5 * lora(), with_bias())
     save(tmp_path / "mix", mixed)
-    again = restore(tmp_path / "mix", jax.eval_shape(lambda: mixed))
-    assert isinstance(again, jaxmix.Mix) and [part.name for part in again.parts] == [
+    restored = restore(tmp_path / "mix", jax.eval_shape(lambda: mixed))
+    assert isinstance(restored, jaxmix.Mix) and [part.name for part in restored.parts] == [
         "lora",
         "biased",
     ]
-    ours, theirs = jaxmix.compose(PARAMS, again), jaxmix.compose(PARAMS, mixed)
+    ours, theirs = jaxmix.compose(PARAMS, restored), jaxmix.compose(PARAMS, mixed)
     same(ours, theirs)

@@ -15,7 +15,7 @@ from jaxmix.errors import AdapterError, UnsupportedError
 from jaxmix.families import SHiRA
 from jaxmix.training import labels, trainable
 
-from .made import PARAMS, bank, loha, lora, normal, oft, stepped, with_bias
+from .samples import PARAMS, bank, loha, lora, normal, oft, stepped, with_bias
 
 
 def shapes(values: Any) -> Any:
@@ -40,11 +40,13 @@ def test_values_are_named_and_the_rest_is_kept() -> None:
             "updates": {"one": {"parts": {"0": {"bias": (6,)}, "1": {"a": (2, 8), "b": (6, 2)}}}}
         },
     }
-    again = rebuild(values)
-    assert [part.name for part in again.parts] == ["lora", "shira", "biased"]
-    assert again.parts[1].strength == 0.5 and again.parts[1].updates["one"].indices is indices
+    rebuilt = rebuild(values)
+    assert [part.name for part in rebuilt.parts] == ["lora", "shira", "biased"]
+    assert rebuilt.parts[1].strength == 0.5 and rebuilt.parts[1].updates["one"].indices is indices
     for old, new in zip(
-        jax.tree.leaves(jaxmix.mix(lora(), shira, with_bias())), jax.tree.leaves(again), strict=True
+        jax.tree.leaves(jaxmix.mix(lora(), shira, with_bias())),
+        jax.tree.leaves(rebuilt),
+        strict=True,
     ):
         np.testing.assert_array_equal(old, new)
 
@@ -52,8 +54,8 @@ def test_values_are_named_and_the_rest_is_kept() -> None:
 def test_single_adapter_is_returned_as_an_adapter() -> None:
     """One adapter is rebuilt as an adapter, not as a mix."""
     values, rebuild = trainable(0.5 * lora())
-    again = rebuild(values)
-    assert isinstance(again, Adapter) and again.name == "lora" and again.strength == 0.5
+    rebuilt = rebuild(values)
+    assert isinstance(rebuilt, Adapter) and rebuilt.name == "lora" and rebuilt.strength == 0.5
 
 
 def test_only_selects_adapters() -> None:
@@ -61,8 +63,10 @@ def test_only_selects_adapters() -> None:
     mixed = jaxmix.mix(lora(), oft())
     values, rebuild = trainable(mixed, only=("oft",))
     assert shapes(values) == {"oft": {"updates": {"one": {"generator": (2, 6)}}}}
-    kept, before = (item.parts[0].updates["one"] for item in (rebuild(values), mixed))
-    assert all(new is old for new, old in zip(*map(jax.tree.leaves, (kept, before)), strict=True))
+    rebuilt, original = (item.parts[0].updates["one"] for item in (rebuild(values), mixed))
+    assert all(
+        new is old for new, old in zip(*map(jax.tree.leaves, (rebuilt, original)), strict=True)
+    )
 
 
 def test_strengths_are_trained_on_request() -> None:
@@ -98,15 +102,15 @@ def test_shared_array_is_one_value() -> None:
     def by_site(first: Any, second: Any) -> Any:
         updates: Any = dict(adapter.updates)
         for site, array in (("one", first), ("two", second)):
-            new = {**vars(updates[site]), "bank": array}
-            updates[site] = type(updates[site])(**new)
+            fields = {**vars(updates[site]), "bank": array}
+            updates[site] = type(updates[site])(**fields)
         return loss(jaxmix.compose(PARAMS, Adapter(updates)))
 
     array: Any = adapter.updates["one"]
-    apart = jax.grad(by_site, argnums=(0, 1))(array.bank, array.bank)
-    assert min(float(jnp.abs(x).max()) for x in apart) > 1e-3
+    separate = jax.grad(by_site, argnums=(0, 1))(array.bank, array.bank)
+    assert min(float(jnp.abs(x).max()) for x in separate) > 1e-3
     np.testing.assert_allclose(
-        slope["bank"]["updates"]["one"]["bank"], apart[0] + apart[1], rtol=1e-5, atol=1e-6
+        slope["bank"]["updates"]["one"]["bank"], separate[0] + separate[1], rtol=1e-5, atol=1e-6
     )
 
 
@@ -121,27 +125,30 @@ def test_equal_arrays_are_not_shared() -> None:
 
 def test_jitted_step_is_traced_once() -> None:
     """The rest is an argument, so another adapter of equal shapes uses the same program."""
-    seen: list[int] = []
+    traces: list[int] = []
     optimizer = optax.adam(1e-1)
 
     @jax.jit
     def step(values: Any, state: Any, rebuild: Any, params: Any) -> Any:
-        seen.append(1)
+        traces.append(1)
         value, slope = jax.value_and_grad(lambda v: loss(jaxmix.compose(params, rebuild(v))))(
             values
         )
         return *stepped(optimizer, slope, state, values), value
 
-    found = []
+    step_losses = []
     for mixed in (jaxmix.mix(lora(), oft()), jaxmix.mix(0.3 * lora(), oft())):
         values, rebuild = trainable(mixed, only=["lora"])
         state, losses = optimizer.init(values), []
         for _ in range(5):
             values, state, value = step(values, state, rebuild, PARAMS)
             losses.append(float(value))
-        found.append(losses)
-    assert len(seen) == 1
-    assert all(losses[-1] < losses[0] - 0.1 for losses in found) and found[0] != found[1]
+        step_losses.append(losses)
+    assert len(traces) == 1
+    assert (
+        all(losses[-1] < losses[0] - 0.1 for losses in step_losses)
+        and step_losses[0] != step_losses[1]
+    )
 
 
 def test_vmap_over_seeds() -> None:
@@ -149,20 +156,22 @@ def test_vmap_over_seeds() -> None:
 
     def made(key: jax.Array) -> dict[str, Any]:
         adapter = bank()
-        new = jax.random.normal(key, (5, 2))
-        updates: Any = {s: type(u)(**{**vars(u), "bank": new}) for s, u in adapter.updates.items()}
+        factor = jax.random.normal(key, (5, 2))
+        updates: Any = {
+            s: type(u)(**{**vars(u), "bank": factor}) for s, u in adapter.updates.items()
+        }
         return trainable(Adapter(updates, name="bank"))[0]
 
     stack = jax.vmap(made)(jax.random.split(jax.random.key(0), 3))
     rebuild = trainable(bank())[1]
     assert stack["bank"]["updates"]["one"]["bank"].shape == (3, 5, 2)
     assert "bank" not in stack["bank"]["updates"]["two"]
-    run = jax.jit(jax.vmap(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))
+    losses_of = jax.jit(jax.vmap(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))
     each = [
         loss(jaxmix.compose(PARAMS, rebuild(jax.tree.map(lambda x, i=i: x[i], stack))))
         for i in range(3)
     ]
-    np.testing.assert_allclose(run(stack), np.array(each), rtol=1e-5)
+    np.testing.assert_allclose(losses_of(stack), np.array(each), rtol=1e-5)
     assert len({float(x) for x in each}) == 3
 
 
@@ -250,11 +259,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize(("call", "kind", "text"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("call", "kind", "message"), REFUSED.values(), ids=REFUSED)
 def test_trainable_and_labels_errors(
-    call: Callable[[], Any], kind: type[Exception], text: str
+    call: Callable[[], Any], kind: type[Exception], message: str
 ) -> None:
     """The error states the wrong value, the expected one and the remedy."""
     with pytest.raises(kind) as caught:
         call()
-    assert str(caught.value) == text
+    assert str(caught.value) == message

@@ -22,7 +22,7 @@ from jaxmix.demo import ASSETS
 from jaxmix.training import init, trainable
 
 from ..parity.harness import exact
-from .made import stepped
+from .samples import stepped
 
 TEXT = np.frombuffer((ASSETS / "text" / "bible.txt").read_bytes(), np.uint8).astype(np.int32)
 LENGTH, ROWS, STEPS = 64, 8, 6
@@ -81,12 +81,12 @@ def test_trained_mix_has_the_same_loss_in_peft(tmp_path: Path) -> None:
     jaxmix.export_peft(trained, tmp_path / "mix")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = loss_in_peft(tmp_path / "mix")
+        peft_loss = loss_in_peft(tmp_path / "mix")
     with jax.enable_x64(True):
         exactly = jaxmix.models.load(ASSETS / "base", dtype=jnp.float64)
         run = jax.jit(loss)
         before = float(run(exactly, UNSEEN))
-        ours = float(run(jaxmix.compose(exactly, trained), UNSEEN))
+        jax_loss = float(run(jaxmix.compose(exactly, trained), UNSEEN))
     # transformers computes norms in float32, whatever the model's dtype.
-    assert abs(ours - theirs) < 1e-6
-    assert theirs < before - 0.1
+    assert abs(jax_loss - peft_loss) < 1e-6
+    assert peft_loss < before - 0.1

@@ -15,7 +15,7 @@ from jaxmix.errors import AdapterError
 from jaxmix.families import AdaLoRA
 from jaxmix.training import RankSchedule, orthogonality, trainable
 
-from .made import PARAMS, lora, normal
+from .samples import PARAMS, lora, normal
 
 SIZES = {"one": (4, 8, 6), "two": (4, 6, 4)}
 
@@ -55,30 +55,32 @@ def test_schedule_matches_peft_step_for_step(numbers: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     with exact():
         model: Any = peft.get_peft_model(build(NETS["linear"]), config)
-    theirs = parameters(model)
+    tensors = parameters(model)
     schedule = RankSchedule(
         target, steps, warmup=warmup, final=final, every=every, beta1=0.8, beta2=0.9
     )
-    kept = []
+    rank_counts = []
     with jax.enable_x64(True), exact():
-        state = schedule.start(values_of(theirs))
+        state = schedule.start(values_of(tensors))
         run = jax.jit(schedule.step)
         for step in range(steps + 2):
-            for param in theirs.values():
+            for param in tensors.values():
                 param.copy_(param + 0.3 * torch.from_numpy(rng.normal(size=param.shape)))
                 param.grad = torch.from_numpy(rng.normal(size=param.shape))
-            slopes = values_of({name: param.grad for name, param in theirs.items()})
-            values, state = run(state, values_of(theirs), slopes, step)
+            slopes = values_of({name: param.grad for name, param in tensors.items()})
+            values, state = run(state, values_of(tensors), slopes, step)
             model.base_model.update_and_allocate(step)
             for site in ("one", "two"):
-                found = values["ada"]["updates"][site]["e"]
-                np.testing.assert_allclose(found, theirs[f"{site}.e"][:, 0], rtol=1e-12, atol=0)
-            kept.append(sum(int(x.sum()) for x in state.kept.values()))
+                singular_values = values["ada"]["updates"][site]["e"]
+                np.testing.assert_allclose(
+                    singular_values, tensors[f"{site}.e"][:, 0], rtol=1e-12, atol=0
+                )
+            rank_counts.append(sum(int(x.sum()) for x in state.kept.values()))
     pattern = model.peft_config["default"].rank_pattern
     for site in ("one", "two"):
         expected = next(ranks for name, ranks in pattern.items() if site in name)
         assert state.kept[f"ada/updates/{site}"].tolist() == expected
-    assert kept[0] == 8 and kept[-1] == 2 * target and len(set(kept)) > 2
+    assert rank_counts[0] == 8 and rank_counts[-1] == 2 * target and len(set(rank_counts)) > 2
 
 
 def test_orthogonality_matches_peft(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +162,8 @@ def test_schedule_prunes_while_training() -> None:
         losses.append(float(value))
     ranks = {site: int(kept.sum()) for site, kept in state.kept.items()}
     assert sum(ranks.values()) == 4
-    left = {s: int(np.sum(np.asarray(u["e"]) != 0)) for s, u in values["ada"]["updates"].items()}
-    assert left == {site.split("/")[-1]: rank for site, rank in ranks.items()}
+    nonzero = {s: int(np.sum(np.asarray(u["e"]) != 0)) for s, u in values["ada"]["updates"].items()}
+    assert nonzero == {site.split("/")[-1]: rank for site, rank in ranks.items()}
     assert losses[-1] < losses[0]
 
 
@@ -218,9 +220,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("call", "text"), REFUSED.values(), ids=REFUSED)
-def test_schedule_errors(call: Callable[[], Any], text: str) -> None:
+@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
+def test_schedule_errors(call: Callable[[], Any], message: str) -> None:
     """The error states the wrong value, the expected one and the remedy."""
     with pytest.raises(AdapterError) as caught:
         call()
-    assert str(caught.value) == text
+    assert str(caught.value) == message

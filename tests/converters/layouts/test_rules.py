@@ -20,7 +20,7 @@ from jaxmix.placement.place import Place
 from jaxmix.unmerged.leaf import Factored, NotApart
 
 from ...compiling import COMPILED, timed_events
-from ...laws.draws import Module, made, normal
+from ...laws.draws import Module, draw_update, normal
 from ...laws.truth import fold
 from ...uncompiled import uncompiled
 
@@ -113,7 +113,9 @@ def adapters(held: Held) -> list[Adapter]:
     module = Module("linear", (12, 8))
     return [
         Adapter(
-            {f"a{j}": made(kind, module, 10 * i + j) for j in range(held.sites)}, 0.4 + i / 9, kind
+            {f"a{j}": draw_update(kind, module, 10 * i + j) for j in range(held.sites)},
+            0.4 + i / 9,
+            kind,
         )
         for i, kind in enumerate(KINDS)
     ]
@@ -228,7 +230,7 @@ def test_scale_keeps_16_bit_numbers() -> None:
     """A scale adds no rounding: unchanged numbers stay equal bit for bit."""
     rule = Rule("a", "w", "d n (h two) -> (n two h) d", sizes=TWO, scale=SCALE)
     leaf = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 6)), jnp.bfloat16)
-    nothing = 0.0 * Adapter({"a": made("DoRA", Module("linear", (18, 8)), 0)})
+    nothing = 0.0 * Adapter({"a": draw_update("DoRA", Module("linear", (18, 8)), 0)})
     out = jaxmix.compose({"w": leaf}, [nothing], layout=Layout("mine", (rule,)))["w"]
     assert out.dtype == leaf.dtype and bool((out == leaf).all())
 
@@ -252,7 +254,7 @@ def test_scanned_tree_compiles_once_for_all_layers() -> None:
     module = Module("linear", (12, 8))
 
     def programs(*layers: int) -> int:
-        mixed = [Adapter({f"a{i}": made("DoRA", module, i) for i in layers})]
+        mixed = [Adapter({f"a{i}": draw_update("DoRA", module, i) for i in layers})]
         with timed_events() as events:
             jaxmix.compose(params, mixed, layout=Layout("mine", (rule,)))
         return events[COMPILED]
@@ -288,7 +290,7 @@ def test_invalid_sizes_and_scales_are_refused(more: dict[str, Any]) -> None:
 
 def test_sizes_and_scales_that_do_not_fit() -> None:
     """The error has the leaf's shape."""
-    lora = Adapter({"a": made("LoRA", Module("linear", (12, 8)), 0)})
+    lora = Adapter({"a": draw_update("LoRA", Module("linear", (12, 8)), 0)})
     params = {"w": jnp.zeros((8, 3, 4), jnp.float32)}
     for place, text in (
         (

@@ -21,7 +21,7 @@ from jaxmix.converters.adapters.mixfile import fingerprint
 from jaxmix.families import LoKr, LoRA, Replace, Together
 
 from ....families.table import ROWS
-from ....laws.draws import KINDS, MAKERS, adapters, few, made, trees
+from ....laws.draws import KINDS, MAKERS, adapters, draw_update, few, trees
 from .same import assert_same, bits
 
 pytestmark = pytest.mark.usefixtures("no_compiling")
@@ -246,5 +246,5 @@ def test_generated_updates_round_trip(tmp_path: Path) -> None:
     """The updates that tests/laws generates load as saved."""
     for kind in MAKERS:
         for where, module in KINDS.items():
-            adapter = Adapter({where: made(kind, module, 1)}, name=kind)
+            adapter = Adapter({where: draw_update(kind, module, 1)}, name=kind)
             assert_same(jaxmix.load(jaxmix.save(adapter, tmp_path / f"{kind}-{where}")), adapter)

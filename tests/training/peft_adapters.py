@@ -56,10 +56,10 @@ def model_of(row: Row, params: Any = PARAMS) -> Any:
     """The model that PEFT makes."""
     of_type = peft.PeftType(_TYPES.get(row.kind, row.kind.upper()))
     make: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[of_type]
-    known = {field.name for field in fields(make)}
-    alpha = next((x for x in (f"{row.kind}_alpha", "alpha", "lora_alpha") if x in known), "")
+    field_names = {field.name for field in fields(make)}
+    alpha = next((x for x in (f"{row.kind}_alpha", "alpha", "lora_alpha") if x in field_names), "")
     names = {"rank": "init_r" if row.kind == "adalora" else "r", "alpha": alpha}
-    config = {names.get(word, word): value for word, value in row.options.items()}
+    config = {names.get(option, option): value for option, value in row.options.items()}
     config = {**_MORE.get(row.kind, {}), **config}
     if row.kind == "oft" and "rank" in row.options:
         config["oft_block_size"] = 0
