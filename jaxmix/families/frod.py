@@ -11,7 +11,7 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.operators import Dense, Sparse
-from jaxmix.operators.solving import solve
+from jaxmix.operators.solving import product, solve
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["FRoD", "lengths", "module_category"]
@@ -33,7 +33,7 @@ class FRoD(Update):
         indices: Their rows and columns (2, n) int32, PEFT's ``frod_s_indices``.
         lengths: l (in,), PEFT's ``frod_lambda_l``.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
-        directions: U (out, in); None to compute it.
+        directions: Uᵀ (in, out); None to compute it.
 
     Raises:
         ShapeError: Raised by `compose` if the factors do not have the weight's inputs.
@@ -51,7 +51,7 @@ class FRoD(Update):
     indices: Int[Array, "2 n"]
     lengths: Float[Array, " in"]
     transposed: bool | None = field(default=False, metadata={"static": True})
-    directions: Float[Array, "out in"] | None = None
+    directions: Float[Array, "in out"] | None = None
 
     family: ClassVar[str] = "FRoD"
     trained: ClassVar[tuple[str, ...]] = ("values", "lengths")
@@ -65,10 +65,15 @@ class FRoD(Update):
         """``(I, I, s·(U (S + diag(l)) Vᵀ − W₀))``."""
         w, v = base.read("matrix"), jnp.asarray(self.v)
         inner = Sparse(jnp.asarray(self.values), as_int32(self.indices), *v.shape)
-        coefficients = inner.added_to(jnp.diag(jnp.asarray(self.lengths)))
-        u = _directions(w, v) if self.directions is None else self.directions
-        target = u @ (coefficients @ v.T)
-        return shift(Dense(strength * (target - w)))
+        coefficients = inner.T.added_to(jnp.diag(jnp.asarray(self.lengths)))
+        directions = _directions(w, v) if self.directions is None else self.directions
+        directions = jnp.asarray(directions)
+        # The order that takes fewer operations.
+        if w.shape[0] > w.shape[1]:
+            target = product(product(v, coefficients), directions)
+        else:
+            target = product(v, product(coefficients, directions))
+        return shift(Dense(strength * (target.T - w)))
 
     @property
     def decomposes(self) -> bool:
@@ -77,12 +82,11 @@ class FRoD(Update):
 
     def decomposed(self, matrix: np.ndarray) -> "FRoD":
         """Returns the same with U."""
-        v = np.asarray(self.v).astype(matrix.dtype)
-        columns = np.linalg.solve(v, matrix.T).T
-        norms = np.sqrt(np.sum(columns * columns, axis=0))
+        columns = np.linalg.solve(np.asarray(self.v).astype(matrix.dtype), matrix.T)
+        norms = np.linalg.norm(columns, axis=1, keepdims=True)
         is_nonzero = norms**2 > 1e-24
-        u = np.where(is_nonzero, columns / np.where(is_nonzero, norms, 1), 0).astype(matrix.dtype)
-        return replace(self, directions=u)
+        directions = np.where(is_nonzero, columns / np.where(is_nonzero, norms, 1), 0)
+        return replace(self, directions=directions.astype(matrix.dtype))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Checks that the basis and the coefficients have the weight's inputs."""
@@ -143,22 +147,20 @@ def lengths(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array,
 
     Source: ``peft/tuners/frod/layer.py``.
     """
-    return jnp.linalg.norm(_columns(w, v), axis=0).astype(w.dtype)
+    return jnp.linalg.norm(_columns(w, v), axis=1).astype(w.dtype)
 
 
-def _columns(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
-    """``W₀ V⁻ᵀ``."""
+def _columns(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "in out"]:
+    """``V⁻¹ W₀ᵀ``, the columns of ``W₀ V⁻ᵀ`` as rows."""
     # LAPACK needs at least float32.
     wide = np.promote_types(w.dtype, np.float32)
-    return solve(v.astype(wide), w.T.astype(wide)).T
+    return solve(v.astype(wide), w.T.astype(wide))
 
 
-def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
-    """Returns U: the normalized columns of ``W₀ V⁻ᵀ``; columns of zeros stay zero."""
+def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "in out"]:
+    """Returns Uᵀ: the normalized columns of ``W₀ V⁻ᵀ``; columns of zeros stay zero."""
     columns = _columns(w, v)
-    square = jnp.sum(columns * columns, axis=0)
+    square = jnp.sum(columns * columns, axis=1, keepdims=True)
     is_nonzero = square > 1e-24
     norms = jnp.sqrt(jnp.where(is_nonzero, square, jnp.ones_like(square)))
-    return jnp.where(is_nonzero[None], columns / norms[None], jnp.zeros_like(columns)).astype(
-        w.dtype
-    )
+    return jnp.where(is_nonzero, columns / norms, jnp.zeros_like(columns)).astype(w.dtype)

@@ -1,19 +1,64 @@
-"""Linear systems with a large dense matrix, in a form that a TPU compiler handles in seconds."""
+"""Products and systems with large dense matrices, in forms that a TPU compiler handles in seconds.
+
+Compiled for a v5e at 1024 × 4096 × 4096, one float32 product takes 14 to 21 s of CPU time. In a
+loop over rows alone it takes from 1 to 26 s, by the layouts that XLA chooses for its operands.
+"""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmix.operators.backends import TPU, Backend, by_platform
+from jaxmix.operators.backends import Backend, by_platform
 
-__all__ = ["solve", "solve_by_blocks"]
+__all__ = ["product", "solve", "solve_by_blocks"]
 
 # The width of the TPU's matrix unit.
 _BLOCK = 128
+# The rows and the inner dimension of a product in one iteration.
+_ROWS, _INNER = 256, 512
+
+
+def product(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n m"]:
+    """Returns ``A B`` at the highest precision.
+
+    Args:
+        a: A, in float32 or wider.
+        b: B. For a TPU it should not be a transpose: XLA would transpose it in each iteration, and
+            compile for as long as without a loop.
+
+    Example:
+        >>> product(jnp.eye(2), jnp.array([[2.0], [3.0]])).tolist()
+        [[2.0], [3.0]]
+    """
+
+    def on_accelerator(backend: Backend, a: Array, b: Array) -> Array:
+        return _product_in_blocks(a, b) if backend.has_loops else _matmul(a, b)
+
+    return by_platform(_matmul, on_accelerator, a, b)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _product_in_blocks(a: Array, b: Array) -> Array:
+    """The product by loops over the rows of A and over the inner dimension."""
+    count, dtype = -(-a.shape[1] // _INNER), jnp.result_type(a, b)
+    more = count * _INNER - a.shape[1]
+    a, b = jnp.pad(a, ((0, 0), (0, more))), jnp.pad(b, ((0, more), (0, 0)))
+
+    def of_row(row: Array) -> Array:
+        def step(i: Array, total: Array) -> Array:
+            start = i * _INNER
+            part = jax.lax.dynamic_slice_in_dim(row, start, _INNER)
+            return total + _matmul(part, jax.lax.dynamic_slice_in_dim(b, start, _INNER))
+
+        return jax.lax.fori_loop(0, count, step, jnp.zeros(b.shape[1], dtype))
+
+    return jax.lax.map(of_row, a, batch_size=_ROWS)
 
 
 def solve(a: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]:
@@ -32,19 +77,15 @@ def solve(a: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]
     """
 
     def on_accelerator(backend: Backend, a: Array, b: Array) -> Array:
-        return _implicit(a, b) if backend is TPU else jnp.linalg.solve(a, b)
+        return _implicit(a, b) if backend.has_loops else jnp.linalg.solve(a, b)
 
     return by_platform(jnp.linalg.solve, on_accelerator, a, b)
 
 
 def _implicit(a: Array, b: Array) -> Array:
     """The solution by blocks. Gradients solve the transposed system."""
-
-    def product(x: Any) -> Array:
-        return jnp.matmul(a, x, precision="highest")
-
     return jax.lax.custom_linear_solve(
-        product,
+        lambda x: _matmul(a, x),
         b,
         lambda _, b: solve_by_blocks(a, b),
         lambda _, b: solve_by_blocks(a.T, b),
@@ -81,7 +122,7 @@ def _eliminate_block(block: Array, system: Array) -> Array:
     system = system[order]
     pivots = jax.lax.dynamic_slice_in_dim(system, start, _BLOCK, 0)
     others = jax.lax.dynamic_update_slice_in_dim(system, jnp.zeros_like(pivots), start, 0)
-    return others + jnp.matmul(columns, pivots, precision="highest")
+    return others + _matmul(columns, pivots)
 
 
 def _eliminate_column(start: Array, k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -130,6 +130,21 @@ def test_frod_has_no_lu_decomposition_on_a_tpu() -> None:
     assert "getrf" in text("cpu")
 
 
+def test_frod_has_no_large_product_on_a_tpu() -> None:
+    """XLA compiles one of 1024 × 4096 × 4096 for 15 s there, so they are loops."""
+    out, into = 640, 1024
+    update = small(SAMPLES["FRoD"].draw(np.random.default_rng(1), Module("linear", (out, into))))
+    params = {"a.weight": jax.ShapeDtypeStruct((out, into), jnp.bfloat16)}
+    traced = jax.jit(jaxmix.compose).trace(params, Adapter({"a": update}))
+
+    def products(platform: str) -> list[str]:
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        whole = f"tensor<{into}x{into}xf32>"
+        return [line for line in text.splitlines() if "dot_general" in line and whole in line]
+
+    assert products("cpu") and not products("tpu")
+
+
 @needs_compiler
 @pytest.mark.parametrize("layout", ["torch", "flax"])
 @pytest.mark.parametrize("spec", [("x", None), (None, "x")])
