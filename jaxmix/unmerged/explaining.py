@@ -157,7 +157,7 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
         lambda step: (added_flops(step, tokens), step.flops(), _described(step), _why(step))
     )
     way = from_shapes(lambda weight: chosen_here(weight, tokens), weight)
-    why = _REASONS.get(way, why)
+    why = why if way == "dense" else _REASONS[way]
     if way == "factored" and weight.is_stacked and not weight.count(is_ragged):
         why += "; lax.ragged_dot takes the dense weight"
     return Way(

@@ -215,12 +215,11 @@ class Factored(NoArray):
         # "high" has 16 bits, twice those of bfloat16.
         precision = "highest" if jnp.dtype(self.dtype).itemsize >= 4 else "high"
         with jax.default_matmul_precision(precision):
-            reads = any(
-                u.reads_base and value is None for (_, u), value in zip(chain, held, strict=True)
-            )
+            pairs = list(zip(chain, held, strict=True))
+            reads = any(update.reads_base and value is None for (_, update), value in pairs)
             base = site_base(form, self._array() if reads else None, self._outline)
             site_map = identity(base.shape)
-            for (strength, update), value in zip(chain, held, strict=True):
+            for (strength, update), value in pairs:
                 inputs = Inputs.of(update, strength, self._array())
                 own_base = base
                 if value is not None and inputs is not None:
@@ -241,10 +240,8 @@ class Factored(NoArray):
         """
         if self.forms[0].part == "bias" or len(self.shape) == 1:
             return self
-        held = tuple(
-            self._held(chain, form, can_hold)
-            for chain, form in zip(self.chains, self.forms, strict=True)
-        )
+        sites = zip(self.chains, self.forms, strict=True)
+        held = tuple(self._held(chain, form, can_hold) for chain, form in sites)
         return replace(self, held=held if any(map(any, held)) else ())
 
     def _held(
@@ -256,8 +253,10 @@ class Factored(NoArray):
         for strength, update in chain:
             is_base = is_base and not update.is_base_side
             inputs = Inputs.of(update, strength, self.base)
-            is_held = inputs is not None and (is_base or inputs.leaf is None) and can_hold(inputs)
-            held.append(hold(inputs, form, self._outline) if is_held else None)
+            if inputs is None or not (is_base or inputs.leaf is None) or not can_hold(inputs):
+                held.append(None)
+            else:
+                held.append(hold(inputs, form, self._outline))
         return tuple(held)
 
     @property
