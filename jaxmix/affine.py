@@ -109,8 +109,7 @@ class Base:
             otherwise None.
         stored: The dtype in which the weight is stored; None if the matrix is not exactly it.
         is_transposed: Whether the weight is stored as (in, out), so the matrix is a transpose.
-        norms: The update's norms (`Update.base_norms`) if they were computed before; None to
-            compute them.
+        precomputed: The value of the update's `Update.precompute`; None to compute it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -123,7 +122,7 @@ class Base:
     bias: Float[Array, "out 1"] | None = None
     stored: Any = field(default=None, metadata={"static": True})
     is_transposed: bool = field(default=False, metadata={"static": True})
-    norms: Float[Array, " n"] | None = None
+    precomputed: Float[Array, "..."] | None = None
 
     def read(self, leaf: Literal["matrix", "bias"]) -> Float[Array, "out n"]:
         """Returns the leaf of this name, for a map that needs it.

@@ -141,7 +141,7 @@ def build_leaf(
     first = next(iter(leaves.values()))
     items = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
     axes = {_axes(leaf) for leaf in leaves.values()}
-    apart = [leaf.apart(whole=True) for leaf in leaves.values()]
+    apart = [leaf.apart(as_matrix=True) for leaf in leaves.values()]
     reason = next((found.why for found in apart if isinstance(found, NotApart)), "")
     if not reason and len(axes) > 1:
         reason = "its members see its axes differently"
@@ -149,7 +149,7 @@ def build_leaf(
         items = {number: _items(leaf, apart=False) for number, leaf in leaves.items()}
         sides, shape, axis = ("whole",), (), 0
     else:
-        assert first.made is not None
+        assert first.ready_map is not None
         axis = int(first.forms[0].index is not None)
         sides, shape = tuple(_SIDES), _shape(first)
     stacks: dict[str, tuple[OperatorStack, ...]] = {}
@@ -169,9 +169,9 @@ def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
     """Returns a member's operators on each side, or the merged leaf."""
     if not apart:
         return {"whole": [leaf.dense()]}
-    if leaf.made is None:
+    if leaf.ready_map is None:
         return None
-    made = leaf.made
+    made = leaf.ready_map
     return {
         "left": padded_factors(made.left),
         "right": padded_factors(made.right),
@@ -181,18 +181,18 @@ def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
 
 def _axes(leaf: Factored) -> Any:
     """Returns the leaf's axes of rows, columns and layers; None without a separate map."""
-    weight = leaf.apart(whole=True)
+    weight = leaf.apart(as_matrix=True)
     return None if isinstance(weight, NotApart) else (weight.out, weight.into, weight.stack)
 
 
 def _shape(leaf: Factored) -> tuple[int, int]:
     """Returns the shape (out, in) of the leaf's maps."""
-    weight = leaf.apart(whole=True)
+    weight = leaf.apart(as_matrix=True)
     assert not isinstance(weight, NotApart)
     return weight.matrix_shape
 
 
 def _is_linear(leaf: Factored) -> bool:
     """Whether a member only adds to the leaf, in proportion to its strength."""
-    is_base_side = any(update.is_base_side for word in leaf.words for _, update in word)
-    return leaf.made is not None and leaf.made.is_shift and not is_base_side
+    is_base_side = any(update.is_base_side for chain in leaf.chains for _, update in chain)
+    return leaf.ready_map is not None and leaf.ready_map.is_shift and not is_base_side

@@ -9,10 +9,22 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 
-__all__ = ["Chain", "ExpectedShapes", "Part", "Update", "joint_flag", "maps", "mismatch"]
+__all__ = [
+    "Chain",
+    "ExpectedShapes",
+    "Part",
+    "Source",
+    "Update",
+    "joint_flag",
+    "maps",
+    "mismatch",
+]
 
 # The leaves of a site.
 Part = Literal["weight", "bias"]
+
+# What `Update.precompute` reads besides the update's own arrays.
+Source = Literal["base", "strength"]
 
 # Factors and their expected shapes, by name. A string stands for a size that may have any value.
 ExpectedShapes = Mapping[str, tuple[Array | float | None, tuple[int | str | Fraction, ...]]]
@@ -76,15 +88,18 @@ class Update:
         return False
 
     @property
-    def has_norms(self) -> bool:
-        """Whether the map of the weight divides by norms of the base and the update (DoRA)."""
-        return False
+    def precomputed_from(self) -> tuple[Source, ...] | None:
+        """What `precompute` reads besides the update's arrays; None without such a value."""
+        return None
 
-    def base_norms(self, base: Base) -> Float[Array, " n"]:
-        """Returns the norms that the map divides by; they do not depend on the strength.
+    def precompute(self, base: Base, strength: Float[Array, ""]) -> Float[Array, "..."]:
+        """Returns a costly value that the map of the weight is made of: DoRA's norms, a rotation.
+
+        `weight_map` takes it from ``base.precomputed``, or computes it if that is None.
 
         Args:
-            base: The base's leaves, with the matrix.
+            base: The base's leaves; the matrix may be None unless `precomputed_from` has "base".
+            strength: As in `weight_map`; ignored unless `precomputed_from` has "strength".
         """
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity
-from jaxmix.families.base import Update
+from jaxmix.families.base import Source, Update
 from jaxmix.families.positions import as_int32, order_misfit
 from jaxmix.operators import (
     BlockDiagonal,
@@ -21,7 +21,7 @@ from jaxmix.operators import (
     Zero,
     multiply,
 )
-from jaxmix.operators.rotations import cayley
+from jaxmix.operators.rotations import blocks_side_by_side, cayley, stacked_blocks
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["BOFT", "butterfly"]
@@ -74,7 +74,8 @@ class BOFT(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(diag(r), R, 0)``, or ``(diag(r) R, I, 0)``."""
-        (out_size, in_size), rotation = base.shape, self.rotation(strength)
+        (out_size, in_size), held = base.shape, base.precomputed
+        rotation = self._product(self._blocks(strength) if held is None else stacked_blocks(held))
         left = Identity(out_size) if self.rescale is None else Diagonal(self._rescaling(strength))
         if self.on_output:
             return AffineMap(multiply(left, rotation), Identity(in_size), Zero(*base.shape))
@@ -88,12 +89,25 @@ class BOFT(Update):
         kept = Dense((1 - rescaling)[:, None] * base.read("bias"))
         return AffineMap(Diagonal(rescaling), Identity(1), kept)
 
-    def rotation(self, strength: Float[Array, ""]) -> Operator:
-        """Returns R at a strength."""
+    @property
+    def precomputed_from(self) -> tuple[Source, ...]:
+        """The rotations depend on the strength."""
+        return ("strength",)
+
+    def precompute(self, base: Base, strength: Float[Array, ""]) -> Float[Array, "b fkb"]:
+        """Returns the blocks of all factors side by side."""
+        return blocks_side_by_side(self._blocks(strength))
+
+    def _blocks(self, strength: Float[Array, ""]) -> Float[Array, "fk b b"]:
+        """Returns the blocks of all factors at a strength."""
         g = jnp.asarray(self.generator)
         q = strength * (g - jnp.swapaxes(g, 2, 3)) / 2
-        blocks = cayley(q.reshape(-1, *q.shape[2:])).reshape(q.shape)
-        factors: list[Operator] = [BlockDiagonal(factor, 1) for factor in blocks]
+        return cayley(q.reshape(-1, *q.shape[2:]))
+
+    def _product(self, blocks: Float[Array, "fk b b"]) -> Operator:
+        """Returns the butterfly of these blocks."""
+        by_factor = blocks.reshape(self.generator.shape)
+        factors: list[Operator] = [BlockDiagonal(factor, 1) for factor in by_factor]
         if self.orders is not None:
             permutations = [Permutation(order) for order in as_int32(self.orders)]
             pairs = zip(permutations, factors, strict=True)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
-from jaxmix.families.base import Update, mismatch
+from jaxmix.families.base import Source, Update, mismatch
 from jaxmix.operators import BlockDiagonal, Diagonal, Identity, Operator, Zero, multiply
-from jaxmix.operators.rotations import cayley, clip_norm
+from jaxmix.operators.rotations import blocks_side_by_side, cayley, clip_norm, stacked_blocks
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["DiagOFT"]
@@ -70,12 +70,23 @@ class DiagOFT(Update):
         right: Operator = Identity(in_size)
         if self.blocks is not None:
             size = out_size if self.side == "out" else in_size
-            rotation = _to_size(self.rotations(strength), size)
+            held = base.precomputed
+            blocks = self.rotations(strength) if held is None else stacked_blocks(held)
+            rotation = _to_size(blocks, size)
             left, right = (rotation, right) if self.side == "out" else (left, rotation)
         if self.rescale is not None:
             rescaling = 1 - strength + strength * jnp.asarray(self.rescale)
             left = multiply(Diagonal(rescaling), left)
         return AffineMap(left, right, Zero(out_size, in_size))
+
+    @property
+    def precomputed_from(self) -> tuple[Source, ...] | None:
+        """The rotations depend on the strength."""
+        return None if self.blocks is None else ("strength",)
+
+    def precompute(self, base: Base, strength: Float[Array, ""]) -> Float[Array, "b kb"]:
+        """Returns the blocks of R side by side."""
+        return blocks_side_by_side(self.rotations(strength))
 
     def rotations(self, strength: Float[Array, ""]) -> Float[Array, "k b b"]:
         """Returns the blocks of R at a strength."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity, shift
-from jaxmix.families.base import Update, mismatch
+from jaxmix.families.base import Source, Update, mismatch
 from jaxmix.operators import Dense, Diagonal, Identity, LowRank, multiply
 from jaxmix.operators.adding import added
 from jaxmix.pytrees import register_dataclass
@@ -108,11 +108,15 @@ class LoRA(Update):
         return LowRank(self.b, self.a).scaled(strength * self.scale)
 
     @property
-    def has_norms(self) -> bool:
-        """Whether it is a DoRA."""
-        return self.magnitude is not None
+    def precomputed_from(self) -> tuple[Source, ...] | None:
+        """DoRA's norms depend on the base."""
+        return None if self.magnitude is None else ("base",)
 
-    def base_norms(self, base: Base) -> Float[Array, " norms"]:
+    def precompute(self, base: Base, strength: Float[Array, ""]) -> Float[Array, " norms"]:
+        """Returns DoRA's norms."""
+        return self._norms(base)
+
+    def _norms(self, base: Base) -> Float[Array, " norms"]:
         """Returns the norms of ``W₀ + γ·BA``; NaN where they overflow, since c would be zero."""
         matrix = base.read("matrix")
         adapted = added(
@@ -123,7 +127,7 @@ class LoRA(Update):
 
     def _rescaling(self, base: Base) -> Float[Array, " norms"]:
         """Returns DoRA's c."""
-        norms = self.base_norms(base) if base.norms is None else base.norms
+        norms = self._norms(base) if base.precomputed is None else base.precomputed
         return self.magnitude / norms  # pyright: ignore[reportOptionalOperand]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
-from jaxmix.families.base import Update, mismatch
+from jaxmix.families.base import Source, Update, mismatch
 from jaxmix.operators import Diagonal, Identity, Operator, multiply
 from jaxmix.operators.adding import added
 from jaxmix.pytrees import register_dataclass
@@ -71,7 +71,7 @@ class Normed(Update):
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``((1 − s) + s·c, I, s·c ⊙ Δ)``, or with c on the right for input channels."""
         out_size, in_size = base.shape
-        norms = self.base_norms(base) if base.norms is None else base.norms
+        norms = self._norms(base) if base.precomputed is None else base.precomputed
         delta = self._delta(base, norms.dtype)
         c = strength * (self.magnitude / (norms + self.eps))
         if self.axis == "in":
@@ -82,11 +82,15 @@ class Normed(Update):
         return AffineMap(Identity(out_size), side, multiply(delta, scaling))
 
     @property
-    def has_norms(self) -> bool:
-        """Always True."""
-        return True
+    def precomputed_from(self) -> tuple[Source, ...]:
+        """The norms depend on the base."""
+        return ("base",)
 
-    def base_norms(self, base: Base) -> Float[Array, " n"]:
+    def precompute(self, base: Base, strength: Float[Array, ""]) -> Float[Array, " n"]:
+        """Returns the norms."""
+        return self._norms(base)
+
+    def _norms(self, base: Base) -> Float[Array, " n"]:
         """Returns the norms of ``W₀ + Δ``; NaN where they overflow, since c would be zero."""
         matrix = base.read("matrix")
         delta = self._delta(base, matrix.dtype)

@@ -6,13 +6,15 @@ from typing import ClassVar
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
-from jaxmix.families.base import Update, mismatch
+from jaxmix.families.base import Source, Update, mismatch
 from jaxmix.operators import BlockDiagonal, Identity, Zero
 from jaxmix.operators.rotations import (
+    blocks_side_by_side,
     cayley,
     cayley_neumann,
     clip_norm,
     skew_symmetric,
+    stacked_blocks,
     terms_misfit,
 )
 from jaxmix.pytrees import register_dataclass
@@ -75,10 +77,20 @@ class OFT(Update):
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, R, 0)``, or ``(I, Rᵀ, 0)`` for an embedding."""
         out_size, in_size = base.shape
-        blocks = self.rotations(strength)
+        held = base.precomputed
+        blocks = self.rotations(strength) if held is None else stacked_blocks(held)
         rotation = BlockDiagonal(blocks, in_size // (blocks.shape[0] * self.block_size))
         right = rotation.T if self.embedding else rotation
         return AffineMap(Identity(out_size), right, Zero(out_size, in_size))
+
+    @property
+    def precomputed_from(self) -> tuple[Source, ...]:
+        """The rotations depend on the strength."""
+        return ("strength",)
+
+    def precompute(self, base: Base, strength: Float[Array, ""]) -> Float[Array, "b kb"]:
+        """Returns the blocks of R side by side."""
+        return blocks_side_by_side(self.rotations(strength))
 
     def rotations(self, strength: Float[Array, ""]) -> Float[Array, "blocks b b"]:
         """Returns the blocks of R at a strength."""

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["MAX_TERMS", "cayley", "cayley_neumann", "clip_norm", "skew_symmetric", "terms_misfit"]
+__all__ = [
+    "MAX_TERMS",
+    "blocks_side_by_side",
+    "cayley",
+    "cayley_neumann",
+    "clip_norm",
+    "skew_symmetric",
+    "stacked_blocks",
+    "terms_misfit",
+]
 
 # The most terms of a series: each term is a separate product in the program.
 MAX_TERMS = 1000
@@ -137,6 +146,36 @@ def _polynomial(q: Float[Array, "k b b"], factors: Sequence[float]) -> Float[Arr
         even = lower
     assert total is not None
     return eye + total
+
+
+def blocks_side_by_side(blocks: Float[Array, "k b b"]) -> Float[Array, "b kb"]:
+    """Returns the transposes of square blocks side by side, the form in which they are held.
+
+    A TPU stores arrays in tiles of 128 columns, which blocks of 32 columns would not fill.
+
+    Args:
+        blocks: The blocks.
+
+    Example:
+        >>> blocks_side_by_side(jnp.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])).tolist()
+        [[1, 3, 5, 7], [2, 4, 6, 8]]
+    """
+    k, b, _ = blocks.shape
+    return jnp.transpose(blocks, (2, 0, 1)).reshape(b, k * b)
+
+
+def stacked_blocks(side_by_side: Float[Array, "b kb"]) -> Float[Array, "k b b"]:
+    """Returns the blocks that `blocks_side_by_side` arranged.
+
+    Args:
+        side_by_side: The transposed blocks.
+
+    Example:
+        >>> stacked_blocks(jnp.array([[1, 3, 5, 7], [2, 4, 6, 8]])).tolist()
+        [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    """
+    b = side_by_side.shape[0]
+    return jnp.transpose(side_by_side.reshape(b, -1, b), (1, 2, 0))
 
 
 def terms_misfit(terms: Any) -> str | None:

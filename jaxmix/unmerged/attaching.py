@@ -43,10 +43,10 @@ def attach(
     """Attaches adapters to params: leaves keep ``W`` and ``(L, R, Δ)`` separate.
 
     `jaxmix.factored` runs the result: ``factored(fn)(attach(params, adapters), x)`` equals
-    ``fn(compose(params, adapters), x)``, without merged weights. Attaching computes and copies
-    nothing but the norms that DoRA divides by, which each call would take otherwise. So other
-    strengths or adapters are another tree of the same leaves; with equal shapes they use the same
-    compiled program.
+    ``fn(compose(params, adapters), x)``, without merged weights. Attaching copies nothing. It
+    computes only what each call would compute again: the norms that DoRA divides by, and the
+    rotations of OFT, BOFT and Diag-OFT. Other strengths or adapters are another tree of the same
+    base; with equal shapes they use the same compiled program.
 
     Args:
         params: The base, any pytree of weights, as in `jaxmix.compose`; leaves may be qwix's
@@ -54,15 +54,17 @@ def attach(
         adapters: An adapter, a mix, or several of them in order of application.
         layout: Where the sites are in the tree, as in `jaxmix.compose`.
         names: How the model's tensors are renamed, as in `jaxmix.compose`.
-        ready: Compute the operators now and store them: solve rotations, take norms, multiply
-            factors. Calls are then faster for adapters that rotate or read the weight; new
-            strengths need a new tree, and gradients reach the operators instead of the updates.
+        ready: Compute the operators of each leaf now and store them: calls are then faster for
+            adapters with costly maps. New strengths need a new tree, and gradients reach the
+            operators instead of the updates.
 
     Returns:
         A tree of the same structure, with a `Factored` in place of each leaf that adapters change;
-        its leaves are those of the base, the updates' arrays and the strengths. DoRA's norms are
-        among them, unless base, updates or strengths are traced: within `jax.jit`, only those of
-        arrays that are no arguments are computed once. Where other leaves change, so do the norms.
+        its leaves are the base, the updates' arrays, the strengths, and the norms and rotations.
+        These take 4 bytes for each row of a DoRA, and 4·b bytes for each input that blocks of size
+        b rotate, in float32. Each call computes them again if arrays that they depend on changed,
+        or if they were traced: within `jax.jit`, only those of arrays that are no arguments are
+        computed once. So do calls with arrays on several devices.
 
     Raises:
         LayoutError: As `jaxmix.compose`.
@@ -97,23 +99,23 @@ def attach(
     tree = resolved.tree
     labels = tuple((part.name, part.source, part.metadata) for part in parts)
     leaves = list(tree.leaves)
-    tenants: dict[int, list[tuple[Site, str]]] = {}
+    sites_by_leaf: dict[int, list[tuple[Site, str]]] = {}
     for site in resolved.sites:
         if site.bias and site.bias_form:
-            tenants.setdefault(tree.where[site.bias.leaf], []).append((site, "bias"))
+            sites_by_leaf.setdefault(tree.where[site.bias.leaf], []).append((site, "bias"))
         if site.weight and site.weight_form and site.changes_weight:
-            tenants.setdefault(tree.where[site.weight.leaf], []).append((site, "weight"))
-    placed = {site.name for sites in tenants.values() for site, _ in sites}
-    lost = [
+            sites_by_leaf.setdefault(tree.where[site.weight.leaf], []).append((site, "weight"))
+    placed = {site.name for sites in sites_by_leaf.values() for site, _ in sites}
+    unplaced = [
         (number, site, pair)
-        for site, word in by_site.items()
+        for site, chain in by_site.items()
         if site not in placed
-        for number, pair in zip(numbers[site], word, strict=True)
+        for number, pair in zip(numbers[site], chain, strict=True)
     ]
-    for at, sites in tenants.items():
-        leaves[at] = _leaf(tree, at, sites, numbers, labels, lost)
-        lost = []
-    finish = _ready if ready else _with_norms
+    for at, sites in sites_by_leaf.items():
+        leaves[at] = _leaf(tree, at, sites, numbers, labels, unplaced)
+        unplaced = []
+    finish = _ready if ready else _with_held
     leaves = [finish(leaf) if is_factored(leaf) else leaf for leaf in leaves]
     return tree.with_leaves(leaves)
 
@@ -131,21 +133,18 @@ def _placed(
 
 def _ready(leaf: Factored) -> Factored:
     """A leaf with its map computed."""
-    made = _made(leaf)
-    return leaf if made is None else replace(leaf, made=made)
+    ready_map = _map_of(leaf)
+    return leaf if ready_map is None else replace(leaf, ready_map=ready_map)
 
 
-def _with_norms(leaf: Factored) -> Factored:
-    """A leaf with the norms that DoRA divides by, if its arrays are known and on one device.
+def _with_held(leaf: Factored) -> Factored:
+    """A leaf with the values that do not change between calls, where their inputs are known.
 
-    On several devices, each call would have to exchange a row of the leaf to see if it changed.
+    On several devices, each call would have to exchange them to see if they changed.
     """
-    has_norms = any(update.has_norms for word in leaf.words for _, update in word)
-    if has_norms and all(map(_is_known, jax.tree.leaves(leaf))):
-        # Within `jax.jit`, they would be part of the program.
-        with jax.ensure_compile_time_eval():
-            return replace(leaf, norms=_norms(leaf))
-    return leaf
+    # Within `jax.jit`, they would be part of the program.
+    with jax.ensure_compile_time_eval():
+        return leaf.with_held(lambda inputs: all(map(_is_known, jax.tree.leaves(inputs))))
 
 
 def _is_known(x: Any) -> bool:
@@ -156,15 +155,9 @@ def _is_known(x: Any) -> bool:
 
 
 @jax.jit
-def _norms(leaf: Factored) -> Any:
-    """The norms of a leaf."""
-    return leaf.with_norms().norms
-
-
-@jax.jit
-def _made(leaf: Factored) -> AffineMap | None:
+def _map_of(leaf: Factored) -> AffineMap | None:
     """The map of a leaf; None if it has none separate from the dense weight."""
-    weight = leaf.apart(whole=True)
+    weight = leaf.apart(as_matrix=True)
     return weight.map if isinstance(weight, Weight) else None
 
 
@@ -179,7 +172,7 @@ def _leaf(
     sites: list[tuple[Site, str]],
     numbers: dict[str, list[int]],
     names: tuple[tuple[str, str, Metadata], ...],
-    lost: list[tuple[int, str, tuple[Any, Update]]],
+    unplaced: list[tuple[int, str, tuple[Any, Update]]],
 ) -> Factored:
     """A leaf with the chains of the sites that it holds."""
     reads, reads_form = None, None
@@ -191,7 +184,7 @@ def _leaf(
         tree.leaves[at],
         tuple(site.chain for site, _ in sites),
         reads,
-        tuple(pair for _, _, pair in lost),
+        tuple(pair for _, _, pair in unplaced),
         None,
         tuple(form for form in forms if form is not None),
         reads_form,
@@ -200,7 +193,7 @@ def _leaf(
             tuple(tuple(numbers[site.name]) for site, _ in sites),
             tuple(site.transposed for site, _ in sites),
             names,
-            tuple((number, site) for number, site, _ in lost),
+            tuple((number, site) for number, site, _ in unplaced),
         ),
     )
 
@@ -230,28 +223,30 @@ def detach(leaves: Any) -> tuple[Any, list[Adapter]]:
     Source: docs/design.md.
     """
     flat, treedef = jax.tree.flatten(leaves, is_leaf=is_factored)
-    held = [leaf for leaf in flat if is_factored(leaf)]
-    if not held:
+    attached = [leaf for leaf in flat if is_factored(leaf)]
+    if not attached:
         raise AdapterError(
-            "detach: no leaf has adapters beside it, expected a tree that jaxmix.attach made."
+            "detach: no leaf has adapters attached, expected a tree from jaxmix.attach."
         )
-    names = held[0].tags.adapters
-    updates: list[dict[str, Update]] = [{} for _ in names]
-    strengths: list[Any] = [1.0] * len(names)
-    for leaf in held:
+    labels = attached[0].tags.adapters
+    updates: list[dict[str, Update]] = [{} for _ in labels]
+    strengths: list[Any] = [1.0] * len(labels)
+    for leaf in attached:
         tags = leaf.tags
-        for site, numbers, word, turned in zip(
-            tags.sites, tags.parts, leaf.words, tags.turned, strict=True
+        for site, numbers, chain, is_transposed in zip(
+            tags.sites, tags.parts, leaf.chains, tags.transposed, strict=True
         ):
-            for number, (strength, update) in zip(numbers, word, strict=True):
+            for number, (strength, update) in zip(numbers, chain, strict=True):
                 strengths[number] = strength
-                updates[number][site] = update.with_transposed_weight() if turned else update
-        for (number, site), (strength, update) in zip(tags.beside, leaf.beside, strict=True):
+                updates[number][site] = update.with_transposed_weight() if is_transposed else update
+        for (number, site), (strength, update) in zip(tags.unplaced, leaf.unplaced, strict=True):
             strengths[number] = strength
             updates[number][site] = update
     base = treedef.unflatten([leaf.base if is_factored(leaf) else leaf for leaf in flat])
-    made = zip(updates, strengths, names, strict=True)
-    return base, [Adapter(own, _number(s), *labels) for own, s, labels in made]
+    return base, [
+        Adapter(by_site, _number(strength), *label)
+        for by_site, strength, label in zip(updates, strengths, labels, strict=True)
+    ]
 
 
 def _number(strength: Any) -> Any:

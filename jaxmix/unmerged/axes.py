@@ -56,27 +56,27 @@ def axes_of(form: Form, n: int) -> Sides | None:
     return *lower, None if layer is None else layer - n
 
 
-def in_leaf(made: AffineMap, form: Form, leaf_shape: tuple[int, ...]) -> AffineMap:
+def in_leaf(matrix_map: AffineMap, form: Form, leaf_shape: tuple[int, ...]) -> AffineMap:
     """Returns the map of a site's matrix in terms of the leaf's own rows and columns.
 
     A leaf that holds ``c P W Qᵀ`` has the map ``(P L Pᵀ, Q R Qᵀ, c P Δ Qᵀ)``.
 
     Args:
-        made: The map of W (out, in).
+        matrix_map: The map of W (out, in).
         form: How the leaf holds W.
         leaf_shape: The leaf's shape.
 
     Returns:
         The map of the leaf's matrix, with axes in the order of `axes_of`.
     """
-    made = form.scaled(made)
+    matrix_map = form.scaled(matrix_map)
     if form.axes is None or "(" not in form.axes.split("->")[0]:
-        return made
+        return matrix_map
     rows, cols = _orders(form, leaf_shape)
-    shift = made.shift
+    shift = matrix_map.shift
     shift = shift if rows is None else multiply(Permutation(rows), shift)
     shift = shift if cols is None else multiply(shift, Permutation(cols).T)
-    return AffineMap(_reordered(made.left, rows), _reordered(made.right, cols), shift)
+    return AffineMap(_reordered(matrix_map.left, rows), _reordered(matrix_map.right, cols), shift)
 
 
 def layer_of(form: Form, axis: int, shape: tuple[int, ...]) -> int:
@@ -100,8 +100,8 @@ def _sides(axes: str, n: int) -> tuple[list[int], list[int]] | None:
     rows, *cols = there
     sides: list[list[int]] = []
     for names in (rows, [name for group in cols for name in group]):
-        found = [k for name in names for k, group in enumerate(here) if name in group]
-        sides.append(list(dict.fromkeys(found)))
+        axes_here = [k for name in names for k, group in enumerate(here) if name in group]
+        sides.append(list(dict.fromkeys(axes_here)))
     if set(sides[0]) & set(sides[1]):
         return None
     ones = [k for k, group in enumerate(here) if not group]

@@ -29,11 +29,11 @@ __all__ = [
     "added_flops",
     "cheapest",
     "choose",
-    "is_cheaper",
     "of_backend",
     "of_dense",
     "of_operators",
     "of_view",
+    "on_this_platform",
     "sum_of",
 ]
 
@@ -171,11 +171,10 @@ def sum_of(*costs: Cost) -> Cost:
     return lambda backend: sum(cost(backend) for cost in costs)
 
 
-def is_cheaper(weight: Weight, tokens: int) -> bool:
-    """Returns whether the operators cost less than the dense weight on this process's platform."""
+def on_this_platform() -> Costs:
+    """Returns the costs of this process's platform."""
     platform = jax.default_backend()
-    costs = CPU if platform == "cpu" else of_backend(TPU if platform == "tpu" else GPU)
-    return of_operators(weight, tokens, False)(costs) <= of_dense(weight)(costs)
+    return CPU if platform == "cpu" else of_backend(TPU if platform == "tpu" else GPU)
 
 
 def added_flops(step: AffineMap, tokens: int) -> int:

@@ -10,9 +10,11 @@ import jax
 from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
 from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero, terms
+from jaxmix.operators.outlines import from_shapes
 from jaxmix.placement.names import leaf_names
 from jaxmix.unmerged.attaching import is_factored
-from jaxmix.unmerged.costs import added_flops, is_cheaper
+from jaxmix.unmerged.costs import added_flops
+from jaxmix.unmerged.forms import ProductForm, chosen_here
 from jaxmix.unmerged.leaf import Factored, NotApart
 from jaxmix.unmerged.ragged import is_ragged
 from jaxmix.unmerged.running import uses_without_form
@@ -28,7 +30,10 @@ class Way:
     Args:
         leaf: Its dotted name.
         sites: The sites that it holds.
-        way: ``"factored"`` or ``"dense"``.
+        way: ``"factored"``: tokens are multiplied by the base and the operators. ``"view"``: the
+            same for low ranks only, other operators are added to the weight while it is read.
+            ``"partly dense"``: the same, but they make a dense weight. ``"dense"``: all operators
+            make a dense weight.
         why: The reason for this choice.
         operators: The operators of its map, as a string.
         base_flops: Operations of the base's product with this number of tokens.
@@ -117,12 +122,14 @@ def explain(
         raise AdapterError(f"explain: tokens is {tokens!r}, expected a whole number from 1 on.")
     paths, _ = jax.tree_util.tree_flatten_with_path(leaves, is_leaf=is_factored)
     names = leaf_names([path for path, _ in paths])
-    held = [(name, leaf) for name, (_, leaf) in zip(names, paths, strict=True) if is_factored(leaf)]
-    if not held:
+    attached = [
+        (name, leaf) for name, (_, leaf) in zip(names, paths, strict=True) if is_factored(leaf)
+    ]
+    if not attached:
         raise AdapterError(
-            "explain: no leaf has adapters beside it, expected a tree that jaxmix.attach made."
+            "explain: no leaf has adapters attached, expected a tree from jaxmix.attach."
         )
-    ways = [_way(name, leaf, tokens) for name, leaf in held]
+    ways = [_way(name, leaf, tokens) for name, leaf in attached]
     if fn is not None:
         uses = uses_without_form(fn, (leaves, *args), {})
         ways = [
@@ -146,23 +153,30 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
         return Way(name, sites, "dense", weight.why, "", 2 * size * tokens, 0, size)
     stack = weight.axes[2]
     layers = 1 if stack is None else weight.shape[stack]
-    added, made, described, why = weight.count(
-        lambda one: (added_flops(one, tokens), one.flops(), _described(one), _why(one))
+    added, dense_flops, described, why = weight.count(
+        lambda step: (added_flops(step, tokens), step.flops(), _described(step), _why(step))
     )
-    is_thin = is_cheaper(weight, tokens)
-    why = "the operators cost less than a pass over the weight" if is_thin else why
-    if is_thin and weight.is_stacked and not weight.count(is_ragged):
+    way = from_shapes(lambda weight: chosen_here(weight, tokens), weight)
+    why = why if way == "dense" else _REASONS[way]
+    if way == "factored" and weight.is_stacked and not weight.count(is_ragged):
         why += "; lax.ragged_dot takes the dense weight"
     return Way(
         name,
         sites,
-        "factored" if is_thin else "dense",
+        way,
         why,
         described,
         2 * size * tokens,
         layers * added,
-        layers * made + size,
+        layers * dense_flops + size,
     )
+
+
+_REASONS: dict[ProductForm, str] = {
+    "factored": "the operators cost less than a pass over the weight",
+    "view": "Kronecker products cost less while the weight is read than with the tokens",
+    "partly dense": "the operators of low rank cost less than a pass over the weight, others more",
+}
 
 
 def _shapes(leaf: Factored) -> Weight | NotApart:
@@ -170,24 +184,24 @@ def _shapes(leaf: Factored) -> Weight | NotApart:
     return jax.eval_shape(lambda leaf: leaf.apart(), leaf)
 
 
-def _why(one: AffineMap) -> str:
+def _why(step: AffineMap) -> str:
     """The reason why its operators cost more than the dense weight."""
-    if any(isinstance(term, Dense) for term in terms(one.shift)):
+    if any(isinstance(term, Dense) for term in terms(step.shift)):
         return "a term of Δ has no structure, so its product costs what the base's does"
-    if any(isinstance(side, Dense) for side in (one.left, one.right)):
+    if any(isinstance(side, Dense) for side in (step.left, step.right)):
         return "L or R has no structure"
     return "for this many tokens the dense weight costs less"
 
 
-def _described(one: AffineMap) -> str:
+def _described(step: AffineMap) -> str:
     """The operators of a map, as a string."""
     parts = [
         f"{name} {_named(side)}"
-        for name, side in (("L", one.left), ("R", one.right))
+        for name, side in (("L", step.left), ("R", step.right))
         if not isinstance(side, Identity)
     ]
-    if not isinstance(one.shift, Zero):
-        parts.append(f"Δ {_named(one.shift)}")
+    if not isinstance(step.shift, Zero):
+        parts.append(f"Δ {_named(step.shift)}")
     return ", ".join(parts) or "nothing"
 
 

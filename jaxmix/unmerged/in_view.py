@@ -36,8 +36,8 @@ def rows_of_view(weight: Weight) -> int | None:
         return None
 
     def rows(step: AffineMap) -> int | None:
-        found = terms(_stored_delta(weight, step.shift))
-        return common_rows(found) if all(isinstance(term, Kronecker) for term in found) else None
+        delta = terms(_stored_delta(weight, step.shift))
+        return common_rows(delta) if all(isinstance(term, Kronecker) for term in delta) else None
 
     return weight.count(rows)
 

@@ -231,12 +231,12 @@ def _handed(
     outs: Sequence[Any], programs: Sequence[core.ClosedJaxpr], values: Values
 ) -> Weight | None:
     """The weight that all programs pass through as the same output; None if they do not."""
-    found = {
+    positions = {
         next((i for i, var in enumerate(program.jaxpr.invars) if var is out), None)
         for out, program in zip(outs, programs, strict=True)
     }
-    at = found.pop()
-    weight = None if at is None or found else values[at]
+    at = positions.pop()
+    weight = None if at is None or positions else values[at]
     return weight if isinstance(weight, Weight) else None
 
 

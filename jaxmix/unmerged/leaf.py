@@ -1,8 +1,8 @@
 """A leaf that keeps its base and the updates of its sites separate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxmix.affine import AffineMap, Base, identity, shift
+from jaxmix.affine import AffineMap, identity, shift
 from jaxmix.apply import plan
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.families.base import Chain, Update
+from jaxmix.families.base import Chain
 from jaxmix.operators import (
     LowRank,
     StackedLowRank,
@@ -27,8 +27,8 @@ from jaxmix.placement.layout import Place
 from jaxmix.placement.quantized import dequantized, is_quantized
 from jaxmix.pytrees import register_dataclass
 from jaxmix.unmerged.axes import Sides, axes_of, in_leaf, layer_of
+from jaxmix.unmerged.held import HeldValue, Inputs, hold, site_base, use
 from jaxmix.unmerged.misuse import NoArray
-from jaxmix.unmerged.norms import HeldNorms, hold, use
 from jaxmix.unmerged.parts import joined
 from jaxmix.unmerged.weight import How, Weight
 
@@ -58,16 +58,16 @@ class Tags:
     Args:
         sites: The name of each of its sites.
         parts: For each site, the number of the adapter of each of its updates.
-        turned: For each site, whether its updates were transposed to fit.
+        transposed: For each site, whether its updates were transposed to fit.
         adapters: The name, source and metadata of each adapter of the mix.
-        beside: Adapter and site of each update without a leaf.
+        unplaced: Adapter and site of each update without a leaf.
     """
 
     sites: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
-    turned: tuple[bool, ...]
+    transposed: tuple[bool, ...]
     adapters: tuple[tuple[str, str, Mapping[str, Any]], ...] = field(compare=False)
-    beside: tuple[tuple[int, str], ...] = ()
+    unplaced: tuple[tuple[int, str], ...] = ()
 
 
 @register_dataclass
@@ -77,11 +77,11 @@ class Factored(NoArray):
 
     Args:
         base: The leaf itself, an array or a quantized array.
-        words: For each of its sites, strengths and updates in order of application.
+        chains: For each of its sites, strengths and updates in order of application.
         reads: The leaf of the weight that a bias's map reads, otherwise None.
-        beside: Strengths and updates without a leaf in the tree, kept in one of its leaves.
-        made: Its map, if it was computed by ``ready=True``; otherwise each call computes it.
-        norms: For each site, the norms of each update that `attach` computed; empty if it did not.
+        unplaced: Strengths and updates without a leaf in the tree, kept in one of its leaves.
+        ready_map: Its map, if it was computed by ``ready=True``; otherwise each call computes it.
+        held: For each site, the value of each update that `attach` computed; empty if it did not.
         forms: For each site, how the leaf holds its tensor.
         reads_form: How that weight's leaf holds its tensor.
         tags: The names of the sites and adapters.
@@ -97,14 +97,14 @@ class Factored(NoArray):
     """
 
     base: Any
-    words: tuple[Chain, ...]
+    chains: tuple[Chain, ...]
     reads: Any
-    beside: Chain
-    made: AffineMap | None
+    unplaced: Chain
+    ready_map: AffineMap | None
     forms: tuple[Form, ...] = field(metadata={"static": True})
     reads_form: Form | None = field(metadata={"static": True})
     tags: Tags = field(metadata={"static": True})
-    norms: tuple[tuple[HeldNorms | None, ...], ...] = ()
+    held: tuple[tuple[HeldValue | None, ...], ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,58 +117,59 @@ class Factored(NoArray):
         return self.base.dtype
 
     def __repr__(self) -> str:
-        sizes = dict.fromkeys(f"{u.family} {u.size()}" for word in self.words for _, u in word)
+        sizes = dict.fromkeys(f"{u.family} {u.size()}" for chain in self.chains for _, u in chain)
         return f"Factored {self.shape} {self.dtype}: {', '.join(sizes)}"
 
     def dense(self) -> Array:
         """Returns the leaf with all updates merged, like `jaxmix.compose`."""
         leaf = self._array()
         reads = None if self.reads is None else jnp.asarray(dequantized(self.reads))
-        for word, form in zip(self.words, self.forms, strict=True):
-            leaf = plan.apply(leaf, word, form, base=reads, base_form=self.reads_form)
+        for chain, form in zip(self.chains, self.forms, strict=True):
+            leaf = plan.apply(leaf, chain, form, base=reads, base_form=self.reads_form)
         return leaf
 
-    def apart(self, how: How = "auto", name: str = "", *, whole: bool = False) -> Weight | NotApart:
+    def apart(
+        self, how: How = "auto", name: str = "", *, as_matrix: bool = False
+    ) -> Weight | NotApart:
         """Returns its base and map, which represent it in a program, or why it has none.
 
         Args:
             how: How products are computed.
             name: The leaf's name, for messages.
-            whole: Whether a leaf of experts stays one matrix of rows.
+            as_matrix: Whether a leaf of experts stays one matrix of rows.
         """
         vector = NotApart("a vector, as cheap to make as to use", is_vector=True)
         if self.forms[0].part == "bias" or len(self.shape) == 1:
             return vector
-        found = [axes_of(form, len(self.shape)) for form in self.forms]
-        axes = [one for one in found if one is not None]
-        if len(axes) < len(found):
+        axes = [sides for form in self.forms if (sides := axes_of(form, len(self.shape)))]
+        if len(axes) < len(self.forms):
             return NotApart("its layout splits an axis of the leaf, or picks of two")
         rows, cols, stack = axes[0]
         if not rows or not cols:  # one vector per layer
             return vector
         if self.forms[0].index is None:
-            made = self._map(0) if self.made is None else self.made
-            weight = Weight(self.base, made, rows, cols, None, how, name)
-            return weight if whole else _experts(weight)
-        if any(one != axes[0] for one in axes):
+            leaf_map = self._map(0) if self.ready_map is None else self.ready_map
+            weight = Weight(self.base, leaf_map, rows, cols, None, how, name)
+            return weight if as_matrix else _experts(weight)
+        if len(set(axes)) > 1:
             return NotApart("its sites do not lie alike in the leaf")
-        made = self.made
-        if made is None:
-            every = range(len(self.forms))
-            made = self._joined(every, axes[0]) if stack is None else self._stack(axes[0])
-        if isinstance(made, NotApart):
-            return made
-        return Weight(self.base, made, rows, cols, stack, how, name)
+        leaf_map = self.ready_map
+        if leaf_map is None:
+            sites = range(len(self.forms))
+            leaf_map = self._joined(sites, axes[0]) if stack is None else self._stack(axes[0])
+        if isinstance(leaf_map, NotApart):
+            return leaf_map
+        return Weight(self.base, leaf_map, rows, cols, stack, how, name)
 
-    def _joined(self, which: Sequence[int], axes: Sides) -> AffineMap | NotApart:
+    def _joined(self, sites: Sequence[int], axes: Sides) -> AffineMap | NotApart:
         """The map of a matrix of which some sites are ranges of rows or columns."""
         n = len(self.shape)
         rows, cols, stack = axes
-        picked = [Place("", None, self.forms[i].index).ranges(self.shape) for i in which]
+        picked = [Place("", None, self.forms[i].index).ranges(self.shape) for i in sites]
         cut = {k - n for ranges in picked for k, r in enumerate(ranges) if len(r) < self.shape[k]}
         cut -= {stack}
         if not cut and stack is not None:
-            return self._map(which[0])
+            return self._map(sites[0])
         if not cut <= {rows[0]} and not cut <= {cols[0]}:
             return NotApart("its sites are no runs of the leaf's rows or columns")
         axis = rows[0] if cut <= {rows[0]} else cols[0]
@@ -179,14 +180,14 @@ class Factored(NoArray):
         if any(run.step != 1 for run in runs):
             return NotApart("its sites are no runs of the leaf's rows or columns")
         parts = [range(each * run.start, each * run.stop) for run in runs]
-        maps = [self._map(i) for i in which]
+        maps = [self._map(i) for i in sites]
         shape = (sizes[0], sizes[1])
         if across:
-            made = joined(maps, parts, shape)
+            joined_map = joined(maps, parts, shape)
         else:
-            made = joined([one.T for one in maps], parts, (sizes[1], sizes[0]))
-            made = None if made is None else made.T
-        return made or NotApart(
+            joined_map = joined([site_map.T for site_map in maps], parts, (sizes[1], sizes[0]))
+            joined_map = None if joined_map is None else joined_map.T
+        return joined_map or NotApart(
             "its sites are parts of the leaf, and one of them turns what they share"
         )
 
@@ -197,87 +198,87 @@ class Factored(NoArray):
         layers: dict[int, list[int]] = {}
         for i, form in enumerate(self.forms):
             layers.setdefault(layer_of(form, axis, self.shape), []).append(i)
-        made: dict[int, AffineMap] = {}
-        for layer, which in layers.items():
-            found = self._joined(which, axes)
-            if isinstance(found, NotApart):
-                return found
-            made[layer] = found
+        maps: dict[int, AffineMap] = {}
+        for layer, sites in layers.items():
+            layer_map = self._joined(sites, axes)
+            if isinstance(layer_map, NotApart):
+                return layer_map
+            maps[layer] = layer_map
         shape = prod(self.shape[k] for k in rows), prod(self.shape[k] for k in cols)
-        return stacked([made.get(layer, identity(shape)) for layer in range(self.shape[axis])])
+        return stacked([maps.get(layer, identity(shape)) for layer in range(self.shape[axis])])
 
-    def _map(self, which: int) -> AffineMap:
+    def _map(self, site: int) -> AffineMap:
         """The map of one of its sites."""
-        form, dtype = self.forms[which], arithmetic(self.dtype)
-        word = cast(self.words[which], dtype)
-        held = self.norms[which] if self.norms else (None,) * len(word)
-        pairs = list(zip(word, held, strict=True))
+        form, dtype = self.forms[site], arithmetic(self.dtype)
+        chain = cast(self.chains[site], dtype)
+        held = self.held[site] if self.held else (None,) * len(chain)
         # "high" has 16 bits, twice those of bfloat16.
         precision = "highest" if jnp.dtype(self.dtype).itemsize >= 4 else "high"
         with jax.default_matmul_precision(precision):
-            base = Base(None, form.shape(self.shape), is_transposed=form.transposed)
-            if any(update.reads_base and norms is None for (_, update), norms in pairs):
-                base = self._base(form, self._array())
-            made = identity(base.shape)
-            for (strength, update), norms in pairs:
-                own = base
-                if norms is not None:
-                    compute = partial(self._norms, form)
-                    own = replace(base, norms=use(norms, update, self._array(), compute))
-                made = update.weight_map(own, strength).after(made)
+            pairs = list(zip(chain, held, strict=True))
+            reads = any(update.reads_base and value is None for (_, update), value in pairs)
+            base = site_base(form, self._array() if reads else None, self._outline)
+            site_map = identity(base.shape)
+            for (strength, update), value in pairs:
+                inputs = Inputs.of(update, strength, self._array())
+                own_base = base
+                if value is not None and inputs is not None:
+                    own_base = replace(base, precomputed=use(value, inputs, form, self._outline))
+                site_map = update.weight_map(own_base, strength).after(site_map)
                 base = update.rebased(base, strength)
-            return in_leaf(made, form, self.shape)
+            return in_leaf(site_map, form, self.shape)
 
-    def with_norms(self) -> "Factored":
-        """Returns the leaf with the norms of its updates, computed from its arrays.
+    def with_held(self, can_hold: Callable[[Inputs], bool] = lambda inputs: True) -> "Factored":
+        """Returns the leaf with the values of its updates, computed from its arrays.
 
-        Norms of updates after one that changes the base itself depend on that one's strength, and
-        those of a quantized leaf need all of its numbers as floats: they are left out.
+        Values that read the base are left out if the leaf is quantized, since they need all of its
+        numbers as floats, and after an update that changes the base itself, since they depend on
+        that update's strength.
+
+        Args:
+            can_hold: Whether a value with these inputs is computed.
         """
-        if self.forms[0].part == "bias" or len(self.shape) == 1 or is_quantized(self.base):
+        if self.forms[0].part == "bias" or len(self.shape) == 1:
             return self
-        found = tuple(map(self._chain_norms, self.words, self.forms))
-        return replace(self, norms=found if any(map(any, found)) else ())
+        sites = zip(self.chains, self.forms, strict=True)
+        held = tuple(self._held(chain, form, can_hold) for chain, form in sites)
+        return replace(self, held=held if any(map(any, held)) else ())
 
-    def _chain_norms(self, word: Chain, form: Form) -> tuple[HeldNorms | None, ...]:
-        """The norms of the updates of one site; None for those without."""
-        found: list[HeldNorms | None] = []
-        is_base = True
-        with jax.default_matmul_precision("highest"):
-            for _, update in cast(word, arithmetic(self.dtype)):
-                is_base = is_base and not update.is_base_side
-                can_hold = is_base and update.has_norms
-                compute = partial(self._norms, form)
-                found.append(hold(update, self._array(), compute) if can_hold else None)
-        return tuple(found)
+    def _held(
+        self, chain: Chain, form: Form, can_hold: Callable[[Inputs], bool]
+    ) -> tuple[HeldValue | None, ...]:
+        """The values of the updates of one site; None for those without."""
+        held: list[HeldValue | None] = []
+        is_base = not is_quantized(self.base)
+        for strength, update in chain:
+            is_base = is_base and not update.is_base_side
+            inputs = Inputs.of(update, strength, self.base)
+            if inputs is None or not (is_base or inputs.leaf is None) or not can_hold(inputs):
+                held.append(None)
+            else:
+                held.append(hold(inputs, form, self._outline))
+        return tuple(held)
 
-    def _norms(self, form: Form, update: Update, array: Array) -> Array:
-        """The norms of an update and the leaf's array."""
-        return update.base_norms(self._base(form, array))
-
-    def _base(self, form: Form, array: Array) -> Base:
-        """The base that updates of a site read."""
-        matrix = form.matrix(array).astype(arithmetic(self.dtype))
-        stored = self.dtype if form.is_plain and form.scale == 1 else None
-        shape = form.shape(self.shape)
-        return Base(matrix, shape, stored=stored, is_transposed=form.transposed)
+    @property
+    def _outline(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
     def _array(self) -> Array:
         return jnp.asarray(dequantized(self.base))
 
 
-def stacked(every: Sequence[AffineMap]) -> AffineMap:
+def stacked(maps: Sequence[AffineMap]) -> AffineMap:
     """Stacks maps, one per layer, along a new first axis; see `operators.stacking`.
 
     Args:
-        every: The maps, at least one, all of one shape.
+        maps: The maps, at least one, all of one shape.
 
     Returns:
         A stack; under `jax.vmap` each of its entries is one layer's map.
     """
-    left = stack_factors([one.left for one in every])
-    right = stack_factors([one.right for one in every])
-    return AffineMap(left, right, stack_terms([one.shift for one in every]))
+    left = stack_factors([layer.left for layer in maps])
+    right = stack_factors([layer.right for layer in maps])
+    return AffineMap(left, right, stack_terms([layer.shift for layer in maps]))
 
 
 def _experts(weight: Weight) -> Weight:
@@ -291,8 +292,8 @@ def _experts(weight: Weight) -> Weight:
     if not is_all or len(rows) != 1 or len(cols) != 2:
         return weight
     sizes = tuple(weight.shape[k] for k in cols)
-    if any((one.b.shape[1], one.a.shape[2]) != sizes for one in low):
+    if any((term.b.shape[1], term.a.shape[2]) != sizes for term in low):
         return weight
-    made = jax.vmap(lambda *terms: shift(reduce(add, terms)))(*low)
+    expert_maps = jax.vmap(lambda *terms: shift(reduce(add, terms)))(*low)
     into = weight.into
-    return replace(weight, map=made, out=into[:1], into=into[1:], stack=weight.out[0])
+    return replace(weight, map=expert_maps, out=into[:1], into=into[1:], stack=weight.out[0])

@@ -50,11 +50,11 @@ def _by_operators(x: Array, weight: Weight, params: dict[str, Any]) -> Array:
     low = sum_as_low_rank(weight.map.shift)
     y = lax.conv_general_dilated(x, weight.plain(), **_keywords(params))
     dtype = arithmetic(x.dtype)
-    made = cast(weight.map, dtype)
+    cast_map = cast(weight.map, dtype)
     with precise(params["precision"]):
         moved = jnp.moveaxis(y, channels, -1).astype(dtype)
-        if not isinstance(made.left, Identity):
-            flat = moved.reshape(-1, moved.shape[-1]) @ made.left.T
+        if not isinstance(cast_map.left, Identity):
+            flat = moved.reshape(-1, moved.shape[-1]) @ cast_map.left.T
             moved = flat.reshape(moved.shape)
         if not isinstance(low, Zero):
             moved = moved + _thin(x.astype(dtype), cast(low, dtype), weight, params)
@@ -87,12 +87,12 @@ def _keywords(params: dict[str, Any]) -> dict[str, Any]:
 
 def sum_as_low_rank(delta: Operator) -> LowRank | Zero | None:
     """Δ as one low rank, or as zero; None if it is neither."""
-    found: Operator = Zero(*delta.shape)
+    total: Operator = Zero(*delta.shape)
     for term in terms(delta):
         if isinstance(term, Hadamard):
             term = term.low_rank()
-        found = add(found, term)
-    return found if isinstance(found, LowRank | Zero) else None
+        total = add(total, term)
+    return total if isinstance(total, LowRank | Zero) else None
 
 
 def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
@@ -105,12 +105,12 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
     numbers = params["dimension_numbers"]
     rows, cols, stack = weight.axes
     axis = numbers.collapsed_slice_dims
-    whole = all(
+    is_whole_row = all(
         n == (1 if k in axis else weight.shape[k]) for k, n in enumerate(params["slice_sizes"])
     )
-    turned = axis == cols and axis != rows
+    is_transposed = axis == cols and axis != rows
     if (
-        not whole
+        not is_whole_row
         or axis not in (rows, cols)
         or numbers.start_index_map != axis
         or stack is not None
@@ -118,8 +118,8 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
         return None
     if numbers.operand_batching_dims or weight.how == "dense":
         return None
-    made = weight.map_to(turned)
-    if not isinstance(made.left, Identity | Diagonal):
+    row_map = weight.map_to(is_transposed)
+    if not isinstance(row_map.left, Identity | Diagonal):
         return None
     y = jax.lax.gather(
         weight.plain(),
@@ -132,20 +132,20 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
         fill_value=params["fill_value"],
     )
     dtype = arithmetic(y.dtype)
-    made = cast(made, dtype)
+    row_map = cast(row_map, dtype)
     # The rows' own axes come last, in the matrix's order.
     kept = [k for k in range(len(weight.shape)) if k not in axis]
-    offsets = [numbers.offset_dims[kept.index(k)] for k in (rows if turned else cols)]
+    offsets = [numbers.offset_dims[kept.index(k)] for k in (rows if is_transposed else cols)]
     order = [*(k for k in range(y.ndim) if k not in numbers.offset_dims), *offsets]
     moved = y.transpose(order)
     size = weight.shape[axis[0]]
     which = jnp.clip(at[..., 0], 0, size - 1).reshape(-1)
     flat = moved.reshape(which.shape[0], -1).astype(dtype)
-    if not isinstance(made.right, Identity):
-        flat = flat @ made.right.T
-    if isinstance(made.left, Diagonal):
-        flat = flat * made.left.d[which][:, None]
-    if not isinstance(made.shift, Zero):
-        flat = flat + made.shift.take_rows(which)
+    if not isinstance(row_map.right, Identity):
+        flat = flat @ row_map.right.T
+    if isinstance(row_map.left, Diagonal):
+        flat = flat * row_map.left.d[which][:, None]
+    if not isinstance(row_map.shift, Zero):
+        flat = flat + row_map.shift.take_rows(which)
     back = sorted(range(y.ndim), key=order.__getitem__)
     return flat.reshape(moved.shape).transpose(back).astype(y.dtype)

@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.operators import Hadamard, Identity, LowRank, Operator, Zero, add, terms
+from jaxmix.operators import Identity, Operator, Zero
 from jaxmix.operators.backends import Backend
-from jaxmix.unmerged.costs import choose, of_dense, of_operators, of_view, sum_of
-from jaxmix.unmerged.in_view import product_in_view, rows_of_view
+from jaxmix.unmerged.costs import choose
+from jaxmix.unmerged.forms import ProductForm, product_costs, thin_and_heavy
+from jaxmix.unmerged.in_view import product_in_view
 from jaxmix.unmerged.weight import Weight, on_platform
 
 __all__ = ["dot_general", "precise"]
@@ -57,44 +58,28 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
     def by_dense(x: Array, weight: Weight) -> Array:
         return base_product(x, weight.dense())
 
-    forms = [(of_dense(weight), by_dense)]
-    if weight.map.is_shift and not weight.is_stacked:
-        low, heavy = _low_and_heavy(weight)
-        low_cost = of_operators(low, plan.tokens, plan.turned)
+    def by_parts(x: Array, weight: Weight) -> Array:
+        thin, heavy = thin_and_heavy(weight)
+        return by_operators(x, replace(thin, base=heavy.dense()))
 
-        def by_parts(x: Array, weight: Weight) -> Array:
-            low, heavy = _low_and_heavy(weight)
-            return by_operators(x, replace(low, base=heavy.dense()))
+    def by_view(x: Array, weight: Weight) -> Array:
+        thin, heavy = thin_and_heavy(weight)
 
-        def by_view(x: Array, weight: Weight) -> Array:
-            low, heavy = _low_and_heavy(weight)
+        def product(x: Any, w: Any) -> Array:
+            return product_in_view(x, heavy, is_last=last, **params)
 
-            def product(x: Any, w: Any) -> Array:
-                return product_in_view(x, heavy, is_last=last, **params)
+        own = replace(plan, weight=thin)
+        return own.run(x, product, weight_last=last, precision=params["precision"])
 
-            own = replace(plan, weight=low)
-            return own.run(x, product, weight_last=last, precision=params["precision"])
-
-        if not isinstance(low.map.shift, Zero) and not isinstance(heavy.map.shift, Zero):
-            forms.insert(0, (sum_of(low_cost, of_dense(heavy)), by_parts))
-        if rows_of_view(heavy) is not None:
-            forms.insert(0, (sum_of(low_cost, of_view(heavy)), by_view))
-    thin = of_operators(weight, plan.tokens, plan.turned), by_operators
-    return choose(weight, thin, forms, x, weight)
-
-
-def _low_and_heavy(weight: Weight) -> tuple[Weight, Weight]:
-    """The weight with the terms of low rank only, and with the others."""
-    made = weight.map
-    low: Operator = Zero(*made.shape)
-    heavy: Operator = Zero(*made.shape)
-    for term in terms(made.shift):
-        if isinstance(term, LowRank | Hadamard):
-            low = add(low, term)
-        else:
-            heavy = add(heavy, term)
-    thin, rest = (replace(weight, map=replace(made, shift=part)) for part in (low, heavy))
-    return thin, rest
+    functions: dict[ProductForm, Callable[..., Array]] = {
+        "factored": by_operators,
+        "view": by_view,
+        "partly dense": by_parts,
+        "dense": by_dense,
+    }
+    costs = product_costs(weight, plan.tokens, plan.is_transposed)
+    first, *others = [(cost, functions[form]) for form, cost in costs.items()]
+    return choose(weight, first, others, x, weight)
 
 
 @dataclass(frozen=True)
@@ -106,7 +91,7 @@ class _Plan:
     """
 
     weight: Weight
-    turned: bool
+    is_transposed: bool
     tokens: int
     weight_batch: tuple[int, ...]
     x_batch: tuple[int, ...]
@@ -122,7 +107,7 @@ class _Plan:
     def left_axes(self) -> tuple[int, ...]:
         """The weight's axes that remain."""
         rows, cols, _ = self.weight.axes
-        return cols if self.turned else rows
+        return cols if self.is_transposed else rows
 
     @property
     def is_batched(self) -> bool:
@@ -138,23 +123,23 @@ class _Plan:
     def of(cls, weight: Weight, x: Array, wc: Any, wb: Any, xc: Any, xb: Any) -> "_Plan | None":
         """The plan; None without a factored form."""
         rows, cols, stack = weight.axes
-        turned = set(wc) == set(rows) and set(wc) != set(cols)
-        summed = rows if turned else cols
+        is_transposed = set(wc) == set(rows) and set(wc) != set(cols)
+        summed = rows if is_transposed else cols
         if set(wc) != set(summed) or wb not in ((), (stack,)):
             return None
         x_sum = tuple(xc[wc.index(axis)] for axis in summed)
         x_free = tuple(k for k in range(x.ndim) if k not in (*xc, *xb))
         tokens = math.prod(x.shape[k] for k in x_free)
-        turns = not isinstance(weight.map.left if turned else weight.map.right, Identity)
-        if stack is not None and not wb and turns:
+        rotates = not isinstance(weight.map.left if is_transposed else weight.map.right, Identity)
+        if stack is not None and not wb and rotates:
             return None
-        return cls(weight, turned, tokens, wb, xb, x_sum, x_free)
+        return cls(weight, is_transposed, tokens, wb, xb, x_sum, x_free)
 
     def run(
         self, x: Array, base_product: Callable[[Any, Any], Array], weight_last: bool, precision: Any
     ) -> Array:
         """The product."""
-        made = self.weight.map_to(self.turned)
+        step = self.weight.map_to(self.is_transposed)
         order = (*self.x_batch, *self.x_free, *self.x_sum)
         moved = x.transpose(order)
         sizes = moved.shape
@@ -164,20 +149,20 @@ class _Plan:
             math.prod(sizes[n_batch : n_batch + n_free]),
             math.prod(sizes[n_batch + n_free :]),
         ).astype(arithmetic(x.dtype))
-        made = cast(made, tokens.dtype)
+        step = cast(step, tokens.dtype)
         with precise(precision):
-            if not isinstance(made.right, Identity):
+            if not isinstance(step.right, Identity):
                 rotate = partial(_rotated, x.dtype)
-                turned = (jax.vmap(rotate) if self.is_batched else rotate)(tokens, made.right)
+                rotated = (jax.vmap(rotate) if self.is_batched else rotate)(tokens, step.right)
                 back = sorted(range(x.ndim), key=order.__getitem__)
-                x = turned.reshape(sizes).transpose(back)
+                x = rotated.reshape(sizes).transpose(back)
                 filled = partial(self._filled_product, base_product, weight_last)
                 y = on_platform(x, base_product, filled, x, self.weight.plain())
             else:
                 y = base_product(x, self.weight.plain())
-            if isinstance(made.left, Identity) and isinstance(made.shift, Zero):
+            if isinstance(step.left, Identity) and isinstance(step.shift, Zero):
                 return y
-            return self._finished(y, tokens, made, sizes[: n_batch + n_free], weight_last)
+            return self._finished(y, tokens, step, sizes[: n_batch + n_free], weight_last)
 
     def _filled_product(
         self,
@@ -202,7 +187,7 @@ class _Plan:
         return lax.slice_in_dim(lax.optimization_barrier(y), 0, x.shape[axis], axis=at)
 
     def _finished(
-        self, y: Array, tokens: Array, made: AffineMap, lead: Sequence[int], weight_last: bool
+        self, y: Array, tokens: Array, step: AffineMap, lead: Sequence[int], weight_last: bool
     ) -> Array:
         """``L y + x Δᵀ``, with y's axes as in the product."""
         n_batch, n_free = len(self.x_batch), len(self.x_free)
@@ -230,7 +215,7 @@ class _Plan:
             finish = jax.vmap(_finish)
         elif self.is_free:
             finish = jax.vmap(_finish, in_axes=(1, None, 0, 0), out_axes=1)
-        done = finish(flat.astype(tokens.dtype), tokens, made.left, made.shift)
+        done = finish(flat.astype(tokens.dtype), tokens, step.left, step.shift)
         back = sorted(range(len(order)), key=order.__getitem__)
         return done.reshape(moved.shape).transpose(back).astype(y.dtype)
 

@@ -69,8 +69,8 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
         try:
             outs = _run(fn, how, args, kwargs, report)
         except _NoForm:
-            every = uses_without_form(fn, args, kwargs)
-            raise UnsupportedError(refusal(every)) from None
+            all_uses = uses_without_form(fn, args, kwargs)
+            raise UnsupportedError(refusal(all_uses)) from None
         if new := [use for use in uses if use not in warned]:
             warned.update(new)
             warnings.warn(warning(new), DenseWeightWarning, stacklevel=2)
@@ -161,30 +161,30 @@ def _run(fn: Callable[..., Any], how: How, args: Any, kwargs: Any, report: Repor
         args, kwargs = tree.unflatten(now)
         return fn(*args, **kwargs)
 
-    made, shapes = jax.make_jaxpr(program, return_shape=True)(*(_seen(flat[i]) for i in at))
-    outs = [as_array(out, report) for out in run(made, [flat[i] for i in at], report)]
+    jaxpr, shapes = jax.make_jaxpr(program, return_shape=True)(*(_seen(flat[i]) for i in at))
+    outs = [as_array(out, report) for out in run(jaxpr, [flat[i] for i in at], report)]
     return jax.tree.structure(shapes).unflatten(outs)
 
 
 def _weights(args: Any, kwargs: Any, how: How, report: Report) -> list[Any]:
     """The leaves of a function's arguments, with a weight for each attached leaf."""
-    found = []
-    for own in (*args, *kwargs.values()):
-        paths, _ = jax.tree_util.tree_flatten_with_path(own, is_leaf=is_factored)
+    values = []
+    for argument in (*args, *kwargs.values()):
+        paths, _ = jax.tree_util.tree_flatten_with_path(argument, is_leaf=is_factored)
         names = leaf_names([path for path, _ in paths])
         for name, (_, leaf) in zip(names, paths, strict=True):
-            found.append(_weight(name, leaf, how, report) if is_factored(leaf) else leaf)
-    return found
+            values.append(_weight(name, leaf, how, report) if is_factored(leaf) else leaf)
+    return values
 
 
 def _weight(name: str, leaf: Factored, how: How, report: Report) -> Weight | jax.Array:
     """A leaf's value in a program: base and map, or the dense leaf if it has no separate map."""
     name = name or leaf.tags.sites[0]
-    made = leaf.apart(how, name)
-    if isinstance(made, Weight):
-        return made
-    if not made.is_vector and how != "dense":
-        report(Use(name, described(leaf), made.why))
+    weight = leaf.apart(how, name)
+    if isinstance(weight, Weight):
+        return weight
+    if not weight.is_vector and how != "dense":
+        report(Use(name, described(leaf), weight.why))
     return leaf.dense()
 
 

@@ -113,9 +113,11 @@ def picked(weight: Weight, at: Array, **params: Any) -> Weight | None:
     """Gathers one or several layers of a stack; None for other lookups."""
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     rows, cols, stack = weight.axes
-    whole = all(size == (1 if k == stack else weight.shape[k]) for k, size in enumerate(sizes))
+    is_whole_layer = all(
+        size == (1 if k == stack else weight.shape[k]) for k, size in enumerate(sizes)
+    )
     is_by_layer = numbers.collapsed_slice_dims == numbers.start_index_map == (stack,)
-    if stack is None or not whole or not is_by_layer or at.ndim > 2:
+    if stack is None or not is_whole_layer or not is_by_layer or at.ndim > 2:
         return None
     layers, which = weight.shape[stack], at[..., 0]
     is_inside = (which >= 0) & (which < layers)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply import accelerated
 from jaxmix.apply.plan import arithmetic
+from jaxmix.operators import Operator
 from jaxmix.operators.backends import GPU, TPU, Backend, by_platform
 from jaxmix.operators.outlines import from_shapes
 from jaxmix.placement.devices import is_explicit
@@ -97,15 +98,15 @@ class Weight:
         lead = moved.shape[:1] if stack is not None else ()
         matrix = moved.reshape(*lead, *self.matrix_shape)
         with jax.default_matmul_precision("highest"):
-            made = jax.vmap(_put)(self.map, matrix) if lead else _put(self.map, matrix)
+            changed = jax.vmap(_put)(self.map, matrix) if lead else _put(self.map, matrix)
         back = sorted(range(len(order)), key=order.__getitem__)
-        return made.reshape(moved.shape).transpose(back)
+        return changed.reshape(moved.shape).transpose(back)
 
-    def map_to(self, turned: bool) -> AffineMap:
+    def map_to(self, is_transposed: bool) -> AffineMap:
         """The map of the matrix, or of its transpose."""
-        if not turned:
+        if not is_transposed:
             return self.map
-        return jax.vmap(lambda one: one.T)(self.map) if self.is_stacked else self.map.T
+        return jax.vmap(lambda layer: layer.T)(self.map) if self.is_stacked else self.map.T
 
     def moved(self, order: Sequence[int]) -> "Weight":
         """Returns the weight with its axes in another order."""
@@ -121,22 +122,26 @@ class Weight:
             is_transposed=self.is_transposed != (tuple(order) == (1, 0)),
         )
 
+    def with_delta(self, delta: Operator) -> "Weight":
+        """Returns the weight with another Δ."""
+        return replace(self, map=replace(self.map, shift=delta))
+
     def cast(self, dtype: Any) -> "Weight":
         """Returns the weight in another dtype."""
         return replace(self, base=self.base.astype(dtype))
 
 
-def _put(one: AffineMap, matrix: Float[Array, "out in"]) -> Float[Array, "out in"]:
+def _put(step: AffineMap, matrix: Float[Array, "out in"]) -> Float[Array, "out in"]:
     """The map of a matrix, rounded once to its dtype."""
 
-    def on_cpu(one: AffineMap, matrix: Array) -> Array:
-        return one(matrix.astype(arithmetic(matrix.dtype))).astype(matrix.dtype)
+    def on_cpu(step: AffineMap, matrix: Array) -> Array:
+        return step(matrix.astype(arithmetic(matrix.dtype))).astype(matrix.dtype)
 
-    def on_accelerator(backend: Backend, one: AffineMap, matrix: Array) -> Array:
-        # It is unknown whether the matrix is on one device.
-        return accelerated.run(backend, matrix, [one], None, is_whole=False)
+    def on_accelerator(backend: Backend, step: AffineMap, matrix: Array) -> Array:
+        # It is unknown whether the matrix is on step device.
+        return accelerated.run(backend, matrix, [step], None, is_whole=False)
 
-    return on_platform(matrix, on_cpu, on_accelerator, one, matrix)
+    return on_platform(matrix, on_cpu, on_accelerator, step, matrix)
 
 
 def on_platform(

@@ -29,12 +29,12 @@ LAYER = {
 
 
 def attached(params: Any, adapters: list[Adapter], *, ready: bool = False) -> Any:
-    """An attached tree with the norms that `attach` holds for known arrays."""
+    """An attached tree with the values that `attach` holds for known arrays."""
     leaves = jaxmix.attach(params, adapters, ready=ready)
     if ready:
         return leaves
     return jax.tree.map(
-        lambda leaf: leaf.with_norms() if is_factored(leaf) else leaf, leaves, is_leaf=is_factored
+        lambda leaf: leaf.with_held() if is_factored(leaf) else leaf, leaves, is_leaf=is_factored
     )
 
 
@@ -128,16 +128,10 @@ def layer_cycles(name: str, tokens: int, *, ready: bool = False) -> int:
         ("LoRA+LoHa+LoKr", 128, 1.1),
         ("LoRA+LoHa+LoKr", 2048, 1.2),
         ("OFT+LoRA", 1, 0.8),
+        ("OFT+LoRA", 128, 1.3),
+        ("OFT+LoRA", 2048, 1.3),
     ],
 )
 def test_a_layer_costs_little_more_than_its_base(name: str, tokens: int, bound: float) -> None:
     """One token of OFT costs less than the base's, whose products leave the matrix unit idle."""
     assert layer_cycles(name, tokens) <= bound * layer_cycles("", tokens)
-
-
-@needs_compiler
-@pytest.mark.thorough
-@pytest.mark.parametrize("tokens", [128, 2048])
-def test_rotations_that_are_ready_cost_little(tokens: int) -> None:
-    """``attach(ready=True)`` leaves their series out of each call."""
-    assert layer_cycles("OFT+LoRA", tokens, ready=True) <= 1.3 * layer_cycles("", tokens)

@@ -123,9 +123,9 @@ def test_refused() -> None:
         jaxmix.attach(PARAMS, Adapter({"z": lora()}))
     with pytest.raises(ShapeError, match=r"b: lora_A has shape \(2, 6\), expected \(2, 4\)"):
         jaxmix.attach(PARAMS, Adapter({"b": lora()}))
-    with pytest.raises(AdapterError, match=r"detach: no leaf has adapters beside it"):
+    with pytest.raises(AdapterError, match=r"detach: no leaf has adapters attached"):
         jaxmix.detach(PARAMS)
-    with pytest.raises(AdapterError, match=r"explain: no leaf has adapters beside it"):
+    with pytest.raises(AdapterError, match=r"explain: no leaf has adapters attached"):
         jaxmix.explain(PARAMS)
     for tokens in (0, 1.5, True):
         with pytest.raises(AdapterError, match=r"explain: tokens is .*, expected a whole number"):

@@ -56,16 +56,16 @@ def differing(chains: Sequence[Sequence[str]], kind: str, module: Module) -> lis
             updates[layer] = adapter.updates["site"]
     adapters = [jaxmix.Adapter(updates, 0.5 + 0.4 * i, f"{i}") for i, updates in enumerate(parts)]
 
-    def every(params: Any, x: Any) -> dict[str, Any]:
+    def outputs(params: Any, x: Any) -> dict[str, Any]:
         parts = ("weight", "bias")
-        own = {n: {f"site.{p}": params.get(f"{n}.{p}") for p in parts} for n in layers}
-        return {name: run(layer, x) for name, layer in own.items()}
+        by_layer = {n: {f"site.{p}": params.get(f"{n}.{p}") for p in parts} for n in layers}
+        return {name: run(layer, x) for name, layer in by_layer.items()}
 
     @jax.jit
     def unmerged(params: Any, adapters: Any, x: Any) -> dict[str, Any]:
-        return quietly_factored(every)(jaxmix.attach(params, adapters), x)
+        return quietly_factored(outputs)(jaxmix.attach(params, adapters), x)
 
-    got, want = unmerged(params, adapters, x), every(fold_tree(params, adapters), x)
+    got, want = unmerged(params, adapters, x), outputs(fold_tree(params, adapters), x)
     return [
         name
         for name in layers

@@ -49,11 +49,11 @@ def test_low_ranks_of_experts(in_first: bool, made_dense: list[int]) -> None:
         adapter("a", experts=low(2, in_first)), 0.3 * adapter("b", experts=low(3, in_first))
     )
 
-    def turned(params: Any, x: Any) -> Any:
+    def transposed(params: Any, x: Any) -> Any:
         return run({"experts": params["experts"].swapaxes(1, 2)}, x)
 
     params = KERNEL if in_first else {"experts": KERNEL["experts"].swapaxes(1, 2)}
-    assert difference(run if in_first else turned, params, mixed, X) < 2e-6
+    assert difference(run if in_first else transposed, params, mixed, X) < 2e-6
     assert made_dense == [0]
 
 
@@ -92,21 +92,21 @@ def test_rotations_use_the_dense_weights(how: Any, made_dense: list[int]) -> Non
     if how == "auto":
         context = pytest.warns(DenseWeightWarning, match=r"experts \(.*\): ragged_dot_general at")
     with context:
-        found = jaxmix.factored(run, how)(leaves, X)
+        got = jaxmix.factored(run, how)(leaves, X)
     want = run(jaxmix.compose(KERNEL, mixed, layout=EACH), X)
-    np.testing.assert_allclose(found, want, atol=2e-6)
+    np.testing.assert_allclose(got, want, atol=2e-6)
     assert made_dense == [1]
 
 
 def test_messages() -> None:
     """For experts whose maps have no factored form."""
     big = {"experts": jnp.zeros((EXPERTS, 64, 64))}
-    made: dict[str, Callable[[], Update]] = {
+    makers: dict[str, Callable[[], Update]] = {
         "lora": lambda: lora(64, 64),
         "oft": lambda: OFT(0.3 * normal(32, 1)),
     }
     whys = {}
-    for name, make in made.items():
+    for name, make in makers.items():
         leaves = jaxmix.attach(big, of_each(name, make), layout=EACH)
         (way,) = jaxmix.explain(leaves).ways
         assert way.way == "factored"

@@ -58,7 +58,7 @@ def test_gradients_match_composed_weights() -> None:
     theirs = jax.jit(jax.grad(lambda a, p: loss(jaxmix.compose(p, a), X), (0, 1)))
     close(ours(adapters, PARAMS), theirs(adapters, PARAMS))
     by_leaf = jax.jit(jax.grad(factored_loss))(jaxmix.attach(PARAMS, adapters), X)
-    close(by_leaf["a.weight"].words[0][0][1].a, ours(adapters, PARAMS)[0].parts[0].updates["a"].a)
+    close(by_leaf["a.weight"].chains[0][0][1].a, ours(adapters, PARAMS)[0].parts[0].updates["a"].a)
 
     def along(f: Any, combined: Any) -> Any:
         gradient = jax.grad(lambda s: f(combined(PARAMS, adapters * s), X))
@@ -86,8 +86,8 @@ def test_new_strengths_and_adapters_do_not_retrace() -> None:
     jitted = jax.jit(jaxmix.factored(counted))
     for adapters in (mixed(), mixed(3), 0.2 * mixed(), mixed() * jnp.float32(0.4)):
         renamed = jaxmix.mix(*(part.renamed(f"new {part.name}") for part in adapters.parts))
-        for own in (adapters, renamed):
-            close(jitted(jaxmix.attach(PARAMS, own), X), run(jaxmix.compose(PARAMS, own), X))
+        for mix in (adapters, renamed):
+            close(jitted(jaxmix.attach(PARAMS, mix), X), run(jaxmix.compose(PARAMS, mix), X))
     assert count == [1]
 
 

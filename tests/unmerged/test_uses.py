@@ -183,11 +183,11 @@ LAYERED = jaxmix.mix(
 PADDED = jaxmix.mix(LAYERED.parts[0], LAYERED.parts[2])
 
 
-def layer(x: Any, own: Any) -> tuple[Any, None]:
-    return jnp.tanh(x @ own["kernel"] + own["bias"][None]), None
+def layer(x: Any, params: Any) -> tuple[Any, None]:
+    return jnp.tanh(x @ params["kernel"] + params["bias"][None]), None
 
 
-def one(params: Any, i: Any) -> Any:
+def layer_params(params: Any, i: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], params["layers"]["fc"])
 
 
@@ -197,18 +197,18 @@ def scanned(params: Any, x: Any, body: Any = layer) -> Any:
 
 def unrolled(params: Any, x: Any) -> Any:
     for i in range(4):
-        x, _ = layer(x, one(params, i))
+        x, _ = layer(x, layer_params(params, i))
     return x
 
 
 def passed_on(params: Any, x: Any) -> Any:
     """Runs the layers twice; the first scan returns them as outputs, as Flax's scans do."""
 
-    def body(x: Any, own: Any) -> Any:
-        return jax.checkpoint(lambda own, x: (layer(x, own)[0], own))(own, x)
+    def body(x: Any, fc: Any) -> Any:
+        return jax.checkpoint(lambda fc, x: (layer(x, fc)[0], fc))(fc, x)
 
-    x, own = jax.lax.scan(body, x, params["layers"]["fc"])
-    return scanned({"layers": {"fc": own}}, x)
+    x, fc = jax.lax.scan(body, x, params["layers"]["fc"])
+    return scanned({"layers": {"fc": fc}}, x)
 
 
 LAYERWISE: dict[str, Run] = {
@@ -216,7 +216,7 @@ LAYERWISE: dict[str, Run] = {
     "scan of remat": partial(scanned, body=jax.checkpoint(layer)),
     "a loop in Python": unrolled,
     "a loop in the program": lambda p, x: jax.lax.fori_loop(
-        0, 4, lambda i, x: layer(x, one(p, i))[0], x
+        0, 4, lambda i, x: layer(x, layer_params(p, i))[0], x
     ),
     "its gradient by x": lambda p, x: jax.grad(lambda x: scanned(p, x).sum())(x),
     "looked up in a scan": lambda p, x: jax.lax.scan(
@@ -232,11 +232,11 @@ LAYERWISE: dict[str, Run] = {
     ),
     "handed on by scan": passed_on,
     "carried by scan": lambda p, x: jax.lax.scan(
-        lambda c, i: ((c[0], layer(c[1], one(c[0], i))[0]), None), (p, x), jnp.arange(4)
+        lambda c, i: ((c[0], layer(c[1], layer_params(c[0], i))[0]), None), (p, x), jnp.arange(4)
     )[0][1],
     "carried by while": lambda p, x: jax.lax.while_loop(
         lambda c: c[0] < 4,
-        lambda c: (c[0] + 1, c[1], layer(c[2], one(c[1], c[0]))[0]),
+        lambda c: (c[0] + 1, c[1], layer(c[2], layer_params(c[1], c[0]))[0]),
         (0, p, x),
     )[2],
     "handed on by cond": lambda p, x: unrolled(

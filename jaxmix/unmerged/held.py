@@ -1,0 +1,205 @@
+"""Values that maps are made of, computed once when adapters are attached.
+
+They are what `Update.precompute` returns: the norms that DoRA divides by, which depend on the base
+and the factors but not on the strength, and rotations, which depend on the factors and the
+strength. None of them changes between calls. Norms read the whole weight, which costs as much as
+the base's own product with a few tokens. Rotations are series or solutions of linear systems.
+
+A held value is used if its inputs are those of the call. If these were changed meanwhile, for
+example by a step of an optimizer on the attached tree or by another strength in it, the value is
+computed again. Gradients are those of values that are computed at each call.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, UInt32
+
+from jaxmix.affine import Base
+from jaxmix.apply.plan import cast
+from jaxmix.families.base import Update
+from jaxmix.placement.form import At, Form, arithmetic
+from jaxmix.placement.layout import Place
+from jaxmix.pytrees import register_dataclass
+
+__all__ = ["HeldValue", "Inputs", "hold", "site_base", "use"]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a value is computed from.
+
+    Args:
+        update: The update, in the dtype of the arithmetic.
+        strength: Its strength; None if the value does not depend on it.
+        leaf: The leaf's array; None if the value does not depend on the base.
+    """
+
+    update: Update
+    strength: Any
+    leaf: Any
+
+    @classmethod
+    def of(cls, update: Update, strength: Any, leaf: Any) -> "Inputs | None":
+        """Returns the inputs of an update's value, or None if it has no such value."""
+        sources = update.precomputed_from
+        if sources is None:
+            return None
+        return cls(
+            update,
+            strength if "strength" in sources else None,
+            leaf if "base" in sources else None,
+        )
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class HeldValue:
+    """The value of one update at one site.
+
+    Args:
+        value: The value, in the dtype of the arithmetic.
+        mark: The checksum of its inputs, as two floats: gradients by the leaves of a tree have no
+            integers.
+    """
+
+    value: Float[Array, "..."]
+    mark: Float[Array, "2"]
+
+
+def hold(inputs: Inputs, form: Form, leaf: jax.ShapeDtypeStruct) -> HeldValue:
+    """Computes a value.
+
+    Args:
+        inputs: Its inputs, in any dtypes.
+        form: How the leaf holds the site's tensor.
+        leaf: The leaf's shape and dtype.
+
+    Returns:
+        The value, with the mark of its inputs.
+    """
+    form, at = form.picked
+    return _hold(inputs, at, form=form, leaf=leaf)
+
+
+# `jit` caches the trace: all layers of one shape share it.
+@partial(jax.jit, static_argnames=("form", "leaf"))
+def _hold(inputs: Inputs, at: At, *, form: Form, leaf: jax.ShapeDtypeStruct) -> HeldValue:
+    """The value, computed in the dtype of the arithmetic."""
+    dtype = arithmetic(leaf.dtype)
+    update, strength = cast((inputs.update, inputs.strength), dtype)
+    inputs = replace(inputs, update=update, strength=strength)
+    with jax.default_matmul_precision("highest"):
+        value = _computed(inputs, at, form, leaf)
+    return HeldValue(value, _mark(inputs, at, form))
+
+
+def use(
+    held: HeldValue, inputs: Inputs, form: Form, leaf: jax.ShapeDtypeStruct
+) -> Float[Array, "..."]:
+    """Returns a held value, or computes it if its inputs changed.
+
+    Args:
+        held: The value that was held when the adapters were attached.
+        inputs: Its inputs now, update and strength in the dtype of the arithmetic.
+        form: How the leaf holds the site's tensor.
+        leaf: The leaf's shape and dtype.
+
+    Returns:
+        The value, with the gradient of a value that is computed now.
+    """
+
+    def compute(inputs: Inputs) -> Array:
+        return _computed(inputs, at, form, leaf)
+
+    form, at = form.picked
+    if held.value.dtype != jax.eval_shape(compute, inputs).dtype:
+        return compute(inputs)  # a cast of the whole tree rounded it
+
+    @jax.custom_jvp
+    def value(held: HeldValue, inputs: Inputs) -> Array:
+        is_same = (held.mark == _mark(inputs, at, form).astype(held.mark.dtype)).all()
+        return lax.cond(
+            is_same,
+            lambda held, inputs: held,
+            lambda held, inputs: compute(inputs),
+            held.value,
+            inputs,
+        )
+
+    def derivative(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        return jax.jvp(compute, primals[1:], tangents[1:])
+
+    value.defjvp(derivative)
+    return value(held, inputs)
+
+
+def site_base(form: Form, array: Array | None, leaf: jax.ShapeDtypeStruct, at: At = ()) -> Base:
+    """Returns the base of a site, as its updates read it.
+
+    Args:
+        form: How the leaf holds the site's tensor.
+        array: The leaf's array; None for a base without a matrix.
+        leaf: The leaf's shape and dtype.
+        at: The numbers of the form's index, if it was `Form.picked`.
+    """
+    shape = form.shape(leaf.shape)
+    if array is None:
+        return Base(None, shape, is_transposed=form.transposed)
+    matrix = form.matrix(array, at).astype(arithmetic(leaf.dtype))
+    stored = leaf.dtype if form.is_plain and form.scale == 1 else None
+    return Base(matrix, shape, stored=stored, is_transposed=form.transposed)
+
+
+def _computed(inputs: Inputs, at: At, form: Form, leaf: jax.ShapeDtypeStruct) -> Array:
+    """The value."""
+    base = site_base(form, inputs.leaf, leaf, at)
+    return inputs.update.precompute(base, inputs.strength)
+
+
+def _mark(inputs: Inputs, at: At, form: Form) -> Float[Array, "2"]:
+    """A checksum of the bits of an update and its strength, and of a row and a column of the site.
+
+    The whole weight would have to be read for a checksum of all its numbers. A step of an optimizer
+    changes whole rows, if not all of them (an embedding has a gradient only for the tokens of a
+    batch), so it changes the column.
+    """
+    parts = jax.tree.leaves((inputs.update, inputs.strength))
+    if inputs.leaf is not None:
+        part = Place("", None, form.index).get(jnp.asarray(inputs.leaf), at)
+        parts += [part[0], part[..., 0]]
+    total = jnp.zeros((), np.uint32)
+    for number, part in enumerate(parts):
+        total = total + _checksum(jnp.asarray(part), number)
+    return jnp.stack([total & 0xFFFF, total >> 16]).astype(np.float32)
+
+
+def _checksum(x: Array, number: int) -> UInt32[Array, ""]:
+    """A sum that depends on each number's bits and position, and on the array's own number.
+
+    A plain sum of bits is the same for reordered numbers, and for an even number of other signs.
+    """
+    bits = _bits(x)
+    position, stride = jnp.full((), number << 24, np.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        position = position + stride * lax.broadcasted_iota(np.uint32, bits.shape, axis)
+        stride = np.uint32(stride * bits.shape[axis])
+    # MurmurHash3's mixing of 32 bits: each bit of its input changes all bits of its result.
+    mixed = bits ^ (position * np.uint32(0x9E3779B1))
+    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+    return (mixed ^ (mixed >> 16)).sum(dtype=np.uint32)
+
+
+def _bits(x: Array) -> UInt32[Array, "..."]:
+    """The bits of an array as 32-bit integers; for wider numbers, with an axis of their parts."""
+    if x.dtype.itemsize >= 4:
+        return lax.bitcast_convert_type(x, np.uint32)
+    narrow = {1: np.uint8, 2: np.uint16}[x.dtype.itemsize]
+    return lax.bitcast_convert_type(x, narrow).astype(np.uint32)
