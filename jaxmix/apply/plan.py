@@ -1,11 +1,11 @@
 """Applies a chain of updates to one leaf: folds them into steps, and runs passes over the weight.
 
 On an accelerator, or under an outer trace, everything is one function, and XLA fuses it. On CPU,
-XLA would fuse terms of different kinds into one slow loop. There each pass over the weight (a
-rotation, a low-rank product, …) is a compiled function that reuses the buffer of the previous one,
-and so is the computation of each update's map. Only `_runs_by_pass` makes this choice. Compiled
-functions depend on structure, shapes and dtypes only: layers of one shape share them, new chains on
-CPU use the same few, and new strengths or factors do not re-trace.
+XLA would fuse terms of different kinds into one slow loop. There the computation of a chain's maps
+is a compiled function, and so is each pass over the weight, which reuses the buffer of the previous
+one: a rotation, or the addition of all terms that have slabs (`slabs`). Only `_runs_by_pass` makes
+this choice. Compiled functions depend on structure, shapes and dtypes only: layers of one shape
+share them, and new strengths or factors do not re-trace.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, fold
-from jaxmix.apply import accelerated
+from jaxmix.apply import accelerated, slabs
 from jaxmix.apply.decomposing import decomposed, is_on_cpu
 from jaxmix.families import Update
 from jaxmix.families.base import Chain, maps
@@ -114,8 +114,10 @@ def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | Non
 def _on_cpu(form: Form, tensor: Array, tensor_maps: Sequence[AffineMap]) -> Array:
     """The tensor with the maps applied, by the passes that suit a CPU."""
     now = tensor.astype(arithmetic(tensor.dtype))
-    for operation, operators in _passes(fold([_thrifty(tensor_map) for tensor_map in tensor_maps])):
-        now = _in_matrix(operation, now, operators, form, now.dtype)
+    for step in fold([_thrifty(tensor_map) for tensor_map in tensor_maps]):
+        if not step.is_shift:
+            now = _in_matrix(_multiply, now, (step.left, step.right), form, now.dtype)
+        now = _in_matrix(_add, now, step.shift, form, now.dtype)
     return now.astype(tensor.dtype)
 
 
@@ -147,8 +149,11 @@ def _by_pass(
     at: At,
     donate: bool,
 ) -> Array:
-    """The same with one compiled function for each map and each pass."""
-    steps = fold(list(_compiled_maps(leaf, base, chain, form, base_form, at)))
+    """The same with one compiled function for the maps and one for each pass."""
+    if any(update.reads_base for _, update in chain):
+        steps = fold(list(_compiled_maps(leaf, base, chain, form, base_form, at)))
+    else:
+        steps = _steps(chain, form.shape(leaf.shape), form.bare, arithmetic(leaf.dtype))
     if not steps:
         return leaf
     if form.is_plain:
@@ -194,6 +199,12 @@ def _compiled_maps(
             start = _rebase(update, _strength(strength, dtype), start, dtype)
 
 
+def _folded(chain: Chain, shape: tuple[int, int], form: Form, dtype: Any) -> tuple[AffineMap, ...]:
+    """The folded maps of a chain that does not read the base."""
+    base = Base(None, shape)
+    return fold([_one_map(update, strength, base, form, dtype) for strength, update in chain])
+
+
 def _one_map(update: Update, strength: Any, base: Base, form: Form, dtype: Any) -> AffineMap:
     """One update's map of the matrix as the leaf holds it."""
     with jax.default_matmul_precision("highest"):
@@ -235,38 +246,54 @@ def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], 
     for step in steps:
         if not step.is_shift:
             yield _multiply, (step.left, step.right)
-        for term in terms(step.shift):
-            if not isinstance(term, Zero):
+        found = [term for term in terms(step.shift) if not isinstance(term, Zero)]
+        if in_slabs := tuple(term for term in found if slabs.has_slabs(term)):
+            yield _add_by_slabs, in_slabs
+        for term in found:
+            if not slabs.has_slabs(term):
                 yield _add, term
 
 
 def _multiply(
-    w: Float[Array, "out in"], operators: tuple[Operator, Operator], sharding: Any
+    w: Float[Array, "out in"], operators: tuple[Operator, Operator], dtype: Any, sharding: Any
 ) -> Array:
     """``L W Rᵀ``."""
     left, right = operators
-    return sharded_matmul(
-        right, sharded_matmul(left, w, sharding).T, transposed_sharding(sharding)
-    ).T
+    w = sharded_matmul(left, w.astype(arithmetic(w.dtype)), sharding)
+    return sharded_matmul(right, w.T, transposed_sharding(sharding)).T.astype(dtype)
 
 
-def _add(w: Float[Array, "out in"], term: Operator, sharding: Any) -> Array:
-    """``W + Δ`` for one term."""
-    return term.added_to(w)
+def _add(w: Float[Array, "out in"], delta: Operator, dtype: Any, sharding: Any) -> Array:
+    """``W + Δ`` in one expression."""
+    return delta.added_to(w.astype(arithmetic(w.dtype))).astype(dtype)
+
+
+def _add_by_slabs(
+    w: Float[Array, "out in"], found: tuple[Operator, ...], dtype: Any, sharding: Any
+) -> Array:
+    """``W + Δ`` for all terms that have slabs."""
+    return slabs.added(w, found, dtype)
 
 
 def _in_matrix(
-    operation: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
+    operation: Callable[[Any, Any, Any, Any], Any],
+    tensor: Array,
+    operators: Any,
+    form: Form,
+    dtype: Any,
 ) -> Array:
-    """One pass over a tensor's matrix, in float32 or wider."""
+    """One pass over a tensor's matrix, computed in float32 or wider."""
     leaf_sharding = form.sharding if form.is_plain else None
     with jax.default_matmul_precision("highest"):
-        matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
-        result = operation(matrix, operators, matrix_sharding(leaf_sharding, tensor.shape))
-        out = result.reshape(tensor.shape).astype(dtype)
+        matrix, sharding = (
+            as_matrix(tensor, form.part),
+            matrix_sharding(leaf_sharding, tensor.shape),
+        )
+        out = operation(matrix, operators, dtype, sharding).reshape(tensor.shape)
     return out if leaf_sharding is None else lax.with_sharding_constraint(out, leaf_sharding)
 
 
+_steps = jax.jit(_folded, static_argnames=("shape", "form", "dtype"))
 _map = jax.jit(_one_map, static_argnames=("form", "dtype"))
 _rebase = jax.jit(_rebased, static_argnames="dtype")
 _read = jax.jit(_base, static_argnames=("form", "base_form"))
@@ -285,6 +312,6 @@ _PASSES = {
         static_argnames=("form", "dtype"),
         donate_argnames=("tensor",) if in_place else (),
     )
-    for operation in (_multiply, _add)
+    for operation in (_multiply, _add, _add_by_slabs)
     for in_place in (False, True)
 }
