@@ -8,7 +8,7 @@ this choice. Compiled functions depend on structure, shapes and dtypes only: lay
 share them, and new strengths or factors do not re-trace.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxmix.affine import AffineMap, Base, fold
-from jaxmix.apply import accelerated, slabs
+from jaxmix.apply import accelerated
 from jaxmix.apply.decomposing import decomposed, is_on_cpu
+from jaxmix.apply.passes import add, in_matrix, multiply, run
 from jaxmix.families import Update
 from jaxmix.families.base import Chain, maps
-from jaxmix.operators import Hadamard, Operator, Zero, terms
+from jaxmix.operators import Hadamard
 from jaxmix.operators.backends import Backend, by_platform
 from jaxmix.operators.lowrank import KHATRI_RAO_RANK
-from jaxmix.operators.sharded import matrix_sharding, sharded_matmul, transposed_sharding
+from jaxmix.operators.sharded import matrix_sharding
 from jaxmix.placement.form import At, Form, arithmetic, as_matrix
 
 __all__ = ["apply", "arithmetic", "as_matrix", "cast", "compiled_maps", "run"]
@@ -116,8 +117,8 @@ def _on_cpu(form: Form, tensor: Array, tensor_maps: Sequence[AffineMap]) -> Arra
     now = tensor.astype(arithmetic(tensor.dtype))
     for step in fold([_thrifty(tensor_map) for tensor_map in tensor_maps]):
         if not step.is_shift:
-            now = _in_matrix(_multiply, now, (step.left, step.right), form, now.dtype)
-        now = _in_matrix(_add, now, step.shift, form, now.dtype)
+            now = in_matrix(multiply, now, (step.left, step.right), form, now.dtype)
+        now = in_matrix(add, now, step.shift, form, now.dtype)
     return now.astype(tensor.dtype)
 
 
@@ -160,18 +161,6 @@ def _by_pass(
         return run(leaf, steps, form, leaf.dtype, donate=donate)
     tensor = run(_enter(leaf, at, form), steps, form, leaf.dtype, donate=True)
     return (_leave_in_place if donate else _leave)(leaf, tensor, at, form)
-
-
-def run(
-    tensor: Array, steps: Iterable[AffineMap], form: Form, dtype: Any, *, donate: bool = False
-) -> Array:
-    """Applies folded steps to a tensor, one compiled function per pass; the last one rounds."""
-    passes, bare = list(_passes(steps)), form.bare
-    for i, (operation, operators) in enumerate(passes):
-        wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
-        run_pass = _PASSES[operation, donate and tensor.dtype == wide]
-        tensor, donate = run_pass(tensor, operators, bare, wide), True
-    return tensor
 
 
 def compiled_maps(
@@ -241,58 +230,6 @@ def _thrifty(tensor_map: AffineMap) -> AffineMap:
     return tensor_map
 
 
-def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:
-    """The passes over the weight that steps need, in order."""
-    for step in steps:
-        if not step.is_shift:
-            yield _multiply, (step.left, step.right)
-        found = [term for term in terms(step.shift) if not isinstance(term, Zero)]
-        if in_slabs := tuple(term for term in found if slabs.has_slabs(term)):
-            yield _add_by_slabs, in_slabs
-        for term in found:
-            if not slabs.has_slabs(term):
-                yield _add, term
-
-
-def _multiply(
-    w: Float[Array, "out in"], operators: tuple[Operator, Operator], dtype: Any, sharding: Any
-) -> Array:
-    """``L W Rᵀ``."""
-    left, right = operators
-    w = sharded_matmul(left, w.astype(arithmetic(w.dtype)), sharding)
-    return sharded_matmul(right, w.T, transposed_sharding(sharding)).T.astype(dtype)
-
-
-def _add(w: Float[Array, "out in"], delta: Operator, dtype: Any, sharding: Any) -> Array:
-    """``W + Δ`` in one expression."""
-    return delta.added_to(w.astype(arithmetic(w.dtype))).astype(dtype)
-
-
-def _add_by_slabs(
-    w: Float[Array, "out in"], found: tuple[Operator, ...], dtype: Any, sharding: Any
-) -> Array:
-    """``W + Δ`` for all terms that have slabs."""
-    return slabs.added(w, found, dtype)
-
-
-def _in_matrix(
-    operation: Callable[[Any, Any, Any, Any], Any],
-    tensor: Array,
-    operators: Any,
-    form: Form,
-    dtype: Any,
-) -> Array:
-    """One pass over a tensor's matrix, computed in float32 or wider."""
-    leaf_sharding = form.sharding if form.is_plain else None
-    with jax.default_matmul_precision("highest"):
-        matrix, sharding = (
-            as_matrix(tensor, form.part),
-            matrix_sharding(leaf_sharding, tensor.shape),
-        )
-        out = operation(matrix, operators, dtype, sharding).reshape(tensor.shape)
-    return out if leaf_sharding is None else lax.with_sharding_constraint(out, leaf_sharding)
-
-
 _steps = jax.jit(_folded, static_argnames=("shape", "form", "dtype"))
 _map = jax.jit(_one_map, static_argnames=("form", "dtype"))
 _rebase = jax.jit(_rebased, static_argnames="dtype")
@@ -306,12 +243,3 @@ def _left(leaf: Array, tensor: Array, at: At, form: Form) -> Array:
 
 _leave = jax.jit(_left, static_argnames="form")
 _leave_in_place = jax.jit(_left, static_argnames="form", donate_argnames="leaf")
-_PASSES = {
-    (operation, in_place): jax.jit(
-        partial(_in_matrix, operation),
-        static_argnames=("form", "dtype"),
-        donate_argnames=("tensor",) if in_place else (),
-    )
-    for operation in (_multiply, _add, _add_by_slabs)
-    for in_place in (False, True)
-}
