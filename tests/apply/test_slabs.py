@@ -71,15 +71,17 @@ def test_float64_is_kept() -> None:
         np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-13, atol=1e-13)
 
 
-def test_derivatives_are_those_of_the_sum() -> None:
-    weight, terms = _weight(997, 600, np.float32), _terms(997, 600)
-    at = _weight(997, 600, np.float32).T.reshape(997, 600)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_derivatives_are_those_of_the_sum(dtype: str) -> None:
+    weight, terms = _weight(997, 600, dtype), _terms(997, 600)
+    at = weight.T.reshape(997, 600)
 
     def by_slabs(weight: Any, terms: Any) -> Any:
-        return (at * slabs.added(weight, terms, weight.dtype)).sum()
+        return (at * slabs.added(weight, terms, weight.dtype)).astype(np.float32).sum()
 
     def whole(weight: Any, terms: Any) -> Any:
-        return (at * Sum(terms).added_to(weight)).sum()
+        total = Sum(terms).added_to(weight.astype(np.float32)).astype(weight.dtype)
+        return (at * total).astype(np.float32).sum()
 
     found, expected = (jax.jit(jax.grad(f, (0, 1)))(weight, terms) for f in (by_slabs, whole))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
