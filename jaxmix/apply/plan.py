@@ -1,14 +1,14 @@
 """Applies a chain of updates to one leaf: folds them into steps, and runs passes over the weight.
 
 On an accelerator, or under an outer trace, everything is one function, and XLA fuses it. On CPU,
-XLA would fuse terms of different kinds into one slow loop. There each pass over the weight (a
-rotation, a low-rank product, …) is a compiled function that reuses the buffer of the previous one,
-and so is the computation of each update's map. Only `_runs_by_pass` makes this choice. Compiled
-functions depend on structure, shapes and dtypes only: layers of one shape share them, new chains on
-CPU use the same few, and new strengths or factors do not re-trace.
+XLA would fuse terms of different kinds into one slow loop. There the computation of a chain's maps
+is a compiled function, and so is each pass over the weight, which reuses the buffer of the previous
+one: a rotation, or the addition of all terms that have slabs (`slabs`). Only `_runs_by_pass` makes
+this choice. Compiled functions depend on structure, shapes and dtypes only: layers of one shape
+share them, and new strengths or factors do not re-trace.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.apply import accelerated
 from jaxmix.apply.decomposing import decomposed, is_on_cpu
+from jaxmix.apply.passes import add, in_matrix, multiply, run
 from jaxmix.families import Update
 from jaxmix.families.base import Chain, maps
-from jaxmix.operators import Hadamard, Operator, Zero, terms
+from jaxmix.operators import Hadamard
 from jaxmix.operators.backends import Backend, by_platform
 from jaxmix.operators.lowrank import KHATRI_RAO_RANK
-from jaxmix.operators.sharded import matrix_sharding, sharded_matmul, transposed_sharding
+from jaxmix.operators.sharded import matrix_sharding
 from jaxmix.placement.form import At, Form, arithmetic, as_matrix
 
 __all__ = ["apply", "arithmetic", "as_matrix", "cast", "compiled_maps", "run"]
@@ -114,8 +115,10 @@ def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | Non
 def _on_cpu(form: Form, tensor: Array, tensor_maps: Sequence[AffineMap]) -> Array:
     """The tensor with the maps applied, by the passes that suit a CPU."""
     now = tensor.astype(arithmetic(tensor.dtype))
-    for operation, operators in _passes(fold([_thrifty(tensor_map) for tensor_map in tensor_maps])):
-        now = _in_matrix(operation, now, operators, form, now.dtype)
+    for step in fold([_thrifty(tensor_map) for tensor_map in tensor_maps]):
+        if not step.is_shift:
+            now = in_matrix(multiply, now, (step.left, step.right), form, now.dtype)
+        now = in_matrix(add, now, step.shift, form, now.dtype)
     return now.astype(tensor.dtype)
 
 
@@ -147,26 +150,17 @@ def _by_pass(
     at: At,
     donate: bool,
 ) -> Array:
-    """The same with one compiled function for each map and each pass."""
-    steps = fold(list(_compiled_maps(leaf, base, chain, form, base_form, at)))
+    """The same with one compiled function for the maps and one for each pass."""
+    if any(update.reads_base for _, update in chain):
+        steps = fold(list(_compiled_maps(leaf, base, chain, form, base_form, at)))
+    else:
+        steps = _steps(chain, form.shape(leaf.shape), form.bare, arithmetic(leaf.dtype))
     if not steps:
         return leaf
     if form.is_plain:
         return run(leaf, steps, form, leaf.dtype, donate=donate)
     tensor = run(_enter(leaf, at, form), steps, form, leaf.dtype, donate=True)
     return (_leave_in_place if donate else _leave)(leaf, tensor, at, form)
-
-
-def run(
-    tensor: Array, steps: Iterable[AffineMap], form: Form, dtype: Any, *, donate: bool = False
-) -> Array:
-    """Applies folded steps to a tensor, one compiled function per pass; the last one rounds."""
-    passes, bare = list(_passes(steps)), form.bare
-    for i, (operation, operators) in enumerate(passes):
-        wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
-        run_pass = _PASSES[operation, donate and tensor.dtype == wide]
-        tensor, donate = run_pass(tensor, operators, bare, wide), True
-    return tensor
 
 
 def compiled_maps(
@@ -192,6 +186,12 @@ def _compiled_maps(
         yield _map(update, _strength(strength, dtype), visible, form.bare, dtype)
         if update.is_base_side and start is not bare:
             start = _rebase(update, _strength(strength, dtype), start, dtype)
+
+
+def _folded(chain: Chain, shape: tuple[int, int], form: Form, dtype: Any) -> tuple[AffineMap, ...]:
+    """The folded maps of a chain that does not read the base."""
+    base = Base(None, shape)
+    return fold([_one_map(update, strength, base, form, dtype) for strength, update in chain])
 
 
 def _one_map(update: Update, strength: Any, base: Base, form: Form, dtype: Any) -> AffineMap:
@@ -230,43 +230,7 @@ def _thrifty(tensor_map: AffineMap) -> AffineMap:
     return tensor_map
 
 
-def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:
-    """The passes over the weight that steps need, in order."""
-    for step in steps:
-        if not step.is_shift:
-            yield _multiply, (step.left, step.right)
-        for term in terms(step.shift):
-            if not isinstance(term, Zero):
-                yield _add, term
-
-
-def _multiply(
-    w: Float[Array, "out in"], operators: tuple[Operator, Operator], sharding: Any
-) -> Array:
-    """``L W Rᵀ``."""
-    left, right = operators
-    return sharded_matmul(
-        right, sharded_matmul(left, w, sharding).T, transposed_sharding(sharding)
-    ).T
-
-
-def _add(w: Float[Array, "out in"], term: Operator, sharding: Any) -> Array:
-    """``W + Δ`` for one term."""
-    return term.added_to(w)
-
-
-def _in_matrix(
-    operation: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
-) -> Array:
-    """One pass over a tensor's matrix, in float32 or wider."""
-    leaf_sharding = form.sharding if form.is_plain else None
-    with jax.default_matmul_precision("highest"):
-        matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
-        result = operation(matrix, operators, matrix_sharding(leaf_sharding, tensor.shape))
-        out = result.reshape(tensor.shape).astype(dtype)
-    return out if leaf_sharding is None else lax.with_sharding_constraint(out, leaf_sharding)
-
-
+_steps = jax.jit(_folded, static_argnames=("shape", "form", "dtype"))
 _map = jax.jit(_one_map, static_argnames=("form", "dtype"))
 _rebase = jax.jit(_rebased, static_argnames="dtype")
 _read = jax.jit(_base, static_argnames=("form", "base_form"))
@@ -279,12 +243,3 @@ def _left(leaf: Array, tensor: Array, at: At, form: Form) -> Array:
 
 _leave = jax.jit(_left, static_argnames="form")
 _leave_in_place = jax.jit(_left, static_argnames="form", donate_argnames="leaf")
-_PASSES = {
-    (operation, in_place): jax.jit(
-        partial(_in_matrix, operation),
-        static_argnames=("form", "dtype"),
-        donate_argnames=("tensor",) if in_place else (),
-    )
-    for operation in (_multiply, _add)
-    for in_place in (False, True)
-}
