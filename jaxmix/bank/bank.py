@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxmix.adapter import Adapter
 from jaxmix.bank import assignment, building, calls
+from jaxmix.bank.blending import attached
 from jaxmix.bank.leaves import BankLeaf
 from jaxmix.errors import AdapterError, UnsupportedError
 from jaxmix.mixing import Mix
@@ -235,7 +236,7 @@ class Bank:
         present = [(i, name) for i, name in enumerate(self.names) if name is not None]
         ordered = members and {name: members[name] for _, name in present}
         each = [strengths[i] for i, _ in present]
-        return calls.attached(params, ordered, each, layout, self.leaves)
+        return attached(params, ordered, each, layout, self.leaves)
 
     def _fill(self, base: Any, numbers: Mapping[int, Member], layout: Any, room: int) -> None:
         """Builds the arrays from the members by their numbers."""

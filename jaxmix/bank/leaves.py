@@ -6,16 +6,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
 from jaxmix.bank.padding import padded_factors, padded_terms
+from jaxmix.bank.slots import Selection
 from jaxmix.bank.stacks import (
     OperatorStack,
     build_stacks,
     insert,
     select,
-    slot_for,
+    selection,
 )
 from jaxmix.placement.form import Form
 from jaxmix.placement.quantized import dequantized
@@ -56,7 +56,7 @@ class BankLeaf:
     reason: str = field(metadata={"static": True})
     is_vector: bool = field(default=False, metadata={"static": True})
 
-    def of_row(self, base: Any, routes: Array, each: int) -> Any:
+    def of_row(self, base: Any, routes: Selection, each: int) -> Any:
         """Returns the leaf for one row.
 
         Args:
@@ -70,7 +70,8 @@ class BankLeaf:
         if self.reason:
             leaf = jnp.asarray(dequantized(base))
             for stack in self.stacks["whole"]:
-                slot = slot_for(stack, routes)
+                slot = selection(stack, routes).slot
+                assert slot is not None  # only leaves to which all members add take strengths
                 own = jnp.take(stack.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
                 leaf = jnp.where(slot >= 0, own.astype(leaf.dtype), leaf)
             return leaf

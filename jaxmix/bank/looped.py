@@ -6,6 +6,7 @@ reads the whole stack. The remaining rows go through a loop with a traced trip c
 each row's factors once and skips rows that select nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,14 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxmix.bank.slots import Use, count_slots, entry, is_slot
+from jaxmix.bank.slots import Selection, Use, count_slots, entry
 from jaxmix.operators import Sparse
 
 __all__ = ["apply_by_loops"]
 
 
 def apply_by_loops(
-    use: Use, is_factor: bool, start: Array, x: Array, stacks: Any, picks: Any, each: int
+    use: Use,
+    is_factor: bool,
+    start: Array,
+    x: Array,
+    stacks: Sequence[Any],
+    picks: Sequence[Selection],
+    each: int,
 ) -> Array:
     """Applies the selected operators to a batch of rows; rows that select nothing cost nothing.
 
@@ -30,7 +37,7 @@ def apply_by_loops(
         start: The result for rows that select nothing (rows, tokens, ...).
         x: The input (rows, tokens, ...).
         stacks: The stacks of operators.
-        picks: For each stack the selected slots (rows,), or the strengths (rows, slots).
+        picks: What the rows select from each stack.
         each: The average number of rows per slot.
 
     Returns:
@@ -38,10 +45,10 @@ def apply_by_loops(
     """
     result = start
     for stack, pick in zip(stacks, picks, strict=True):
-        if is_slot(pick):
-            result = _by_slot(use, is_factor, result, x, stack, pick, each)
+        if pick.slot is None:
+            result = _by_strength(use, result, x, stack, pick.shares)
         else:
-            result = _by_strength(use, result, x, stack, pick)
+            result = _by_slot(use, is_factor, result, x, stack, pick.slot, each)
     return result
 
 
