@@ -92,7 +92,7 @@ def run(
     numbers = {name: i for i, name in enumerate(factored_by_name(params))}
     bases, tree = jax.tree.flatten(params)
     is_blend = jnp.issubdtype(pick.dtype, jnp.floating)
-    each = max(1, rows // max(taken.shape[0], 1))
+    rows_per_slot = max(1, rows // max(taken.shape[0], 1))
     stacked = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
     uses: dict[Use, None] = {}
     for leaf in stacked:
@@ -104,7 +104,7 @@ def run(
         if len(stacked) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
         for leaf in stacked:
-            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, each)
+            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, rows_per_slot)
         single = jax.tree.map(lambda x: x[None], row)
         on_leaves = quietly_factored(fn, how if how == "dense" else "factored", uses.setdefault)
         return jax.tree.map(_single, on_leaves(tree.unflatten(flat), single))

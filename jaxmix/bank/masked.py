@@ -66,11 +66,11 @@ def apply_by_masks(
     for stack, pick in zip(stacks, picks, strict=True):
         share = pick.shares.astype(start.dtype)
         apply = _looked_up if is_lookup else _multiplied
-        own = apply(x, stack, share, pick.slot, is_transposed).astype(result.dtype)
+        output = apply(x, stack, share, pick.slot, is_transposed).astype(result.dtype)
         if is_factor and pick.slot is not None:
-            result = jnp.where((pick.slot == NOTHING)[:, None, None], result, own)
+            result = jnp.where((pick.slot == NOTHING)[:, None, None], result, output)
         else:
-            result = result + own
+            result = result + output
     return result
 
 
@@ -113,18 +113,18 @@ def _multiplied(
 
 def _is_cheaper_masked(stack: Any, tokens: int) -> bool:
     """Whether products with all members' operators cost less than gathering each row's own."""
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
-    if not isinstance(one, LowRank | Hadamard | Kronecker | BlockDiagonal):
+    operator = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+    if not isinstance(operator, LowRank | Hadamard | Kronecker | BlockDiagonal):
         return True
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(one))
-    return tokens * (count_slots(stack) - 1) * one.matmul_flops(1) <= _GATHERED * size
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(operator))
+    return tokens * (count_slots(stack) - 1) * operator.matmul_flops(1) <= _GATHERED * size
 
 
 def _by_low_rank(x: Array, stack: LowRank, share: Array, is_transposed: bool) -> Array:
     if is_transposed:
-        inner = _own(jnp.einsum("bti,sri->btsr", x, stack.a), share[:, None, :, None])
+        inner = _weighted(jnp.einsum("bti,sri->btsr", x, stack.a), share[:, None, :, None])
         return jnp.einsum("btsr,sor->bto", inner, stack.b)
-    inner = _own(jnp.einsum("bti,sir->btsr", x, stack.b), share[:, None, :, None])
+    inner = _weighted(jnp.einsum("bti,sir->btsr", x, stack.b), share[:, None, :, None])
     return jnp.einsum("btsr,sro->bto", inner, stack.a)
 
 
@@ -136,10 +136,14 @@ def _by_kronecker(x: Array, stack: Kronecker, share: Array, is_transposed: bool)
     (_, rows, m), (_, k, n) = first.shape, second.shape
     parts = x.reshape(*x.shape[:2], rows, k)
     if n * rows * (k + m) <= m * k * (rows + n):
-        inner = _own(jnp.einsum("btlk,skn->btlsn", parts, second), share[:, None, None, :, None])
+        inner = _weighted(
+            jnp.einsum("btlk,skn->btlsn", parts, second), share[:, None, None, :, None]
+        )
         out = jnp.einsum("btlsn,slm->btmn", inner, first)
     else:
-        inner = _own(jnp.einsum("btlk,slm->btksm", parts, first), share[:, None, None, :, None])
+        inner = _weighted(
+            jnp.einsum("btlk,slm->btksm", parts, first), share[:, None, None, :, None]
+        )
         out = jnp.einsum("btksm,skn->btmn", inner, second)
     return out.reshape(*x.shape[:2], m * n)
 
@@ -148,12 +152,12 @@ def _by_blocks(x: Array, stack: BlockDiagonal, share: Array, is_transposed: bool
     """Each block contracts over its own part of all members' masked tokens."""
     _, k, size, _ = stack.blocks.shape
     parts = x.reshape(*x.shape[:2], stack.copies, k, 1, size)
-    parts = _own(parts, share[:, None, None, None, :, None])
+    parts = _weighted(parts, share[:, None, None, None, :, None])
     pattern = "btcksa,skda->btckd" if is_transposed else "btcksa,skad->btckd"
     return jnp.einsum(pattern, parts, stack.blocks).reshape(x.shape)
 
 
-def _own(results: Array, share: Array) -> Array:
+def _weighted(results: Array, share: Array) -> Array:
     """The results times the shares; zero where the share is, even if a result overflows."""
     return jnp.where(share != 0, results * share, jnp.zeros((), results.dtype))
 
@@ -168,12 +172,12 @@ def _by_operator(
         return operator.take_rows(x) if is_lookup else x @ operator
 
     if slot is not None:
-        own = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(slot, 0), axis=0), stack)
-        out = jax.vmap(use)(own, x)
+        operators = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(slot, 0), axis=0), stack)
+        out = jax.vmap(use)(operators, x)
         other = jnp.where(slot == BROKEN, np.nan, 0).astype(out.dtype)
         return jnp.where((slot >= 0)[:, None, None], out, other[:, None, None])
     every = jax.vmap(lambda operator: jax.vmap(lambda row: use(operator, row))(x))(stack)
-    return _own(every, share.astype(every.dtype).T[:, :, None, None]).sum(0)
+    return _weighted(every, share.astype(every.dtype).T[:, :, None, None]).sum(0)
 
 
 def _looked_up(

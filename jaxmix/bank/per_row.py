@@ -43,7 +43,7 @@ class PerRow(Operator):
         n_cols: The number of columns of the operators.
         is_factor: Whether selecting nothing gives the identity instead of zero.
         is_transposed: Whether the operators are the transposes of those in the stacks.
-        each: The average number of rows of a batch per slot.
+        rows_per_slot: The average number of rows of a batch per slot.
 
     Example:
         >>> from jaxmix.operators import Diagonal
@@ -62,7 +62,7 @@ class PerRow(Operator):
     n_cols: int = static()
     is_factor: bool = static()
     is_transposed: bool = static(False)
-    each: int = static(1)
+    rows_per_slot: int = static(1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,7 +86,9 @@ class PerRow(Operator):
         return Product(Identity(self.n_rows).scaled(factor), self)
 
     def __rmatmul__(self, x: Float[Array, "n rows"]) -> Float[Array, "n cols"]:
-        product = _grouped(_matmul, self.is_transposed, self.n_cols, self.is_factor, self.each)
+        product = _grouped(
+            _matmul, self.is_transposed, self.n_cols, self.is_factor, self.rows_per_slot
+        )
         return product(x, self.stacks, self.picks)
 
     def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
@@ -95,7 +97,7 @@ class PerRow(Operator):
     def take_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
         if self.is_factor:
             return self.dense()[at]
-        take = _grouped(_take_rows, self.is_transposed, self.n_cols, False, self.each)
+        take = _grouped(_take_rows, self.is_transposed, self.n_cols, False, self.rows_per_slot)
         return take(at, self.stacks, self.picks)
 
     def rows(self, part: slice) -> Dense:
@@ -146,9 +148,9 @@ def _single(
             # A strength of zero leaves out inf and NaN.
             result = result + jnp.where(shares == 0, 0, shares * outputs).sum(0)
         else:
-            own = use(entry(stack, jnp.maximum(pick.slot, 0)))
-            own = own if is_factor else result + own
-            result = jnp.where(pick.slot >= 0, own, result)
+            output = use(entry(stack, jnp.maximum(pick.slot, 0)))
+            output = output if is_factor else result + output
+            result = jnp.where(pick.slot >= 0, output, result)
     return result
 
 
@@ -163,7 +165,7 @@ def _with_nan(start: Array, picks: Any) -> Array:
 
 @lru_cache
 def _grouped(
-    use: Any, is_transposed: bool, n_cols: int, is_factor: bool, each: int
+    use: Any, is_transposed: bool, n_cols: int, is_factor: bool, rows_per_slot: int
 ) -> Callable[..., Array]:
     """Returns ``(x, stacks, picks) -> result`` for a use, with its batching rule and gradient."""
     apply = partial(use, is_transposed)
@@ -181,7 +183,7 @@ def _grouped(
     @jax.jit
     def on_cpu(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
         start = _with_nan(start, picks)
-        return apply_by_loops(apply, is_factor, start, x, stacks, picks, each)
+        return apply_by_loops(apply, is_factor, start, x, stacks, picks, rows_per_slot)
 
     @jax.jit
     def on_accelerator(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
