@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxmix.adapter import Adapter
 from jaxmix.bank import assignment, building, calls
+from jaxmix.bank.blending import attached
 from jaxmix.bank.leaves import BankLeaf
 from jaxmix.errors import AdapterError, UnsupportedError
 from jaxmix.mixing import Mix
@@ -91,13 +92,13 @@ class Bank:
         capacity: int | None = None,
         blend: bool = False,
     ):
-        found: dict[str, Any] = building.check_members(members, "Bank")
-        room = building.check_capacity(capacity, len(found))
-        base = building.untied_base(params, found, layout)
-        self._fill(base, dict(enumerate(found.values())), layout, room)
-        self.blend = found if blend else None
-        self.names = tuple(found)
-        self._origin = building.Origin(base, found, layout)
+        checked: dict[str, Any] = building.check_members(members, "Bank")
+        capacity = building.check_capacity(capacity, len(checked))
+        base = building.untied_base(params, checked, layout)
+        self._fill(base, dict(enumerate(checked.values())), layout, capacity)
+        self.blend = checked if blend else None
+        self.names = tuple(checked)
+        self._origin = building.Origin(base, checked, layout)
 
     capacity = property(lambda self: self.taken.shape[0], doc="The number of members that fit.")
 
@@ -205,7 +206,7 @@ class Bank:
         return self._new(self.leaves, self._released(number), taken, members, names)
 
     def explain(self) -> str:
-        """Describes how each leaf is run: its stacks with their slots, or why it is whole."""
+        """Lists each leaf with its stacks and their slots, or the reason why it is whole."""
         return "\n".join(leaf.described() for leaf in self.leaves) or "no leaf is changed"
 
     def __repr__(self) -> str:
@@ -221,11 +222,11 @@ class Bank:
         return children, building.MemberNames(self.names)
 
     @classmethod
-    def tree_unflatten(cls, unseen: building.MemberNames, children: Any) -> "Bank":
+    def tree_unflatten(cls, names: building.MemberNames, children: Any) -> "Bank":
         """Inverts `tree_flatten_with_keys`; the result does not know what it was built from."""
         new = object.__new__(cls)
         new.leaves, new.owners, new.broken, new.taken, new.blend = children
-        new.names, new._origin = unseen.names, None
+        new.names, new._origin = names.names, None
         return new
 
     def _blended(self, params: Any, strengths: Array) -> Any:
@@ -235,17 +236,17 @@ class Bank:
         present = [(i, name) for i, name in enumerate(self.names) if name is not None]
         ordered = members and {name: members[name] for _, name in present}
         each = [strengths[i] for i, _ in present]
-        return calls.attached(params, ordered, each, layout, self.leaves)
+        return attached(params, ordered, each, layout, self.leaves)
 
-    def _fill(self, base: Any, numbers: Mapping[int, Member], layout: Any, room: int) -> None:
+    def _fill(self, base: Any, numbers: Mapping[int, Member], layout: Any, capacity: int) -> None:
         """Builds the arrays from the members by their numbers."""
 
         def slots(count: int) -> int:
-            return -(-count * room // max(len(numbers), 1))
+            return -(-count * capacity // max(len(numbers), 1))
 
         self.leaves, owners = building.build_leaves(base, numbers, layout, slots)
         self.owners, self.broken = jnp.asarray(owners), building.broken_slots(self.leaves)
-        self.taken = jnp.asarray(np.isin(np.arange(room), list(numbers)))
+        self.taken = jnp.asarray(np.isin(np.arange(capacity), list(numbers)))
 
     def _with(
         self,
@@ -258,16 +259,16 @@ class Bank:
         taken = self.taken.at[number].set(True, mode="drop")
         new = self._new(self.leaves, self.owners, taken, members, names)
         if number < self.capacity:
-            own = building.attach_member(origin.base, members[names[number] or ""], origin.layout)
+            added = building.attach_member(origin.base, members[names[number] or ""], origin.layout)
             owners = np.array(self._released(number))
-            leaves = building.insert_member(self.leaves, own, number, owners)
+            leaves = building.insert_member(self.leaves, added, number, owners)
             if leaves is not None:
                 new.leaves, new.owners = leaves, jnp.asarray(owners)
                 new.broken = building.broken_slots(leaves)
                 return new
-        room = self.capacity if number < self.capacity else 2 * number
+        capacity = self.capacity if number < self.capacity else 2 * number
         numbers = {i: members[name] for i, name in enumerate(names) if name is not None}
-        new._fill(origin.base, numbers, origin.layout, room)
+        new._fill(origin.base, numbers, origin.layout, capacity)
         return new
 
     def _released(self, number: int) -> Array:

@@ -105,24 +105,30 @@ def build_leaves(
     base: Any,
     members: Mapping[int, Mixable],
     layout: Layout | str | None,
-    room: Callable[[int], int],
+    slots_for: Callable[[int], int],
 ) -> tuple[tuple[BankLeaf, ...], np.ndarray]:
     """Builds the `BankLeaf` of each leaf that some member changes, in the order of the tree.
+
+    Args:
+        base: The base.
+        members: The members by their numbers.
+        layout: Where the sites are in the tree.
+        slots_for: Returns the number of slots for a number of members with one structure.
 
     Returns:
         The leaves, and the table of the owners of their slots.
     """
-    found: dict[str, dict[int, Factored]] = {}
+    by_name: dict[str, dict[int, Factored]] = {}
     for number, member in members.items():
         for name, leaf in attach_member(base, member, layout).items():
-            found.setdefault(name, {})[number] = leaf
-    names = [name for name in factored_by_name(base) if name in found]
+            by_name.setdefault(name, {})[number] = leaf
+    names = [name for name in factored_by_name(base) if name in by_name]
     leaves: list[BankLeaf] = []
     owners: list[Sequence[int]] = []
     for name in names:
-        leaf, own = build_leaf(name, found[name], room, len(owners))
+        leaf, owners_of_leaf = build_leaf(name, by_name[name], slots_for, len(owners))
         leaves.append(leaf)
-        owners += own
+        owners += owners_of_leaf
     return tuple(leaves), owner_table([x for leaf in leaves for x in leaf.all_stacks], owners)
 
 

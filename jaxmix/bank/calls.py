@@ -1,7 +1,7 @@
 """Calls of a bank: runs a function on a batch in which each row has its own mix."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxmix.adapter import Mixable
 from jaxmix.bank.assignment import is_unknown
-from jaxmix.bank.building import factored_by_name, mix_all
+from jaxmix.bank.building import factored_by_name
 from jaxmix.bank.leaves import BankLeaf
+from jaxmix.bank.slots import Selection
 from jaxmix.bank.stacks import route
 from jaxmix.errors import (
     DenseWeightWarning,
@@ -23,15 +23,13 @@ from jaxmix.errors import (
     UnsupportedError,
     listing,
 )
-from jaxmix.placement.layout import Layout
-from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.running import quietly_factored
 from jaxmix.unmerged.uses import Use, refusal, warning
 from jaxmix.unmerged.uses import described as described_array
 from jaxmix.unmerged.weight import How
 
-__all__ = ["Slots", "attached", "run"]
+__all__ = ["Slots", "run"]
 
 
 @dataclass(frozen=True)
@@ -94,19 +92,19 @@ def run(
     numbers = {name: i for i, name in enumerate(factored_by_name(params))}
     bases, tree = jax.tree.flatten(params)
     is_blend = jnp.issubdtype(pick.dtype, jnp.floating)
-    each = max(1, rows // max(taken.shape[0], 1))
+    rows_per_slot = max(1, rows // max(taken.shape[0], 1))
     stacked = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
     uses: dict[Use, None] = {}
     for leaf in stacked:
         if leaf.reason and not leaf.is_vector:
             uses[Use(leaf.name, described_array(bases[numbers[leaf.name]]), leaf.reason)] = None
 
-    def run_row(pick: Array, routes: Array, row: Any) -> Any:
+    def run_row(pick: Array, routes: Selection, row: Any) -> Any:
         flat = list(bases)
         if len(stacked) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
         for leaf in stacked:
-            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, each)
+            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, rows_per_slot)
         single = jax.tree.map(lambda x: x[None], row)
         on_leaves = quietly_factored(fn, how if how == "dense" else "factored", uses.setdefault)
         return jax.tree.map(_single, on_leaves(tree.unflatten(flat), single))
@@ -144,28 +142,6 @@ def _matching(params: Any, leaves: Sequence[BankLeaf]) -> Any:
             "with the original params, or make a bank for the new ones."
         )
     return params
-
-
-def attached(
-    params: Any,
-    members: Mapping[str, Mixable] | None,
-    strengths: Sequence[Array],
-    layout: Layout | str | None,
-    leaves: Sequence[BankLeaf],
-) -> Any:
-    """Attaches all members to the params, in order, each at its strength.
-
-    Raises:
-        UnsupportedError: If the members are unknown.
-    """
-    if members is None:
-        leaf = next(leaf.name for leaf in leaves if not leaf.is_linear)
-        raise UnsupportedError(
-            "strengths for each member need the members themselves, since some do more than add to "
-            f"the weight (at {leaf}), but this bank is an argument of a traced function. Make it "
-            "with Bank(…, blend=True)."
-        )
-    return attach(params, mix_all(members, strengths), layout=layout)
 
 
 def _rows(batch: Any) -> int:

@@ -6,16 +6,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
 from jaxmix.bank.padding import padded_factors, padded_terms
+from jaxmix.bank.slots import Selection
 from jaxmix.bank.stacks import (
     OperatorStack,
     build_stacks,
     insert,
     select,
-    slot_for,
+    selection,
 )
 from jaxmix.placement.form import Form
 from jaxmix.placement.quantized import dequantized
@@ -31,18 +31,21 @@ _SIDES = {"left": True, "right": True, "shift": False}
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class BankLeaf:
-    """What the members change at one leaf: stacks of their L, R and Δ, or of whole leaves.
+    """What the members change at one leaf: stacks of their L, R and Δ.
+
+    A leaf is whole if some member's map can't be kept apart from it: then the stacks hold the
+    merged leaves of the members.
 
     Args:
-        stacks: The stacks of each side; or, under "whole", stacks of merged leaves.
+        stacks: The stacks of each side; those of a whole leaf under "whole".
         name: The leaf's dotted name.
         leaf_shape: The leaf's shape.
         forms: How the leaf holds its sites' tensors, as in `Factored`.
-        axes: The leaf's axes for rows, columns and layers, counted from the end; None for whole
-            leaves.
-        shape: The shape (out, in) of the maps; () for whole leaves.
+        axes: The leaf's axes for rows, columns and layers, counted from the end; None for a
+            whole leaf.
+        shape: The shape (out, in) of the maps; () for a whole leaf.
         is_linear: Whether all members only add to the weight, in proportion to their strengths.
-        reason: Why the leaves are whole; "" where they are not.
+        reason: Why the leaf is whole; "" if it is not.
         is_vector: Whether the leaf is a vector, whose dense form costs no more.
     """
 
@@ -56,28 +59,29 @@ class BankLeaf:
     reason: str = field(metadata={"static": True})
     is_vector: bool = field(default=False, metadata={"static": True})
 
-    def of_row(self, base: Any, routes: Array, each: int) -> Any:
+    def of_row(self, base: Any, routes: Selection, rows_per_slot: int) -> Any:
         """Returns the leaf for one row.
 
         Args:
             base: The base's leaf.
             routes: What the row selects from every stack of the bank, as in `stacks.route`.
-            each: The average number of rows of a batch per member.
+            rows_per_slot: The average number of rows of a batch per slot.
 
         Returns:
-            A factored leaf, or an array if whole leaves are stacked.
+            A factored leaf, or an array if the leaf is whole.
         """
         if self.reason:
             leaf = jnp.asarray(dequantized(base))
             for stack in self.stacks["whole"]:
-                slot = slot_for(stack, routes)
-                own = jnp.take(stack.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
-                leaf = jnp.where(slot >= 0, own.astype(leaf.dtype), leaf)
+                slot = selection(stack, routes).slot
+                assert slot is not None  # only leaves to which all members add take strengths
+                merged = jnp.take(stack.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
+                leaf = jnp.where(slot >= 0, merged.astype(leaf.dtype), leaf)
             return leaf
         out, into = self.shape
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
-            side: select(self.stacks[side], routes, shapes[side], is_factor, each)
+            side: select(self.stacks[side], routes, shapes[side], is_factor, rows_per_slot)
             for side, is_factor in _SIDES.items()
         }
         names = tuple("" for _ in self.forms)
@@ -124,25 +128,28 @@ class BankLeaf:
 
 
 def build_leaf(
-    name: str, leaves: Mapping[int, Factored], room: Callable[[int], int], row: int
+    name: str, leaves: Mapping[int, Factored], slots_for: Callable[[int], int], row: int
 ) -> tuple[BankLeaf, list[Sequence[int]]]:
     """Builds the stacks of all members at one leaf.
 
     Args:
         name: The leaf's dotted name.
         leaves: Each member's factored leaf with its map, by the member's number.
-        room: Returns the number of slots for a number of members with one structure.
+        slots_for: Returns the number of slots for a number of members with one structure.
         row: The row of its first stack in the table of owners.
 
     Returns:
-        Stacks of operators, or of whole leaves if some member's map can't be kept apart; and the
-        owners of each stack's slots.
+        The leaf, and the owners of each stack's slots.
     """
     first = next(iter(leaves.values()))
     items = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
     axes = {_axes(leaf) for leaf in leaves.values()}
-    apart = [leaf.apart(as_matrix=True) for leaf in leaves.values()]
-    reason = next((found.why for found in apart if isinstance(found, NotApart)), "")
+    refusals = [
+        weight
+        for leaf in leaves.values()
+        if isinstance(weight := leaf.apart(as_matrix=True), NotApart)
+    ]
+    reason = refusals[0].why if refusals else ""
     if not reason and len(axes) > 1:
         reason = "its members see its axes differently"
     if reason:
@@ -155,13 +162,13 @@ def build_leaf(
     stacks: dict[str, tuple[OperatorStack, ...]] = {}
     owners: list[Sequence[int]] = []
     for side in sides:
-        own = {number: found[side] for number, found in items.items() if found}
-        stacks[side], new = build_stacks(own, room, axis, row + len(owners))
-        owners += new
+        operators = {number: by_side[side] for number, by_side in items.items() if by_side}
+        stacks[side], new_owners = build_stacks(operators, slots_for, axis, row + len(owners))
+        owners += new_owners
     is_linear = not reason and all(map(_is_linear, leaves.values()))
-    seen = None if reason else axes.pop()
-    is_vector = any(isinstance(found, NotApart) and found.is_vector for found in apart)
-    static = (first.shape, first.forms, seen, shape, is_linear, reason, is_vector)
+    common_axes = None if reason else axes.pop()
+    is_vector = any(refusal.is_vector for refusal in refusals)
+    static = (first.shape, first.forms, common_axes, shape, is_linear, reason, is_vector)
     return BankLeaf(stacks, name, *static), owners
 
 
@@ -171,11 +178,10 @@ def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
         return {"whole": [leaf.dense()]}
     if leaf.ready_map is None:
         return None
-    made = leaf.ready_map
     return {
-        "left": padded_factors(made.left),
-        "right": padded_factors(made.right),
-        "shift": padded_terms(made.shift),
+        "left": padded_factors(leaf.ready_map.left),
+        "right": padded_factors(leaf.ready_map.right),
+        "shift": padded_terms(leaf.ready_map.shift),
     }
 
 

@@ -10,13 +10,15 @@ NaN. `stacks` sees to that.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmix.bank.slots import count_slots, is_slot
+from jaxmix.bank.slots import BROKEN, NOTHING, Selection, count_slots
 from jaxmix.operators import (
     BlockDiagonal,
     Hadamard,
@@ -43,8 +45,8 @@ def apply_by_masks(
     is_factor: bool,
     start: Array,
     x: Array,
-    stacks: Any,
-    picks: Any,
+    stacks: Sequence[Any],
+    picks: Sequence[Selection],
 ) -> Array:
     """Applies the selected operators to a batch of rows.
 
@@ -55,36 +57,33 @@ def apply_by_masks(
         start: The result for rows that select nothing (rows, tokens, cols).
         x: The input, tokens (rows, tokens, n) or indices (rows, tokens).
         stacks: The stacks of operators.
-        picks: For each stack the selected slots (rows,), or the strengths (rows, slots).
+        picks: What the rows select from each stack.
 
     Returns:
         The result, with the shape of `start`.
     """
     result = start
     for stack, pick in zip(stacks, picks, strict=True):
-        share = _share(pick, count_slots(stack), start.dtype)
+        share = pick.shares.astype(start.dtype)
         apply = _looked_up if is_lookup else _multiplied
-        own = apply(x, stack, share, pick, is_transposed).astype(result.dtype)
-        if is_factor:
-            result = jnp.where((pick >= 0)[:, None, None], own, result)
+        output = apply(x, stack, share, pick.slot, is_transposed).astype(result.dtype)
+        if is_factor and pick.slot is not None:
+            result = jnp.where((pick.slot == NOTHING)[:, None, None], result, output)
         else:
-            result = result + own
+            result = result + output
     return result
 
 
-def _share(pick: Array, slots: int, dtype: Any) -> Float[Array, "rows slots"]:
-    """The strength of each slot: the given ones, or one for the selected slot."""
-    if not is_slot(pick):
-        return pick.astype(dtype)
-    return (pick[:, None] == jnp.arange(slots, dtype=pick.dtype)[None]).astype(dtype)
-
-
 def _multiplied(
-    x: Float[Array, "rows tokens n"], stack: Any, share: Array, pick: Array, is_transposed: bool
+    x: Float[Array, "rows tokens n"],
+    stack: Any,
+    share: Array,
+    slot: Array | None,
+    is_transposed: bool,
 ) -> Float[Array, "rows tokens cols"]:
     """``Σₛ shareₛ · x Mₛ``, or of the transposes."""
-    if is_slot(pick) and not _is_cheaper_masked(stack, x.shape[1]):
-        return _by_operator(x, stack, share, pick, is_transposed, is_lookup=False)
+    if slot is not None and not _is_cheaper_masked(stack, x.shape[1]):
+        return _by_operator(x, stack, share, slot, is_transposed, is_lookup=False)
     match stack:
         case LowRank():
             return _by_low_rank(x, stack, share, is_transposed)
@@ -97,35 +96,35 @@ def _multiplied(
             return _by_blocks(x, stack, share, is_transposed)
         case Sum():
             return sum(
-                (_multiplied(x, term, share, pick, is_transposed) for term in stack.terms),
+                (_multiplied(x, term, share, slot, is_transposed) for term in stack.terms),
                 start=jnp.zeros((), x.dtype),
             )
-        case Product() if is_slot(pick):
+        case Product() if slot is not None:
             first, second = stack.first, stack.second
             if is_transposed:
                 first, second = second, first
-            inner = _multiplied(x, first, share, pick, is_transposed)
-            return _multiplied(inner, second, share, pick, is_transposed)
+            inner = _multiplied(x, first, share, slot, is_transposed)
+            return _multiplied(inner, second, share, slot, is_transposed)
         case Identity():
             return x
         case _:
-            return _by_operator(x, stack, share, pick, is_transposed, is_lookup=False)
+            return _by_operator(x, stack, share, slot, is_transposed, is_lookup=False)
 
 
 def _is_cheaper_masked(stack: Any, tokens: int) -> bool:
     """Whether products with all members' operators cost less than gathering each row's own."""
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
-    if not isinstance(one, LowRank | Hadamard | Kronecker | BlockDiagonal):
+    operator = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+    if not isinstance(operator, LowRank | Hadamard | Kronecker | BlockDiagonal):
         return True
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(one))
-    return tokens * (count_slots(stack) - 1) * one.matmul_flops(1) <= _GATHERED * size
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(operator))
+    return tokens * (count_slots(stack) - 1) * operator.matmul_flops(1) <= _GATHERED * size
 
 
 def _by_low_rank(x: Array, stack: LowRank, share: Array, is_transposed: bool) -> Array:
     if is_transposed:
-        inner = _own(jnp.einsum("bti,sri->btsr", x, stack.a), share[:, None, :, None])
+        inner = _weighted(jnp.einsum("bti,sri->btsr", x, stack.a), share[:, None, :, None])
         return jnp.einsum("btsr,sor->bto", inner, stack.b)
-    inner = _own(jnp.einsum("bti,sir->btsr", x, stack.b), share[:, None, :, None])
+    inner = _weighted(jnp.einsum("bti,sir->btsr", x, stack.b), share[:, None, :, None])
     return jnp.einsum("btsr,sro->bto", inner, stack.a)
 
 
@@ -137,10 +136,14 @@ def _by_kronecker(x: Array, stack: Kronecker, share: Array, is_transposed: bool)
     (_, rows, m), (_, k, n) = first.shape, second.shape
     parts = x.reshape(*x.shape[:2], rows, k)
     if n * rows * (k + m) <= m * k * (rows + n):
-        inner = _own(jnp.einsum("btlk,skn->btlsn", parts, second), share[:, None, None, :, None])
+        inner = _weighted(
+            jnp.einsum("btlk,skn->btlsn", parts, second), share[:, None, None, :, None]
+        )
         out = jnp.einsum("btlsn,slm->btmn", inner, first)
     else:
-        inner = _own(jnp.einsum("btlk,slm->btksm", parts, first), share[:, None, None, :, None])
+        inner = _weighted(
+            jnp.einsum("btlk,slm->btksm", parts, first), share[:, None, None, :, None]
+        )
         out = jnp.einsum("btksm,skn->btmn", inner, second)
     return out.reshape(*x.shape[:2], m * n)
 
@@ -149,18 +152,18 @@ def _by_blocks(x: Array, stack: BlockDiagonal, share: Array, is_transposed: bool
     """Each block contracts over its own part of all members' masked tokens."""
     _, k, size, _ = stack.blocks.shape
     parts = x.reshape(*x.shape[:2], stack.copies, k, 1, size)
-    parts = _own(parts, share[:, None, None, None, :, None])
+    parts = _weighted(parts, share[:, None, None, None, :, None])
     pattern = "btcksa,skda->btckd" if is_transposed else "btcksa,skad->btckd"
     return jnp.einsum(pattern, parts, stack.blocks).reshape(x.shape)
 
 
-def _own(results: Array, share: Array) -> Array:
+def _weighted(results: Array, share: Array) -> Array:
     """The results times the shares; zero where the share is, even if a result overflows."""
     return jnp.where(share != 0, results * share, jnp.zeros((), results.dtype))
 
 
 def _by_operator(
-    x: Array, stack: Any, share: Array, pick: Array, is_transposed: bool, *, is_lookup: bool
+    x: Array, stack: Any, share: Array, slot: Array | None, is_transposed: bool, *, is_lookup: bool
 ) -> Array:
     """Each row gathers its own operator; with strengths all rows use all operators."""
 
@@ -168,16 +171,17 @@ def _by_operator(
         operator = operator.T if is_transposed else operator
         return operator.take_rows(x) if is_lookup else x @ operator
 
-    if is_slot(pick):
-        own = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(pick, 0), axis=0), stack)
-        out = jax.vmap(use)(own, x)
-        return jnp.where((pick >= 0)[:, None, None], out, jnp.zeros((), out.dtype))
+    if slot is not None:
+        operators = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(slot, 0), axis=0), stack)
+        out = jax.vmap(use)(operators, x)
+        other = jnp.where(slot == BROKEN, np.nan, 0).astype(out.dtype)
+        return jnp.where((slot >= 0)[:, None, None], out, other[:, None, None])
     every = jax.vmap(lambda operator: jax.vmap(lambda row: use(operator, row))(x))(stack)
-    return _own(every, share.astype(every.dtype).T[:, :, None, None]).sum(0)
+    return _weighted(every, share.astype(every.dtype).T[:, :, None, None]).sum(0)
 
 
 def _looked_up(
-    x: Array, stack: Any, share: Array, pick: Array, is_transposed: bool
+    x: Array, stack: Any, share: Array, slot: Array | None, is_transposed: bool
 ) -> Float[Array, "rows tokens cols"]:
     """``Σₛ shareₛ · Mₛ[x]``, or of the transposes."""
-    return _by_operator(x, stack, share, pick, is_transposed, is_lookup=True)
+    return _by_operator(x, stack, share, slot, is_transposed, is_lookup=True)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.bank.looped import apply_by_loops
 from jaxmix.bank.masked import apply_by_masks
-from jaxmix.bank.slots import BROKEN, entry, is_slot
+from jaxmix.bank.slots import BROKEN, Selection, entry
 from jaxmix.operators import Dense, Identity, Operator, Product
 from jaxmix.operators.backends import by_platform
 from jaxmix.operators.base import static
@@ -38,29 +38,31 @@ class PerRow(Operator):
 
     Args:
         stacks: Operators of one structure each, whose arrays have a leading axis of slots.
-        picks: For each stack the selected slot (), or a strength for every slot (slots,).
+        picks: What the row selects from each stack.
         n_rows: The number of rows of the operators.
         n_cols: The number of columns of the operators.
         is_factor: Whether selecting nothing gives the identity instead of zero.
         is_transposed: Whether the operators are the transposes of those in the stacks.
-        each: The average number of rows of a batch per slot.
+        rows_per_slot: The average number of rows of a batch per slot.
 
     Example:
         >>> from jaxmix.operators import Diagonal
         >>> stack = Diagonal(jnp.array([[2.0, 3.0], [4.0, 5.0]]))
-        >>> PerRow((stack,), (jnp.asarray(1),), 2, 2, True).dense().tolist()
+        >>> second = Selection(jnp.array([0.0, 1.0]), jnp.asarray(1))
+        >>> PerRow((stack,), (second,), 2, 2, True).dense().tolist()
         [[4.0, 0.0], [0.0, 5.0]]
-        >>> PerRow((stack,), (jnp.asarray(-1),), 2, 2, True).dense().tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
+        >>> both = Selection(jnp.array([1.0, 0.5]), None)
+        >>> PerRow((stack,), (both,), 2, 2, False).dense().tolist()
+        [[4.0, 0.0], [0.0, 5.5]]
     """
 
     stacks: tuple[Operator, ...]
-    picks: tuple[Array, ...]
+    picks: tuple[Selection, ...]
     n_rows: int = static()
     n_cols: int = static()
     is_factor: bool = static()
     is_transposed: bool = static(False)
-    each: int = static(1)
+    rows_per_slot: int = static(1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,7 +86,9 @@ class PerRow(Operator):
         return Product(Identity(self.n_rows).scaled(factor), self)
 
     def __rmatmul__(self, x: Float[Array, "n rows"]) -> Float[Array, "n cols"]:
-        product = _grouped(_matmul, self.is_transposed, self.n_cols, self.is_factor, self.each)
+        product = _grouped(
+            _matmul, self.is_transposed, self.n_cols, self.is_factor, self.rows_per_slot
+        )
         return product(x, self.stacks, self.picks)
 
     def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
@@ -93,7 +97,7 @@ class PerRow(Operator):
     def take_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
         if self.is_factor:
             return self.dense()[at]
-        take = _grouped(_take_rows, self.is_transposed, self.n_cols, False, self.each)
+        take = _grouped(_take_rows, self.is_transposed, self.n_cols, False, self.rows_per_slot)
         return take(at, self.stacks, self.picks)
 
     def rows(self, part: slice) -> Dense:
@@ -104,6 +108,10 @@ class PerRow(Operator):
 
     def matmul_flops(self, n: int) -> int:
         return sum(self._counts(lambda operator: operator.matmul_flops(n)))
+
+    def _dtype(self) -> Any:
+        floats = [leaf.dtype for leaf in jax.tree.leaves(self.stacks) if _is_float(leaf)]
+        return jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
 
     def _counts(self, count: Callable[[Operator], int]) -> list[int]:
         """Applies a count to one operator of each stack, using shapes alone."""
@@ -134,18 +142,21 @@ def _single(
     """Applies the operators that one row selects."""
     result = _with_nan(start, picks)
     for stack, pick in zip(stacks, picks, strict=True):
-        if is_slot(pick):
-            own = use(entry(stack, jnp.maximum(pick, 0)))
-            result = jnp.where(pick >= 0, own if is_factor else result + own, result)
-        else:
+        if pick.slot is None:
             outputs = jax.vmap(use)(stack)
-            result = result + jnp.tensordot(pick.astype(outputs.dtype), outputs, 1)
+            shares = pick.shares.astype(outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))
+            # A strength of zero leaves out inf and NaN.
+            result = result + jnp.where(shares == 0, 0, shares * outputs).sum(0)
+        else:
+            output = use(entry(stack, jnp.maximum(pick.slot, 0)))
+            output = output if is_factor else result + output
+            result = jnp.where(pick.slot >= 0, output, result)
     return result
 
 
 def _with_nan(start: Array, picks: Any) -> Array:
     """The start of one row or of many, NaN for rows that select a broken operator."""
-    if not (slots := [pick for pick in picks if is_slot(pick)]):
+    if not (slots := [pick.slot for pick in picks if pick.slot is not None]):
         return start
     least = reduce(jnp.minimum, slots)
     is_broken = (least == BROKEN).reshape(least.shape + (1,) * (start.ndim - least.ndim))
@@ -154,7 +165,7 @@ def _with_nan(start: Array, picks: Any) -> Array:
 
 @lru_cache
 def _grouped(
-    use: Any, is_transposed: bool, n_cols: int, is_factor: bool, each: int
+    use: Any, is_transposed: bool, n_cols: int, is_factor: bool, rows_per_slot: int
 ) -> Callable[..., Array]:
     """Returns ``(x, stacks, picks) -> result`` for a use, with its batching rule and gradient."""
     apply = partial(use, is_transposed)
@@ -171,7 +182,8 @@ def _grouped(
     # As compiled functions they are traced once for all leaves of one shape.
     @jax.jit
     def on_cpu(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
-        return apply_by_loops(apply, is_factor, start, x, stacks, picks, each)
+        start = _with_nan(start, picks)
+        return apply_by_loops(apply, is_factor, start, x, stacks, picks, rows_per_slot)
 
     @jax.jit
     def on_accelerator(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
@@ -184,11 +196,11 @@ def _grouped(
 
     @grouped.def_vmap
     def batched(size: int, is_batched: Any, x: Array, stacks: Any, picks: Any) -> Any:
-        if any(jax.tree.leaves(is_batched[1])) or not all(is_batched[2]):
+        if any(jax.tree.leaves(is_batched[1])) or not all(jax.tree.leaves(is_batched[2])):
             axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(is_batched))
             return jax.vmap(single, axes, axis_size=size)(x, stacks, picks), True
         x = x if is_batched[0] else jnp.broadcast_to(x[None], (size, *x.shape))
-        args = _with_nan(start(x, stacks), picks), x, stacks, picks
+        args = start(x, stacks), x, stacks, picks
         return by_platform(on_cpu, lambda backend, *args: on_accelerator(*args), *args), True
 
     @jax.custom_vjp

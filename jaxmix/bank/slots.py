@@ -1,22 +1,37 @@
 """Slots of stacks: the selection of one operator, and the uses of an operator."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from jaxmix.operators import Operator
+from jaxmix.pytrees import register_dataclass
 
-__all__ = ["BROKEN", "Use", "count_slots", "entry", "is_slot"]
+__all__ = ["BROKEN", "NOTHING", "Selection", "Use", "count_slots", "entry"]
 
-# A row's slot where its operator held inf or NaN: the least slot. Any other negative slot selects
-# nothing.
-BROKEN = -2
+# A row's slot where it selects nothing, and where its operator holds inf or NaN.
+NOTHING, BROKEN = -1, -2
 
 # A use of an operator with a row's tokens (a product) or a row's token indices (a lookup).
 Use = Callable[[Operator, Array], Array]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a row selects from a stack: the operator in one slot, or all of them with strengths.
+
+    Args:
+        shares: The strength of each slot. With a slot it is 1 there and 0 elsewhere. It is NaN for
+            a broken operator that takes part.
+        slot: The slot, `NOTHING` or `BROKEN`; None with strengths.
+    """
+
+    shares: Float[Array, "*rows slots"]
+    slot: Int[Array, "*rows"] | None
 
 
 def entry(stack: Any, slot: Any) -> Any:
@@ -27,11 +42,6 @@ def entry(stack: Any, slot: Any) -> Any:
         slot: The index of the slot, traced or not, inside the stack.
     """
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, 0, keepdims=False), stack)
-
-
-def is_slot(pick: Array) -> bool:
-    """Returns whether a pick is the index of a slot and not an array of strengths."""
-    return jnp.issubdtype(pick.dtype, jnp.integer)
 
 
 def count_slots(stack: Any) -> int:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool
 
 from jaxmix.bank.padding import structure_key
 from jaxmix.bank.per_row import PerRow
-from jaxmix.bank.slots import BROKEN
+from jaxmix.bank.slots import BROKEN, NOTHING, Selection
 from jaxmix.operators import Diagonal, Identity, Operator, Zero
 from jaxmix.pytrees import register_dataclass
 
@@ -33,7 +33,7 @@ __all__ = [
     "owner_table",
     "route",
     "select",
-    "slot_for",
+    "selection",
 ]
 
 
@@ -66,13 +66,13 @@ class OperatorStack:
 
 
 def build_stacks(
-    members: Mapping[int, Sequence[Any]], room: Callable[[int], int], axis: int, row: int
+    members: Mapping[int, Sequence[Any]], slots_for: Callable[[int], int], axis: int, row: int
 ) -> tuple[tuple[OperatorStack, ...], list[Sequence[int]]]:
     """Builds the stacks of all members' operators.
 
     Args:
         members: Each member's operators, or arrays, by its number.
-        room: Returns the number of slots for a number of members with one structure.
+        slots_for: Returns the number of slots for a number of members with one structure.
         axis: The axis of slots.
         row: The first stack's row in the table of owners.
 
@@ -80,17 +80,18 @@ def build_stacks(
         One stack per structure, or several if a member has several operators of that structure; and
         the number of the member that owns each slot that is not free, by stack.
     """
-    found: dict[Hashable, dict[int, Any]] = {}
+    groups: dict[Hashable, dict[int, Any]] = {}
     for number, items in members.items():
-        seen: dict[Hashable, int] = {}
+        counts: dict[Hashable, int] = {}
         for item in items:
             key = structure_key(item)
-            seen[key] = seen.get(key, 0) + 1
-            found.setdefault((key, seen[key]), {})[number] = item
+            counts[key] = counts.get(key, 0) + 1
+            groups.setdefault((key, counts[key]), {})[number] = item
     stacks = tuple(
-        _build(items, room(len(items)), axis, row + i) for i, items in enumerate(found.values())
+        _build(items, slots_for(len(items)), axis, row + i)
+        for i, items in enumerate(groups.values())
     )
-    return stacks, [list(items) for items in found.values()]
+    return stacks, [list(items) for items in groups.values()]
 
 
 def _build(items: Mapping[int, Any], slots: int, axis: int, row: int) -> OperatorStack:
@@ -125,15 +126,15 @@ def owner_table(stacks: Sequence[OperatorStack], owners: Sequence[Sequence[int]]
         (stacks, slots of the largest stack) int32, with -1 for free slots and padding.
     """
     table = np.full((len(stacks), max((stack.slots for stack in stacks), default=0)), -1, np.int32)
-    for row, own in zip(table, owners, strict=True):
-        row[: len(own)] = own
+    for row, numbers in zip(table, owners, strict=True):
+        row[: len(numbers)] = numbers
     return table
 
 
 def broken_table(stacks: Sequence[OperatorStack]) -> Array:
     """Returns the flags of all stacks (stacks, slots), in the form of `owner_table`."""
-    most = max((stack.slots for stack in stacks), default=0)
-    table = jnp.zeros((len(stacks), most), bool)
+    width = max((stack.slots for stack in stacks), default=0)
+    table = jnp.zeros((len(stacks), width), bool)
     for i, stack in enumerate(stacks):
         table = table.at[i, : stack.slots].set(stack.broken)
     return table
@@ -176,7 +177,7 @@ def _free(stack: OperatorStack, owners: np.ndarray) -> np.ndarray:
     return np.flatnonzero(owners[stack.row, : stack.slots] < 0)
 
 
-def route(owners: Array, broken: Array, pick: Array) -> Array:
+def route(owners: Array, broken: Array, pick: Array) -> Selection:
     """Returns what every row selects from every stack of a bank, computed once per call.
 
     Args:
@@ -186,38 +187,41 @@ def route(owners: Array, broken: Array, pick: Array) -> Array:
             members).
 
     Returns:
-        The slot that each row selects, -1 for none and `BROKEN` for a broken one (rows, stacks); or
-        the strength of every slot, NaN for a broken one (rows, stacks, slots).
+        Shares (rows, stacks, slots) and slots (rows, stacks).
     """
     is_owned = owners >= 0
     if jnp.issubdtype(pick.dtype, jnp.floating):
-        own = pick.at[:, jnp.maximum(owners, 0)].get(mode="fill", fill_value=np.nan)
-        own = jnp.where(is_owned[None], own, 0)
-        return jnp.where(broken[None] & (own != 0), jnp.full((), np.nan, own.dtype), own)
+        shares = pick.at[:, jnp.maximum(owners, 0)].get(mode="fill", fill_value=np.nan)
+        shares = jnp.where(is_owned[None], shares, 0)
+        nan = jnp.full((), np.nan, shares.dtype)
+        return Selection(jnp.where(broken[None] & (shares != 0), nan, shares), None)
+    selected = is_owned[None] & (owners[None] == pick[:, None, None])
+    share = jnp.where(broken, np.float32(np.nan), np.float32(1))
     slots = jnp.arange(owners.shape[1], dtype=np.int32)
     slots = jnp.where(broken, np.int32(BROKEN), slots[None])
-    selected = is_owned[None] & (owners[None] == pick[:, None, None])
     # A row selects at most one slot of a stack.
-    return jnp.where(selected, slots[None] + np.int32(1), 0).sum(-1, dtype=np.int32) - np.int32(1)
+    nothing = np.int32(NOTHING)
+    slot = jnp.where(selected, slots[None] - nothing, 0).sum(-1, dtype=np.int32) + nothing
+    return Selection(jnp.where(selected, share[None], np.float32(0)), slot)
 
 
-def slot_for(stack: OperatorStack, routes: Array) -> Array:
-    """Returns a row's slot in a stack, negative if it has none; or the strength of every slot.
+def selection(stack: OperatorStack, routes: Selection) -> Selection:
+    """Returns what a row selects from a stack.
 
     Args:
         stack: The stack.
         routes: One row of `route`.
     """
-    own = routes[stack.row]
-    return own[: stack.slots] if own.ndim else own
+    slot = None if routes.slot is None else routes.slot[stack.row]
+    return Selection(routes.shares[stack.row, : stack.slots], slot)
 
 
 def select(
     stacks: Sequence[OperatorStack],
-    routes: Array,
+    routes: Selection,
     shape: tuple[int, int],
     is_factor: bool,
-    each: int,
+    rows_per_slot: int,
 ) -> Operator:
     """Returns the operator that a row selects on one side of its map.
 
@@ -226,29 +230,30 @@ def select(
         routes: What the row selects from every stack of the bank: its row of `route`.
         shape: The shape of the operators.
         is_factor: Whether they are an L or R.
-        each: The average number of rows of a batch per slot.
+        rows_per_slot: The average number of rows of a batch per slot.
 
     Returns:
         An operator, or a stack of them for a leaf with layers.
     """
     if not stacks:
         return Identity(shape[0]) if is_factor else Zero(*shape)
-    slots = [slot_for(stack, routes) for stack in stacks]
+    picks = [selection(stack, routes) for stack in stacks]
     if is_factor and all(isinstance(stack.stack, Diagonal) for stack in stacks):
         # One vector per row is small and is read during the multiplication: no loop is needed.
-        return Diagonal(_diagonal(stacks, slots))
+        return Diagonal(_diagonal(stacks, picks))
     if stacks[0].axis:
         layers = jax.tree.leaves(stacks[0].stack)[0].shape[0]
-        slots = [jnp.broadcast_to(slot[None], (layers, *slot.shape)) for slot in slots]
+        picks = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (layers, *x.shape)), picks)
     operators = tuple(stack.stack for stack in stacks)
-    return PerRow(operators, tuple(slots), *shape, is_factor, each=each)
+    return PerRow(operators, tuple(picks), *shape, is_factor, rows_per_slot=rows_per_slot)
 
 
-def _diagonal(stacks: Sequence[OperatorStack], slots: Sequence[Array]) -> Array:
+def _diagonal(stacks: Sequence[OperatorStack], picks: Sequence[Selection]) -> Array:
     """Returns the diagonal that a row selects, or ones."""
     axis = stacks[0].axis
     result = jnp.ones_like(jax.lax.index_in_dim(stacks[0].stack.d, 0, axis, keepdims=False))
-    for stack, slot in zip(stacks, slots, strict=True):
-        own = jnp.take(stack.stack.d, jnp.maximum(slot, 0), axis=stack.axis, mode="clip")
-        result = jnp.where(slot >= 0, own, result)
+    for stack, pick in zip(stacks, picks, strict=True):
+        assert pick.slot is not None  # only leaves to which all members add take strengths
+        selected = jnp.take(stack.stack.d, jnp.maximum(pick.slot, 0), axis=stack.axis, mode="clip")
+        result = jnp.where(pick.slot >= 0, selected, result)
     return result

@@ -12,6 +12,7 @@ from jax import export
 from jaxmix import Adapter, Bank
 from jaxmix.bank.looped import apply_by_loops
 from jaxmix.bank.masked import apply_by_masks
+from jaxmix.bank.slots import Selection
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
 from jaxmix.operators import (
     BlockDiagonal,
@@ -54,6 +55,11 @@ def blocks() -> BlockDiagonal:
     return BlockDiagonal(normal(SLOTS, 3, 4, 4), 1)
 
 
+def selected(slots: Any) -> Selection:
+    """The rows' slots of a stack."""
+    return Selection(jax.nn.one_hot(slots, SLOTS), jnp.asarray(slots))
+
+
 STACKS: dict[str, Callable[[], Operator]] = {
     "low rank": lambda: low_rank(2),
     "Hadamard": lambda: Hadamard(low_rank(2, 1), low_rank(3, 2)),
@@ -93,7 +99,7 @@ def test_each_row_is_multiplied_by_its_operator(name: str, is_transposed: bool) 
         stack = (STACKS | SQUARE)[name]()
         rows, cols = (12, 12) if is_factor else SHAPE
         size, out = (cols, rows) if is_transposed else (rows, cols)
-        x, pick = normal(ROWS, TOKENS, size, seed=5), jnp.asarray(PICK)
+        x, pick = normal(ROWS, TOKENS, size, seed=5), selected(PICK)
         start = x if is_factor else jnp.zeros((ROWS, TOKENS, out), x.dtype)
         want = in_turn(x, stack, PICK, is_transposed, is_factor)
         masked = apply_by_masks(is_transposed, False, is_factor, start, x, (stack,), (pick,))
@@ -114,12 +120,13 @@ def test_masks_weigh_members_by_strengths_and_look_rows_up(name: str) -> None:
         each = jnp.stack([in_turn(x, stack, [k] * ROWS, False, False) for k in range(SLOTS)])
         want = jnp.einsum("rs,srto->rto", strengths, each)
         start = jnp.zeros((ROWS, TOKENS, 12), x.dtype)
-        got = apply_by_masks(False, False, False, start, x, (stack,), (strengths,))
+        weighed = Selection(strengths, None)
+        got = apply_by_masks(False, False, False, start, x, (stack,), (weighed,))
         np.testing.assert_allclose(got, want, atol=1e-11)
         at = jnp.asarray(np.random.default_rng(7).integers(0, 8, (ROWS, TOKENS)), np.int32)
         ones = jax.nn.one_hot(at, 8, dtype=x.dtype)
         want = in_turn(ones, stack, PICK, False, False)
-        got = apply_by_masks(False, True, False, start, at, (stack,), (jnp.asarray(PICK),))
+        got = apply_by_masks(False, True, False, start, at, (stack,), (selected(PICK),))
         np.testing.assert_allclose(got, want, atol=1e-12)
 
 

@@ -1,7 +1,7 @@
 """The parity tables against PEFT's recorded outputs, on a machine with neither torch nor peft.
 
-Where peft is installed, ``tests/parity`` compares the same stacks and layers with PEFT itself. There
-these tests are thorough.
+Where peft is installed, ``tests/parity`` compares the same stacks and layers with PEFT itself, so
+these tests are thorough there.
 """
 
 from collections.abc import Mapping, Sequence

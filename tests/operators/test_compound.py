@@ -25,7 +25,7 @@ def test_sum_of_three_terms() -> None:
     operators, matrices = zip(
         *(example(kind, WIDE, i) for i, kind in enumerate(kinds)), strict=True
     )
-    total, matrix = Sum(operators), sum(matrices)
+    total, matrix = Sum(operators), np.sum(matrices, axis=0)
     x, y = np.ones((12, 2)), np.ones((2, 8))
     close(total @ jnp.asarray(x), matrix @ x)
     close(jnp.asarray(y) @ total, y @ matrix)
