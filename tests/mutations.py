@@ -150,14 +150,14 @@ MUTATIONS = (
     ),
     Mutation(
         "bank: rows beyond a slot's share are dropped",
-        "idle = idle | (is_full & (numbers - first[wanted] < each))",
-        "idle = idle | is_full",
+        "is_done = is_done | (is_full & (rank_in_slot < rows_per_slot))",
+        "is_done = is_done | is_full",
         ("bank/test_bank.py",),
     ),
     Mutation(
         "bank: a row of no adapter gets the first one",
-        "jnp.where(pick >= 0, own if is_factor else result + own, result)",
-        "own if is_factor else result + own",
+        "jnp.where(pick.slot >= 0, output, result)",
+        "output",
         ("bank/test_bank.py",),
     ),
     Mutation(

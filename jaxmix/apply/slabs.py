@@ -40,6 +40,8 @@ def added(
         terms: Terms for which `has_slabs` is true, at least one.
         dtype: The dtype of the result. The sum is in float32 or wider.
     """
+    if not matrix.size:
+        return matrix.astype(dtype)
     rows, cols = matrix.shape
     size, width = _slab_rows(rows, cols), _width(terms, cols)
     # For one run of columns a third axis would make XLA copy the matrix.

@@ -235,8 +235,7 @@ class Bank:
         layout = None if self._origin is None else self._origin.layout
         present = [(i, name) for i, name in enumerate(self.names) if name is not None]
         ordered = members and {name: members[name] for _, name in present}
-        each = [strengths[i] for i, _ in present]
-        return attached(params, ordered, each, layout, self.leaves)
+        return attached(params, ordered, [strengths[i] for i, _ in present], layout, self.leaves)
 
     def _fill(self, base: Any, numbers: Mapping[int, Member], layout: Any, capacity: int) -> None:
         """Builds the arrays from the members by their numbers."""

@@ -13,7 +13,6 @@ from jaxmix.adapter import Mixable
 from jaxmix.bank.building import mix_all
 from jaxmix.bank.leaves import BankLeaf
 from jaxmix.errors import UnsupportedError
-from jaxmix.families import Update
 from jaxmix.placement.layout import Layout
 from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
@@ -64,7 +63,7 @@ def _guarded(leaf: Factored) -> Factored:
     return replace(leaf, chains=chains)
 
 
-def _finite(strength: Array, update: Update) -> tuple[Array, Update]:
+def _finite(strength: Array, update: Any) -> tuple[Array, Any]:
     """Replaces inf and NaN by ones, and the strength by NaN unless it is zero.
 
     Families divide by norms of their factors, so zeros would not do.

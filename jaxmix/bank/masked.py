@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmix.bank.slots import BROKEN, NOTHING, Selection, count_slots
+from jaxmix.bank.slots import Selection, count_slots
 from jaxmix.operators import (
     BlockDiagonal,
     Hadamard,
@@ -64,14 +64,26 @@ def apply_by_masks(
     """
     result = start
     for stack, pick in zip(stacks, picks, strict=True):
-        share = pick.shares.astype(start.dtype)
+        share = _shares(pick, start.dtype)
         apply = _looked_up if is_lookup else _multiplied
         output = apply(x, stack, share, pick.slot, is_transposed).astype(result.dtype)
         if is_factor and pick.slot is not None:
-            result = jnp.where((pick.slot == NOTHING)[:, None, None], result, output)
+            result = jnp.where((pick.slot >= 0)[:, None, None], output, result)
         else:
             result = result + output
     return result
+
+
+def _shares(pick: Selection, dtype: Any) -> Float[Array, "rows slots"]:
+    """The strength of each slot; none for a broken operator, of which `start` is NaN.
+
+    They are computed from the slots again: XLA fuses that into products, but not slices of a table
+    of shares.
+    """
+    if pick.slot is None:
+        return pick.shares.astype(dtype)
+    numbers = np.arange(pick.shares.shape[-1], dtype=np.int32)
+    return (pick.slot[:, None] == numbers[None]).astype(dtype)
 
 
 def _multiplied(
@@ -174,8 +186,7 @@ def _by_operator(
     if slot is not None:
         operators = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(slot, 0), axis=0), stack)
         out = jax.vmap(use)(operators, x)
-        other = jnp.where(slot == BROKEN, np.nan, 0).astype(out.dtype)
-        return jnp.where((slot >= 0)[:, None, None], out, other[:, None, None])
+        return jnp.where((slot >= 0)[:, None, None], out, jnp.zeros((), out.dtype))
     every = jax.vmap(lambda operator: jax.vmap(lambda row: use(operator, row))(x))(stack)
     return _weighted(every, share.astype(every.dtype).T[:, :, None, None]).sum(0)
 

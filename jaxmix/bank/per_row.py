@@ -182,7 +182,6 @@ def _grouped(
     # As compiled functions they are traced once for all leaves of one shape.
     @jax.jit
     def on_cpu(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
-        start = _with_nan(start, picks)
         return apply_by_loops(apply, is_factor, start, x, stacks, picks, rows_per_slot)
 
     @jax.jit
@@ -200,7 +199,7 @@ def _grouped(
             axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(is_batched))
             return jax.vmap(single, axes, axis_size=size)(x, stacks, picks), True
         x = x if is_batched[0] else jnp.broadcast_to(x[None], (size, *x.shape))
-        args = start(x, stacks), x, stacks, picks
+        args = _with_nan(start(x, stacks), picks), x, stacks, picks
         return by_platform(on_cpu, lambda backend, *args: on_accelerator(*args), *args), True
 
     @jax.custom_vjp

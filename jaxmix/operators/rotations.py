@@ -157,8 +157,9 @@ def blocks_side_by_side(blocks: Float[Array, "k b b"]) -> Float[Array, "b kb"]:
         blocks: The blocks.
 
     Example:
-        >>> blocks_side_by_side(jnp.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])).tolist()
-        [[1, 3, 5, 7], [2, 4, 6, 8]]
+        >>> blocks = jnp.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
+        >>> blocks_side_by_side(blocks).tolist()
+        [[1.0, 3.0, 5.0, 7.0], [2.0, 4.0, 6.0, 8.0]]
     """
     k, b, _ = blocks.shape
     return jnp.transpose(blocks, (2, 0, 1)).reshape(b, k * b)
@@ -171,8 +172,8 @@ def stacked_blocks(side_by_side: Float[Array, "b kb"]) -> Float[Array, "k b b"]:
         side_by_side: The transposed blocks.
 
     Example:
-        >>> stacked_blocks(jnp.array([[1, 3, 5, 7], [2, 4, 6, 8]])).tolist()
-        [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+        >>> stacked_blocks(jnp.array([[1.0, 3.0, 5.0, 7.0], [2.0, 4.0, 6.0, 8.0]])).tolist()
+        [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]]
     """
     b = side_by_side.shape[0]
     return jnp.transpose(side_by_side.reshape(b, -1, b), (1, 2, 0))

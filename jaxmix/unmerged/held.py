@@ -152,7 +152,7 @@ def site_base(form: Form, array: Array | None, leaf: jax.ShapeDtypeStruct, at: A
     shape = form.shape(leaf.shape)
     if array is None:
         return Base(None, shape, is_transposed=form.transposed)
-    matrix = form.matrix(array, at).astype(arithmetic(leaf.dtype))
+    matrix = form.matrix(jnp.asarray(array), at).astype(arithmetic(leaf.dtype))
     stored = leaf.dtype if form.is_plain and form.scale == 1 else None
     return Base(matrix, shape, stored=stored, is_transposed=form.transposed)
 

@@ -220,9 +220,8 @@ class Factored(NoArray):
             base = site_base(form, self._array() if reads else None, self._outline)
             site_map = identity(base.shape)
             for (strength, update), value in pairs:
-                inputs = Inputs.of(update, strength, self._array())
                 own_base = base
-                if value is not None and inputs is not None:
+                if value is not None and (inputs := Inputs.of(update, strength, self.base)):
                     own_base = replace(base, precomputed=use(value, inputs, form, self._outline))
                 site_map = update.weight_map(own_base, strength).after(site_map)
                 base = update.rebased(base, strength)

@@ -28,8 +28,10 @@ def test_no_shared_site_is_an_error():
     assert "combine got adapters without a base, and they share no site:" in message
     assert f"a: {OLD.format(0)}, {OLD.format(1)}, {OLD.format(2)} …" in message
     assert f"b: {NEW.format(0)}\n" in message
-    assert (
-        "two names for one module" in message and "pass the base" in message and "--base" in message
+    assert message.endswith(
+        "\nDo their files use two names for one module, such as language_model.model.layers and "
+        "model.language_model.layers? Then rename the sites of one. If they are for different "
+        "modules, pass the base (combine(adapters, params, …)), or mix them instead."
     )
     for method, rank in (("cat", None), ("svd", 1)):
         with pytest.raises(AdapterError, match="share no site"):

@@ -19,7 +19,7 @@ OTHERS = {name: tensor + 0.1 for name, tensor in TENSORS.items()}
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> dict[str, Stored]:
+def original(tmp_path: Path) -> dict[str, Stored]:
     """Returns the tensors of a checkpoint."""
     folder = tmp_path / "base"
     folder.mkdir()

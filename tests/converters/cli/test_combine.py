@@ -79,6 +79,7 @@ def test_other_families_combine_with_a_base(
         [("loha", 1.0)],
     ]
     assert set(params) == set(load(base)) and how.pop("key") == jax.random.key(3)
+    assert callable(how.pop("progress"))
     assert how.pop("layout") == replace(NAMES, conv1d="")  # as in the base's config.json
     assert how == {
         "method": "dare_ties",

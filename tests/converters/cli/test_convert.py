@@ -87,7 +87,10 @@ def test_reader_options_are_passed(tmp_path: Path, capsys: Captured) -> None:
     (update,) = jaxmix.load(tmp_path / "out").updates.values()
     assert float(update.scale) == 2.0
     document = run_json(capsys, *args, "--part", "unet", "--scale", 2, "--axis", 1, code=1)
-    assert "found part, scale" in document["error"]
+    assert document["error"] == (
+        "x.safetensors has the format 'qwix', whose reader takes alpha, axis, use_rslora, not "
+        "--part PART, --scale …. Leave it out, or read another format: --from FORMAT."
+    )
 
 
 def test_impossible_conversions_are_refused(

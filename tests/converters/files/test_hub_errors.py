@@ -51,9 +51,8 @@ MESSAGES = {
         "owner/name on the hub has no revision 'v1'. Use one of its branches, tags or commits."
     ),
     errors.LocalEntryNotFoundError: (
-        "owner/name on the hub at revision 'v1': config.json is not in the local cache and the hub "
-        "can't be reached. 'owner/name' is not a local folder either. Connect to the internet to "
-        "download it, or use the path of a downloaded folder."
+        "owner/name on the hub at revision 'v1': config.json is not in the local cache, and the "
+        "hub can't be reached. Connect to the internet to download it, or use the path of a folder."
     ),
     errors.EntryNotFoundError: (
         "owner/name on the hub at revision 'v1' has no config.json; config.json was expected."

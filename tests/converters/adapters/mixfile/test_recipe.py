@@ -255,7 +255,10 @@ def test_options_of_parts_reach_their_readers(
     names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
     recipe(outer, {"source": "b.bare", "options": names})
     message = refused(UnsupportedError, outer)
-    assert "takes no options; found above, name, path, self, strength." in message
+    assert (
+        "takes no options, not above=…, name=…, path=…, self=…, strength=…. Leave it out, or"
+        in message
+    )
 
 
 # --------------------------------------------------------------------------------- refused
