@@ -1,6 +1,7 @@
 """The demo on its own assets: PEFT's losses, what each adapter improves, picture and exit code."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_order_matters_with_oft() -> None:
 
 
 # Programs are not optimized in tests, so a model's losses take three seconds.
-FEW = (("lora",), ("loha", "oft"), ("oft", "lora", "loha"))
+FEW = (("loha", "oft"), ("oft", "lora", "loha"))
 ALL = pytest.param(measure.ORDERS, marks=pytest.mark.thorough, id="all")
 
 
@@ -46,6 +47,9 @@ def test_demo_runs(
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(measure, "ORDERS", orders)
     monkeypatch.setattr(run, "ORDERS", orders)
+    if orders == FEW:
+        monkeypatch.setattr(run, "PASSAGES", run.PASSAGES[-1:])
+        monkeypatch.setattr(run, "times", partial(measure.times, repeats=1, length=8))
     assert run.main(tmp_path / "table.png") == 0
     output = capsys.readouterr().out
     for order in orders:

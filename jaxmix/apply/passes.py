@@ -21,7 +21,9 @@ def run(
     tensor: Array, steps: Iterable[AffineMap], form: Form, dtype: Any, *, donate: bool = False
 ) -> Array:
     """Applies folded steps to a tensor, one compiled function per pass; the last one rounds."""
-    passes, bare = list(_passes(steps)), form.bare
+    # Of a narrow dtype XLA widens all of an array to change a slab of it.
+    has_slabs = tensor.dtype == dtype == arithmetic(dtype)
+    passes, bare = list(_passes(steps, has_slabs)), form.bare
     for i, (operation, operators) in enumerate(passes):
         wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
         run_pass = _PASSES[operation, donate and tensor.dtype == wide]
@@ -29,17 +31,21 @@ def run(
     return tensor
 
 
-def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:
+def _passes(
+    steps: Iterable[AffineMap], has_slabs: bool
+) -> Iterator[tuple[Callable[..., Array], Any]]:
     """The passes over the weight that steps need, in order."""
     for step in steps:
         if not step.is_shift:
             yield multiply, (step.left, step.right)
-        found = [term for term in terms(step.shift) if not isinstance(term, Zero)]
-        if in_slabs := tuple(term for term in found if slabs.has_slabs(term)):
-            yield _add_by_slabs, in_slabs
-        for term in found:
-            if not slabs.has_slabs(term):
-                yield add, term
+        added = [term for term in terms(step.shift) if not isinstance(term, Zero)]
+        in_slabs = [term for term in added if has_slabs and slabs.has_slabs(term)]
+        # One term alone is faster in one expression.
+        if len(in_slabs) > 1:
+            yield _add_by_slabs, tuple(in_slabs)
+            added = [term for term in added if not slabs.has_slabs(term)]
+        for term in added:
+            yield add, term
 
 
 def multiply(
@@ -57,10 +63,10 @@ def add(w: Float[Array, "out in"], delta: Operator, dtype: Any, sharding: Any) -
 
 
 def _add_by_slabs(
-    w: Float[Array, "out in"], found: tuple[Operator, ...], dtype: Any, sharding: Any
+    w: Float[Array, "out in"], in_slabs: tuple[Operator, ...], dtype: Any, sharding: Any
 ) -> Array:
-    """``W + Δ`` for all terms that have slabs."""
-    return slabs.added(w, found, dtype)
+    """``W + Δ`` for several terms that have slabs."""
+    return slabs.added(w, in_slabs)
 
 
 def in_matrix(

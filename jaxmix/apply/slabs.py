@@ -4,7 +4,7 @@ XLA writes each product of factors to memory before a loop adds it. In a slab th
 so that the matrix is read and written once for all terms, without a temporary of its size.
 """
 
-from functools import partial
+from functools import reduce
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxmix.operators import Dense, Hadamard, Kronecker, LowRank, Operator
-from jaxmix.placement.form import arithmetic
 
 __all__ = ["added", "has_slabs"]
 
@@ -29,64 +28,44 @@ def has_slabs(term: Operator) -> bool:
     return isinstance(term, LowRank | Hadamard | Kronecker | Dense)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@jax.custom_jvp
 def added(
-    matrix: Float[Array, "rows cols"], terms: tuple[Operator, ...], dtype: Any
+    matrix: Float[Array, "rows cols"], terms: tuple[Operator, ...]
 ) -> Float[Array, "rows cols"]:
     """Returns the sum of a matrix and terms. If the matrix is donated, it is changed in place.
 
     Args:
-        matrix: The matrix, in any float dtype.
+        matrix: The matrix, in float32 or wider.
         terms: Terms for which `has_slabs` is true, at least one.
-        dtype: The dtype of the result. The sum is in float32 or wider.
     """
     if not matrix.size:
-        return matrix.astype(dtype)
+        return matrix
     rows, cols = matrix.shape
     size, width = _slab_rows(rows, cols), _width(terms, cols)
-    # For one run of columns a third axis would make XLA copy the matrix.
-    start = matrix if width == cols else matrix.reshape(rows, cols // width, width)
 
     def change(at: Array | int, total: Array, size: int) -> Array:
-        # Rows that are not changed yet, which XLA can change in place if the dtypes are equal.
-        unchanged = total if matrix.dtype == dtype else _bits(start)
-        slab = _floats(lax.dynamic_slice_in_dim(unchanged, at, size), matrix.dtype)
-        slab = slab.astype(arithmetic(matrix.dtype))
+        slab = lax.dynamic_slice_in_dim(total, at, size)
         for term in terms:
             slab = slab + _slab_of(term, at, size).reshape(slab.shape)
-        return lax.dynamic_update_slice_in_dim(total, _bits(slab.astype(dtype)), at, 0)
+        return lax.dynamic_update_slice_in_dim(total, slab, at, 0)
 
-    total = _bits(start if matrix.dtype == dtype else jnp.zeros(start.shape, dtype))
+    # For one run of columns a third axis would make XLA copy the matrix.
+    total = matrix if width == cols else matrix.reshape(rows, cols // width, width)
     if rows > size:
         total = lax.fori_loop(0, rows // size, lambda i, x: change(i * size, x, size), total)
     if rows == size or rows % size:
         total = change(rows - rows % size if rows > size else 0, total, rows % size or size)
-    return _floats(total, dtype).reshape(rows, cols)
+    return total.reshape(rows, cols)
 
 
 @added.defjvp
-def _added_jvp(dtype: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _added_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     """The derivative of the sum in one expression: that of a loop copies the matrix per slab."""
 
-    def whole(matrix: Array, terms: tuple[Operator, ...]) -> Array:
-        total = matrix.astype(arithmetic(matrix.dtype))
-        for term in terms:
-            total = term.added_to(total)
-        return total.astype(dtype)
+    def in_one_expression(matrix: Array, terms: tuple[Operator, ...]) -> Array:
+        return reduce(lambda total, term: term.added_to(total), terms, matrix)
 
-    return added(*primals, dtype), jax.jvp(whole, primals, tangents)[1]
-
-
-def _bits(x: Array) -> Array:
-    """The bits of narrow floats as integers. XLA widens all of an array to put floats into it."""
-    if x.dtype.itemsize >= 4:
-        return x
-    return lax.bitcast_convert_type(x, np.dtype(f"uint{8 * x.dtype.itemsize}"))
-
-
-def _floats(x: Array, dtype: Any) -> Array:
-    """The floats that have these bits."""
-    return x if x.dtype == dtype else lax.bitcast_convert_type(x, dtype)
+    return added(*primals), jax.jvp(in_one_expression, primals, tangents)[1]
 
 
 def _slab_rows(rows: int, cols: int) -> int:

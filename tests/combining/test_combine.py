@@ -302,6 +302,7 @@ def test_bias_that_only_one_adapter_trains() -> None:
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.thorough
 def test_under_jit() -> None:
     """Weights and strengths may be traced."""
     a, b = loras(3, 3)

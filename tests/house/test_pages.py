@@ -34,6 +34,7 @@ CHECKS = {"docs/scale.md": check_scale_page}
 THOROUGH = {
     "docs/bank.md",
     "docs/combining.md",
+    "docs/from_other_tools.md",
     "docs/from_peft.md",
     "docs/scale.md",
     "docs/start/serving.md",

@@ -144,6 +144,7 @@ def test_layers_in_one_leaf_are_one_program_each(count: Count) -> None:
     assert count(lambda: jaxmix.compose(params, [0.5 * lora], layout=layout)) == (0, 0)
 
 
+@pytest.mark.thorough
 def test_no_tracer_leaks() -> None:
     """No traced value is kept."""
     module = Module("linear", (6, 32), True)
