@@ -90,7 +90,8 @@ def _close(text: str) -> list[tuple[Path, Path]]:
         return []
     below = Path(text).expanduser().relative_to(folder / missing)
     close = [folder / name for name in get_close_matches(missing, names, n=3, cutoff=0.7)]
-    return [(entry, entry / below) for entry in close]
+    # A link to nothing may be the very path.
+    return [(entry, entry / below) for entry in close if entry.exists()]
 
 
 def _last_folder(text: str) -> tuple[Path, str] | None:
