@@ -190,11 +190,11 @@ def _checksum(x: Array, number: int) -> UInt32[Array, ""]:
     for axis in reversed(range(bits.ndim)):
         position = position + stride * lax.broadcasted_iota(np.uint32, bits.shape, axis)
         stride = np.uint32(stride * bits.shape[axis])
-    # MurmurHash3's mixing of 32 bits: each bit of its input changes all bits of its result.
-    mixed = bits ^ (position * np.uint32(0x9E3779B1))
+    # A multiplication between two shifts: each bit of the input changes many bits of the result, and
+    # a sign does not just change the highest one, of which an even number adds up to nothing.
+    mixed = bits ^ position
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
-    return (mixed ^ (mixed >> 16)).sum(dtype=np.uint32)
+    return (mixed ^ (mixed >> 15)).sum(dtype=np.uint32)
 
 
 def _bits(x: Array) -> UInt32[Array, "..."]:
