@@ -190,8 +190,8 @@ def _checksum(x: Array, number: int) -> UInt32[Array, ""]:
     for axis in reversed(range(bits.ndim)):
         position = position + stride * lax.broadcasted_iota(np.uint32, bits.shape, axis)
         stride = np.uint32(stride * bits.shape[axis])
-    # A multiplication between two shifts: each bit of the input changes many bits of the result, and
-    # a sign does not just change the highest one, of which an even number adds up to nothing.
+    # A multiplication between two shifts: each bit of the input changes many bits of the result.
+    # A sign alone would change the highest bit, and an even number of those adds up to nothing.
     mixed = bits ^ position
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
     return (mixed ^ (mixed >> 15)).sum(dtype=np.uint32)
