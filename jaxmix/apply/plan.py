@@ -3,8 +3,8 @@
 On an accelerator, or under an outer trace, everything is one function, and XLA fuses it. On CPU,
 XLA would fuse terms of different kinds into one slow loop. There the computation of a chain's maps
 is a compiled function, and so is each pass over the weight, which reuses the buffer of the previous
-one: a rotation, or the addition of all terms that have slabs (`slabs`). Only `_runs_by_pass` makes
-this choice. Compiled functions depend on structure, shapes and dtypes only: layers of one shape
+one: a rotation, one term, or several terms slab by slab (`passes`). Only `_runs_by_pass` makes this
+choice. Compiled functions depend on structure, shapes and dtypes only: layers of one shape
 share them, and new strengths or factors do not re-trace.
 """
 

@@ -45,9 +45,9 @@ def apply_by_loops(
     """
     result = start
     for stack, pick in zip(stacks, picks, strict=True):
-        if pick.slot is None:
-            result = _by_strength(use, result, x, stack, pick.shares)
-        else:
+        if pick.strengths is not None:
+            result = _by_strength(use, result, x, stack, pick.strengths)
+        elif pick.slot is not None:
             result = _by_slot(use, is_factor, result, x, stack, pick.slot, rows_per_slot)
     return result
 

@@ -64,7 +64,7 @@ def apply_by_masks(
     """
     result = start
     for stack, pick in zip(stacks, picks, strict=True):
-        share = _shares(pick, start.dtype)
+        share = _shares(pick, count_slots(stack), start.dtype)
         apply = _looked_up if is_lookup else _multiplied
         output = apply(x, stack, share, pick.slot, is_transposed).astype(result.dtype)
         if is_factor and pick.slot is not None:
@@ -74,16 +74,16 @@ def apply_by_masks(
     return result
 
 
-def _shares(pick: Selection, dtype: Any) -> Float[Array, "rows slots"]:
-    """The strength of each slot; none for a broken operator, of which `start` is NaN.
+def _shares(pick: Selection, slots: int, dtype: Any) -> Float[Array, "rows slots"]:
+    """The strengths of all slots, or 1 for the selected slot and 0 for the others.
 
-    They are computed from the slots again: XLA fuses that into products, but not slices of a table
-    of shares.
+    They are computed for each leaf, since XLA fuses this into products, which it does not do with
+    slices of a table of shares.
     """
-    if pick.slot is None:
-        return pick.shares.astype(dtype)
-    numbers = np.arange(pick.shares.shape[-1], dtype=np.int32)
-    return (pick.slot[:, None] == numbers[None]).astype(dtype)
+    if pick.strengths is not None:
+        return pick.strengths.astype(dtype)
+    assert pick.slot is not None
+    return (pick.slot[:, None] == np.arange(slots, dtype=np.int32)[None]).astype(dtype)
 
 
 def _multiplied(

@@ -48,10 +48,10 @@ class PerRow(Operator):
     Example:
         >>> from jaxmix.operators import Diagonal
         >>> stack = Diagonal(jnp.array([[2.0, 3.0], [4.0, 5.0]]))
-        >>> second = Selection(jnp.array([0.0, 1.0]), jnp.asarray(1))
+        >>> second = Selection(slot=jnp.asarray(1))
         >>> PerRow((stack,), (second,), 2, 2, True).dense().tolist()
         [[4.0, 0.0], [0.0, 5.0]]
-        >>> both = Selection(jnp.array([1.0, 0.5]), None)
+        >>> both = Selection(strengths=jnp.array([1.0, 0.5]))
         >>> PerRow((stack,), (both,), 2, 2, False).dense().tolist()
         [[4.0, 0.0], [0.0, 5.5]]
     """
@@ -142,12 +142,13 @@ def _single(
     """Applies the operators that one row selects."""
     result = _with_nan(start, picks)
     for stack, pick in zip(stacks, picks, strict=True):
-        if pick.slot is None:
+        if pick.strengths is not None:
             outputs = jax.vmap(use)(stack)
-            shares = pick.shares.astype(outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))
+            strengths = pick.strengths.astype(outputs.dtype)
+            strengths = strengths.reshape(-1, *[1] * (outputs.ndim - 1))
             # A strength of zero leaves out inf and NaN.
-            result = result + jnp.where(shares == 0, 0, shares * outputs).sum(0)
-        else:
+            result = result + jnp.where(strengths == 0, 0, strengths * outputs).sum(0)
+        elif pick.slot is not None:
             output = use(entry(stack, jnp.maximum(pick.slot, 0)))
             output = output if is_factor else result + output
             result = jnp.where(pick.slot >= 0, output, result)

@@ -25,13 +25,13 @@ class Selection:
     """What a row selects from a stack: the operator in one slot, or all of them with strengths.
 
     Args:
-        shares: The strength of each slot. With a slot it is 1 there and 0 elsewhere. It is NaN for
-            a broken operator that takes part.
         slot: The slot, `NOTHING` or `BROKEN`; None with strengths.
+        strengths: The strength of each slot, NaN for a broken operator unless it is 0; None with a
+            slot.
     """
 
-    shares: Float[Array, "*rows slots"]
-    slot: Int[Array, "*rows"] | None
+    slot: Int[Array, "*rows"] | None = None
+    strengths: Float[Array, "*rows slots"] | None = None
 
 
 def entry(stack: Any, slot: Any) -> Any:

@@ -187,22 +187,21 @@ def route(owners: Array, broken: Array, pick: Array) -> Selection:
             members).
 
     Returns:
-        Shares (rows, stacks, slots) and slots (rows, stacks).
+        Slots (rows, stacks), or strengths (rows, stacks, slots).
     """
     is_owned = owners >= 0
     if jnp.issubdtype(pick.dtype, jnp.floating):
-        shares = pick.at[:, jnp.maximum(owners, 0)].get(mode="fill", fill_value=np.nan)
-        shares = jnp.where(is_owned[None], shares, 0)
-        nan = jnp.full((), np.nan, shares.dtype)
-        return Selection(jnp.where(broken[None] & (shares != 0), nan, shares), None)
+        strengths = pick.at[:, jnp.maximum(owners, 0)].get(mode="fill", fill_value=np.nan)
+        strengths = jnp.where(is_owned[None], strengths, 0)
+        nan = jnp.full((), np.nan, strengths.dtype)
+        return Selection(strengths=jnp.where(broken[None] & (strengths != 0), nan, strengths))
     selected = is_owned[None] & (owners[None] == pick[:, None, None])
-    share = jnp.where(broken, np.float32(np.nan), np.float32(1))
     slots = jnp.arange(owners.shape[1], dtype=np.int32)
     slots = jnp.where(broken, np.int32(BROKEN), slots[None])
     # A row selects at most one slot of a stack.
     nothing = np.int32(NOTHING)
     slot = jnp.where(selected, slots[None] - nothing, 0).sum(-1, dtype=np.int32) + nothing
-    return Selection(jnp.where(selected, share[None], np.float32(0)), slot)
+    return Selection(slot)
 
 
 def selection(stack: OperatorStack, routes: Selection) -> Selection:
@@ -212,8 +211,10 @@ def selection(stack: OperatorStack, routes: Selection) -> Selection:
         stack: The stack.
         routes: One row of `route`.
     """
-    slot = None if routes.slot is None else routes.slot[stack.row]
-    return Selection(routes.shares[stack.row, : stack.slots], slot)
+    if routes.strengths is not None:
+        return Selection(strengths=routes.strengths[stack.row, : stack.slots])
+    assert routes.slot is not None
+    return Selection(routes.slot[stack.row])
 
 
 def select(

@@ -101,7 +101,8 @@ def combine(
         outliers: The share of largest entries that breadcrumbs drops, by default 0.01.
         layout: Where the sites are in the tree, as in `jaxmix.compose`.
         name: The name of the result.
-        progress: A function of the finished sites and all sites, called after each effect.
+        progress: A function called after each site, with the number of finished sites and the
+            total.
 
     Returns:
         An adapter of strength 1: LoRAs of scale 1, A (r, in) and B (out, r), or Deltas (out, in).

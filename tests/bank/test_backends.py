@@ -57,7 +57,7 @@ def blocks() -> BlockDiagonal:
 
 def selected(slots: Any) -> Selection:
     """The rows' slots of a stack."""
-    return Selection(jax.nn.one_hot(slots, SLOTS), jnp.asarray(slots))
+    return Selection(jnp.asarray(slots))
 
 
 STACKS: dict[str, Callable[[], Operator]] = {
@@ -120,7 +120,7 @@ def test_masks_weigh_members_by_strengths_and_look_rows_up(name: str) -> None:
         each = jnp.stack([in_turn(x, stack, [k] * ROWS, False, False) for k in range(SLOTS)])
         want = jnp.einsum("rs,srto->rto", strengths, each)
         start = jnp.zeros((ROWS, TOKENS, 12), x.dtype)
-        weighed = Selection(strengths, None)
+        weighed = Selection(strengths=strengths)
         got = apply_by_masks(False, False, False, start, x, (stack,), (weighed,))
         np.testing.assert_allclose(got, want, atol=1e-11)
         at = jnp.asarray(np.random.default_rng(7).integers(0, 8, (ROWS, TOKENS)), np.int32)

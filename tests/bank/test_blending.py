@@ -60,5 +60,5 @@ def test_rows_of_strength_zero_are_those_without_the_member(kind: str) -> None:
 
 def test_dense_operators_of_strength_zero_are_left_out() -> None:
     stack = Diagonal(jnp.array([[np.inf, np.nan], [4.0, 5.0]]))
-    operator = PerRow((stack,), (Selection(jnp.array([0.0, 2.0]), None),), 2, 2, False)
+    operator = PerRow((stack,), (Selection(strengths=jnp.array([0.0, 2.0])),), 2, 2, False)
     assert operator.dense().tolist() == [[8.0, 0.0], [0.0, 10.0]]
