@@ -68,7 +68,7 @@ def find(
         return _find_local(formats, forced, target, text, below, ignore)
     if not exists and revision is None:
         refuse_mistyped(text, f"pass {option('revision', 'main')}" if is_hub_id(text) else "")
-    if not exists and is_hub_id(text):
+    if not exists and is_hub_id(text, revision):
         return find_on_hub(
             formats,
             text,

@@ -17,7 +17,7 @@ from jaxmix.untrusted.files import local_path
 __all__ = ["HubRepository", "base_folder", "is_hub_id"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-# The suffixes of files with weights and of recipes, which the names of repositories don't have.
+# The suffixes of files with weights and of recipes. Few repositories have such names.
 _FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 # The files of a base checkpoint that a merge needs: weights, configs and tokenizer.
 _BASE_FILES = (
@@ -36,11 +36,13 @@ _BASE_COPIES = ("original/*", "consolidated*.safetensors", "onnx/*", "openvino/*
 _TIMEOUT = 10.0
 
 
-def is_hub_id(text: str) -> bool:
+def is_hub_id(text: str, revision: str | None = None) -> bool:
     """Whether a string has the form of a hub id, ``owner/name``, and not of a file's path.
 
     Args:
         text: The string.
+        revision: The revision that was given with it. With one it can't be a path, so its name may
+            end like a file's.
 
     Returns:
         True if it has this form.
@@ -49,7 +51,8 @@ def is_hub_id(text: str) -> bool:
         >>> is_hub_id("owner/llama-3.2"), is_hub_id("loras/style.safetensors")
         (True, False)
     """
-    return _HUB_ID.fullmatch(text) is not None and not text.endswith(_FILES)
+    is_file = revision is None and text.endswith(_FILES)
+    return _HUB_ID.fullmatch(text) is not None and not is_file
 
 
 def base_folder(base: str | os.PathLike[str], variant: str | None = None) -> Path:
@@ -74,7 +77,7 @@ def base_folder(base: str | os.PathLike[str], variant: str | None = None) -> Pat
     # A `Path` has no leading "./", which marks a string as a path.
     text = base if isinstance(base, str) else Path(base).as_posix()
     hub_id, _, revision = text.partition("@")
-    may_be_id = is_hub_id(hub_id)
+    may_be_id = is_hub_id(hub_id, revision or None)
     if not revision:
         refuse_mistyped(text, f"write {hub_id}@main" if may_be_id else "")
     if not may_be_id:

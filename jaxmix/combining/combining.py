@@ -101,8 +101,7 @@ def combine(
         outliers: The share of largest entries that breadcrumbs drops, by default 0.01.
         layout: Where the sites are in the tree, as in `jaxmix.compose`.
         name: The name of the result.
-        progress: A function called after each site, with the number of finished sites and the
-            total.
+        progress: Called after each site with the numbers of finished sites and of all sites.
 
     Returns:
         An adapter of strength 1: LoRAs of scale 1, A (r, in) and B (out, r), or Deltas (out, in).
