@@ -192,7 +192,7 @@ def read_checkpoint(folder: str | os.PathLike[str], variant: str | None = None) 
     if variant is not None and not folder.is_dir():
         raise CheckpointError(
             f"{option('variant', variant)} chooses among the files of a folder, and {folder} is "
-            "not a folder."
+            "not a folder. Leave it out."
         )
     if folder.suffix == ".safetensors" and folder.is_file():
         safetensors_file(folder)
@@ -222,7 +222,8 @@ def _read_pipeline(folder: Path, variant: str | None) -> Checkpoint:
     if variant is not None and weighty and not having:
         lines = [f"{name}: {described_variants(path)}" for name, path in weighty.items()]
         raise CheckpointError(
-            f"{folder}: no component has weights of the variant {variant!r}, found:{listing(lines)}"
+            f"{folder}: no component has weights of the variant {variant!r}, found:{listing(lines)}\n"
+            f"Choose one of them, or leave out {option('variant', variant)}."
         )
     components = {
         name: read_checkpoint(path, variant if name in having else None)

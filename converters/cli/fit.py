@@ -125,7 +125,7 @@ def fit(
     - `jaxmix merge try/base -a learned -o merged`
     """
     from jaxmix.converters.adapters.mixfile import MIX_FILE, is_saved, save
-    from jaxmix.converters.cli.tokens import read_tokens, split_windows
+    from jaxmix.converters.cli.tokens import read_text, split_windows, tokenized
     from jaxmix.converters.files.hub import base_folder
 
     if plot is not None:
@@ -136,8 +136,9 @@ def fit(
     )
     check_apart(out, adapters)
     checked_output(out, [folder], force=force, marks=(MIX_FILE,), replaces=is_saved)
+    data = read_text(text)
     model = _model(folder, dtype)
-    tokens = read_tokens(text, folder, tokenizer, model.config.vocab_size)
+    tokens = tokenized(data, text, folder, tokenizer, model.config.vocab_size)
     train, held_out = split_windows(tokens, length, text)
     with steps_bar("learning strengths", "batches", as_json=as_json) as progress:
         batches = _Batches(train, min(batch, len(train)), steps, seed, progress)

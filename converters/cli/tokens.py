@@ -8,7 +8,7 @@ import numpy as np
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.untrusted.files import check_regular, local_path
 
-__all__ = ["BYTES", "read_tokens", "split_windows"]
+__all__ = ["BYTES", "read_text", "split_windows", "tokenized"]
 
 BYTES = "bytes"
 # The file that the library `tokenizers` reads; transformers reads all of them.
@@ -16,11 +16,30 @@ _FAST = "tokenizer.json"
 _SLOW = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
-def read_tokens(text: Path, base: Path, tokenizer: str | None, vocabulary: int) -> np.ndarray:
-    """Reads a text file as tokens.
+def read_text(text: Path) -> bytes:
+    """Reads a text file.
+
+    Raises:
+        CheckpointError: If it can't be read.
+    """
+    try:
+        text = local_path(text, "text")
+        check_regular(text)
+        return text.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"the text {text} can't be read: {error.strerror}. Expected a plain text file."
+        ) from error
+
+
+def tokenized(
+    data: bytes, text: Path, base: Path, tokenizer: str | None, vocabulary: int
+) -> np.ndarray:
+    """Converts a text to tokens.
 
     Args:
-        text: The file.
+        data: The file's contents.
+        text: The file's name, for messages.
         base: The model's folder, which holds its tokenizer.
         tokenizer: Another folder or tokenizer.json, or "bytes"; None for the model's own, or for
             bytes if it has none and a vocabulary of 256 tokens.
@@ -30,17 +49,9 @@ def read_tokens(text: Path, base: Path, tokenizer: str | None, vocabulary: int) 
         The tokens (n,), int32.
 
     Raises:
-        CheckpointError: If a file can't be read, or the model lacks a token.
+        CheckpointError: If the text is not UTF-8, or the model lacks a token.
         UnsupportedError: If there is no tokenizer, or the package that reads it is not installed.
     """
-    try:
-        text = local_path(text, "text")
-        check_regular(text)
-        data = text.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"the text {text} can't be read: {error.strerror}. Expected a plain text file."
-        ) from error
     path = base if tokenizer is None else local_path(tokenizer, "tokenizer")
     fast = path if path.is_file() else path / _FAST
     if tokenizer == BYTES:

@@ -22,7 +22,7 @@ def main_file(folder: Path, variant: str | None = None) -> Path:
     if not found and variant is not None:
         raise CheckpointError(
             f"{folder} has no weights of the variant {variant!r}, found "
-            f"{described_variants(folder)}."
+            f"{described_variants(folder)}. Choose one of them."
         )
     if not found:
         raise CheckpointError(_no_weights(folder))

@@ -122,7 +122,7 @@ def _check_pattern(pattern: str, subject: str) -> None:
     except (re.error, TypeError) as error:
         raise LayoutError(
             f"{subject} {pattern!r} is not a regular expression: {error}. Write the PyTorch module "
-            r"name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
+            r"name with its dots escaped, such as layers\.(\d+)\.q_proj."
         ) from error
 
 

@@ -110,8 +110,8 @@ def output_path(path: str | os.PathLike[str], subject: str = "output") -> Path:
     return target
 
 
-def shown(text: str, limit: int = 80) -> str:
-    """Formats a path for a message: quoted, with unprintable characters escaped, and shortened."""
+def shown(text: str, limit: int = 300) -> str:
+    """Formats a path for a message: quoted, unprintable characters escaped, shortened if huge."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 

@@ -177,7 +177,7 @@ def base_model(base: Any, variant: str | None = None) -> BaseModel:
     if variant is not None:
         raise CheckpointError(
             f"{option('variant', variant)} chooses among the files of a folder, which is not given "
-            f"as {option('base', ...)}."
+            f"as {option('base', ...)}. Leave it out."
         )
     if isinstance(base, BaseModel):
         return base

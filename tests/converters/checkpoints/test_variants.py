@@ -135,14 +135,15 @@ def test_absent_variant_lists_those_that_exist(base: Path) -> None:
         read_checkpoint(base / "unet", "fp32")
     assert str(caught.value) == (
         f"{base / 'unet'} has no weights of the variant 'fp32', found the files without a "
-        "variant, 'fp16', 'bf16'."
+        "variant, 'fp16', 'bf16'. Choose one of them."
     )
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(base, "fp32")
     assert (
         f"{base}: no component has weights of the variant 'fp32', found:\n"
         "  text_encoder: the files without a variant\n"
-        "  unet: the files without a variant, 'fp16', 'bf16'"
+        "  unet: the files without a variant, 'fp16', 'bf16'\n"
+        "Choose one of them, or leave out variant='fp32'."
     ) in str(caught.value)
 
 
@@ -167,12 +168,14 @@ def test_variant_needs_a_folder(base: Path, lora: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(file, "fp16")
     assert str(caught.value) == (
-        f"variant='fp16' chooses among the files of a folder, and {file} is not a folder."
+        f"variant='fp16' chooses among the files of a folder, and {file} is not a folder. Leave it "
+        "out."
     )
     with pytest.raises(CheckpointError) as caught:
         jaxmix.load(lora, base=load_file(file), variant="fp16")
     assert str(caught.value) == (
-        "variant='fp16' chooses among the files of a folder, which is not given as base=…."
+        "variant='fp16' chooses among the files of a folder, which is not given as base=…. Leave it "
+        "out."
     )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix import training
-from jaxmix.converters.cli.tokens import read_tokens, split_windows
+from jaxmix import models, training
+from jaxmix.converters.cli.tokens import read_text, split_windows, tokenized
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 from jaxmix.training import by_site
@@ -135,7 +135,6 @@ def test_options_reach_fit(
     ("more", "code", "text"),
     [
         (("--length", 4000), 1, "expected at least two windows of 4000"),
-        (("--text", "nothing"), 1, "the text nothing can't be read: No such file"),
         (("--per", "layer"), 2, "'layer' is not one of mix, adapter, site."),
         (("--dtype", "int8"), 2, "'int8' is not one of float32, bfloat16, float16."),
         (("--plot", "x.gif"), 1, "the picture x.gif has an unsupported format"),
@@ -147,6 +146,18 @@ def test_invalid_options_are_refused(
     """Invalid options are refused before any training."""
     document = run_json(capsys, *fit_arguments(place, *more, "-o", tmp_path / "out"), code=code)
     assert text in document["error"] and not list(tmp_path.iterdir())
+
+
+def test_missing_text_is_refused_before_the_model_is_loaded(
+    place: Path, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading a large model takes minutes."""
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    arguments = fit_arguments(place, "--text", "nothing", "-o", tmp_path / "out")
+    document = run_json(capsys, *arguments, code=1)
+    assert document["error"] == (
+        "the text nothing can't be read: No such file or directory. Expected a plain text file."
+    )
 
 
 def test_output_inside_an_input_is_refused(place: Path, capsys: Captured) -> None:
@@ -196,17 +207,17 @@ def test_bytes_are_the_tokens_without_a_tokenizer(place: Path, tmp_path: Path) -
     """Without a tokenizer, or by option, bytes are the tokens of a model of 256 tokens."""
     text = tmp_path / "x"
     text.write_bytes(b"\x00\xff")
-    assert read_tokens(text, tmp_path, None, 256).tolist() == [0, 255]
-    assert read_tokens(text, tmp_path, "bytes", 300).tolist() == [0, 255]
+    assert tokenized(read_text(text), text, tmp_path, None, 256).tolist() == [0, 255]
+    assert tokenized(read_text(text), text, tmp_path, "bytes", 300).tolist() == [0, 255]
     with pytest.raises(UnsupportedError) as caught:
-        read_tokens(text, tmp_path, None, 300)
+        tokenized(read_text(text), text, tmp_path, None, 300)
     assert str(caught.value) == (
         f"{tmp_path} has no tokenizer, expected one of tokenizer.json, tokenizer_config.json, "
         "tokenizer.model, vocab.json, spiece.model. Pass the folder of a tokenizer with "
         "--tokenizer, or --tokenizer bytes if its tokens are bytes."
     )
     with pytest.raises(CheckpointError) as caught:
-        read_tokens(text, tmp_path, "bytes", 200)
+        tokenized(read_text(text), text, tmp_path, "bytes", 200)
     assert str(caught.value) == (
         f"{text} has the token 255, but the model in {tmp_path} has 200 tokens. Use the model's "
         "own tokenizer: --tokenizer FOLDER."
@@ -242,11 +253,11 @@ def test_each_library_reads_its_tokenizer_files(
         module = ModuleType(library)
         setattr(module, kind, Words)
         monkeypatch.setitem(sys.modules, library, module)
-        assert read_tokens(text, folder, None, 9).tolist() == expected
-        assert read_tokens(text, tmp_path, str(folder), 9).tolist() == expected
+        assert tokenized(read_text(text), text, folder, None, 9).tolist() == expected
+        assert tokenized(read_text(text), text, tmp_path, str(folder), 9).tolist() == expected
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(UnsupportedError) as caught:
-            read_tokens(text, folder, None, 9)
+            tokenized(read_text(text), text, folder, None, 9)
         where = folder / name if library == "tokenizers" else folder
         assert str(caught.value) == (
             f"the tokenizer {where} needs the package {library}, which is not installed. Install "
@@ -256,4 +267,4 @@ def test_each_library_reads_its_tokenizer_files(
     with pytest.raises(
         CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it to UTF-8\."
     ):
-        read_tokens(text, tmp_path / "tokenizers", None, 9)
+        tokenized(read_text(text), text, tmp_path / "tokenizers", None, 9)
