@@ -222,8 +222,8 @@ def _read_pipeline(folder: Path, variant: str | None) -> Checkpoint:
     if variant is not None and weighty and not having:
         lines = [f"{name}: {described_variants(path)}" for name, path in weighty.items()]
         raise CheckpointError(
-            f"{folder}: no component has weights of the variant {variant!r}, found:{listing(lines)}\n"
-            f"Choose one of them, or leave out {option('variant', variant)}."
+            f"{folder}: no component has weights of the variant {variant!r}, found:"
+            f"{listing(lines)}\nChoose one of them, or leave out {option('variant', variant)}."
         )
     components = {
         name: read_checkpoint(path, variant if name in having else None)

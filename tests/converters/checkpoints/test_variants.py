@@ -174,8 +174,8 @@ def test_variant_needs_a_folder(base: Path, lora: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         jaxmix.load(lora, base=load_file(file), variant="fp16")
     assert str(caught.value) == (
-        "variant='fp16' chooses among the files of a folder, which is not given as base=…. Leave it "
-        "out."
+        "variant='fp16' chooses among the files of a folder, which is not given as base=…. "
+        "Leave it out."
     )
 
 
