@@ -168,7 +168,7 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{size / MEGA:.0f} MB, {options.dtype}, medians of {options.rounds}\n")
         print(
             "| adapters | jaxmix s | MB | PEFT s | MB | cp s | times faster | of cp "
-            "| process, jaxmix s | PEFT s | times faster |"
+            "| process, jaxmix s | process, PEFT s | times faster |"
         )
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         for word, kinds in WORDS.items():
