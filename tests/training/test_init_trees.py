@@ -103,7 +103,7 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
     flat_tree = Tree.of(tree)
     return {
         name.removeprefix("params."): np.asarray(flat_tree.leaves[i])
-        for name, i in flat_tree.where.items()
+        for name, i in flat_tree.positions.items()
         if jnp.issubdtype(flat_tree.leaves[i].dtype, jnp.floating)
     }
 
