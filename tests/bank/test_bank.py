@@ -17,7 +17,7 @@ from ..laws.draws import KINDS, Module, tree
 from ..uncompiled import uncompiled
 from ..unmerged.test_chains import inputs
 from ..unmerged.test_chains import run as layer_of
-from ..unmerged.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
+from ..unmerged.test_uses import ADDITIVE_LAYER_MIX, LAYER_MIX, LAYERS, STACK, scanned
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
 
@@ -140,8 +140,8 @@ def _rows(params: Any, rows: Any) -> Any:
 def test_scanned_layers(backend: str) -> None:
     """Members whose ranks and kinds differ by layer, and between members."""
     members = {
-        "all": LAYERED,
-        "half": 0.5 * PADDED,
+        "all": LAYER_MIX,
+        "half": 0.5 * ADDITIVE_LAYER_MIX,
         "one": Adapter({"layers.2.fc": OFT(0.3 * normal(3, 1, seed=4))}, name="oft"),
     }
     x, who = normal(5, 3, 6), ["all", None, "half", "one", "all"]
