@@ -1,4 +1,4 @@
-"""Modules are targeted by names and shapes, and errors are exact."""
+"""Modules are targeted by names and shapes; unknown targets raise errors."""
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -30,19 +30,21 @@ _TREE: Any = {
 }
 
 
-def _sites(**options: Any) -> set[str]:
+def _targeted_sites(**options: Any) -> set[str]:
     return set(init("lora", _TREE, _KEY, rank=1, **options).sites)
 
 
 def test_names_expressions_and_all_linear() -> None:
-    every = {f"layers.{i}.{name}" for i in range(2) for name in "qk"}
-    assert _sites(target_modules="all-linear") == every
-    assert _sites(target_modules=["q"]) == {"layers.0.q", "layers.1.q"}
-    assert _sites(target_modules=r".*1\.[qk]") == {"layers.1.q", "layers.1.k"}
-    assert _sites(target_modules=["q", "k"], exclude_modules=["k"]) == _sites(target_modules=["q"])
+    linear_sites = {f"layers.{i}.{name}" for i in range(2) for name in "qk"}
+    assert _targeted_sites(target_modules="all-linear") == linear_sites
+    assert _targeted_sites(target_modules=["q"]) == {"layers.0.q", "layers.1.q"}
+    assert _targeted_sites(target_modules=r".*1\.[qk]") == {"layers.1.q", "layers.1.k"}
+    assert _targeted_sites(target_modules=["q", "k"], exclude_modules=["k"]) == _targeted_sites(
+        target_modules=["q"]
+    )
     params = {"m": _TREE["params"]}
-    only = init("lora", params, _KEY, target_modules=["q"], layers_to_transform=[1])
-    assert set(only.sites) == {"m.layers.1.q"}
+    adapter = init("lora", params, _KEY, target_modules=["q"], layers_to_transform=[1])
+    assert set(adapter.sites) == {"m.layers.1.q"}
 
 
 def test_patterns_and_saved_modules() -> None:
@@ -55,7 +57,7 @@ def test_patterns_and_saved_modules() -> None:
     np.testing.assert_array_equal(adapter.updates["norm"].weight, PARAMS["norm.weight"])
 
 
-def test_key_of_a_site_is_its_own() -> None:
+def test_each_site_has_its_own_key() -> None:
     first = init("lora", PARAMS, _KEY, target_modules=["lin"])
     second = init("lora", PARAMS, _KEY, target_modules=["lin", "gpt"])
     np.testing.assert_array_equal(first.updates["lin"].a, second.updates["lin"].a)
