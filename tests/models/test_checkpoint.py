@@ -21,7 +21,7 @@ TENSORS = {
 
 
 def reindex(folder: Path, **changes: Any) -> Path:
-    """Changes the files of some tensors in the index; None removes a tensor."""
+    """Maps some tensors to other files in the index; None removes a tensor."""
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"] |= changes
@@ -55,9 +55,9 @@ def test_tensor_files_gives_the_shard_of_each_tensor(tmp_path: Path) -> None:
 
 def test_links_are_followed(tmp_path: Path) -> None:
     """The hub's cache consists of links out of the folder."""
-    real = write(tmp_path / "blobs", TENSORS, 2)
+    blobs = write(tmp_path / "blobs", TENSORS, 2)
     (tmp_path / "snapshot").mkdir()
-    for file in real.iterdir():
+    for file in blobs.iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
     assert len(dict(read_tensors(tmp_path / "snapshot"))) == 3
 
@@ -82,8 +82,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, TENSORS)
     file = folder / "model.safetensors"
     content = file.read_bytes()
-    for bad in (content[:-3], content[:20], b"", b"\xff" * 64):
-        file.write_bytes(bad)
+    for damaged in (content[:-3], content[:20], b"", b"\xff" * 64):
+        file.write_bytes(damaged)
         with pytest.raises(
             CheckpointError, match=r"model.safetensors is not a complete safetensors file"
         ):

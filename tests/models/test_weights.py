@@ -43,12 +43,12 @@ def test_kernel_is_the_transposed_weight() -> None:
 def test_dtype_casts_every_leaf() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
-    cast = to_torch(from_torch(config, tensors, dtype=jnp.bfloat16))
-    for name, leaf in cast.items():
+    cast_tensors = to_torch(from_torch(config, tensors, dtype=jnp.bfloat16))
+    for name, leaf in cast_tensors.items():
         np.testing.assert_array_equal(leaf, tensors[name].astype(ml_dtypes.bfloat16))
     with jax.enable_x64(True):
-        wide = to_torch(from_torch(config, tensors, dtype=jnp.float64))
-        assert {leaf.dtype for leaf in wide.values()} == {np.dtype(np.float64)}
+        tensors64 = to_torch(from_torch(config, tensors, dtype=jnp.float64))
+        assert {leaf.dtype for leaf in tensors64.values()} == {np.dtype(np.float64)}
 
 
 def test_arrays_of_the_caller_are_copied() -> None:
@@ -62,7 +62,6 @@ def test_arrays_of_the_caller_are_copied() -> None:
 
 
 def test_missing_and_unused_names_are_listed() -> None:
-    """All missing and unused names are listed in one error."""
     config = tiny.config()
     tensors = tiny.tensors(config)
     del tensors["model.norm.weight"], tensors["lm_head.weight"]

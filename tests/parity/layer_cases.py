@@ -180,16 +180,16 @@ def _oft() -> list[Case]:
 
 
 def _with_biases_and_saved_modules() -> list[Case]:
-    outer_layers = {"target_modules": ["layers.0.lin", "layers.2.lin"]}
+    layers = {"target_modules": ["layers.0.lin", "layers.2.lin"]}
     save = {"target_modules": ["layers.0.lin"], "modules_to_save": ["layers.2.lin"]}
     oft = {"oft_block_size": 4}
     return [
         _case("shira", "linear", Shira, r=2),
-        _case("bias-all", "mlp", LoraConfig, bias="all", **outer_layers, **_LORA),
-        _case("bias-lora_only", "mlp", LoraConfig, bias="lora_only", **outer_layers, **_LORA),
-        _case("bias-dora-all", "mlp", LoraConfig, bias="all", use_dora=True, **outer_layers, **_LORA),
-        _case("bias-oft-all", "mlp", OFTConfig, bias="all", **outer_layers, **oft),
-        _case("bias-oft_only", "mlp", OFTConfig, bias="oft_only", **outer_layers, **oft),
+        _case("bias-all", "mlp", LoraConfig, bias="all", **layers, **_LORA),
+        _case("bias-lora_only", "mlp", LoraConfig, bias="lora_only", **layers, **_LORA),
+        _case("bias-dora-all", "mlp", LoraConfig, bias="all", use_dora=True, **layers, **_LORA),
+        _case("bias-oft-all", "mlp", OFTConfig, bias="all", **layers, **oft),
+        _case("bias-oft_only", "mlp", OFTConfig, bias="oft_only", **layers, **oft),
         _case("save-lora", "mlp", LoraConfig, **save, **_LORA),
         _case("save-loha", "mlp", LoHaConfig, **save, r=2, alpha=3),
         _case("save-lokr", "mlp", LoKrConfig, **save, r=2, alpha=3),
@@ -240,7 +240,7 @@ def _stacked() -> list[Case]:
 
 
 def _inside_stack() -> list[Case]:
-    """Returns forms of LoRA and OFT between an inner LoRA and an outer_layers LoHa."""
+    """Returns forms of LoRA and OFT between an inner LoRA and an outer LoHa."""
     lora, loha = (LoraConfig, _LORA), (LoHaConfig, {"r": 2, "alpha": 3})
     oft, exact = {"oft_block_size": 4}, {"use_cayley_neumann": False}
     two = {"target_modules": ["two"]}

@@ -1,8 +1,8 @@
 """Types that can only be innermost, and types that draw arrays instead of saving them.
 
 A type is innermost if PEFT wraps only plain layers with it, or, as for SuperTuning, reads the
-innermost weight. PEFT draws arrays in torch's default dtype, which is float32 here as it is for users;
-everything else runs in float64.
+innermost weight. PEFT draws arrays in torch's default dtype, which is float32 here as for users.
+Everything else runs in float64.
 """
 
 import copy
