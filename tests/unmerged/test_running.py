@@ -107,7 +107,7 @@ def test_vectors_do_not_warn() -> None:
         actual, run(jaxmix.compose(params, mixed, layout=layout), X), rtol=1e-5
     )
     ways = {way.leaf: way.why for way in jaxmix.explain(leaves).ways}
-    assert ways["norm"] == ways["a.bias"] == "a vector, as cheap to make as to use"
+    assert ways["norm"] == ways["a.bias"] == "a vector, as cheap to make dense as to use"
 
 
 def test_returned_weight_is_named() -> None:
