@@ -31,7 +31,7 @@ def composed(
 
 def jaxmix_model(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
     """Returns a copy of the model with jaxmix's weights."""
-    twin = copy.deepcopy(model)
+    composed_copy = copy.deepcopy(model)
     weights = composed(state(model), folders, layout(model))
-    twin.load_state_dict({name: torch.from_numpy(w.copy()) for name, w in weights.items()})
-    return twin.eval()
+    composed_copy.load_state_dict({name: torch.from_numpy(w.copy()) for name, w in weights.items()})
+    return composed_copy.eval()

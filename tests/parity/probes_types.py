@@ -51,19 +51,19 @@ def _attention(folder: Path) -> str:
     layer = adapted.base_model.model[0]
     truth = run(layer)
     for times in (1, 2):
-        twin: Any = copy.deepcopy(model)[0].eval()
+        merged_by_hand: Any = copy.deepcopy(model)[0].eval()
         with torch.no_grad():
             for weight, layer_of_factors in (
-                (twin.in_proj_weight, layer),
-                (twin.out_proj.weight, layer.get_base_layer().out_proj),
+                (merged_by_hand.in_proj_weight, layer),
+                (merged_by_hand.out_proj.weight, layer.get_base_layer().out_proj),
             ):
                 delta = (
                     layer_of_factors.lora_B["default"].weight
                     @ layer_of_factors.lora_A["default"].weight
                 )
-                count = times if weight is twin.out_proj.weight else 1
+                count = times if weight is merged_by_hand.out_proj.weight else 1
                 weight += count * layer_of_factors.scaling["default"] * delta
-        if difference(run(twin), truth) < 1e-5:
+        if difference(run(merged_by_hand), truth) < 1e-5:
             return f"the output projection's BA is added {('once', 'twice')[times - 1]}"
     return "something else"
 

@@ -117,13 +117,15 @@ def _run(form: Form, model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
 
 def _jaxmix_model(model: TorchNet, form: Form, folders: list[Path]) -> TorchNet:
     """Returns a copy of the model with jaxmix's weights."""
-    params, twin = state(model), copy.deepcopy(model)
+    params, composed_model = state(model), copy.deepcopy(model)
     with jax.enable_x64(True), uncompiled():
         base = params if form.needs_base else None
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
         weights = jaxmix.compose(params, adapters, layout=layout(model))
-    twin.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
-    return twin.eval()
+    composed_model.load_state_dict(
+        {name: torch.from_numpy(np.array(w)) for name, w in weights.items()}
+    )
+    return composed_model.eval()
 
 
 def _check_saved_adapter_needs_no_torch(folder: Path, model: torch.nn.Module, out: Path) -> None:

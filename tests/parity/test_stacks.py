@@ -91,5 +91,5 @@ def test_mix_applies_adapters_in_the_given_order(mlp: TorchNet, saved: Path) -> 
     site = "layers.1.lin.weight"
     assert difference(np.asarray(in_given_order[site]), np.asarray(steps[site])) < TOLERANCE
     truth = forward(mixed_model(mlp, folders), X)
-    twin = forward(jaxmix_model(mlp, folders), X)
-    assert difference(twin, truth) < TOLERANCE
+    output = forward(jaxmix_model(mlp, folders), X)
+    assert difference(output, truth) < TOLERANCE

@@ -38,7 +38,7 @@ def directions_of(values: Any, seed: int = 4) -> Any:
     return jax.tree.map(lambda x: rng.normal(size=x.shape), values)
 
 
-def along(gradients: Any, directions: Any) -> float:
+def derivative_along(gradients: Any, directions: Any) -> float:
     """Returns the derivative along the directions."""
     return sum(
         float(np.sum(np.asarray(gradient) * direction))
@@ -75,7 +75,7 @@ def test_every_family_unmerged() -> None:
         )
     mismatched: dict[str, tuple[float, float]] = {}
     for site in SITES:
-        gradient = along(gradients[site], directions[site])
+        gradient = derivative_along(gradients[site], directions[site])
         expected = (float(above[site]) - float(below[site])) / (2 * STEP)
         if not abs(gradient - expected) < TOLERANCE * max(1.0, abs(expected)):
             mismatched[site] = (gradient, expected)
@@ -129,7 +129,7 @@ def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
                 float(run(moved_along(values, partial, s), rebuild)[0]) for s in (STEP, -STEP)
             )
             expected = (above - below) / (2 * STEP)
-            assert along(gradients, partial) == pytest.approx(
+            assert derivative_along(gradients, partial) == pytest.approx(
                 expected, rel=TOLERANCE, abs=TOLERANCE
             ), kind
         for how, only in (("dense", None), ("factored", kinds[1:2])):

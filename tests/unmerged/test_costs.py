@@ -57,7 +57,9 @@ def test_all_forms_match_composed_weights(
     leaves = jaxmix.attach(PARAMS, mixed(*kinds))
     for how in ("auto", "factored", "dense"):
         np.testing.assert_allclose(jaxmix.factored(run, how)(leaves, x), expected, atol=2e-5)
-    monkeypatch.setattr(costs, "on_platform", lambda x, cpu, on, *args: on(TPU, *args))
+    monkeypatch.setattr(
+        costs, "on_platform", lambda x, cpu, accelerator, *args: accelerator(TPU, *args)
+    )
     np.testing.assert_allclose(jaxmix.factored(run)(leaves, x), expected, atol=2e-5)
 
 
@@ -67,8 +69,10 @@ def chosen_forms(
     """Returns the forms chosen for a CPU and for another backend, for a weight (4096, 4000)."""
     names: list[str] = []
 
-    def record(x: Any, cpu: Any, on: Any, *args: Any) -> Any:
-        names.extend([cpu.__name__, costs.cheapest(on.args[0], costs.of_backend(backend)).__name__])
+    def record(x: Any, cpu: Any, accelerator: Any, *args: Any) -> Any:
+        names.extend(
+            [cpu.__name__, costs.cheapest(accelerator.args[0], costs.of_backend(backend)).__name__]
+        )
         return cpu(*args)
 
     monkeypatch.setattr(costs, "on_platform", record)
@@ -107,8 +111,8 @@ def test_accelerators_take_thin_operators_where_a_cpu_takes_the_dense_weight(
 def test_explain_names_the_form_that_runs(
     backend: Backend | None, tokens: int, way: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = costs.CPU if backend is None else costs.of_backend(backend)
-    monkeypatch.setattr(forms, "on_this_platform", lambda: here)
+    platform_costs = costs.CPU if backend is None else costs.of_backend(backend)
+    monkeypatch.setattr(forms, "on_this_platform", lambda: platform_costs)
     kinds = ("wide lora", "lokr") if backend else ("loha",)
     shape = (4096, 4000)
     adapters = [

@@ -182,9 +182,9 @@ def test_explain_names_uses_without_a_form() -> None:
     for args in ((X,), (x,)):
         ways = {way.leaf: way for way in jaxmix.explain(LEAVES, fn=ordered, args=args).ways}
         assert {way.way for way in ways.values()} == {"dense"}
-        where = f"at test_running.py:{SORT} (ordered)"
-        assert ways["b.weight"].why == f"no factored form for sort {where}"
-        assert ways["a.weight"].why == f"no factored form for reduce_max {where}"
+        location = f"at test_running.py:{SORT} (ordered)"
+        assert ways["b.weight"].why == f"no factored form for sort {location}"
+        assert ways["a.weight"].why == f"no factored form for reduce_max {location}"
 
     def product(params: Any, x: Any, *, scale: float = 1.0) -> Any:
         return scale * (x @ params["a.weight"].T)

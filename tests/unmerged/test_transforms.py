@@ -65,11 +65,13 @@ def test_gradients_match_composed_weights() -> None:
         factored_gradients(adapters, PARAMS)[0].parts[0].updates["a"].a,
     )
 
-    def along(function: Any, combine: Any) -> Any:
+    def second_derivative(function: Any, combine: Any) -> Any:
         gradient = jax.grad(lambda s: function(combine(PARAMS, adapters * s), X))
         return jax.jit(lambda s: jax.jvp(gradient, (s,), (s,)))(1.0)
 
-    assert_close(along(factored_loss, jaxmix.attach), along(loss, jaxmix.compose))
+    assert_close(
+        second_derivative(factored_loss, jaxmix.attach), second_derivative(loss, jaxmix.compose)
+    )
 
 
 def test_vmap_over_adapters() -> None:
