@@ -31,7 +31,7 @@ _KEY = jax.random.key(0)
 
 # PEFT's OLoRA ignores that GPT-2's weight is transposed.
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize(("how", "site"), [("pissa", "lin"), ("pissa", "gpt"), ("olora", "lin")])
+@pytest.mark.parametrize(("method", "site"), [("pissa", "lin"), ("pissa", "gpt"), ("olora", "lin")])
 def test_factors_and_remaining_base_match_peft(method: str, kind: str, site: str) -> None:
     """Factors match PEFT's up to signs; the remaining base and DoRA's norms match."""
     options: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": method}

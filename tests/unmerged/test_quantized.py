@@ -38,7 +38,7 @@ def run(params: Any, x: Any) -> Any:
     return x @ params["a"]["kernel"]
 
 
-@pytest.mark.parametrize("way", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_factored_and_composed_match_for_quantized_bases(quantization: str) -> None:
     """After requantization the weights differ by the reported error."""
     kernel = qwix.quantize(normal(16, 24), **QUANTIZATIONS[quantization])

@@ -104,7 +104,7 @@ def test_eval_shape_gives_the_output_shape() -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("kept", [True, False], ids=["tokens too", "weights only"])
+@pytest.mark.parametrize("has_narrow_tokens", [True, False], ids=["tokens too", "weights only"])
 def test_16_bit_weights_keep_their_dtype(dtype: Any, has_narrow_tokens: bool) -> None:
     """Tokens and weights keep their dtypes under strict promotion."""
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
