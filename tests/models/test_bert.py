@@ -12,6 +12,7 @@ from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedE
 from jaxmix.families import LoRA
 from jaxmix.models import Bert, from_torch, sentence_embeddings, to_torch
 
+from ..messages import full_text
 from . import tiny
 
 
@@ -131,18 +132,32 @@ def test_invalid_config_fields_are_refused() -> None:
 
 def test_invalid_arguments_are_refused() -> None:
     model, tokens = tiny.model("bert"), tiny.tokens()
-    with pytest.raises(ShapeError, match=r"tokens are int32 with shape \(9,\), expected integers"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "tokens are int32 with shape (9,), expected integers with "
+            "shape (rows, tokens). For a single text use tokens[None]."
+        ),
+    ):
         model(tokens[0])
     with pytest.raises(
         ShapeError, match=r"mask have shape \(9,\), expected the shape of the tokens \(2, 9\)"
     ):
         model(tokens, mask=jnp.ones(9, bool))
-    with pytest.raises(ShapeError, match=r"token_types have shape \(2, 8\), expected"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text("token_types have shape (2, 8), expected the shape of the tokens (2, 9)."),
+    ):
         model(tokens, token_types=tokens[:, 1:])
     with pytest.raises(
         ShapeError,
         match=r"mask is int32, expected bool, false for padding. Use attention_mask == 1",
     ):
         model(tokens, mask=jnp.ones_like(tokens))
-    with pytest.raises(ShapeError, match=r"\(2, 15\), but this BERT has only 14 positions"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "tokens have shape (2, 15), but this BERT has only 14 positions. Truncate the text."
+        ),
+    ):
         model(tiny.tokens(count=15))

@@ -11,6 +11,7 @@ import pytest
 from jaxmix.errors import CheckpointError
 from jaxmix.models import read_config, read_tensors, tensor_files
 
+from ..messages import full_text
 from .tiny import write
 
 TENSORS = {
@@ -64,17 +65,47 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 def test_missing_files_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "none"
-    with pytest.raises(CheckpointError, match=r"none has no config.json; found no such folder"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has no config.json; found no such folder.\n"
+            "Pass a folder that transformers' save_pretrained wrote."
+        ),
+    ):
         read_config(folder)
     with pytest.raises(
-        CheckpointError, match=r"has neither model.safetensors nor .*no such folder"
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has neither model.safetensors nor "
+            "model.safetensors.index.json, nor diffusers' "
+            "diffusion_pytorch_model.safetensors; found no such folder. "
+            "Pass a folder that transformers' save_pretrained wrote."
+        ),
     ):
         tensor_files(folder)
     folder.mkdir()
-    with pytest.raises(CheckpointError, match=r"found an empty folder\. Pass a folder that"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has neither model.safetensors nor "
+            "model.safetensors.index.json, nor diffusers' "
+            "diffusion_pytorch_model.safetensors; found an empty folder. "
+            "Pass a folder that transformers' save_pretrained wrote."
+        ),
+    ):
         tensor_files(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"does not read \.bin files, since they are pickles"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has neither model.safetensors nor "
+            "model.safetensors.index.json, nor diffusers' "
+            "diffusion_pytorch_model.safetensors; found "
+            "pytorch_model.bin. jaxmix does not read .bin files, since "
+            "they are pickles. Load the folder with transformers and "
+            "save it with save_pretrained, which writes safetensors."
+        ),
+    ):
         tensor_files(folder)
 
 
@@ -88,14 +119,18 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             CheckpointError, match=r"model.safetensors is not a complete safetensors file"
         ):
             read_tensors(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config.json is not JSON: .* Save or download it"):
-        read_config(folder)
-    (folder / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match=r"config.json is not JSON: 'utf-8'"):
-        read_config(folder)
-    (folder / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"config.json holds a list, expected a JSON object"):
+    config = folder / "config.json"
+    for content in (b"{", b"\xff\xfe"):
+        config.write_bytes(content)
+        with pytest.raises(ValueError) as in_python:
+            json.loads(content.decode())
+        message = f"{config} is not JSON: {in_python.value}. Save or download it again."
+        with pytest.raises(CheckpointError, match=full_text(message)):
+            read_config(folder)
+    config.write_text("[]")
+    with pytest.raises(
+        CheckpointError, match=full_text(f"{config} holds a list, expected a JSON object.")
+    ):
         read_config(folder)
 
 

@@ -11,6 +11,7 @@ from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedE
 from jaxmix.families import LoRA
 from jaxmix.models import GPT2, Cache, from_torch, generate, read_config, to_torch
 
+from ..messages import full_text
 from . import tiny
 
 
@@ -125,7 +126,13 @@ def test_names_in_published_files_are_accepted() -> None:
     assert "unused: score.weight\n  duplicate: transformer.wte.weight and wte.weight" in str(
         caught.value
     )
-    with pytest.raises(CheckpointError, match=r"head.weight differs from wte.weight, though"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "lm_head.weight differs from wte.weight, though the config "
+            "ties them. Set tie_word_embeddings to false to use both."
+        ),
+    ):
         from_torch(config, {**without_prefix, "lm_head.weight": 2 * without_prefix["wte.weight"]})
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.models import from_torch, load, to_torch
 
+from ..messages import full_text
 from . import tiny
 from .tiny import write
 
@@ -94,7 +95,13 @@ def test_unsupported_dtypes_are_refused() -> None:
     tensors = tiny.tensors(config)
     tensors["lm_head.weight"] = np.zeros((23, 12), np.int8)
     with pytest.raises(
-        UnsupportedError, match=r"lm_head.weight is int8, expected one of float64, "
+        UnsupportedError,
+        match=full_text(
+            "tensors of an unsupported dtype:\n"
+            "  lm_head.weight is int8, expected one of float64, float32, "
+            "float16, bfloat16\n"
+            "Use an unquantized checkpoint, or pass dtype=jnp.float32."
+        ),
     ):
         from_torch(config, tensors)
     tensors["lm_head.weight"] = np.zeros((23, 12), np.float64)

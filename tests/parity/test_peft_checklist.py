@@ -25,6 +25,7 @@ from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.errors import JaxmixError
 
 from ..goldens.nets import Layer, Net, run
+from ..messages import full_text
 from .harness import (
     TOLERANCE,
     TorchNet,
@@ -285,7 +286,14 @@ def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     model = build(NET)
     save_adapter(model, config("oft", "lin0"), tmp_path / "a", seed=0)
     a, b = (jaxmix.load(tmp_path / "a", name="twin") for _ in range(2))
-    with pytest.raises(JaxmixError, match="twin"):
+    with pytest.raises(
+        JaxmixError,
+        match=full_text(
+            "two adapters of a mix have the name 'twin'. Give each its "
+            "own: jaxmix.load(…, name='other') or "
+            "adapter.renamed('other')."
+        ),
+    ):
         jaxmix.mix(a, b)
 
 
@@ -315,7 +323,15 @@ def test_prefix_tuning_is_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
     prompt = {"prompt_embeddings": np.zeros((2, 8), np.float32)}
     save_file(prompt, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(JaxmixError, match="PREFIX_TUNING"):
+    with pytest.raises(
+        JaxmixError,
+        match=full_text(
+            f"{tmp_path}/adapter_config.json: peft_type 'PREFIX_TUNING' is "
+            "refused: it adds tokens or key-value pairs to the input and "
+            "changes no weight, so it can't be part of a mix of weights. "
+            "Keep it in PEFT."
+        ),
+    ):
         jaxmix.load(tmp_path)
 
 

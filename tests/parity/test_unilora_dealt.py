@@ -21,6 +21,7 @@ from jaxmix.converters.adapters.peft.targets import targeted
 from jaxmix.errors import CheckpointError
 
 from ..goldens.nets import Layer, Net
+from ..messages import full_text
 from .harness import TOLERANCE, TorchNet, build, difference, forward, inputs, save_adapter, state
 from .nested import Form, nested, save_all
 from .test_forms import record
@@ -161,7 +162,22 @@ def test_sorted_base_is_refused(tmp_path: Path) -> None:
     model, x = build(_NETS["linear"]), inputs(_NETS["linear"])
     save_adapter(model, form.config(), tmp_path, seed=0)
     base = state(model)
-    with pytest.raises(CheckpointError, match=r"whose names in model\.layers\.0 are sorted"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}: save_indices = false: the file has one vector and no "
+            "modules. PEFT assigns its numbers to the modules in the "
+            "model's own order, which the base must have; found the "
+            "params given as base, whose names in model.layers.0 are "
+            "sorted. Pass the model's leaves in the model's order, from "
+            "torch: jaxmix.load(…, base={name: array for name, array in "
+            "model.state_dict().items()}); jaxmix.save then writes the "
+            "adapter with its indices. Or save it with PEFT with its "
+            "indices: model.peft_config['default'].save_indices = True, "
+            "and for each layer's unilora_indices_A, unilora_indices_B, "
+            "unilora_scales_A and unilora_scales_B persistent = True."
+        ),
+    ):
         jaxmix.load(tmp_path, base=dict(sorted(base.items())))
     # A plausible order of another model: a module's leaves in PyTorch's order, ``down`` first.
     reordered = sorted(base, key=lambda name: name.replace("up", "x").rpartition(".")[0])

@@ -16,6 +16,7 @@ import jaxmix
 from jaxmix.errors import LayoutError, UnsupportedError
 from jaxmix.placement.tree import Tree
 
+from ..messages import full_text
 from ..uncompiled import uncompiled
 
 L, D, N, H, F, V = 3, 10, 2, 3, 6, 11
@@ -361,7 +362,18 @@ def test_ambiguous_leaves_are_listed() -> None:
     )
     with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", params, _KEY, target_modules="all-linear")
-    with pytest.raises(LayoutError, match=r"layers:\n  proj: \(10, 2, 3\)\nPass"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "weights that may be linear layers, but neither names, "
+            "classes nor biases show which of their axes are inputs, "
+            "outputs or layers:\n"
+            "  proj: (10, 2, 3)\n"
+            "Pass the nnx or Equinox module itself, pass "
+            "layout=jaxmix.Layout(…) with a rule for each (layout='flax' "
+            "for convolutions), or leave them out with exclude_modules."
+        ),
+    ):
         jaxmix.init("lora", params, _KEY, target_modules=["proj", "q"])
     exclusion = {"exclude_modules": ["proj", "mix_einsum"]}
     assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **exclusion).sites == (
@@ -377,7 +389,17 @@ def test_ambiguous_leaves_are_listed() -> None:
 
 def test_stacked_norm_is_refused_by_name() -> None:
     """A stacked norm is recognised as a norm, not as a matrix (layers, width)."""
-    with pytest.raises(UnsupportedError, match=r"layers\.0\.norm: norm of shape \(10,\)"):
+    with pytest.raises(
+        UnsupportedError,
+        match=full_text(
+            "lora supports only linear, conv1d, convolution, embedding, "
+            "parameter modules, but the targets include:\n"
+            "  layers.0.norm: norm of shape (10,)\n"
+            "  layers.1.norm: norm of shape (10,)\n"
+            "  layers.2.norm: norm of shape (10,)\n"
+            "Name others, or leave these out with exclude_modules."
+        ),
+    ):
         jaxmix.init("lora", net(), _KEY, target_modules=["layers.norm"])
     adapter = jaxmix.init(
         "lora", net(), _KEY, target_modules=["up"], modules_to_save=["layers.norm"]

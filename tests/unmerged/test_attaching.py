@@ -21,6 +21,7 @@ from jaxmix.families import OFT, LoRA, Replace, Tokens
 from jaxmix.models import Decoder, read_config
 
 from ..laws.crowd import UPDATES, base
+from ..messages import full_text
 
 
 def normal(*shape: int) -> Any:
@@ -115,17 +116,61 @@ def test_ready_operators_are_computed_once() -> None:
 def test_invalid_arguments_are_refused() -> None:
     adapter = Adapter({"a": lora()})
     leaves = jaxmix.attach(PARAMS, adapter)
-    with pytest.raises(AdapterError, match=r"attach: the params have adapters attached already"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "attach: the params have adapters attached already, expected "
+            "a base. Take them off with jaxmix.detach and attach all "
+            "together, in order: attach(params, [first, second])."
+        ),
+    ):
         jaxmix.attach(leaves, adapter)
-    with pytest.raises(AdapterError, match=r"attach got int 3 for its adapters, expected an"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "attach got int 3 for its adapters, expected an adapter, a "
+            "mix, or a list of them. Read one with jaxmix.load, and "
+            "write attach(params, [a, b])."
+        ),
+    ):
         jaxmix.attach(PARAMS, 3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  z: no leaf for its weight; the nearest are b.weight, "
+            "a.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.attach(PARAMS, Adapter({"z": lora()}))
-    with pytest.raises(ShapeError, match=r"b: lora_A has shape \(2, 6\), expected \(2, 4\)"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "factors that do not fit the params:\n"
+            "  b: lora_A has shape (2, 6), expected (2, 4) from weight "
+            "(4, 4)\n"
+            "Was the adapter trained on another model, or on a base of "
+            "another size?"
+        ),
+    ):
         jaxmix.attach(PARAMS, Adapter({"b": lora()}))
-    with pytest.raises(AdapterError, match=r"detach: no leaf has adapters attached"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "detach: no leaf has adapters attached, expected a tree from jaxmix.attach."
+        ),
+    ):
         jaxmix.detach(PARAMS)
-    with pytest.raises(AdapterError, match=r"explain: no leaf has adapters attached"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "explain: no leaf has adapters attached, expected a tree from jaxmix.attach."
+        ),
+    ):
         jaxmix.explain(PARAMS)
     for tokens in (0, 1.5, True):
         with pytest.raises(

@@ -14,6 +14,7 @@ from jaxmix import Layout, Rule
 from jaxmix.errors import DenseWeightWarning, UnsupportedError
 from jaxmix.families import IA3, OFT, ExpertLoRA, Replace, Update
 
+from ..messages import full_text
 from .test_uses import adapter, difference, dora, loha, lora, made_dense, normal
 
 pytestmark = pytest.mark.usefixtures("no_compiling")
@@ -31,6 +32,9 @@ X = normal(TOKENS, IN)
 
 def run(params: Any, x: Any) -> Any:
     return jax.lax.ragged_dot(x, params["experts"], SIZES)
+
+
+RUN_LINE = run.__code__.co_firstlineno + 1
 
 
 def for_each_expert(name: str, make: Callable[[], Update]) -> jaxmix.Adapter:
@@ -86,7 +90,19 @@ def test_rotations_use_the_dense_weights(how: Any, made_dense: list[int]) -> Non
     mixed = for_each_expert("oft", lambda: OFT(0.3 * normal(IN // 2, 1)))
     leaves = jaxmix.attach(KERNEL, mixed, layout=EACH)
     if how == "factored":
-        with pytest.raises(UnsupportedError, match=r"experts \(.*\): ragged_dot_general at"):
+        with pytest.raises(
+            UnsupportedError,
+            match=full_text(
+                'factored got how="factored", expected a factored form for '
+                "each use of a weight; 1 weight would be made dense:\n"
+                "  experts ((3, 6, 4) float32): ragged_dot_general at "
+                f"test_ragged.py:{RUN_LINE} (run)\n"
+                "Multiply tokens by the whole weight, convolve with it or "
+                "look up its rows, or merge the adapters of these leaves "
+                'with jaxmix.compose. With how="auto" these uses take the '
+                "dense weight, with a warning."
+            ),
+        ):
             jaxmix.factored(run, how)(leaves, X)
         return
     context = nullcontext()

@@ -17,6 +17,7 @@ from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
 from jaxmix.families import LoRA, SHiRA
 
+from ...messages import full_text
 from ..bases import Adapters, contents, load, save_base
 
 
@@ -62,10 +63,23 @@ def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
 def test_invalid_mixes(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """The messages are those of `mix`."""
     lora: Any = jaxmix.load(adapters["lora"])
-    with pytest.raises(AdapterError, match="two adapters of a mix have the name 'lora'"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "two adapters of a mix have the name 'lora'. Give each its "
+            "own: jaxmix.load(…, name='other') or "
+            "adapter.renamed('other')."
+        ),
+    ):
         merge_checkpoint(base, [lora, lora], tmp_path / "out")
     path: Any = [adapters["lora"]]
-    with pytest.raises(AdapterError, match="expected adapters and mixes"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            f"mix got PosixPath PosixPath('{tmp_path}/adapters/l…, expected "
+            "adapters and mixes. Read one with jaxmix.load(path)."
+        ),
+    ):
         merge_checkpoint(base, path, tmp_path / "out")
 
 

@@ -19,6 +19,7 @@ from jaxmix.converters.merging.journal import adapter_hash
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
+from ...messages import full_text
 from ..bases import Adapters, contents, mixed, save_base
 from .conftest import SECOND, Stop, breaking
 
@@ -110,11 +111,24 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
         ):
             merge_checkpoint(sharded, adapters_now, out, resume=True, **options)
         with pytest.raises(
-            CheckpointError, match=r"holds another merge, which was interrupted\. Use force=True"
+            CheckpointError,
+            match=full_text(
+                f"{tmp_path}/out.partial holds another merge, which was "
+                "interrupted. Use force=True to start over, or delete the "
+                "folder."
+            ),
         ):
             merge_checkpoint(sharded, adapters_now, out, **options)
     os.utime(sharded / SECOND)
-    with pytest.raises(CheckpointError, match=r"Different: the base's files\."):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/out.partial belongs to another merge, which can't be "
+            "resumed. Different: the base's files. Merge with the same "
+            "arguments as before, or use force=True without resume=True "
+            "to start over."
+        ),
+    ):
         merge_checkpoint(sharded, mix, out, resume=True)
     assert contents(broken).keys() == before.keys()
     assert merge_checkpoint(sharded, mix, out, force=True).resumed == 0
@@ -180,7 +194,13 @@ def test_killed_during_cleanup(
     assert contents(out) == before and not (tmp_path / "out.partial").exists()
     # Without `resume` the output counts as existing; the rest is removed once it may be replaced.
     (tmp_path / "saved").rename(tmp_path / "out.partial")
-    with pytest.raises(CheckpointError, match=r"out exists\. Choose another folder"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out exists. Choose another folder, or use "
+            "force=True to replace it once the new one is complete."
+        ),
+    ):
         merge_checkpoint(sharded, [], out)
     merge_checkpoint(sharded, [], out, force=True)
     assert contents(out) != before and not (tmp_path / "out.partial").exists()
