@@ -12,6 +12,7 @@ from jaxmix.errors import JaxmixError, ShapeError
 from jaxmix.models import generate, to_torch
 from jaxmix.models.decoder import Backbone
 
+from ..messages import full_text
 from . import tiny
 
 
@@ -153,30 +154,87 @@ def test_arguments_are_unchanged() -> None:
     [
         (
             ShapeError,
-            r"int32 with shape \(9,\), expected .* a single text use tokens\[None\]",
+            (
+                "tokens are int32 with shape (9,), expected integers with shape "
+                "(rows, tokens) and at least one token. For a single text use "
+                "tokens[None]."
+            ),
             "flat",
         ),
-        (ShapeError, r"tokens are int32 with shape \(2, 0\), .*at least one token", "empty"),
-        (ShapeError, r"tokens are float32 with shape \(2, 9\), expected integers", "floats"),
-        (JaxmixError, "tokens go from 0 to 23, expected 0 to 22. Do they come from", "beyond"),
-        (JaxmixError, "tokens go from -1 to 22", "below"),
         (
             ShapeError,
-            r"mask is bool with shape \(2, 8\), expected bool with the shape of the tokens",
-            "mask",
+            (
+                "tokens are int32 with shape (2, 0), expected integers with "
+                "shape (rows, tokens) and at least one token. For a single text "
+                "use tokens[None]."
+            ),
+            "empty",
         ),
-        (ShapeError, r"mask is int32 with shape \(2, 9\), expected bool", "number mask"),
-        (JaxmixError, "mask has padding after a token, expected it on the left", "right"),
-        (JaxmixError, "mask has a row without tokens", "nothing"),
-        (JaxmixError, "max_new_tokens is 0, expected at least 1", {"max_new_tokens": 0}),
-        (JaxmixError, "top_k is 0, expected at least 1, or None", {"top_k": 0}),
+        (
+            ShapeError,
+            (
+                "tokens are float32 with shape (2, 9), expected integers with "
+                "shape (rows, tokens) and at least one token. For a single text "
+                "use tokens[None]."
+            ),
+            "floats",
+        ),
         (
             JaxmixError,
-            "temperature is -0.5, expected a number of at least 0",
+            (
+                "tokens go from 0 to 23, expected 0 to 22. Do they come from the "
+                "tokenizer of another model?"
+            ),
+            "beyond",
+        ),
+        (
+            JaxmixError,
+            (
+                "tokens go from -1 to 22, expected 0 to 22. Do they come from "
+                "the tokenizer of another model?"
+            ),
+            "below",
+        ),
+        (
+            ShapeError,
+            ("mask is bool with shape (2, 8), expected bool with the shape of the tokens (2, 9)."),
+            "mask",
+        ),
+        (
+            ShapeError,
+            ("mask is int32 with shape (2, 9), expected bool with the shape of the tokens (2, 9)."),
+            "number mask",
+        ),
+        (
+            JaxmixError,
+            ("mask has padding after a token, expected it on the left of each row."),
+            "right",
+        ),
+        (
+            JaxmixError,
+            ("mask has a row without tokens, expected at least one in each row."),
+            "nothing",
+        ),
+        (JaxmixError, "max_new_tokens is 0, expected at least 1.", {"max_new_tokens": 0}),
+        (JaxmixError, "top_k is 0, expected at least 1, or None for all tokens.", {"top_k": 0}),
+        (
+            JaxmixError,
+            "temperature is -0.5, expected a number of at least 0.",
             {"temperature": -0.5},
         ),
-        (JaxmixError, "temperature is nan", {"temperature": float("nan")}),
-        (JaxmixError, "sampling needs a key. Pass key=jax.random.key", {"temperature": 1.0}),
+        (
+            JaxmixError,
+            "temperature is nan, expected a number of at least 0.",
+            {"temperature": float("nan")},
+        ),
+        (
+            JaxmixError,
+            (
+                "sampling needs a key. Pass key=jax.random.key(0), or "
+                "temperature=0 for the most likely token."
+            ),
+            {"temperature": 1.0},
+        ),
     ],
 )
 def test_invalid_arguments_are_refused(error: type[Exception], message: str, changes: Any) -> None:
@@ -195,5 +253,5 @@ def test_invalid_arguments_are_refused(error: type[Exception], message: str, cha
     }
     arguments = {"tokens": tokens, "max_new_tokens": 2}
     arguments |= invalid[changes] if isinstance(changes, str) else changes
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=full_text(message)):
         generate(model=tiny.model(), **arguments)

@@ -4,7 +4,6 @@
 
 # Tests read fields that only some families have.
 
-import re
 from typing import Any
 
 import jax
@@ -13,11 +12,15 @@ import numpy as np
 import pytest
 
 from jaxmix.errors import JaxmixError
+from jaxmix.placement.layout import LAYOUTS, libraries
 from jaxmix.training import init
+from jaxmix.training.initializers import KINDS
 
+from ..messages import full_text
 from .init_rows import PARAMS
 
 _KEY = jax.random.key(0)
+_LAYOUTS = ", ".join(map(repr, {**LAYOUTS, **libraries()}))
 _TREE: Any = {
     "params": {
         "embed": {"embedding": jnp.ones((9, 4))},
@@ -68,32 +71,130 @@ def test_each_site_has_its_own_key() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("lore", {}, "there is no kind 'lore', expected one of lora, dora"),
-        ("delta", {}, "'delta' can't be initialized: it is the result of full fine-tuning"),
-        ("lora", {}, "target_modules is None, expected names, a regular expression or"),
-        ("lora", {"target_modules": ["nope"]}, "target_modules: 'nope'"),
+        (
+            "lore",
+            {},
+            f"there is no kind 'lore', expected one of {', '.join(KINDS)}.",
+        ),
+        (
+            "delta",
+            {},
+            "'delta' can't be initialized: it is the result of full fine-tuning or of combining "
+            f"adapters; expected one of {', '.join(KINDS)}.",
+        ),
+        (
+            "lora",
+            {},
+            (
+                "target_modules is None, expected names, a regular expression or "
+                "'all-linear'. PEFT has defaults for models that it knows, but a "
+                "tree of weights does not say which model it is. Its modules "
+                "are:\n"
+                "  conv\n"
+                "  conv1\n"
+                "  emb\n"
+                "  gpt\n"
+                "  lin\n"
+                "  more\n"
+                "  more.wide\n"
+                "  norm"
+            ),
+        ),
+        (
+            "lora",
+            {"target_modules": ["nope"]},
+            (
+                "names that match no module of the params:\n"
+                "  target_modules: 'nope'\n"
+                "Its modules are:\n"
+                "  conv\n"
+                "  conv1\n"
+                "  emb\n"
+                "  gpt\n"
+                "  lin\n"
+                "  more\n"
+                "  more.wide\n"
+                "  norm"
+            ),
+        ),
         (
             "lora",
             {"target_modules": "nope"},
-            "target_modules 'nope' matches no module of the params",
+            (
+                "target_modules 'nope' matches no module of the params. Its "
+                "modules are:\n"
+                "  conv\n"
+                "  conv1\n"
+                "  emb\n"
+                "  gpt\n"
+                "  lin\n"
+                "  more\n"
+                "  more.wide\n"
+                "  norm"
+            ),
         ),
-        ("lora", {"target_modules": "("}, "is not a valid regular expression"),
-        ("lora", {"target_modules": ["norm"]}, "norm: norm of shape (24,)"),
+        (
+            "lora",
+            {"target_modules": "("},
+            (
+                "target_modules, exclude_modules, layers_pattern or "
+                "modules_to_save is not a valid regular expression: missing ), "
+                "unterminated subpattern at position 0. Pass a list of names, or "
+                "a string that is a regular expression for full paths."
+            ),
+        ),
+        (
+            "lora",
+            {"target_modules": ["norm"]},
+            (
+                "lora supports only linear, conv1d, convolution, embedding, "
+                "parameter modules, but the targets include:\n"
+                "  norm: norm of shape (24,)\n"
+                "Name others, or leave these out with exclude_modules."
+            ),
+        ),
         (
             "lora",
             {"target_modules": ["lin"], "rnak": 3},
-            "lora has no option rnak, expected some of",
+            (
+                "lora has no option rnak, expected some of:\n"
+                "  rank=8\n"
+                "  alpha=8\n"
+                "  use_rslora=False\n"
+                "  use_dora=False\n"
+                "  lora_bias=False\n"
+                "  init_lora_weights=True\n"
+                "  is_transposed=False\n"
+                "Each of them may also be given as a …_pattern."
+            ),
         ),
-        ("lora", {"target_modules": ["lin"], "rank": 0}, "lin: rank is 0, expected at least 1"),
-        ("lora", {"target_modules": ["lin"], "layout": "x"}, "there is no layout 'x'"),
-        ("lora", {"target_modules": ["lin"], "modules_to_save": ["y"]}, "is called 'y'"),
+        (
+            "lora",
+            {"target_modules": ["lin"], "rank": 0},
+            ("lora can't be initialized at these sites:\n  lin: rank is 0, expected at least 1"),
+        ),
+        (
+            "lora",
+            {"target_modules": ["lin"], "layout": "x"},
+            f"there is no layout 'x', expected None, one of {_LAYOUTS}, or a jaxmix.Layout with "
+            "rules of your own.",
+        ),
+        (
+            "lora",
+            {"target_modules": ["lin"], "modules_to_save": ["y"]},
+            "modules_to_save: no module of the params is called 'y'.",
+        ),
         (
             "oft",
             {"target_modules": ["lin"], "rank": 2, "oft_block_size": 2},
-            "expected exactly one of",
+            (
+                "oft can't be initialized at these sites:\n"
+                "  lin: rank is 2 and oft_block_size 2, expected exactly one of "
+                "them to be 0"
+            ),
         ),
     ],
 )
 def test_invalid_targets_are_refused(kind: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(JaxmixError, match=re.escape(message)):
+    with pytest.raises(JaxmixError, match=full_text(message)):
         init(kind, PARAMS, _KEY, **options)
