@@ -369,10 +369,14 @@ def test_mismatched_shapes_are_refused() -> None:
         ),
     ):
         map_.after(AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
-    for chain in (
-        [map_, map_of_kind("lora")],
-        [map_of_kind("lora"), map_],
-        [map_of_kind("oft"), map_],
+    for chain, shapes in (
+        ([map_, map_of_kind("lora")], "(8, 6) and (6, 8)"),
+        ([map_of_kind("lora"), map_], "(6, 8) and (8, 6)"),
+        ([map_of_kind("oft"), map_], "(6, 8) and (8, 6)"),
     ):
-        with pytest.raises(ShapeError, match="expected equal"):
+        message = (
+            f"add: the matrices have shapes {shapes}, expected equal shapes. Do both updates "
+            "belong to the same weight?"
+        )
+        with pytest.raises(ShapeError, match=full_text(message)):
             fold(chain)

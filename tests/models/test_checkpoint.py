@@ -113,11 +113,17 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, TENSORS)
     file = folder / "model.safetensors"
     content = file.read_bytes()
-    for damaged in (content[:-3], content[:20], b"", b"\xff" * 64):
+    size, header_size = len(content), 8 + int.from_bytes(content[:8], "little")
+    problems = {
+        content[:-3]: f"it ends after {size - 3} of {size} bytes. Was the download interrupted?",
+        content[:20]: f"it ends after 20 of {header_size} bytes. Was the download interrupted?",
+        b"": "it is empty. Was the download interrupted?",
+        b"\xff" * 64: "Error while deserializing header: header too large.",
+    }
+    for damaged, problem in problems.items():
         file.write_bytes(damaged)
-        with pytest.raises(
-            CheckpointError, match=r"model.safetensors is not a complete safetensors file"
-        ):
+        message = f"{file} is not a complete safetensors file: {problem} Download or save it again."
+        with pytest.raises(CheckpointError, match=full_text(message)):
             read_tensors(folder)
     config = folder / "config.json"
     for content in (b"{", b"\xff\xfe"):
@@ -159,10 +165,24 @@ def test_wrong_index_is_refused(tmp_path: Path) -> None:
     assert "Are files of two checkpoints mixed?" in lines[4]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_invalid_index_is_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"index.json(: weight_map is| holds a list)"):
+WRONG_MAP = (
+    ": weight_map is dict, expected an object that maps names of tensors to names of files. "
+    "Download or save it again."
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[]", " holds a list, expected a JSON object."),
+        ('{"weight_map": {}}', WRONG_MAP),
+        ('{"weight_map": {"a": 1}}', WRONG_MAP),
+    ],
+)
+def test_invalid_index_is_refused(content: str, problem: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(CheckpointError, match=full_text(f"{index}{problem}")):
         tensor_files(tmp_path)
 
 

@@ -179,7 +179,7 @@ def main() -> None:
         save_all(model, root)
         rows = {s: _measure(model, [root / folder for folder in folders_of(s)]) for s in selected}
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(_page_text(rows))
+    PAGE.write_text(_page_text(rows), encoding="utf-8")
     worst = np.max([row.jaxmix for row in rows.values() if row])
     print(f"{PAGE.name}: {len(rows)} stacks in {time.monotonic() - start:.0f} s; {worst:.1e}")
 

@@ -38,9 +38,10 @@ def main() -> None:
         if per == "site":
             _draw(fitted)
     head = ["| strengths | " + " | ".join(DOMAINS) + " | lora, loha |", "| --- | --- | --- | --- |"]
-    before, _, rest = PAGE.read_text().partition(START)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     PAGE.write_text(
-        before + START + "\n".join([*head, *rows]) + "\n" + END + rest.partition(END)[2]
+        before + START + "\n".join([*head, *rows]) + "\n" + END + rest.partition(END)[2],
+        encoding="utf-8",
     )
 
 

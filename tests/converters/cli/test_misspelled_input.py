@@ -15,7 +15,7 @@ from jaxmix.converters.files import hub_connection, path_suggestions
 from jaxmix.converters.files.terminal import escape, printable
 from jaxmix.errors import CheckpointError
 
-from ...........messages import full_text
+from ...messages import full_text
 from ..bases import Adapters
 from .running import Captured, main
 

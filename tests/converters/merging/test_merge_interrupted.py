@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,8 @@ def test_last_step_fails(
     with monkeypatch.context() as patched:
         patched.setattr(staged_output, "exchange_paths", failing)
         text = (
-            r"could not be written.* 1 of 1 shards are complete in \S+out\.partial\. Use "
-            r"resume=True"
+            r"could not be written.* 1 of 1 shards are complete in "
+            rf"{re.escape(str(out))}\.partial\. Use resume=True"
         )
         with pytest.raises(CheckpointError, match=text + r".*Choose a folder to which you"):
             merge_checkpoint(base, mixed(adapters), out, force=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,15 @@ def test_invalid_mixes(base: Path, adapters: Adapters, tmp_path: Path) -> None:
         ),
     ):
         merge_checkpoint(base, [lora, lora], tmp_path / "out")
-    path: Any = [adapters["lora"]]
+    path: Any = Path("lora")
     with pytest.raises(
         AdapterError,
         match=full_text(
-            f"mix got PosixPath PosixPath('{tmp_path}/adapters/l…, expected "
-            "adapters and mixes. Read one with jaxmix.load(path)."
+            f"mix got {type(path).__name__} {path!r}, expected adapters and mixes. Read one with "
+            "jaxmix.load(path)."
         ),
     ):
-        merge_checkpoint(base, path, tmp_path / "out")
+        merge_checkpoint(base, [path], tmp_path / "out")
 
 
 def _damage(name: str, work: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -199,6 +200,9 @@ def test_too_little_disk_space(
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(
         CheckpointError,
-        match=r"out needs [\d,]+ bytes, and \S+ has 99 bytes free\. Free some space",
+        match=(
+            rf"out needs [\d,]+ bytes, and {re.escape(str(tmp_path))} has 99 bytes free\. "
+            r"Free some space"
+        ),
     ):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")
