@@ -148,8 +148,8 @@ def _with_joined_rows(
     tree = Tree.of(params) if parts else None
     for module, at_rows in parts.items():
         assert tree is not None
-        leaf = next(name for name in (f"{module}.weight", module) if name in tree.where)
-        rows = np.shape(tree.leaves[tree.where[leaf]])[0]
+        leaf = next(name for name in (f"{module}.weight", module) if name in tree.positions)
+        rows = np.shape(tree.leaves[tree.positions[leaf]])[0]
         spot, _ = next(iter(at_rows.values()))
         yield (
             replace(spot, name=module),

@@ -14,6 +14,7 @@ from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace
 
 from .laws.draws import FAMILIES, KINDS, draw_update, ones
+from .messages import full_text
 
 
 def lora(name: str = "style", sites: int = 1, strength: Any = 1.0) -> Adapter:
@@ -120,7 +121,15 @@ def test_division_and_sums_are_unsupported() -> None:
 def test_values_that_are_not_updates_are_listed() -> None:
     """All invalid updates are listed by site in one error."""
     updates: Any = {"q": ones((2, 3)), "k": LoRA(ones((1, 3)), ones((2, 1)), 1.0), 3: None}
-    with pytest.raises(AdapterError, match="not updates of a family") as caught:
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "an adapter has values that are not updates of a family "
+            "(jaxmix.families), or keys that are not names of sites:\n"
+            "  q: ndarray\n"
+            "  3: NoneType"
+        ),
+    ) as caught:
         Adapter(updates)
     assert "\n  q: ndarray" in str(caught.value) and "\n  3: NoneType" in str(caught.value)
     assert "k:" not in str(caught.value)
@@ -129,7 +138,13 @@ def test_values_that_are_not_updates_are_listed() -> None:
 def test_updates_must_be_a_mapping() -> None:
     """A list of updates has no sites and is refused."""
     updates: Any = [LoRA(ones((1, 3)), ones((2, 1)), 1.0)]
-    with pytest.raises(AdapterError, match=r"updates are a list, expected \{site: update\}"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "an adapter's updates are a list, expected {site: update}, "
+            "with PyTorch module names as sites."
+        ),
+    ):
         Adapter(updates)
 
 

@@ -31,6 +31,8 @@ from jaxmix.operators import (
     add,
 )
 
+from .messages import full_text
+
 OUT, IN = SHAPE = (6, 8)
 Draw = Callable[..., jax.Array]
 Chain = Sequence[AffineMap]
@@ -358,12 +360,23 @@ def test_missing_base_raises() -> None:
 def test_mismatched_shapes_are_refused() -> None:
     """Composing maps of different shapes raises an error."""
     map_ = identity((8, 6))
-    with pytest.raises(ShapeError, match=r"expected equal inner sizes"):
-        map_.after(AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
-    for chain in (
-        [map_, map_of_kind("lora")],
-        [map_of_kind("lora"), map_],
-        [map_of_kind("oft"), map_],
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "multiply: the matrices have shapes (8, 8) and (6, 6), "
+            "expected equal inner sizes. Do both updates belong to the "
+            "same weight?"
+        ),
     ):
-        with pytest.raises(ShapeError, match="expected equal"):
+        map_.after(AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
+    for chain, shapes in (
+        ([map_, map_of_kind("lora")], "(8, 6) and (6, 8)"),
+        ([map_of_kind("lora"), map_], "(6, 8) and (8, 6)"),
+        ([map_of_kind("oft"), map_], "(6, 8) and (8, 6)"),
+    ):
+        message = (
+            f"add: the matrices have shapes {shapes}, expected equal shapes. Do both updates "
+            "belong to the same weight?"
+        )
+        with pytest.raises(ShapeError, match=full_text(message)):
             fold(chain)

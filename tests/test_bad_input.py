@@ -13,6 +13,7 @@ from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
 from jaxmix.families import IA3, OFT, Delta, LoHa, LoRA, Replace
 
 from .converters.adapters.peft.folders import FORMS, SITE, factors, keyed, params, save
+from .messages import full_text
 
 
 def lora(sites=(SITE,), name="style", shape=(6, 4)):
@@ -163,7 +164,18 @@ def test_names_made_of_dots_are_ignored(name):
 
 def test_empty_params_have_no_nearest_leaf():
     """The error for empty params lists no leaves."""
-    with pytest.raises(LayoutError, match="the nearest are none: the tree is empty"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  layer.proj: no leaf for its weight; the nearest are none: "
+            "the tree is empty\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.compose({}, [lora()])
 
 
@@ -275,5 +287,11 @@ def test_every_error_is_a_jaxmix_error_and_a_value_error(tmp_path):
     """JaxmixError and ValueError each catch every error."""
     for kind in (AdapterError, CheckpointError, LayoutError, ShapeError):
         assert issubclass(kind, JaxmixError) and issubclass(kind, ValueError)
-    with pytest.raises(ValueError, match="has no adapter_config"):
+    with pytest.raises(
+        ValueError,
+        match=full_text(
+            f"{tmp_path} has no adapter_config.json; found an empty folder. "
+            "Pass the folder that PEFT's save_pretrained wrote."
+        ),
+    ):
         jaxmix.load(tmp_path)

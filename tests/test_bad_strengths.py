@@ -12,6 +12,7 @@ from jaxmix import JaxmixError
 from jaxmix.errors import AdapterError
 
 from .converters.adapters.peft.folders import save
+from .messages import full_text
 from .test_bad_input import BASE, lora
 
 NOT_STRENGTHS = {
@@ -89,7 +90,14 @@ def test_number_of_strengths_must_match():
             AdapterError, match=rf"mix got {count} strengths for 2 adapters, expected"
         ):
             jaxmix.mix(lora(name="a"), lora(name="b"), strength=[1.0] * count)
-    with pytest.raises(AdapterError, match=r"a strength is 'x', expected a real number"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "a strength is 'x', expected a real number or an array "
+            "without axes. For one strength per adapter write mix(a, b, "
+            "strength=[…])."
+        ),
+    ):
         jaxmix.mix(lora(name="a"), lora(name="b"), strength=[1.0, "x"])
 
 

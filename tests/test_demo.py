@@ -93,4 +93,4 @@ def test_assets_are_small() -> None:
     """The assets take at most 8 MB, and the sources of the texts are stated."""
     files = [path for path in measure.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8e6
-    assert "public domain" in (measure.ASSETS / "README.md").read_text()
+    assert "public domain" in (measure.ASSETS / "README.md").read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from jaxmix.errors import AdapterError
 from jaxmix.factors import checked_factors
 from jaxmix.families import LoHa, LoKr, LoRA, Normed, Replace, SHiRA, Together, Update
 
+from .messages import full_text
+
 A, B = (
     np.random.default_rng(0).normal(size=shape).astype(np.float32) for shape in [(2, 4), (6, 2)]
 )
@@ -195,5 +197,12 @@ def test_invalid_ranks_are_refused(rank: Any) -> None:
 
 def test_masked_strength_is_refused() -> None:
     """NumPy would convert it to 0 or NaN."""
-    with pytest.raises(AdapterError, match="a strength is masked, expected a real number"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "a strength is masked, expected a real number or an array "
+            "without axes. For one strength per adapter write mix(a, b, "
+            "strength=[…])."
+        ),
+    ):
         Adapter({}, np.ma.masked)

@@ -15,6 +15,7 @@ from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace
 
 from .laws.draws import ones, zeros
+from .messages import full_text
 
 PARAMS = {"q.weight": zeros((2, 3), np.float32), "q.bias": zeros(2, np.float32)}
 
@@ -114,9 +115,22 @@ def test_duplicate_names_are_refused() -> None:
         lambda: jaxmix.mix(jaxmix.mix(a, b), 0.5 * a),
         lambda: jaxmix.compose(PARAMS, [a, a]),
     ):
-        with pytest.raises(AdapterError, match=r"have the name 'a'. .*renamed\('other'\)"):
+        with pytest.raises(
+            AdapterError,
+            match=full_text(
+                "two adapters of a mix have the name 'a'. Give each its own: "
+                "jaxmix.load(…, name='other') or adapter.renamed('other')."
+            ),
+        ):
             call()
-    with pytest.raises(AdapterError, match="have the name 'a', 'b'"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "two adapters of a mix have the name 'a', 'b'. Give each its "
+            "own: jaxmix.load(…, name='other') or "
+            "adapter.renamed('other')."
+        ),
+    ):
         jaxmix.mix(a, b, b, a)
     assert value(jaxmix.compose(PARAMS, [a, a.renamed("again")])) == 1.0
 

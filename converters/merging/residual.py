@@ -132,7 +132,7 @@ def _through(share: Share, leaf: Any) -> Any:
         # `_maps` returns them in the tensor's orientation; here the matrix has PyTorch's.
         matrix = _apply(step.T if share.form.transposed else step, matrix)
     new = matrix.T if share.form.transposed else matrix
-    return share.form.back(leaf, new.reshape(tensor.shape))
+    return share.form.updated_leaf(leaf, new.reshape(tensor.shape))
 
 
 def _maps(share: Share, leaf: Any, shape: tuple[int, ...]) -> list[AffineMap]:

@@ -53,7 +53,9 @@ def apply(
         if site.name not in joints:
             return site.chain
         if (site.name, part) not in settled:
-            chains = settle(joints[site.name], part, lambda name: _array(leaves[tree.where[name]]))
+            chains = settle(
+                joints[site.name], part, lambda name: _array(leaves[tree.positions[name]])
+            )
             settled.update({(name, part): chain for name, chain in chains.items()})
         return settled.pop((site.name, part))
 
@@ -61,7 +63,7 @@ def apply(
     for site in resolved.sites:
         if site.bias and site.bias_form:
             reads = site.reads_base and site.weight
-            at = tree.where[site.bias.leaf]
+            at = tree.positions[site.bias.leaf]
             leaves[at] = apply_to_leaf(
                 _array(leaves[at]),
                 chain_of(site, "bias"),
@@ -74,7 +76,7 @@ def apply(
     counts = Counter(map(buffer_of, held))
     for site in resolved.sites:
         if site.weight and site.weight_form and site.changes_weight:
-            at = tree.where[site.weight.leaf]
+            at = tree.positions[site.weight.leaf]
             # First, since it may read leaves that are donated below.
             chain = chain_of(site, "weight")
             leaf = leaves[at]

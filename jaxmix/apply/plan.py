@@ -68,7 +68,7 @@ def apply(
     """
     dtype = arithmetic(leaf.dtype)
     chain = tuple((_strength(strength, dtype), update) for strength, update in chain)
-    form, at = form.picked
+    form, at = form.split_index()
     if not _runs_by_pass(leaf):
         weight = leaf if form.part == "weight" else base
         chain = decomposed(
@@ -108,7 +108,7 @@ def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | Non
         now = by_platform(
             partial(_on_cpu, form), partial(_on_accelerator, form), tensor, tensor_maps
         )
-    out = form.back(leaf, now, at)
+    out = form.updated_leaf(leaf, now, at)
     return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)
 
 
@@ -167,7 +167,7 @@ def compiled_maps(
     leaf: Any, base: Any, chain: Chain, form: Form, base_form: Form | None = None
 ) -> Iterator[AffineMap]:
     """Computes a chain's maps, one compiled function each. An unread leaf may be its shape."""
-    form, at = form.picked
+    form, at = form.split_index()
     return _compiled_maps(leaf, base, chain, form, base_form, at)
 
 
@@ -238,7 +238,7 @@ _enter = jax.jit(lambda leaf, at, form: form.tensor(leaf, at), static_argnames="
 
 
 def _left(leaf: Array, tensor: Array, at: At, form: Form) -> Array:
-    return form.back(leaf, tensor, at)
+    return form.updated_leaf(leaf, tensor, at)
 
 
 _leave = jax.jit(_left, static_argnames="form")

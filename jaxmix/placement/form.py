@@ -64,9 +64,8 @@ class Form:
         place = Place("", None if self.is_plain else "...")
         return Form(self.part, place, self.transposed, sharding, self.scale)
 
-    @property
-    def picked(self) -> tuple["Form", At]:
-        """The form with zeros in its index, the same for all layers; and the index's numbers."""
+    def split_index(self) -> tuple["Form", At]:
+        """Returns the form with zeros in its index, which all layers share, and the numbers."""
         if self.index is None:
             return self, ()
         items = self.index.split(",")
@@ -78,7 +77,7 @@ class Form:
         """Returns the leaf itself if it is plain, otherwise PyTorch's tensor, still scaled."""
         return leaf if self.is_plain else self.place.get(leaf, at)
 
-    def back(self, leaf: Array, tensor: Array, at: At = ()) -> Array:
+    def updated_leaf(self, leaf: Array, tensor: Array, at: At = ()) -> Array:
         """Returns the leaf with its tensor replaced."""
         return tensor if self.is_plain else self.place.put(leaf, tensor, at)
 

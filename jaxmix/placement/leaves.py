@@ -81,7 +81,7 @@ def overlaps(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
     for leaf, places in occupants.items():
         if len(places) == 1:
             continue
-        shape = tree.leaves[tree.where[leaf]].shape
+        shape = tree.leaves[tree.positions[leaf]].shape
         selected = [(owner, place.ranges(shape)) for owner, place in places]
         # Layers and experts are numerous, with one index each: only equal indices are compared.
         axes = [k for k in range(len(shape)) if all(len(ranges[k]) == 1 for _, ranges in selected)]

@@ -297,4 +297,4 @@ def _zeroed(name: str) -> str:
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     """The shape of each leaf of a tree by its name."""
     tree = Tree.of(params)
-    return {name: tuple(np.shape(tree.leaves[at])) for name, at in tree.where.items()}
+    return {name: tuple(np.shape(tree.leaves[at])) for name, at in tree.positions.items()}

@@ -52,12 +52,14 @@ def resolve(params: Any, chains: Mapping[str, Chain], layout: Layout | str | Non
     tree = Tree.of(params)
     is_named = layout is None or named(layout).by_name
     as_one, copies = (
-        trained_as_one(chains, tree.where, tree.ties) if is_named else (frozenset(), frozenset())
+        trained_as_one(chains, tree.positions, tree.ties)
+        if is_named
+        else (frozenset(), frozenset())
     )
-    chains = without_copies(chains, copies, tree.where)
+    chains = without_copies(chains, copies, tree.positions)
     table, sites = _layout_of(tree, chains, layout)
     one_sided = {site: chain for site, chain in chains.items() if site not in as_one}
-    tied = list(tied_sites(tree.where, tree.ties, one_sided, table))
+    tied = list(tied_sites(tree.positions, tree.ties, one_sided, table))
     if tied and callable(untied := getattr(params, "untied", None)):
         if both := [site for site, chain in chains.items() if _changes_both_sides(chain)]:
             raise LayoutError(
@@ -66,7 +68,7 @@ def resolve(params: Any, chains: Mapping[str, Chain], layout: Layout | str | Non
                 "give the head tokens of its own."
             )
         tree, sites = Tree.of(untied()), None
-        tied = list(tied_sites(tree.where, tree.ties, one_sided, table))
+        tied = list(tied_sites(tree.positions, tree.ties, one_sided, table))
     if tied:
         raise LayoutError(f"the tree ties the tensors of these sites to others:{listing(tied)}")
     sites = located(tree, chains, table) if sites is None else sites

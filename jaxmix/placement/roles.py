@@ -223,7 +223,7 @@ def _floats(tree: Tree) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
     if tree.root is None:
         return
     paths = jax.tree_util.tree_flatten_with_path(tree.root, is_leaf=is_quantized)[0]
-    for name, at in tree.where.items():
+    for name, at in tree.positions.items():
         leaf = tree.leaves[at]
         if hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating):
             yield name, paths[at][0], leaf

@@ -134,9 +134,9 @@ def placed(
     sites: list[Site] = []
     for name, chain in chains.items():
         bare = Site(name, chain)
-        tried = respelled(table, name, tree.where, tree.spellings)
+        tried = respelled(table, name, tree.positions, tree.spellings)
         if all(update.is_copy for _, update in chain):
-            if not any(place.leaf in tree.where for place in tried["weight"]):
+            if not any(place.leaf in tree.positions for place in tried["weight"]):
                 continue
         found: dict[Part, Place] = {}
         needs: dict[Part, bool] = {
@@ -146,7 +146,7 @@ def placed(
         for part, needed in needs.items():
             wanted = needed or (part == "bias" and bare.maps_bias)
             places = tried[part] if wanted else []
-            hits = [place for place in places if place.leaf in tree.where]
+            hits = [place for place in places if place.leaf in tree.positions]
             if len(hits) == 1 and hits[0].leaf not in tree.repeated:
                 found[part] = hits[0]
             elif needed or hits:
@@ -159,27 +159,29 @@ def placed(
 
 def _has_weight(name: str, tree: Tree, table: Layout) -> bool:
     """Whether the tree has a leaf for a site's weight."""
-    places = respelled(table, name, tree.where, tree.spellings)["weight"]
-    return any(place.leaf in tree.where for place in places)
+    places = respelled(table, name, tree.positions, tree.spellings)["weight"]
+    return any(place.leaf in tree.positions for place in places)
 
 
 def _reason(name: str, part: Part, places: list[Place], tree: Tree) -> str:
     """Explains why a site's tensor was not found, with the closest leaves."""
     if not places:
         return f"the layout has no rule for its {part}"
-    hits = sorted({place.leaf for place in places if place.leaf in tree.where})
+    hits = sorted({place.leaf for place in places if place.leaf in tree.positions})
     if len(hits) == 1 and hits[0] in tree.repeated:
         return f"the tree has several leaves with the name {hits[0]}"
     if hits:
         return f"several leaves match its {part}: {', '.join(hits)}"
-    inside = [n for n in tree.where if any(n.startswith(f"{place.leaf}.") for place in places)]
+    inside = [n for n in tree.positions if any(n.startswith(f"{place.leaf}.") for place in places)]
     if inside:
         return (
             f"its {part} is not a single array but has parts ({', '.join(inside[:3])}). Quantized "
             "weights must be dequantized first"
         )
-    if part == "bias" and any(n.startswith((f"{name}.", f"params.{name}.")) for n in tree.where):
+    if part == "bias" and any(
+        n.startswith((f"{name}.", f"params.{name}.")) for n in tree.positions
+    ):
         return "the adapter changes its bias, but the tree has no such leaf; add one of zeros"
-    near = get_close_matches(places[0].leaf, tree.where, n=3, cutoff=0.5)
-    near = near or list(tree.where)[:3]
+    near = get_close_matches(places[0].leaf, tree.positions, n=3, cutoff=0.5)
+    near = near or list(tree.positions)[:3]
     return f"no leaf for its {part}; the nearest are {', '.join(near) or 'none: the tree is empty'}"

@@ -25,14 +25,14 @@ class Tree:
     Args:
         leaves: Its leaves, in JAX's order.
         treedef: Its structure.
-        where: ``{dotted name: position of the leaf in `leaves`}``.
+        positions: ``{dotted name: position of the leaf in `leaves`}``.
         repeated: The names that several leaves have.
         root: The tree itself, for the classes of its modules.
     """
 
     leaves: list[Any]
     treedef: Any
-    where: dict[str, int]
+    positions: dict[str, int]
     repeated: frozenset[str]
     root: Any = None
 
@@ -50,12 +50,12 @@ class Tree:
         paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
         names = leaf_names([path for path, _ in paths])
         repeated = frozenset(name for name, count in Counter(names).items() if count > 1)
-        where = {name: i for i, name in enumerate(names)}
-        return cls([leaf for _, leaf in paths], treedef, where, repeated, params)
+        positions = {name: i for i, name in enumerate(names)}
+        return cls([leaf for _, leaf in paths], treedef, positions, repeated, params)
 
     def leaf(self, place: Place) -> Any:
         """Returns the leaf of a place."""
-        return self.leaves[self.where[place.leaf]]
+        return self.leaves[self.positions[place.leaf]]
 
     def with_leaves(self, leaves: list[Any]) -> Any:
         """Returns a tree of the same structure with other leaves."""
@@ -64,15 +64,15 @@ class Tree:
     @cached_property
     def ties(self) -> Ties:
         """What the leaves' names show about tied embeddings."""
-        return Ties.of(self.where)
+        return Ties.of(self.positions)
 
     @cached_property
     def spellings(self) -> Spellings:
         """The leaves' names without what wrappers add."""
-        return Spellings(self.where)
+        return Spellings(self.positions)
 
     @cached_property
     def out_axes(self) -> OutAxes:
         """Finds which axis of a linear layer's weight is its output."""
-        shapes = {name: getattr(self.leaves[i], "shape", ()) for name, i in self.where.items()}
+        shapes = {name: getattr(self.leaves[i], "shape", ()) for name, i in self.positions.items()}
         return OutAxes(shapes)

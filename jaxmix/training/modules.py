@@ -106,7 +106,7 @@ def modules_of(tree: Tree) -> list[str]:
         ['layers', 'layers.0', 'layers.0.q']
     """
     found: dict[str, None] = {}
-    for name in tree.where:
+    for name in tree.positions:
         name = name.removeprefix("params.")
         module, _, last = name.rpartition(".")
         parts = (module if last in (*_WEIGHTS, "bias") else name).split(".")
@@ -171,7 +171,7 @@ def _float(dtype: Any) -> Any:
 def _existing_places(tree: Tree, table: Layout, site: str, part: Any) -> Iterator[Place]:
     """Yields the places of a site's leaf that exist in the tree."""
     for place in table.places(site, part):
-        if place.leaf in tree.where and place.leaf not in tree.repeated:
+        if place.leaf in tree.positions and place.leaf not in tree.repeated:
             yield place
 
 

@@ -28,7 +28,7 @@ class Whole:
     an argument; otherwise these arrays become constants of the program.
 
     Args:
-        rest: The leaves that are not trained, in the tree's order; None for a value.
+        frozen: The leaves that are not trained, in the tree's order; None for a value.
         paths: The path of each leaf's value, or None; several leaves may share a value.
         structure: The structure of the adapter or mix.
 
@@ -45,7 +45,7 @@ class Whole:
     Source: ``equinox.combine``, for the idea.
     """
 
-    rest: tuple[Any, ...]
+    frozen: tuple[Any, ...]
     paths: tuple[ValuePath | None, ...] = field(metadata={"static": True})
     structure: Any = field(metadata={"static": True})
 
@@ -60,8 +60,8 @@ class Whole:
                 f"the values do not belong to these adapters:{listing(missing + extra)}\nPass the "
                 "values that jaxmix.trainable returned with this function, updated or not."
             )
-        pairs = zip(self.paths, self.rest, strict=True)
-        leaves = [frozen if path is None else given[path] for path, frozen in pairs]
+        pairs = zip(self.paths, self.frozen, strict=True)
+        leaves = [leaf if path is None else given[path] for path, leaf in pairs]
         return jax.tree.unflatten(self.structure, leaves)
 
 

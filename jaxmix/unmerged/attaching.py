@@ -102,9 +102,9 @@ def attach(
     sites_by_leaf: dict[int, list[tuple[Site, str]]] = {}
     for site in resolved.sites:
         if site.bias and site.bias_form:
-            sites_by_leaf.setdefault(tree.where[site.bias.leaf], []).append((site, "bias"))
+            sites_by_leaf.setdefault(tree.positions[site.bias.leaf], []).append((site, "bias"))
         if site.weight and site.weight_form and site.changes_weight:
-            sites_by_leaf.setdefault(tree.where[site.weight.leaf], []).append((site, "weight"))
+            sites_by_leaf.setdefault(tree.positions[site.weight.leaf], []).append((site, "weight"))
     placed = {site.name for sites in sites_by_leaf.values() for site, _ in sites}
     unplaced = [
         (number, site, pair)

@@ -119,7 +119,7 @@ def explain(
     Source: docs/design.md.
     """
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise AdapterError(f"explain: tokens is {tokens!r}, expected a whole number from 1 on.")
+        raise AdapterError(f"explain: tokens is {tokens!r}, expected an integer of at least 1.")
     paths, _ = jax.tree_util.tree_flatten_with_path(leaves, is_leaf=is_factored)
     names = leaf_names([path for path, _ in paths])
     attached = [

@@ -84,7 +84,7 @@ def hold(inputs: Inputs, form: Form, leaf: jax.ShapeDtypeStruct) -> HeldValue:
     Returns:
         The value, with the mark of its inputs.
     """
-    form, at = form.picked
+    form, at = form.split_index()
     return _hold(inputs, at, form=form, leaf=leaf)
 
 
@@ -118,7 +118,7 @@ def use(
     def compute(inputs: Inputs) -> Array:
         return _computed(inputs, at, form, leaf)
 
-    form, at = form.picked
+    form, at = form.split_index()
     if held.value.dtype != jax.eval_shape(compute, inputs).dtype:
         return compute(inputs)  # a cast of the whole tree rounded it
 
@@ -147,7 +147,7 @@ def site_base(form: Form, array: Array | None, leaf: jax.ShapeDtypeStruct, at: A
         form: How the leaf holds the site's tensor.
         array: The leaf's array; None for a base without a matrix.
         leaf: The leaf's shape and dtype.
-        at: The numbers of the form's index, if it was `Form.picked`.
+        at: The numbers of the form's index, as `Form.split_index` returns them; () if unsplit.
     """
     shape = form.shape(leaf.shape)
     if array is None:

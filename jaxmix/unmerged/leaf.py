@@ -138,7 +138,7 @@ class Factored(NoArray):
             name: The leaf's name, for messages.
             as_matrix: Whether a leaf of experts stays one matrix of rows.
         """
-        vector = NotApart("a vector, as cheap to make as to use", is_vector=True)
+        vector = NotApart("a vector, as cheap to make dense as to use", is_vector=True)
         if self.forms[0].part == "bias" or len(self.shape) == 1:
             return vector
         axes = [sides for form in self.forms if (sides := axes_of(form, len(self.shape)))]
@@ -152,7 +152,7 @@ class Factored(NoArray):
             weight = Weight(self.base, leaf_map, rows, cols, None, how, name)
             return weight if as_matrix else _experts(weight)
         if len(set(axes)) > 1:
-            return NotApart("its sites do not lie alike in the leaf")
+            return NotApart("its sites have different axes in the leaf")
         leaf_map = self.ready_map
         if leaf_map is None:
             sites = range(len(self.forms))
@@ -171,14 +171,14 @@ class Factored(NoArray):
         if not cut and stack is not None:
             return self._map(sites[0])
         if not cut <= {rows[0]} and not cut <= {cols[0]}:
-            return NotApart("its sites are no runs of the leaf's rows or columns")
+            return NotApart("its sites are not contiguous rows or columns of the leaf")
         axis = rows[0] if cut <= {rows[0]} else cols[0]
         across = cut <= {rows[0]}
         sizes = [prod(self.shape[k] for k in axes) for axes in (rows, cols)]
         each = sizes[0 if across else 1] // self.shape[axis]
         runs = [ranges[axis] for ranges in picked]
         if any(run.step != 1 for run in runs):
-            return NotApart("its sites are no runs of the leaf's rows or columns")
+            return NotApart("its sites are not contiguous rows or columns of the leaf")
         parts = [range(each * run.start, each * run.stop) for run in runs]
         maps = [self._map(i) for i in sites]
         shape = (sizes[0], sizes[1])
@@ -188,7 +188,7 @@ class Factored(NoArray):
             joined_map = joined([site_map.T for site_map in maps], parts, (sizes[1], sizes[0]))
             joined_map = None if joined_map is None else joined_map.T
         return joined_map or NotApart(
-            "its sites are parts of the leaf, and one of them turns what they share"
+            "its sites are parts of the leaf, and one of them rotates an axis that they share"
         )
 
     def _stack(self, axes: Sides) -> AffineMap | NotApart:

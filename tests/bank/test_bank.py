@@ -14,10 +14,11 @@ from jaxmix.families import OFT, LoHa, LoKr, LoRA
 
 from ..laws.chains import ALL, FLAT, chain
 from ..laws.draws import KINDS, Module, tree
+from ..messages import full_text
 from ..uncompiled import uncompiled
 from ..unmerged.test_chains import inputs
 from ..unmerged.test_chains import run as layer_of
-from ..unmerged.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
+from ..unmerged.test_uses import ADDITIVE_LAYER_MIX, LAYER_MIX, LAYERS, STACK, scanned
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
 
@@ -140,8 +141,8 @@ def _rows(params: Any, rows: Any) -> Any:
 def test_scanned_layers(backend: str) -> None:
     """Members whose ranks and kinds differ by layer, and between members."""
     members = {
-        "all": LAYERED,
-        "half": 0.5 * PADDED,
+        "all": LAYER_MIX,
+        "half": 0.5 * ADDITIVE_LAYER_MIX,
         "one": Adapter({"layers.2.fc": OFT(0.3 * normal(3, 1, seed=4))}, name="oft"),
     }
     x, who = normal(5, 3, 6), ["all", None, "half", "one", "all"]
@@ -222,11 +223,22 @@ def test_gradients_reach_the_tokens(backend: str) -> None:
 def test_refused() -> None:
     bank = Bank(MEMBERS, PARAMS)
     with pytest.raises(
-        AdapterError, match=r"the bank has no members of these names:\n.*'no' \(rows 1\)"
+        AdapterError,
+        match=full_text(
+            "the bank has no members of these names:\n"
+            "  'no' (rows 1)\n"
+            "It has 'lora', 'loha', 'both', 'turned'."
+        ),
     ):
         bank(run)(PARAMS, X[:2], ["lora", "no"])
     with pytest.raises(
-        AdapterError, match=r"the bank has no members of these numbers:\n.*row 0: 9"
+        AdapterError,
+        match=full_text(
+            "the bank has no members of these numbers:\n"
+            "  row 0: 9\n"
+            "It has 0 'lora', 1 'loha', 2 'both', 3 'turned'; -1 is the "
+            "base."
+        ),
     ):
         bank(run)(PARAMS, X[:2], np.array([9, 0]))
     with pytest.raises(
@@ -236,20 +248,38 @@ def test_refused() -> None:
         bank(run)(PARAMS, X[:2], ["lora"] * 3)
     with pytest.raises(
         AdapterError,
-        match=r"who is 'lora', expected one entry per row: a member's name or None, a member's",
+        match=full_text(
+            "who is 'lora', expected one entry per row: a member's name "
+            "or None, a member's number (-1 for the base), or a strength "
+            "for each member. For a single row write ['lora']."
+        ),
     ):
         bank(run)(PARAMS, X, "lora")
     with pytest.raises(
         AdapterError,
-        match=r"who is an array of float32 with shape \(2, 3\), expected integers \(rows,\)",
+        match=full_text(
+            "who is an array of float32 with shape (2, 3), expected "
+            "integers (rows,) or floats (rows, 4), a strength for each "
+            "member of the bank."
+        ),
     ):
         bank(run)(PARAMS, X[:2], np.zeros((2, 3), np.float32))
-    with pytest.raises(AdapterError, match=r"a strength that is not finite"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text("who has a strength that is not finite, expected finite numbers."),
+    ):
         bank(run)(PARAMS, X[:1], np.full((1, 4), np.nan, np.float32))
     with pytest.raises(AdapterError, match=r"Bank got a list, expected \{name: adapter or mix\}"):
         Bank([lora()], PARAMS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(
-        AdapterError, match=r"not an adapter or a mix, or names that are not strings:\n.*'x': int"
+        AdapterError,
+        match=full_text(
+            "Bank got members that are not an adapter or a mix, or names "
+            "that are not strings:\n"
+            "  'x': int\n"
+            "Load adapters with jaxmix.load, and mix them with "
+            "jaxmix.mix."
+        ),
     ):
         Bank({"x": 3}, PARAMS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(
@@ -257,10 +287,26 @@ def test_refused() -> None:
         match=r"capacity is 1, expected an integer of at least 4, the number of members.",
     ):
         Bank(MEMBERS, PARAMS, capacity=1)
-    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  z: no leaf for its weight; the nearest are a.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         Bank({"z": Adapter({"z": LoRA(normal(2, 6), normal(8, 2), 1.0)})}, PARAMS)
     with pytest.raises(
-        LayoutError, match=r"differ from those that the bank was made for:\n.*found no leaf"
+        LayoutError,
+        match=full_text(
+            "the params differ from those that the bank was made for:\n"
+            "  a.weight: found no leaf, expected shape (8, 6)\n"
+            "Call it with the original params, or make a bank for the "
+            "new ones."
+        ),
     ):
         bank(run)({"b.weight": PARAMS["a.weight"]}, X, [None] * 6)
     with pytest.raises(AdapterError, match=r"Bank.add: the bank already has a member 'lora'"):
@@ -269,12 +315,30 @@ def test_refused() -> None:
         AdapterError, match=r"Bank.replace: there is no member 'no'. The bank has 'lora'"
     ):
         bank.replace("no", lora())
-    with pytest.raises(AdapterError, match=r"Bank.remove: there is no member 'no'"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "Bank.remove: there is no member 'no'. The bank has 'lora', 'loha', 'both', 'turned'."
+        ),
+    ):
         bank.remove("no")
-    with pytest.raises(ShapeError, match=r"leaves differ in their first axis"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "the batch's leaves differ in their first axis, expected the "
+            "same number of rows in all:\n"
+            "  [0]: (6, 4, 6)\n"
+            "  [1]: (2, 4, 6)"
+        ),
+    ):
         bank(lambda p, x: x[0])(PARAMS, (X, X[:2]), [None] * 6)
     with pytest.raises(
-        ShapeError, match=r"expected rows as the first axis. Take a mean over the batch"
+        ShapeError,
+        match=full_text(
+            "the function returns an array of shape () for a batch of "
+            "one row, expected rows as the first axis. Take a mean over "
+            "the batch outside the function."
+        ),
     ):
         bank(lambda p, x: run(p, x).mean())(PARAMS, X, [None] * 6)
 
@@ -288,13 +352,23 @@ def test_refused_inside_jit() -> None:
     ):
         again.add("new", lora())
     with pytest.raises(
-        UnsupportedError, match=r"names of members can't be used in a traced function"
+        UnsupportedError,
+        match=full_text(
+            "names of members can't be used in a traced function that "
+            "has the bank as an argument: it also runs with other "
+            "members. Call bank.who([...]) outside and pass the result."
+        ),
     ):
         jax.jit(lambda bank: bank(run)(PARAMS, X, ["lora"] * 6))(bank)
     ones = jnp.ones((6, 4))
     with pytest.raises(
         UnsupportedError,
-        match=r"strengths for each member need the members themselves, since some do more than",
+        match=full_text(
+            "strengths for each member need the members themselves, "
+            "since some do more than add to the weight (at a.weight), "
+            "but this bank is an argument of a traced function. Make it "
+            "with Bank(…, blend=True)."
+        ),
     ):
         jax.jit(lambda bank: bank(run)(PARAMS, X, ones))(bank)
     blend = Bank(MEMBERS, PARAMS, blend=True)

@@ -12,6 +12,7 @@ from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import LoRA
 
 from ..laws.draws import Module, draw_update, normal, tree
+from ..messages import full_text
 from .looking import of
 
 MODULE = Module("linear", (6, 8))
@@ -203,9 +204,29 @@ def test_loras_of_two_models(method: str) -> None:
     assert "different shapes:\n  lin: (6, 8) and (6, 9)\nWere the adapters trained on one" in str(
         caught.value
     )
-    with pytest.raises(ShapeError, match=r"lora_A has shape \(2, 9\), expected \(2, 8\)"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "factors that do not fit the params:\n"
+            "  lin: lora_A has shape (2, 9), expected (2, 8) from weight "
+            "(6, 8)\n"
+            "Was the adapter trained on another model, or on a base of "
+            "another size?"
+        ),
+    ):
         combine(mismatched, PARAMS, method=method)
-    with pytest.raises(LayoutError, match="no leaf for its weight"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  nowhere: no leaf for its weight; the nearest are "
+            "lin.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         combine(
             [Adapter({"nowhere": of(adapter)["lin"]}, name=adapter.name) for adapter in PAIR],
             PARAMS,

@@ -19,6 +19,7 @@ from ..families.table import ROWS
 from ..laws.draws import KINDS, Module, adapters, draw_update, normal, tree, trees
 from ..laws.running import composed, error
 from ..laws.truth import fold_tree
+from ..messages import full_text
 from .looking import of
 
 # The first row of each family; all rows with HYPOTHESIS_PROFILE=long.
@@ -329,17 +330,55 @@ def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bad_input() -> None:
     adapter = at(lora(1, 3))
-    with pytest.raises(AdapterError, match=r"to_lora got a list, expected an adapter or a mix\."):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "to_lora got a list, expected an adapter or a mix. Write to_lora(mix(a, b), params)."
+        ),
+    ):
         to_lora([adapter], PARAMS)  # pyright: ignore[reportArgumentType, reportCallIssue]
     for rank in (0, -1, 1.0, 0.0, 1.5, True, "all", float("nan")):
         with pytest.raises(AdapterError, match=r"a rank is .*, expected a positive integer"):
             to_lora(adapter, PARAMS, rank=rank)  # pyright: ignore
-    with pytest.raises(LayoutError, match="no leaf for its weight"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  nowhere: no leaf for its weight; the nearest are "
+            "b.weight, a.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         to_lora(at(lora(1, 3), "nowhere"), PARAMS)
-    with pytest.raises(ShapeError, match=r"lora_A has shape \(3, 21\)"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "factors that do not fit the params:\n"
+            "  a: lora_A has shape (3, 21), expected (3, 20) from weight "
+            "(12, 20)\n"
+            "Was the adapter trained on another model, or on a base of "
+            "another size?"
+        ),
+    ):
         to_lora(at(lora(1, 3, (12, 21))), PARAMS)
     tied = {"model.embed_tokens.weight": np.ones((12, 20)), "model.norm.weight": np.ones(20)}
-    with pytest.raises(LayoutError, match="the tree ties the tensors of these sites to others"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  model.embed_tokens is the embedding and, since the tree "
+            "has no lm_head, the head too (tied). The tree has one leaf "
+            "for both, and PEFT's forward changes one side only. Untie "
+            "it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()). If the model has no head at all, pass "
+            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+        ),
+    ):
         to_lora(at(lora(1, 3), "model.embed_tokens"), tied)
 
 

@@ -10,6 +10,8 @@ from jaxmix.combining import look_alikes, look_alikes_text, partial_sites, parti
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA
 
+from ..messages import full_text
+
 OLD, NEW = "language_model.model.layers.{}.q_proj", "model.language_model.layers.{}.q_proj"
 
 
@@ -34,16 +36,59 @@ def test_no_shared_site_is_an_error():
         "modules, pass the base (combine(adapters, params, …)), or mix them instead."
     )
     for method, rank in (("cat", None), ("svd", 1)):
-        with pytest.raises(AdapterError, match="share no site"):
+        with pytest.raises(
+            AdapterError,
+            match=full_text(
+                "combine got adapters without a base, and they share no "
+                "site:\n"
+                "  a: language_model.model.layers.0.q_proj, "
+                "language_model.model.layers.1.q_proj, "
+                "language_model.model.layers.2.q_proj …\n"
+                "  b: model.language_model.layers.0.q_proj\n"
+                "Do their files use two names for one module, such as "
+                "language_model.model.layers and "
+                "model.language_model.layers? Then rename the sites of one. "
+                "If they are for different modules, pass the base "
+                "(combine(adapters, params, …)), or mix them instead."
+            ),
+        ):
             combine([a, b], method=method, rank=rank)
 
 
 def test_adapter_that_shares_no_site_is_named():
     """Adapters with equal names are distinguished by their numbers."""
     pair = [lora("a", "x"), lora("a", "x")]
-    with pytest.raises(AdapterError, match=r"and c shares no site with the others"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "combine got adapters without a base, and c shares no site "
+            "with the others:\n"
+            "  a (number 1): x\n"
+            "  a (number 2): x\n"
+            "  c: y\n"
+            "Do their files use two names for one module, such as "
+            "language_model.model.layers and "
+            "model.language_model.layers? Then rename the sites of one. "
+            "If they are for different modules, pass the base "
+            "(combine(adapters, params, …)), or mix them instead."
+        ),
+    ):
         combine([*pair, lora("c", "y")], method="linear")
-    with pytest.raises(AdapterError, match=r"a \(number 3\) shares no site with the others"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "combine got adapters without a base, and a (number 3) "
+            "shares no site with the others:\n"
+            "  a (number 1): x\n"
+            "  a (number 2): x\n"
+            "  a (number 3): y\n"
+            "Do their files use two names for one module, such as "
+            "language_model.model.layers and "
+            "model.language_model.layers? Then rename the sites of one. "
+            "If they are for different modules, pass the base "
+            "(combine(adapters, params, …)), or mix them instead."
+        ),
+    ):
         combine([*pair, lora("a", "y")], method="linear")
 
 

@@ -61,7 +61,7 @@ def _loads(stack: tuple[str, ...]) -> bool:
 def _layers(root: Path) -> int:
     rows, outputs = [], {}
     for case in layer_cases.CASES:
-        layer = truth.make(case, root)
+        layer = truth.run_peft(case, root)
         rows.append(
             {"name": case.name, "net": case.net, "folders": [f.name for f in layer.folders]}
         )

@@ -291,7 +291,7 @@ def third_party_imports(text: str, name: str, is_package: bool) -> list[tuple[st
 @cache
 def dependencies() -> frozenset[str]:
     """The import names of the dependencies in pyproject.toml, and their own names."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {line.split(">=")[0].strip().lower() for line in project["dependencies"]}
     imported = packages_distributions().items()  # reads every installed package
     return frozenset(

@@ -63,9 +63,9 @@ def test_every_folder_is_a_package() -> None:
 
 def test_package_data_is_declared() -> None:
     """`py.typed` and the demo's assets are package data."""
-    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "package-data"
-    ]
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["package-data"]
     assert (ROOT / "jaxmix" / "py.typed").exists() and data["jaxmix"] == ["py.typed"]
     assert any((ROOT / "demo").glob(data["jaxmix.demo"][0]))
 
@@ -75,20 +75,24 @@ def test_package_data_is_declared() -> None:
 
 def targets() -> set[str]:
     """The targets of the Makefile."""
-    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_make_targets_on_pages_exist(page: str) -> None:
     """Every `make x` on a page is a target of the Makefile."""
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     on_pages = set(re.findall(r"(?:`|^ *|&& )make ([a-z-]+)", text, re.MULTILINE))
     assert on_pages and on_pages <= targets(), on_pages - targets()
 
 
 def test_readme_subcommands_exist() -> None:
     """Every `jaxmix x` in README's code is a subcommand."""
-    code = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = re.findall(
+        r"```sh\n(.*?)```|`([^`\n]+)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     on_page = {name for pair in code for span in pair for name in COMMANDS.findall(span)}
     program = [sys.executable, "-m", "jaxmix", "--help"]
     help_text = subprocess.run(program, capture_output=True, text=True, check=True).stdout
@@ -98,7 +102,7 @@ def test_readme_subcommands_exist() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_on_pages_exist(page: str) -> None:
     """Every link into the repository points to an existing file."""
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text()):
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / link).exists(), link
 
 
@@ -113,7 +117,9 @@ def test_tests_on_pages_exist() -> None:
     """Pages name only test files that exist."""
     pages = [*PAGES, *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
     assert not {
-        page: missing for page in pages if (missing := unknown_tests((ROOT / page).read_text()))
+        page: missing
+        for page in pages
+        if (missing := unknown_tests((ROOT / page).read_text(encoding="utf-8")))
     }
     assert unknown_tests("`tests/none.py`, test_none.py, test_files.py") == {
         "tests/none.py",
@@ -124,7 +130,7 @@ def test_tests_on_pages_exist() -> None:
 def test_pages_install_our_distribution() -> None:
     """The pages install `jaxmix-peft`; `jaxmix` on the package index is another project."""
     commands = re.findall(
-        r"pip install[^`\n]*", "".join((ROOT / page).read_text() for page in PAGES)
+        r"pip install[^`\n]*", "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     )
     assert commands and not [line for line in commands if re.search(r"\bjaxmix(?!-peft)", line)]
 

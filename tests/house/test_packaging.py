@@ -138,5 +138,7 @@ def test_jaxmix_links_to_converters_and_demo() -> None:
             link = ROOT / Path(*package.split("."))
             assert link.is_symlink() and not os.readlink(link).startswith("/")
             assert link.resolve() == ROOT / folder and not (ROOT / folder).is_symlink()
-    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
     assert tools["package-dir"] == {"": "."} and "package-data" in tools

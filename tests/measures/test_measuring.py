@@ -13,6 +13,8 @@ from jaxmix.errors import AdapterError, LayoutError
 from jaxmix.families import OFT, LoRA, Replace
 from jaxmix.measures import Measures, PairMeasures, SiteMeasures, draw_measures, measure
 
+from ..messages import full_text
+
 RNG = np.random.default_rng(1)
 PARAMS = {
     "h.0.q.weight": np.asarray(RNG.normal(size=(6, 4)), np.float32),
@@ -137,7 +139,17 @@ def test_biases_are_not_measured() -> None:
 
 def test_missing_site_raises() -> None:
     """A missing site raises the error that compose raises."""
-    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  h.7.q: no leaf for its weight; the nearest are "
+            "h.1.q.weight, h.0.q.weight, norm.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules."
+        ),
+    ):
         measure(Adapter({"h.7.q": lora(1)}), PARAMS)
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, of each kind, and the folders that they are saved in."""
+"""Tiny random decoders of transformers, their folders, and their logits."""
 
 from functools import cache
 from pathlib import Path
@@ -114,9 +114,9 @@ def torch_model(case: str) -> Any:
     return model
 
 
-def save(case: str, folder: Path, **how: Any) -> Path:
-    """Saves a case with transformers; returns the folder."""
-    torch_model(case).save_pretrained(folder, **how)
+def save(case: str, folder: Path, **options: Any) -> Path:
+    """Saves a case with transformers and returns the folder."""
+    torch_model(case).save_pretrained(folder, **options)
     return folder
 
 

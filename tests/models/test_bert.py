@@ -12,6 +12,7 @@ from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedE
 from jaxmix.families import LoRA
 from jaxmix.models import Bert, from_torch, sentence_embeddings, to_torch
 
+from ..messages import full_text
 from . import tiny
 
 
@@ -24,19 +25,21 @@ def run(model: Bert, tokens: Any, **inputs: Any) -> Any:
 def test_tree_has_hugging_face_names() -> None:
     model = tiny.model("bert")
     names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
-    products = [f"attention.self.{p}" for p in ("query", "key", "value")]
-    products += ["attention.output.dense", "intermediate.dense", "output.dense"]
-    leaves = [f"{p}.{leaf}" for p in products for leaf in ("kernel", "bias")]
+    linear_layers = [f"attention.self.{p}" for p in ("query", "key", "value")]
+    linear_layers += ["attention.output.dense", "intermediate.dense", "output.dense"]
+    leaves = [f"{p}.{leaf}" for p in linear_layers for leaf in ("kernel", "bias")]
     norms = ("attention.output.LayerNorm", "output.LayerNorm")
     leaves += [f"{norm}.{leaf}" for norm in norms for leaf in ("scale", "bias")]
     layers = {f"encoder.layer.{i}.{leaf}" for i in (0, 1) for leaf in leaves}
-    ends = {f"embeddings.{p}_embeddings.embedding" for p in ("word", "position", "token_type")}
-    ends |= {"embeddings.LayerNorm.scale", "embeddings.LayerNorm.bias"}
-    assert names == layers | ends | {"pooler.dense.kernel", "pooler.dense.bias"}
+    outer_leaves = {
+        f"embeddings.{p}_embeddings.embedding" for p in ("word", "position", "token_type")
+    }
+    outer_leaves |= {"embeddings.LayerNorm.scale", "embeddings.LayerNorm.bias"}
+    assert names == layers | outer_leaves | {"pooler.dense.kernel", "pooler.dense.bias"}
 
 
 def test_padding_has_no_effect() -> None:
-    """A padded text gives the hidden states that it has alone; tokens attend to later tokens."""
+    """Hidden states do not depend on padding; tokens attend to later tokens."""
     model, tokens = tiny.model("bert", num_hidden_layers=1), tiny.tokens()
     mask = jnp.broadcast_to(jnp.arange(9) < 6, (2, 9))
     alone = run(model, tokens[:, :6])
@@ -46,7 +49,7 @@ def test_padding_has_no_effect() -> None:
 
 
 def test_sentence_embeddings_are_masked_means() -> None:
-    """The embedding is the masked mean with length 1; a row of padding gives 0, not NaN."""
+    """The mean is normalized to length 1; a row of padding gives 0 rather than NaN."""
     model, tokens = tiny.model("bert", num_hidden_layers=1), tiny.tokens(rows=3)
     mask = jnp.arange(9)[None] < jnp.array([[9], [4], [0]])
     vectors = np.asarray(nnx.jit(sentence_embeddings)(model, tokens, mask=mask))
@@ -58,13 +61,13 @@ def test_sentence_embeddings_are_masked_means() -> None:
 
 
 def test_adapters_of_a_layer_and_the_embedding() -> None:
-    """Adapters apply to a layer and to the embedding, which is not tied to a head."""
-    model, draw = tiny.model("bert"), np.random.default_rng(0)
+    """BERT's embedding is not tied to a head, so an adapter can change it directly."""
+    model, rng = tiny.model("bert"), np.random.default_rng(0)
     site = "encoder.layer.1.intermediate.dense"
     shapes = {site: (18, 12), "embeddings.word_embeddings": (23, 12)}
     updates = {}
     for name, (rows, columns) in shapes.items():
-        a, b = draw.normal(size=(2, columns)), draw.normal(size=(rows, 2))
+        a, b = rng.normal(size=(2, columns)), rng.normal(size=(rows, 2))
         updates[name] = LoRA(a=a.astype(np.float32), b=b.astype(np.float32), scale=0.5)
     out = jaxmix.compose(model, jaxmix.Adapter(updates))
     assert isinstance(out, Bert)
@@ -75,16 +78,16 @@ def test_adapters_of_a_layer_and_the_embedding() -> None:
         np.testing.assert_allclose(leaf, before[name] + change, rtol=1e-5, atol=1e-5)
 
 
-def test_names_in_files_are_recognised() -> None:
+def test_names_in_published_files_are_accepted() -> None:
     """Prefixes, buffers, old norm names and a missing pooler are accepted, other tensors not."""
     config = tiny.config("bert")
     tensors = tiny.tensors(config)
-    as_in_files = {}
+    in_old_names = {}
     for name, leaf in tensors.items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
-        as_in_files["bert." + name.replace("LayerNorm.bias", "LayerNorm.beta")] = leaf
+        in_old_names["bert." + name.replace("LayerNorm.bias", "LayerNorm.beta")] = leaf
     buffers = {"bert.embeddings.position_ids": np.arange(14)[None]}
-    converted = to_torch(from_torch(config, {**as_in_files, **buffers}))
+    converted = to_torch(from_torch(config, {**in_old_names, **buffers}))
     assert converted.keys() == tensors.keys()
     assert all(np.array_equal(converted[name], leaf) for name, leaf in tensors.items())
     without_pooler = {name: leaf for name, leaf in tensors.items() if not name.startswith("pooler")}
@@ -95,7 +98,7 @@ def test_names_in_files_are_recognised() -> None:
     ):
         model.pooled(jnp.zeros((1, 2, 12)))
     with_heads = {
-        **as_in_files,
+        **in_old_names,
         "cls.predictions.bias": np.zeros(23),
         "cls.seq_relationship.bias": np.zeros(2),
     }
@@ -129,18 +132,32 @@ def test_invalid_config_fields_are_refused() -> None:
 
 def test_invalid_arguments_are_refused() -> None:
     model, tokens = tiny.model("bert"), tiny.tokens()
-    with pytest.raises(ShapeError, match=r"tokens are int32 with shape \(9,\), expected integers"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "tokens are int32 with shape (9,), expected integers with "
+            "shape (rows, tokens). For a single text use tokens[None]."
+        ),
+    ):
         model(tokens[0])
     with pytest.raises(
         ShapeError, match=r"mask have shape \(9,\), expected the shape of the tokens \(2, 9\)"
     ):
         model(tokens, mask=jnp.ones(9, bool))
-    with pytest.raises(ShapeError, match=r"token_types have shape \(2, 8\), expected"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text("token_types have shape (2, 8), expected the shape of the tokens (2, 9)."),
+    ):
         model(tokens, token_types=tokens[:, 1:])
     with pytest.raises(
         ShapeError,
         match=r"mask is int32, expected bool, false for padding. Use attention_mask == 1",
     ):
         model(tokens, mask=jnp.ones_like(tokens))
-    with pytest.raises(ShapeError, match=r"\(2, 15\), but this BERT has only 14 positions"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "tokens have shape (2, 15), but this BERT has only 14 positions. Truncate the text."
+        ),
+    ):
         model(tiny.tokens(count=15))

@@ -11,6 +11,7 @@ import pytest
 from jaxmix.errors import CheckpointError
 from jaxmix.models import read_config, read_tensors, tensor_files
 
+from ..messages import full_text
 from .tiny import write
 
 TENSORS = {
@@ -21,7 +22,7 @@ TENSORS = {
 
 
 def reindex(folder: Path, **changes: Any) -> Path:
-    """Changes the files of some tensors in the index; None removes a tensor."""
+    """Maps some tensors to other files in the index; None removes a tensor."""
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"] |= changes
@@ -55,26 +56,56 @@ def test_tensor_files_gives_the_shard_of_each_tensor(tmp_path: Path) -> None:
 
 def test_links_are_followed(tmp_path: Path) -> None:
     """The hub's cache consists of links out of the folder."""
-    real = write(tmp_path / "blobs", TENSORS, 2)
+    blobs = write(tmp_path / "blobs", TENSORS, 2)
     (tmp_path / "snapshot").mkdir()
-    for file in real.iterdir():
+    for file in blobs.iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
     assert len(dict(read_tensors(tmp_path / "snapshot"))) == 3
 
 
 def test_missing_files_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "none"
-    with pytest.raises(CheckpointError, match=r"none has no config.json; found no such folder"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has no config.json; found no such folder.\n"
+            "Pass a folder that transformers' save_pretrained wrote."
+        ),
+    ):
         read_config(folder)
     with pytest.raises(
-        CheckpointError, match=r"has neither model.safetensors nor .*no such folder"
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has neither model.safetensors nor "
+            "model.safetensors.index.json, nor diffusers' "
+            "diffusion_pytorch_model.safetensors; found no such folder. "
+            "Pass a folder that transformers' save_pretrained wrote."
+        ),
     ):
         tensor_files(folder)
     folder.mkdir()
-    with pytest.raises(CheckpointError, match=r"found an empty folder\. Pass a folder that"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has neither model.safetensors nor "
+            "model.safetensors.index.json, nor diffusers' "
+            "diffusion_pytorch_model.safetensors; found an empty folder. "
+            "Pass a folder that transformers' save_pretrained wrote."
+        ),
+    ):
         tensor_files(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"does not read \.bin files, since they are pickles"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/none has neither model.safetensors nor "
+            "model.safetensors.index.json, nor diffusers' "
+            "diffusion_pytorch_model.safetensors; found "
+            "pytorch_model.bin. jaxmix does not read .bin files, since "
+            "they are pickles. Load the folder with transformers and "
+            "save it with save_pretrained, which writes safetensors."
+        ),
+    ):
         tensor_files(folder)
 
 
@@ -82,20 +113,30 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, TENSORS)
     file = folder / "model.safetensors"
     content = file.read_bytes()
-    for bad in (content[:-3], content[:20], b"", b"\xff" * 64):
-        file.write_bytes(bad)
-        with pytest.raises(
-            CheckpointError, match=r"model.safetensors is not a complete safetensors file"
-        ):
+    size, header_size = len(content), 8 + int.from_bytes(content[:8], "little")
+    problems = {
+        content[:-3]: f"it ends after {size - 3} of {size} bytes. Was the download interrupted?",
+        content[:20]: f"it ends after 20 of {header_size} bytes. Was the download interrupted?",
+        b"": "it is empty. Was the download interrupted?",
+        b"\xff" * 64: "Error while deserializing header: header too large.",
+    }
+    for damaged, problem in problems.items():
+        file.write_bytes(damaged)
+        message = f"{file} is not a complete safetensors file: {problem} Download or save it again."
+        with pytest.raises(CheckpointError, match=full_text(message)):
             read_tensors(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config.json is not JSON: .* Save or download it"):
-        read_config(folder)
-    (folder / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match=r"config.json is not JSON: 'utf-8'"):
-        read_config(folder)
-    (folder / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"config.json holds a list, expected a JSON object"):
+    config = folder / "config.json"
+    for content in (b"{", b"\xff\xfe"):
+        config.write_bytes(content)
+        with pytest.raises(ValueError) as in_python:
+            json.loads(content.decode())
+        message = f"{config} is not JSON: {in_python.value}. Save or download it again."
+        with pytest.raises(CheckpointError, match=full_text(message)):
+            read_config(folder)
+    config.write_text("[]")
+    with pytest.raises(
+        CheckpointError, match=full_text(f"{config} holds a list, expected a JSON object.")
+    ):
         read_config(folder)
 
 
@@ -124,10 +165,24 @@ def test_wrong_index_is_refused(tmp_path: Path) -> None:
     assert "Are files of two checkpoints mixed?" in lines[4]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_invalid_index_is_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"index.json(: weight_map is| holds a list)"):
+WRONG_MAP = (
+    ": weight_map is dict, expected an object that maps names of tensors to names of files. "
+    "Download or save it again."
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[]", " holds a list, expected a JSON object."),
+        ('{"weight_map": {}}', WRONG_MAP),
+        ('{"weight_map": {"a": 1}}', WRONG_MAP),
+    ],
+)
+def test_invalid_index_is_refused(content: str, problem: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(CheckpointError, match=full_text(f"{index}{problem}")):
         tensor_files(tmp_path)
 
 

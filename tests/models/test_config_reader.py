@@ -1,4 +1,4 @@
-"""The fields of a config.json one by one: values, defaults and all problems in one error."""
+"""Reading the fields of a config.json: values, defaults, and one error for all problems."""
 
 from typing import Any
 

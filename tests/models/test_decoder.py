@@ -25,14 +25,16 @@ def test_tree_has_hugging_face_names() -> None:
     mlp = [f"mlp.{p}_proj.{leaf}" for p in ("gate", "up", "down") for leaf in ("kernel", "bias")]
     norms = ["input_layernorm.scale", "post_attention_layernorm.scale"]
     layers = {f"model.layers.{i}.{leaf}" for i in (0, 1) for leaf in (*attention, *mlp, *norms)}
-    ends = {"model.embed_tokens.embedding", "model.norm.scale", "lm_head.kernel"}
-    assert names(tiny.model("llama")) == layers | ends
+    outer_leaves = {"model.embed_tokens.embedding", "model.norm.scale", "lm_head.kernel"}
+    assert names(tiny.model("llama")) == layers | outer_leaves
     without_biases = {name for name in layers if "bias" not in name}
-    extra = {f"model.layers.{i}.self_attn.{p}_norm.scale" for i in (0, 1) for p in "qk"}
-    assert names(tiny.model("qwen3")) == without_biases | extra | ends - {"lm_head.kernel"}
+    norms_of_heads = {f"model.layers.{i}.self_attn.{p}_norm.scale" for i in (0, 1) for p in "qk"}
+    assert names(tiny.model("qwen3")) == without_biases | norms_of_heads | outer_leaves - {
+        "lm_head.kernel"
+    }
     biases = {f"model.layers.{i}.self_attn.{p}_proj.bias" for i in (0, 1) for p in "qkv"}
-    assert names(tiny.model("qwen2")) == without_biases | biases | ends
-    assert names(tiny.model("mistral")) == without_biases | ends
+    assert names(tiny.model("qwen2")) == without_biases | biases | outer_leaves
+    assert names(tiny.model("mistral")) == without_biases | outer_leaves
 
 
 def test_split_and_merge() -> None:
@@ -47,7 +49,7 @@ def test_split_and_merge() -> None:
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_cache_gives_the_same_logits(kind: str) -> None:
-    """Tokens in pieces, with unused slots, give the same logits in 64 bits."""
+    """Tokens in three pieces, with unused slots, give the same logits in 64 bits."""
     with jax.enable_x64(True):
         model, tokens = tiny.model(kind, dtype=np.float64), tiny.tokens()
         step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
@@ -68,8 +70,10 @@ def test_cache_gives_the_same_logits(kind: str) -> None:
 def test_attention_is_causal() -> None:
     model, tokens = tiny.model(), tiny.tokens()
     changed = tokens.at[:, 6].set((tokens[:, 6] + 1) % 23)
-    same = np.all(np.asarray(tiny.run(model, tokens) == tiny.run(model, changed)), axis=(0, 2))
-    np.testing.assert_array_equal(same, np.arange(9) < 6)
+    is_unchanged = np.all(
+        np.asarray(tiny.run(model, tokens) == tiny.run(model, changed)), axis=(0, 2)
+    )
+    np.testing.assert_array_equal(is_unchanged, np.arange(9) < 6)
 
 
 def test_window_limits_attention() -> None:
@@ -77,12 +81,14 @@ def test_window_limits_attention() -> None:
     model = tiny.model("mistral", num_hidden_layers=1, sliding_window=3)
     tokens = tiny.tokens()
     changed = tokens.at[:, 2].set((tokens[:, 2] + 1) % 23)
-    same = np.all(np.asarray(tiny.run(model, tokens) == tiny.run(model, changed)), axis=(0, 2))
-    np.testing.assert_array_equal(np.flatnonzero(~same), [2, 3, 4])
+    is_unchanged = np.all(
+        np.asarray(tiny.run(model, tokens) == tiny.run(model, changed)), axis=(0, 2)
+    )
+    np.testing.assert_array_equal(np.flatnonzero(~is_unchanged), [2, 3, 4])
 
 
 def test_padding_has_no_effect() -> None:
-    """A text after negative positions gives the logits that it has alone."""
+    """Tokens at negative positions do not change the logits of the tokens after them."""
     model, tokens = tiny.model("qwen3"), tiny.tokens()
     padded = tiny.run(model, tokens, jnp.broadcast_to(jnp.arange(-4, 5), (2, 9)))
     alone = tiny.run(model, tokens[:, 4:])
@@ -92,7 +98,7 @@ def test_padding_has_no_effect() -> None:
 def test_untied_model_has_its_own_head() -> None:
     """The untied model has the same logits and its own head; the tied model is unchanged."""
     tied, tokens = tiny.model("gemma"), tiny.tokens()
-    before = to_torch(tied)
+    tensors_before = to_torch(tied)
     untied = tied.untied()
     assert untied.config == replace(tied.config, tie_word_embeddings=False)
     assert names(untied) - names(tied) == {"lm_head.kernel"}
@@ -102,7 +108,7 @@ def test_untied_model_has_its_own_head() -> None:
     assert untied.untied() is untied
     untied.lm_head.kernel[...] = jnp.zeros_like(untied.lm_head.kernel[...])
     assert not jnp.any(tiny.run(untied, tokens))
-    assert to_torch(tied).keys() == before.keys()
+    assert to_torch(tied).keys() == tensors_before.keys()
     assert jnp.any(tiny.run(tied, tokens))
 
 
@@ -110,13 +116,13 @@ def test_activations_have_the_dtype_of_the_embedding() -> None:
     """Activations have the embedding's dtype, for any dtypes of other leaves."""
     config, tokens = tiny.config(), tiny.tokens()
     tensors = tiny.tensors(config)
-    exact = np.asarray(tiny.run(from_torch(config, tensors), tokens))
+    logits32 = np.asarray(tiny.run(from_torch(config, tensors), tokens))
     name = "model.embed_tokens.weight"
     model = from_torch(config, {**tensors, name: tensors[name].astype(jnp.bfloat16)})
     logits = tiny.run(model, tokens)
     assert model.dtype == logits.dtype == jnp.bfloat16
-    distance = np.abs(np.asarray(logits, np.float32) - exact).max()
-    assert distance < 0.1 * np.abs(exact).max()
+    distance = np.abs(np.asarray(logits, np.float32) - logits32).max()
+    assert distance < 0.1 * np.abs(logits32).max()
 
 
 def test_random_initialization() -> None:
@@ -127,8 +133,8 @@ def test_random_initialization() -> None:
         assert jnp.all(leaves["model.norm.weight"] == scale)
         kernels = [leaf for leaf in leaves.values() if leaf.ndim == 2]
         assert len({float(leaf[0, 0]) for leaf in kernels}) == len(kernels)
-        spread = jnp.std(jnp.concatenate([leaf.ravel() for leaf in kernels]))
-        assert abs(float(spread) - 0.02) < 0.001
+        std = jnp.std(jnp.concatenate([leaf.ravel() for leaf in kernels]))
+        assert abs(float(std) - 0.02) < 0.001
         assert jnp.all(jnp.isfinite(tiny.run(model, tiny.tokens())))
 
 
@@ -152,8 +158,8 @@ def test_invalid_arguments_are_refused() -> None:
         ShapeError, match=r"positions have shape \(9,\), expected the shape of the tokens \(2, 9\)"
     ):
         model(tokens, positions=jnp.arange(9))
-    full = "the cache has 2 rows with 8 of 8 slots free. Make one with Cache.empty"
-    with pytest.raises(ShapeError, match=full):
+    message = "the cache has 2 rows with 8 of 8 slots free. Make one with Cache.empty"
+    with pytest.raises(ShapeError, match=message):
         model(tokens, cache=Cache.empty(model.config, 2, 8, jnp.float32))
     _, cache = model(tokens, cache=Cache.empty(model.config, 2, 10, jnp.float32))
     with pytest.raises(ShapeError, match=r"tokens have shape \(2, 2\), .* with 1 of 10 slots free"):

@@ -27,7 +27,7 @@ class Output(eqx.Module):
 
 
 class Block(eqx.Module):
-    """Applies a block to one text, with Equinox's weights (out, in)."""
+    """A BERT block for one sequence, with Equinox's weights (out, in)."""
 
     attention: dict[str, Any]
     intermediate: dict[str, eqx.nn.Linear]
@@ -43,12 +43,12 @@ class Block(eqx.Module):
         weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, -jnp.inf), axis=-1)
         attended = jnp.einsum("hts,shd->thd", weights, v).reshape(x.shape)
         x = self.attention["output"](attended, x)
-        wide = jax.nn.gelu(jax.vmap(self.intermediate["dense"])(x), approximate=False)
-        return self.output(wide, x)
+        hidden = jax.nn.gelu(jax.vmap(self.intermediate["dense"])(x), approximate=False)
+        return self.output(hidden, x)
 
 
-def copy_of(block: Any) -> Block:
-    """Returns our NNX block in Equinox."""
+def equinox_copy_of(block: Any) -> Block:
+    """Returns an Equinox copy of our NNX block."""
 
     def linear(source: Any) -> eqx.nn.Linear:
         kernel, key = source.kernel[...], jax.random.key(0)
@@ -64,12 +64,12 @@ def copy_of(block: Any) -> Block:
         return Output(linear(source.dense), copy)
 
     projections = block.attention.self
-    products = {name: linear(getattr(projections, name)) for name in ("query", "key", "value")}
-    attention = {"self": products, "output": output(block.attention.output)}
+    linear_layers = {name: linear(getattr(projections, name)) for name in ("query", "key", "value")}
+    attention = {"self": linear_layers, "output": output(block.attention.output)}
     return Block(attention, {"dense": linear(block.intermediate.dense)}, output(block.output))
 
 
-def in_block(adapter: jaxmix.Adapter) -> dict[str, Any]:
+def updates_in_block(adapter: jaxmix.Adapter) -> dict[str, Any]:
     """Returns the first block's updates by the names inside the block."""
     items = adapter.updates.items()
     return {site.removeprefix(PREFIX): update for site, update in items if site.startswith(PREFIX)}
@@ -79,17 +79,19 @@ def test_equinox_block_matches_nnx(tmp_path: Path) -> None:
     """LoRA, LoHa, IA3 and OFT give the same outputs in 64 bits."""
     with jax.enable_x64(True):
         model, adapters = module("bert", nested("bert", "base")), mix("bert", tmp_path)
-        of_block = [jaxmix.Adapter(in_block(adapter), name=adapter.name) for adapter in adapters]
-        draw = np.random.default_rng(0)
-        x = jnp.asarray(draw.normal(size=(2, 9, 12)))
+        block_adapters = [
+            jaxmix.Adapter(updates_in_block(adapter), name=adapter.name) for adapter in adapters
+        ]
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(2, 9, 12)))
         mask = jnp.asarray(np.arange(9)[None] < np.array([[9], [6]]))
-        attended = jnp.broadcast_to(mask[:, None, :], (2, 9, 9))
-        nnx_block = nnx.jit(lambda block: block(x, attended))
+        attention_mask = jnp.broadcast_to(mask[:, None, :], (2, 9, 9))
+        nnx_block = nnx.jit(lambda block: block(x, attention_mask))
         eqx_block = eqx.filter_jit(lambda block: jax.vmap(block)(x, mask))
-        base = copy_of(model.encoder.layer[0])
+        base = equinox_copy_of(model.encoder.layer[0])
         base_outputs = nnx_block(model.encoder.layer[0])
         np.testing.assert_allclose(eqx_block(base), base_outputs, rtol=1e-12, atol=1e-12)
-        composed = jaxmix.compose(base, of_block)
+        composed = jaxmix.compose(base, block_adapters)
         assert isinstance(composed, Block)
         expected = nnx_block(module("bert", nested("bert", "composed")).encoder.layer[0])
         np.testing.assert_allclose(eqx_block(composed), expected, rtol=1e-12, atol=1e-12)

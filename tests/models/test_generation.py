@@ -1,4 +1,4 @@
-"""Generation: the choice of tokens, the end of a text, and the number of compilations."""
+"""Generation: the choice of tokens, the end of a sequence, and the number of compilations."""
 
 from typing import Any
 
@@ -12,27 +12,28 @@ from jaxmix.errors import JaxmixError, ShapeError
 from jaxmix.models import generate, to_torch
 from jaxmix.models.decoder import Backbone
 
+from ..messages import full_text
 from . import tiny
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_greedy_takes_the_likeliest_token(kind: str) -> None:
-    """Each token equals the likeliest one of a run without cache and loop."""
+    """Each token is the likeliest of a forward pass over the whole sequence."""
     model, tokens = tiny.model(kind), tiny.tokens()
     generated = generate(model, tokens, max_new_tokens=6)
     assert generated.dtype == jnp.int32
     np.testing.assert_array_equal(generated[:, :9], tokens)
-    best = jnp.argmax(tiny.run(model, generated), axis=-1)
-    np.testing.assert_array_equal(generated[:, 9:], best[:, 8:-1])
+    likeliest = jnp.argmax(tiny.run(model, generated), axis=-1)
+    np.testing.assert_array_equal(generated[:, 9:], likeliest[:, 8:-1])
 
 
 def test_draws_depend_on_the_key() -> None:
-    """Equal keys draw equal texts; a single candidate is the likeliest token."""
+    """Equal keys draw equal tokens; with one candidate the likeliest token is drawn."""
     model, tokens = tiny.model(), tiny.tokens()
 
-    def draw(seed: int, **how: Any) -> np.ndarray:
+    def draw(seed: int, **sampling: Any) -> np.ndarray:
         key = jax.random.key(seed)
-        return np.asarray(generate(model, tokens, max_new_tokens=6, key=key, **how))
+        return np.asarray(generate(model, tokens, max_new_tokens=6, key=key, **sampling))
 
     greedy = np.asarray(generate(model, tokens, max_new_tokens=6))
     np.testing.assert_array_equal(draw(1, temperature=1.0), draw(1, temperature=1.0))
@@ -47,8 +48,8 @@ def test_draws_follow_the_distribution() -> None:
     model = tiny.model()
     tokens = jnp.broadcast_to(tiny.tokens(rows=1), (4000, 9))
     logits = np.asarray(tiny.run(model, tiny.tokens())[0, -1], np.float64)
-    how = {"temperature": 0.25, "top_k": 5, "key": jax.random.key(3)}
-    draws = generate(model, tokens, max_new_tokens=1, **how)[:, -1]
+    sampling = {"temperature": 0.25, "top_k": 5, "key": jax.random.key(3)}
+    draws = generate(model, tokens, max_new_tokens=1, **sampling)[:, -1]
     weights = np.exp((logits - logits.max()) / 0.25)
     weights[np.argsort(logits)[:-5]] = 0
     shares = weights / weights.sum()
@@ -61,8 +62,8 @@ def test_steps_and_rows_have_their_own_draws() -> None:
     """With equal logits, the tokens differ between rows and between steps."""
     model = tiny.model()
     model.lm_head.kernel[...] = jnp.zeros_like(model.lm_head.kernel[...])
-    how = {"temperature": 1.0, "key": jax.random.key(0)}
-    generated = generate(model, tiny.tokens(), max_new_tokens=6, **how)[:, 9:]
+    sampling = {"temperature": 1.0, "key": jax.random.key(0)}
+    generated = generate(model, tiny.tokens(), max_new_tokens=6, **sampling)[:, 9:]
     assert np.any(generated[0] != generated[1])
     assert len({tuple(column) for column in generated.T.tolist()}) > 4
 
@@ -70,56 +71,56 @@ def test_steps_and_rows_have_their_own_draws() -> None:
 def test_ended_rows_are_padded() -> None:
     """An ended row is padded; the other rows continue unchanged."""
     tokens = tiny.tokens()
-    unended = np.asarray(generate(tiny.model(), tokens, max_new_tokens=6))[:, 9:]
-    first, other = int(unended[0, 2]), int(unended[1, 1])
-    ends = {"eos_token_id": first, "pad_token_id": 22}
+    without_ends = np.asarray(generate(tiny.model(), tokens, max_new_tokens=6))[:, 9:]
+    first_eos, other_eos = int(without_ends[0, 2]), int(without_ends[1, 1])
+    end_fields = {"eos_token_id": first_eos, "pad_token_id": 22}
     cases: tuple[tuple[dict[str, Any], list[int] | None, int, int], ...] = (
-        ({}, [first], first, first),
-        (ends, None, first, 22),
-        (ends, [other], other, 22),
+        ({}, [first_eos], first_eos, first_eos),
+        (end_fields, None, first_eos, 22),
+        (end_fields, [other_eos], other_eos, 22),
     )
     for fields, eos_token_ids, eos, pad in cases:
         model = tiny.model("llama", **fields)
         generated = np.asarray(
             generate(model, tokens, max_new_tokens=6, eos_token_ids=eos_token_ids)
         )[:, 9:]
-        for row, continuation in zip(generated, unended, strict=True):
-            at = np.flatnonzero(continuation == eos)
-            stop = at[0] + 1 if len(at) else 6
-            np.testing.assert_array_equal(row[:stop], continuation[:stop])
-            assert np.all(row[stop:] == pad)
+        for row, continuation in zip(generated, without_ends, strict=True):
+            ends_at = np.flatnonzero(continuation == eos)
+            length = ends_at[0] + 1 if len(ends_at) else 6
+            np.testing.assert_array_equal(row[:length], continuation[:length])
+            assert np.all(row[length:] == pad)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_left_padding_has_no_effect(kind: str) -> None:
-    """A padded row continues as its text does alone."""
+    """A padded row continues like the same tokens without padding."""
     model, tokens = tiny.model(kind), tiny.tokens()
     mask = jnp.arange(9)[None, :] >= jnp.array([[0], [4]])
     padded = generate(model, tokens, max_new_tokens=6, mask=mask)
-    best = np.argmax(tiny.run(model, padded[1:, 4:]), axis=-1)
-    np.testing.assert_array_equal(padded[1, 9:], best[0, 4:-1])
+    likeliest = np.argmax(tiny.run(model, padded[1:, 4:]), axis=-1)
+    np.testing.assert_array_equal(padded[1, 9:], likeliest[0, 4:-1])
     alone = generate(model, tokens, max_new_tokens=6)
     np.testing.assert_array_equal(padded[0], alone[0])
     assert np.any(padded[1] != alone[1])
 
 
 def test_each_structure_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other weights, keys, temperatures and ends do not retrace the prompt or the step."""
+    """New weights, keys, temperatures and end tokens do not retrace the prompt or the step."""
     traces = []
-    forward = Backbone.__call__
+    original_call = Backbone.__call__
 
-    def counted(self: Backbone, tokens: jax.Array, *rest: Any) -> Any:
+    def recording_call(self: Backbone, tokens: jax.Array, *rest: Any) -> Any:
         traces.append(tokens.shape)
-        return forward(self, tokens, *rest)
+        return original_call(self, tokens, *rest)
 
-    monkeypatch.setattr(Backbone, "__call__", counted)
+    monkeypatch.setattr(Backbone, "__call__", recording_call)
     tokens = tiny.tokens(count=7)
     for seed in range(3):
         key = jax.random.key(seed)
         graph, state = nnx.split(tiny.model(seed=seed))
         model = nnx.merge(graph, jax.tree.map(lambda leaf: 2 * leaf, state))
-        how = {"temperature": 0.5 + seed, "key": key, "eos_token_ids": [seed]}
-        generate(model, tokens, max_new_tokens=3, **how)
+        sampling = {"temperature": 0.5 + seed, "key": key, "eos_token_ids": [seed]}
+        generate(model, tokens, max_new_tokens=3, **sampling)
     assert traces == [(2, 7), (2, 1)]
 
 
@@ -129,13 +130,15 @@ def test_prompts_and_weights_of_other_dtypes() -> None:
     greedy = generate(model, tokens, max_new_tokens=6)
     generated = generate(model, tokens.astype(jnp.uint8), max_new_tokens=6)
     np.testing.assert_array_equal(generated, greedy)
-    how = {"temperature": 0.5, "top_k": 3, "key": jax.random.key(0)}
+    sampling = {"temperature": 0.5, "top_k": 3, "key": jax.random.key(0)}
     with jax.enable_x64(True):
-        wide = tiny.model(dtype=np.float64)
-        generated = generate(wide, tokens.astype(jnp.int64), max_new_tokens=6, **how)
+        model64 = tiny.model(dtype=np.float64)
+        generated = generate(model64, tokens.astype(jnp.int64), max_new_tokens=6, **sampling)
         assert generated.dtype == jnp.int32
-    narrow = tiny.model(dtype=jnp.bfloat16)
-    assert generated.shape == generate(narrow, tokens, max_new_tokens=6, **how).shape == (2, 15)
+    model16 = tiny.model(dtype=jnp.bfloat16)
+    assert (
+        generated.shape == generate(model16, tokens, max_new_tokens=6, **sampling).shape == (2, 15)
+    )
 
 
 def test_arguments_are_unchanged() -> None:
@@ -151,30 +154,87 @@ def test_arguments_are_unchanged() -> None:
     [
         (
             ShapeError,
-            r"int32 with shape \(9,\), expected .* a single text use tokens\[None\]",
+            (
+                "tokens are int32 with shape (9,), expected integers with shape "
+                "(rows, tokens) and at least one token. For a single text use "
+                "tokens[None]."
+            ),
             "flat",
         ),
-        (ShapeError, r"tokens are int32 with shape \(2, 0\), .*at least one token", "empty"),
-        (ShapeError, r"tokens are float32 with shape \(2, 9\), expected integers", "floats"),
-        (JaxmixError, "tokens go from 0 to 23, expected 0 to 22. Do they come from", "beyond"),
-        (JaxmixError, "tokens go from -1 to 22", "below"),
         (
             ShapeError,
-            r"mask is bool with shape \(2, 8\), expected bool with the shape of the tokens",
-            "mask",
+            (
+                "tokens are int32 with shape (2, 0), expected integers with "
+                "shape (rows, tokens) and at least one token. For a single text "
+                "use tokens[None]."
+            ),
+            "empty",
         ),
-        (ShapeError, r"mask is int32 with shape \(2, 9\), expected bool", "number mask"),
-        (JaxmixError, "mask has padding after a token, expected it on the left", "right"),
-        (JaxmixError, "mask has a row without tokens", "nothing"),
-        (JaxmixError, "max_new_tokens is 0, expected at least 1", {"max_new_tokens": 0}),
-        (JaxmixError, "top_k is 0, expected at least 1, or None", {"top_k": 0}),
+        (
+            ShapeError,
+            (
+                "tokens are float32 with shape (2, 9), expected integers with "
+                "shape (rows, tokens) and at least one token. For a single text "
+                "use tokens[None]."
+            ),
+            "floats",
+        ),
         (
             JaxmixError,
-            "temperature is -0.5, expected a number of at least 0",
+            (
+                "tokens go from 0 to 23, expected 0 to 22. Do they come from the "
+                "tokenizer of another model?"
+            ),
+            "beyond",
+        ),
+        (
+            JaxmixError,
+            (
+                "tokens go from -1 to 22, expected 0 to 22. Do they come from "
+                "the tokenizer of another model?"
+            ),
+            "below",
+        ),
+        (
+            ShapeError,
+            ("mask is bool with shape (2, 8), expected bool with the shape of the tokens (2, 9)."),
+            "mask",
+        ),
+        (
+            ShapeError,
+            ("mask is int32 with shape (2, 9), expected bool with the shape of the tokens (2, 9)."),
+            "number mask",
+        ),
+        (
+            JaxmixError,
+            ("mask has padding after a token, expected it on the left of each row."),
+            "right",
+        ),
+        (
+            JaxmixError,
+            ("mask has a row without tokens, expected at least one in each row."),
+            "nothing",
+        ),
+        (JaxmixError, "max_new_tokens is 0, expected at least 1.", {"max_new_tokens": 0}),
+        (JaxmixError, "top_k is 0, expected at least 1, or None for all tokens.", {"top_k": 0}),
+        (
+            JaxmixError,
+            "temperature is -0.5, expected a number of at least 0.",
             {"temperature": -0.5},
         ),
-        (JaxmixError, "temperature is nan", {"temperature": float("nan")}),
-        (JaxmixError, "sampling needs a key. Pass key=jax.random.key", {"temperature": 1.0}),
+        (
+            JaxmixError,
+            "temperature is nan, expected a number of at least 0.",
+            {"temperature": float("nan")},
+        ),
+        (
+            JaxmixError,
+            (
+                "sampling needs a key. Pass key=jax.random.key(0), or "
+                "temperature=0 for the most likely token."
+            ),
+            {"temperature": 1.0},
+        ),
     ],
 )
 def test_invalid_arguments_are_refused(error: type[Exception], message: str, changes: Any) -> None:
@@ -193,5 +253,5 @@ def test_invalid_arguments_are_refused(error: type[Exception], message: str, cha
     }
     arguments = {"tokens": tokens, "max_new_tokens": 2}
     arguments |= invalid[changes] if isinstance(changes, str) else changes
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=full_text(message)):
         generate(model=tiny.model(), **arguments)

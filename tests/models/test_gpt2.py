@@ -11,6 +11,7 @@ from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedE
 from jaxmix.families import LoRA
 from jaxmix.models import GPT2, Cache, from_torch, generate, read_config, to_torch
 
+from ..messages import full_text
 from . import tiny
 
 
@@ -20,23 +21,23 @@ def names(model: GPT2) -> set[str]:
 
 
 def test_tree_has_hugging_face_names() -> None:
-    products = [
+    linear_layers = [
         f"{p}.{leaf}"
         for p in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         for leaf in ("kernel", "bias")
     ]
     norms = [f"ln_{i}.{leaf}" for i in (1, 2) for leaf in ("scale", "bias")]
-    layers = {f"transformer.h.{i}.{leaf}" for i in (0, 1) for leaf in (*products, *norms)}
-    ends = {f"transformer.{leaf}" for leaf in ("wte.embedding", "wpe.embedding")}
-    ends |= {"transformer.ln_f.scale", "transformer.ln_f.bias"}
-    assert names(tiny.model("gpt2")) == layers | ends
-    assert names(tiny.model("gpt2", tie_word_embeddings=False)) == layers | ends | {
+    layers = {f"transformer.h.{i}.{leaf}" for i in (0, 1) for leaf in (*linear_layers, *norms)}
+    outer_leaves = {f"transformer.{leaf}" for leaf in ("wte.embedding", "wpe.embedding")}
+    outer_leaves |= {"transformer.ln_f.scale", "transformer.ln_f.bias"}
+    assert names(tiny.model("gpt2")) == layers | outer_leaves
+    assert names(tiny.model("gpt2", tie_word_embeddings=False)) == layers | outer_leaves | {
         "lm_head.kernel"
     }
 
 
 def test_kernel_is_the_weight_of_a_conv1d() -> None:
-    """A kernel is a Conv1D's weight and the transposed head's; both convert back bit for bit."""
+    """A kernel equals a Conv1D's weight, and the transposed weight of the head."""
     config = tiny.config("gpt2", tie_word_embeddings=False)
     tensors = tiny.tensors(config)
     model = from_torch(config, tensors)
@@ -49,7 +50,7 @@ def test_kernel_is_the_weight_of_a_conv1d() -> None:
 
 
 def test_cache_gives_the_same_logits() -> None:
-    """Tokens in pieces, with unused slots, give the same logits in 64 bits."""
+    """Tokens in three pieces, with unused slots, give the same logits in 64 bits."""
     with jax.enable_x64(True):
         model, tokens = tiny.model("gpt2", dtype=np.float64), tiny.tokens()
         step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
@@ -64,7 +65,7 @@ def test_cache_gives_the_same_logits() -> None:
 
 
 def test_padding_has_no_effect() -> None:
-    """A text after negative positions gives the logits that it has alone."""
+    """Tokens at negative positions do not change the logits of the tokens after them."""
     model, tokens = tiny.model("gpt2"), tiny.tokens()
     positions = jnp.array([-99, -4, -1, -15, 0, 1, 2, 3, 4])
     padded = tiny.run(model, tokens, jnp.broadcast_to(positions, (2, 9)))
@@ -73,7 +74,7 @@ def test_padding_has_no_effect() -> None:
 
 
 def test_position_beyond_the_table_is_refused_or_nan() -> None:
-    """Such positions raise if the shapes show them, and otherwise give NaN."""
+    """They raise an error if the shapes show them, and give NaN otherwise."""
     model, too_long = tiny.model("gpt2"), tiny.tokens(count=15)
     with pytest.raises(ShapeError, match=r"\(2, 15\), but this GPT-2 has only 14 positions"):
         model(too_long)
@@ -87,26 +88,26 @@ def test_position_beyond_the_table_is_refused_or_nan() -> None:
 
 @pytest.mark.parametrize("site", ["transformer.wte", "lm_head"])
 def test_adapters_of_a_layer_and_the_tied_embedding(site: str) -> None:
-    """Adapters apply to a layer and to one side of the tied embedding, which they untie."""
-    model, draw = tiny.model("gpt2"), np.random.default_rng(0)
+    """An adapter of one side of the tied embedding unties it."""
+    model, rng = tiny.model("gpt2"), np.random.default_rng(0)
 
     def lora(rows: int, columns: int) -> LoRA:
-        a, b = draw.normal(size=(2, columns)), draw.normal(size=(rows, 2))
+        a, b = rng.normal(size=(2, columns)), rng.normal(size=(rows, 2))
         return LoRA(a=a.astype(np.float32), b=b.astype(np.float32), scale=0.5)
 
-    product = "transformer.h.0.attn.c_attn"
-    updates = {product: lora(36, 12), site: lora(23, 12)}
-    out = jaxmix.compose(model, jaxmix.Adapter(updates))
-    assert isinstance(out, GPT2) and not out.config.tie_word_embeddings
-    before, after = to_torch(model.untied()), to_torch(out)
+    layer = "transformer.h.0.attn.c_attn"
+    updates = {layer: lora(36, 12), site: lora(23, 12)}
+    composed = jaxmix.compose(model, jaxmix.Adapter(updates))
+    assert isinstance(composed, GPT2) and not composed.config.tie_word_embeddings
+    before, after = to_torch(model.untied()), to_torch(composed)
     delta = {name: 0.5 * update.b @ update.a for name, update in updates.items()}
-    delta[product] = delta[product].T
+    delta[layer] = delta[layer].T
     for name, leaf in after.items():
         change = delta.get(name.removesuffix(".weight"), 0)
         np.testing.assert_allclose(leaf, before[name] + change, rtol=1e-5, atol=1e-5)
 
 
-def test_names_in_files_are_recognised() -> None:
+def test_names_in_published_files_are_accepted() -> None:
     """Names without the prefix, and masks, are accepted; two names for a tensor are refused."""
     config = tiny.config("gpt2")
     tensors = tiny.tensors(config)
@@ -125,7 +126,13 @@ def test_names_in_files_are_recognised() -> None:
     assert "unused: score.weight\n  duplicate: transformer.wte.weight and wte.weight" in str(
         caught.value
     )
-    with pytest.raises(CheckpointError, match=r"head.weight differs from wte.weight, though"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "lm_head.weight differs from wte.weight, though the config "
+            "ties them. Set tie_word_embeddings to false to use both."
+        ),
+    ):
         from_torch(config, {**without_prefix, "lm_head.weight": 2 * without_prefix["wte.weight"]})
 
 

@@ -23,7 +23,7 @@ needs_the_model = pytest.mark.skipif(
 )
 
 
-def read(dtype: jnp.dtype | None = None) -> Bert:
+def load_model(dtype: jnp.dtype | None = None) -> Bert:
     """Reads the model."""
     return load(model_folder(), dtype=dtype)
 
@@ -36,8 +36,8 @@ def embed(model: Bert, tokens: jax.Array, mask: jax.Array) -> jax.Array:
 
 @needs_the_model
 def test_embeddings_match_and_a_mix_changes_them() -> None:
-    """Sentences of a pair are each other's nearest; a mix changes the embeddings."""
-    model, recorded = read(), load_file(HERE / "truth.safetensors")
+    """The nearest sentence is the other one of the pair; a mix changes the embeddings."""
+    model, recorded = load_model(), load_file(HERE / "truth.safetensors")
     tokens, mask = recorded["tokens"].astype(np.int32), recorded["mask"]
     embeddings = np.asarray(embed(model, tokens, mask))
     np.testing.assert_allclose(embeddings, recorded["embeddings"], atol=1e-5, rtol=0)

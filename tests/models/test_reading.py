@@ -1,4 +1,4 @@
-"""config.json: fields that are used, fields that are refused, and the exact errors."""
+"""config.json: fields that are used, fields that are refused, and their errors."""
 
 import math
 from typing import Any
@@ -20,8 +20,8 @@ LLAMA3 = {
 }
 
 
-def refused(kind: type[Exception], model_type: str = "llama", /, **fields: Any) -> str:
-    """Returns the error's message for a config with these fields."""
+def refusal(kind: type[Exception], model_type: str = "llama", /, **fields: Any) -> str:
+    """Returns the message of the error for a config with these fields."""
     with pytest.raises(kind) as caught:
         tiny.config(model_type, **fields)
     return str(caught.value)
@@ -38,7 +38,6 @@ def test_config_fields() -> None:
 
 
 def test_missing_fields_have_transformers_defaults() -> None:
-    """Fields that a file omits have transformers' defaults."""
     without_eos = {name: value for name, value in tiny.FIELDS.items() if "eos" not in name}
     required_fields = {
         name: value
@@ -58,25 +57,25 @@ def test_missing_fields_have_transformers_defaults() -> None:
 
 
 def test_windows_of_layers() -> None:
-    on = {"use_sliding_window": True, "sliding_window": 5}
-    assert tiny.config("qwen2", **on).windows == (None, None)
-    assert tiny.config("qwen2", **on, max_window_layers=1).windows == (None, 5)
+    windowed = {"use_sliding_window": True, "sliding_window": 5}
+    assert tiny.config("qwen2", **windowed).windows == (None, None)
+    assert tiny.config("qwen2", **windowed, max_window_layers=1).windows == (None, 5)
     assert tiny.config("qwen2", sliding_window=5, max_window_layers=0).windows == (None, None)
     types = ["sliding_attention", "full_attention"]
-    assert tiny.config("qwen2", **on, layer_types=types).windows == (5, None)
-    message = refused(CheckpointError, "qwen2", layer_types=types)
+    assert tiny.config("qwen2", **windowed, layer_types=types).windows == (5, None)
+    message = refusal(CheckpointError, "qwen2", layer_types=types)
     assert "layer_types has sliding_attention, but there is no sliding_window" in message
-    message = refused(CheckpointError, "qwen2", **on, layer_types=types[:1])
+    message = refusal(CheckpointError, "qwen2", **windowed, layer_types=types[:1])
     assert "layer_types is ['sliding_attention'], expected a list of 2" in message
-    message = refused(UnsupportedError, "qwen2", **on, layer_types=["chunked_attention"] * 2)
+    message = refusal(UnsupportedError, "qwen2", **windowed, layer_types=["chunked_attention"] * 2)
     assert "layer_types: chunked_attention is not supported" in message
-    message = refused(CheckpointError, "qwen2", **on, max_window_layers=-1)
+    message = refusal(CheckpointError, "qwen2", **windowed, max_window_layers=-1)
     assert "max_window_layers is -1, expected an integer of at least 0" in message
 
 
 def test_two_activation_fields_of_gemma() -> None:
     assert tiny.config("gemma", hidden_act="gelu", hidden_activation=None).activation == "gelu_tanh"
-    message = refused(CheckpointError, "gemma", hidden_act="gelu", hidden_activation="silu")
+    message = refusal(CheckpointError, "gemma", hidden_act="gelu", hidden_activation="silu")
     assert "hidden_activation is 'silu', but hidden_act is 'gelu_pytorch_tanh'" in message
 
 
@@ -94,9 +93,11 @@ def test_unsupported_model_types_are_refused(kind: Any) -> None:
 
 def test_unsupported_fields_are_listed() -> None:
     """Unsupported fields are listed with reasons; disabled fields are accepted."""
-    off = dict(quantization_config=None, final_logit_softcapping=None, use_mrope=False, novelty=[])
-    assert tiny.config("llama", **off) == tiny.config("llama")
-    message = refused(
+    disabled = dict(
+        quantization_config=None, final_logit_softcapping=None, use_mrope=False, novelty=[]
+    )
+    assert tiny.config("llama", **disabled) == tiny.config("llama")
+    message = refusal(
         UnsupportedError,
         quantization_config={
             "quant_method": "gptq",
@@ -117,14 +118,13 @@ def test_unsupported_fields_are_listed() -> None:
     assert "novelty = 0: not a field" in message
     assert "hidden_act = 'mish': expected one of silu, swish, gelu, " in message
     assert "If they do not affect the forward pass, remove them from the file" in message
-    message = refused(UnsupportedError, "gemma", use_bidirectional_attention=True)
+    message = refusal(UnsupportedError, "gemma", use_bidirectional_attention=True)
     assert "attention would not be causal, as it is in a decoder" in message
-    assert "attention_bias = True" in refused(UnsupportedError, "mistral", attention_bias=True)
+    assert "attention_bias = True" in refusal(UnsupportedError, "mistral", attention_bias=True)
 
 
 def test_invalid_fields_are_listed() -> None:
-    """All invalid fields are listed."""
-    message = refused(
+    message = refusal(
         CheckpointError,
         hidden_size=0,
         intermediate_size="many",
@@ -143,9 +143,9 @@ def test_invalid_fields_are_listed() -> None:
     assert "tie_word_embeddings is 'yes', expected true or false\n" in message
     assert "eos_token_id is '</s>', expected a token id or a list of token ids\n" in message
     assert message.endswith("Was the file edited?")
-    message = refused(CheckpointError, rms_norm_eps=10**400)
+    message = refusal(CheckpointError, rms_norm_eps=10**400)
     assert "rms_norm_eps is 1000" in message and "expected a number of at least 0\n" in message
-    message = refused(CheckpointError, head_dim=None, hidden_size=13)
+    message = refusal(CheckpointError, head_dim=None, hidden_size=13)
     assert (
         "hidden_size = 13 is not a multiple of num_attention_heads = 6, and there is no head_dim"
         in message
@@ -153,7 +153,7 @@ def test_invalid_fields_are_listed() -> None:
 
 
 def test_rope_frequencies_match_the_formulas() -> None:
-    """The frequencies match the formulas' limits, without transformers."""
+    """The frequencies equal the formulas, or lie between their limits."""
     default = np.array(tiny.config(head_dim=16).rope.frequencies)
     np.testing.assert_allclose(default, 10000.0 ** -(np.arange(8) / 8), rtol=1e-6)
     theta = tiny.config(head_dim=16, rope_theta=100.0).rope
@@ -165,9 +165,11 @@ def test_rope_frequencies_match_the_formulas() -> None:
     turns = 64 * default / (2 * math.pi)
     np.testing.assert_allclose(llama3[turns > 4], default[turns > 4], rtol=1e-6)
     np.testing.assert_allclose(llama3[turns < 1], default[turns < 1] / 8, rtol=1e-6)
-    between = (turns > 1) & (turns < 4)
-    assert np.any(between)
-    assert np.all((default[between] > llama3[between]) & (llama3[between] > default[between] / 8))
+    is_between = (turns > 1) & (turns < 4)
+    assert np.any(is_between)
+    assert np.all(
+        (default[is_between] > llama3[is_between]) & (llama3[is_between] > default[is_between] / 8)
+    )
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     assert tiny.config(rope_parameters=yarn).rope.scale == 0.1 * math.log(4) + 1
 
@@ -187,35 +189,38 @@ def test_scaling_defaults() -> None:
 
 
 def test_unsupported_ropes_are_refused() -> None:
-    message = refused(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
+    message = refusal(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
     assert (
         "rope type 'dynamic' is not supported, expected one of default, linear, llama3, yarn"
         in message
     )
     assert "If texts are not longer than in training, remove the scaling." in message
-    message = refused(UnsupportedError, rope_parameters={"full_attention": {"rope_theta": 1.0}})
+    message = refusal(UnsupportedError, rope_parameters={"full_attention": {"rope_theta": 1.0}})
     assert "unsupported fields of a 'default' rope:\n  full_attention = {" in message
-    for where in ({"partial_rotary_factor": 0.5}, {"rope_scaling": {"partial_rotary_factor": 0.5}}):
-        assert "partial_rotary_factor = 0.5\nIf they do not" in refused(UnsupportedError, **where)
+    for fields in (
+        {"partial_rotary_factor": 0.5},
+        {"rope_scaling": {"partial_rotary_factor": 0.5}},
+    ):
+        assert "partial_rotary_factor = 0.5\nIf they do not" in refusal(UnsupportedError, **fields)
     assert tiny.config(partial_rotary_factor=1.0) == tiny.config()
-    message = refused(CheckpointError, rope_scaling={"type": "linear"})
+    message = refusal(CheckpointError, rope_scaling={"type": "linear"})
     assert (
         "invalid fields of a 'linear' rope, expected positive numbers:\n  factor is None\n"
         in message
     )
     yarn = {"rope_type": "yarn", "factor": -1, "truncate": 3, "beta_fast": "x"}
-    message = refused(CheckpointError, rope_parameters=yarn)
+    message = refusal(CheckpointError, rope_parameters=yarn)
     assert (
         "factor is -1\n" in message
         and "beta_fast is 'x'\n" in message
         and "truncate is 3\n" in message
     )
-    message = refused(CheckpointError, rope_scaling=LLAMA3, rope_parameters={"rope_theta": 3.0})
+    message = refusal(CheckpointError, rope_scaling=LLAMA3, rope_parameters={"rope_theta": 3.0})
     assert "rope_scaling is {" in message and "Keep one of them" in message
-    message = refused(CheckpointError, rope_theta=2.0, rope_parameters={"rope_theta": 3.0})
+    message = refusal(CheckpointError, rope_theta=2.0, rope_parameters={"rope_theta": 3.0})
     assert (
         "rope_theta is 2.0 at the top level and 3.0 in the rope parameters. Keep one of them"
         in message
     )
-    message = refused(CheckpointError, rope_scaling="linear")
+    message = refusal(CheckpointError, rope_scaling="linear")
     assert "the rope parameters are 'linear', expected an object" in message

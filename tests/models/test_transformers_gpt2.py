@@ -16,12 +16,20 @@ from transformers import AutoConfig, GPT2Model
 from jaxmix import models
 
 from .cases import distance, logits_of, tokens_of
-from .others import CASES, GPTS, outputs, randomize, save, state_of, torch_model, torch_model64
+from .gpt2_and_bert import (
+    CASES,
+    GPTS,
+    outputs,
+    randomize,
+    save,
+    state_of,
+    torch_model,
+    torch_model64,
+)
 
 
 @pytest.mark.parametrize("case", [case for case in GPTS if case != "gpt2-upcast"])
 def test_logits_match_in_64_bits(case: str, tmp_path: Path) -> None:
-    """A model loaded from its folder has transformers' logits in 64 bits."""
     expected = outputs(torch_model64(case), tokens_of(1)).logits.numpy()
     with jax.enable_x64(True):
         model = models.load(save(case, tmp_path), dtype=jnp.float64)
@@ -29,7 +37,7 @@ def test_logits_match_in_64_bits(case: str, tmp_path: Path) -> None:
         assert distance(logits_of(model, tokens_of(1)), expected) < 1e-12
 
 
-# The second case computes its scores in 32 bits in every model.
+# The second case computes its scores in 32 bits, even in a 64-bit model.
 @pytest.mark.parametrize("case", ["gpt2", "gpt2-upcast"])
 def test_logits_match_in_32_bits(case: str, tmp_path: Path) -> None:
     model = models.load(save(case, tmp_path))
@@ -44,21 +52,21 @@ def test_wrong_config_field_is_detected(change: dict) -> None:
     """The comparison detects a field that is not used."""
     case = "gpt2-inner"
     config = models.read_config(CASES[case])
-    misread = models.from_torch(replace(config, **change), state_of(torch_model(case)))
+    misread_model = models.from_torch(replace(config, **change), state_of(torch_model(case)))
     expected = outputs(torch_model(case), tokens_of(1)).logits.numpy()
-    assert distance(logits_of(misread, tokens_of(1)), expected) > 1e-4
+    assert distance(logits_of(misread_model, tokens_of(1)), expected) > 1e-4
 
 
 def test_bfloat16_error_is_rounding(tmp_path: Path) -> None:
-    """Both libraries' errors, relative to float32, have the size of rounding."""
+    """The error relative to float32 is at most 1.5 times that of transformers."""
     reference = deepcopy(torch_model("gpt2")).bfloat16()
     model = models.load(save("gpt2", tmp_path, reference))
-    rounded = outputs(reference, tokens_of(3)).logits.float().numpy()
+    rounded_reference = outputs(reference, tokens_of(3)).logits.float().numpy()
     truth = outputs(reference.float(), tokens_of(3)).logits.numpy()
     logits = logits_of(model, tokens_of(3))
     assert model.dtype == logits.dtype == jnp.bfloat16
-    noise = np.std(rounded - truth) / np.std(truth)
-    assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
+    reference_error = np.std(rounded_reference - truth) / np.std(truth)
+    assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * reference_error < 0.05
 
 
 def test_weights_round_trip() -> None:
@@ -95,7 +103,7 @@ def test_left_padding_matches_the_mask(tmp_path: Path) -> None:
 
 
 def test_greedy_tokens_match(tmp_path: Path) -> None:
-    """Texts of several lengths, padded on the left, match up to the last learned position."""
+    """Sequences of several lengths, padded on the left, match up to the last position."""
     model = models.load(save("gpt2", tmp_path))
     tokens, lengths = tokens_of(5, 3, 11), np.array([[11], [4], [8]])
     mask = np.arange(11)[None] >= 11 - lengths

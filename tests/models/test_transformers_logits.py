@@ -14,7 +14,7 @@ from jaxmix import models
 
 from .cases import CASES, distance, logits_of, save, tokens_of, torch_logits, torch_model
 
-NOISE = 1e-5
+TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -22,7 +22,7 @@ def test_logits_match(case: str, tmp_path: Path) -> None:
     model = models.load(save(case, tmp_path))
     tokens = tokens_of(1)
     assert model.dtype == jnp.float32
-    assert distance(logits_of(model, tokens), torch_logits(case, tokens)) < NOISE
+    assert distance(logits_of(model, tokens), torch_logits(case, tokens)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_logits_match(case: str, tmp_path: Path) -> None:
 def test_wrong_config_field_is_detected(case: str, change: dict, tmp_path: Path) -> None:
     """The comparison detects a field that is not used."""
     model = models.load(save(case, tmp_path))
-    misread = models.from_torch(replace(model.config, **change), models.to_torch(model))
+    misread_model = models.from_torch(replace(model.config, **change), models.to_torch(model))
     tokens = tokens_of(1)
-    assert distance(logits_of(misread, tokens), torch_logits(case, tokens)) > 3 * NOISE
+    assert distance(logits_of(misread_model, tokens), torch_logits(case, tokens)) > 3 * TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,21 @@ def test_wrong_rope_scaling_is_detected(case: str, tmp_path: Path) -> None:
     values["rope_parameters"] = {"rope_theta": values["rope_parameters"]["rope_theta"]}
     without_scaling = models.read_config(values)
     tokens = tokens_of(1)
-    misread = models.from_torch(without_scaling, models.to_torch(model))
-    assert distance(logits_of(misread, tokens), torch_logits(case, tokens)) > 1e-3
+    misread_model = models.from_torch(without_scaling, models.to_torch(model))
+    assert distance(logits_of(misread_model, tokens), torch_logits(case, tokens)) > 1e-3
 
 
 def test_large_positions_match(tmp_path: Path) -> None:
-    """The angles match even where an ulp of a frequency is a hundredth of a turn."""
+    """Angles match even where one ulp of a frequency turns them by a hundredth of a turn."""
     for case in ("llama-theta", "llama-linear", "llama-llama3", "llama-yarn"):
         reference = torch_model(case).model.rotary_emb
-        ours = models.read_config(save(case, tmp_path)).rope
-        np.testing.assert_allclose(ours.frequencies, reference.inv_freq.numpy(), rtol=2e-7)
-        assert ours.scale == pytest.approx(reference.attention_scaling, rel=1e-12)
+        rope = models.read_config(save(case, tmp_path)).rope
+        np.testing.assert_allclose(rope.frequencies, reference.inv_freq.numpy(), rtol=2e-7)
+        assert rope.scale == pytest.approx(reference.attention_scaling, rel=1e-12)
     model, tokens = models.load(save("llama", tmp_path)), tokens_of(6)
     positions = np.broadcast_to(np.arange(19) + 100_000, (2, 19))
     expected = torch_logits("llama", tokens, position_ids=positions)
-    assert distance(logits_of(model, tokens, positions), expected) < NOISE
+    assert distance(logits_of(model, tokens, positions), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["llama", "llama-linear", "llama-llama3", "llama-yarn"])
@@ -78,8 +78,8 @@ def test_transformers_4_rope_fields_are_read(case: str, tmp_path: Path) -> None:
     rope = values.pop("rope_parameters")
     values["rope_theta"] = rope.pop("rope_theta")
     rope_type = rope.pop("rope_type")
-    for spelled in ("type", "rope_type"):
-        scaling = {spelled: rope_type, **rope}
+    for type_key in ("type", "rope_type"):
+        scaling = {type_key: rope_type, **rope}
         values["rope_scaling"] = None if rope_type == "default" else scaling
         assert models.read_config(values) == config
 
@@ -92,7 +92,7 @@ def test_sharded_folder_matches(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors").exists()
     tokens = tokens_of(2)
     logits = logits_of(models.load(tmp_path), tokens)
-    assert distance(logits, torch_logits(case, tokens)) < NOISE
+    assert distance(logits, torch_logits(case, tokens)) < TOLERANCE
 
 
 def test_flat_dict_equals_torch_state_dict(tmp_path: Path) -> None:
@@ -105,18 +105,18 @@ def test_flat_dict_equals_torch_state_dict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["qwen3", "gemma"])
 def test_bfloat16_error_is_rounding(case: str, tmp_path: Path) -> None:
-    """Both libraries' errors, relative to float32, have the size of rounding."""
+    """The error relative to float32 is at most 1.5 times that of transformers."""
     model, tokens = deepcopy(torch_model(case)).bfloat16(), tokens_of(3)
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         reference = model(torch.tensor(tokens)).logits.float().numpy()
         truth = model.float()(torch.tensor(tokens)).logits.numpy()
-    ours = models.load(tmp_path)
-    assert {leaf.dtype for leaf in models.to_torch(ours).values()} == {np.dtype(jnp.bfloat16)}
-    logits = logits_of(ours, tokens)
+    loaded = models.load(tmp_path)
+    assert {leaf.dtype for leaf in models.to_torch(loaded).values()} == {np.dtype(jnp.bfloat16)}
+    logits = logits_of(loaded, tokens)
     assert logits.dtype == jnp.bfloat16
-    noise = np.std(reference - truth) / np.std(truth)
-    assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
+    reference_error = np.std(reference - truth) / np.std(truth)
+    assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * reference_error < 0.05
 
 
 @pytest.mark.parametrize("case", ["mistral", "qwen3-all"])
@@ -130,4 +130,4 @@ def test_left_padding_matches_the_mask(case: str, tmp_path: Path) -> None:
     )
     model = models.load(save(case, tmp_path))
     logits = logits_of(model, tokens, positions=positions)
-    assert distance(logits[mask], expected[mask]) < NOISE
+    assert distance(logits[mask], expected[mask]) < TOLERANCE

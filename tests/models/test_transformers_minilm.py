@@ -12,7 +12,7 @@ import pytest
 import jaxmix
 
 from .sentence_encoder import HERE, model_folder
-from .test_minilm import embed, needs_the_model, read
+from .test_minilm import embed, load_model, needs_the_model
 
 pytest.importorskip("peft")
 
@@ -40,14 +40,14 @@ def batch() -> Any:
     )
 
 
-def theirs(stack: Sequence[str]) -> np.ndarray:
+def peft_embeddings(stack: Sequence[str]) -> np.ndarray:
     """Returns PEFT's embeddings with nested adapters, the first innermost."""
     model = nested(torch_model(), [HERE / name for name in stack])
     with torch.no_grad():
         return embeddings(model, batch()).numpy()
 
 
-def ours(stack: Sequence[str], model: Any) -> np.ndarray:
+def jaxmix_embeddings(stack: Sequence[str], model: Any) -> np.ndarray:
     """Returns jaxmix's embeddings with the same adapters."""
     mixed = jaxmix.compose(model, [jaxmix.load(HERE / name) for name in stack])
     tokens = batch()["input_ids"].numpy().astype(np.int32)
@@ -58,17 +58,19 @@ def ours(stack: Sequence[str], model: Any) -> np.ndarray:
 def test_embeddings_match_peft() -> None:
     """Embeddings match for each adapter and two orders in 64 bits, and differ from the base's."""
     with jax.enable_x64(True):
-        model = read(jnp.float64)
-        base_embeddings = ours((), model)
-        np.testing.assert_allclose(base_embeddings, theirs(()), atol=1e-10, rtol=0)
-        by_stack = {stack: ours(stack, model) for stack in STACKS}
-    for stack, embeddings_ in by_stack.items():
-        np.testing.assert_allclose(embeddings_, theirs(stack), atol=1e-10, rtol=0)
-        assert np.abs(embeddings_ - base_embeddings).max() > 1e-3
+        model = load_model(jnp.float64)
+        base_embeddings = jaxmix_embeddings((), model)
+        np.testing.assert_allclose(base_embeddings, peft_embeddings(()), atol=1e-10, rtol=0)
+        by_stack = {stack: jaxmix_embeddings(stack, model) for stack in STACKS}
+    for stack, stack_embeddings in by_stack.items():
+        np.testing.assert_allclose(stack_embeddings, peft_embeddings(stack), atol=1e-10, rtol=0)
+        assert np.abs(stack_embeddings - base_embeddings).max() > 1e-3
     assert np.abs(by_stack[STACKS[3]] - by_stack[STACKS[4]]).max() > 1e-3
 
 
 @needs_the_model
 def test_embeddings_match_peft_in_32_bits() -> None:
     """The mix of three adapters matches in 32 bits."""
-    np.testing.assert_allclose(ours(STACKS[3], read()), theirs(STACKS[3]), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        jaxmix_embeddings(STACKS[3], load_model()), peft_embeddings(STACKS[3]), atol=1e-5, rtol=0
+    )

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.models import from_torch, load, to_torch
 
+from ..messages import full_text
 from . import tiny
 from .tiny import write
 
@@ -43,12 +44,12 @@ def test_kernel_is_the_transposed_weight() -> None:
 def test_dtype_casts_every_leaf() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
-    cast = to_torch(from_torch(config, tensors, dtype=jnp.bfloat16))
-    for name, leaf in cast.items():
+    cast_tensors = to_torch(from_torch(config, tensors, dtype=jnp.bfloat16))
+    for name, leaf in cast_tensors.items():
         np.testing.assert_array_equal(leaf, tensors[name].astype(ml_dtypes.bfloat16))
     with jax.enable_x64(True):
-        wide = to_torch(from_torch(config, tensors, dtype=jnp.float64))
-        assert {leaf.dtype for leaf in wide.values()} == {np.dtype(np.float64)}
+        tensors64 = to_torch(from_torch(config, tensors, dtype=jnp.float64))
+        assert {leaf.dtype for leaf in tensors64.values()} == {np.dtype(np.float64)}
 
 
 def test_arrays_of_the_caller_are_copied() -> None:
@@ -62,7 +63,6 @@ def test_arrays_of_the_caller_are_copied() -> None:
 
 
 def test_missing_and_unused_names_are_listed() -> None:
-    """All missing and unused names are listed in one error."""
     config = tiny.config()
     tensors = tiny.tensors(config)
     del tensors["model.norm.weight"], tensors["lm_head.weight"]
@@ -95,7 +95,13 @@ def test_unsupported_dtypes_are_refused() -> None:
     tensors = tiny.tensors(config)
     tensors["lm_head.weight"] = np.zeros((23, 12), np.int8)
     with pytest.raises(
-        UnsupportedError, match=r"lm_head.weight is int8, expected one of float64, "
+        UnsupportedError,
+        match=full_text(
+            "tensors of an unsupported dtype:\n"
+            "  lm_head.weight is int8, expected one of float64, float32, "
+            "float16, bfloat16\n"
+            "Use an unquantized checkpoint, or pass dtype=jnp.float32."
+        ),
     ):
         from_torch(config, tensors)
     tensors["lm_head.weight"] = np.zeros((23, 12), np.float64)

@@ -1,4 +1,4 @@
-"""Tiny models with random leaves, and their folders, made without torch."""
+"""Tiny models with random leaves, and their folders, without torch."""
 
 import json
 from collections.abc import Mapping
@@ -65,21 +65,21 @@ def config(kind: str = "llama", **fields: Any) -> Any:
     return read_config({"model_type": kind, **FIELDS, **KINDS.get(kind, {}), **fields})
 
 
-def tensors(of: Config, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+def tensors(model_config: Config, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Returns random tensors by PyTorch's names, norms and biases included."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     by_name = {}
-    for path, leaf in skeleton(MODELS[type(of)], of)[1].items():
-        shape = leaf.shape[::-1] if is_transposed(of, path) else leaf.shape
-        center = 1 - getattr(of, "norm_offset", 0) if path[-1] == "scale" else 0
-        by_name[torch_name(path)] = (center + 0.4 * draw.normal(size=shape)).astype(dtype)
+    for path, leaf in skeleton(MODELS[type(model_config)], model_config)[1].items():
+        shape = leaf.shape[::-1] if is_transposed(model_config, path) else leaf.shape
+        center = 1 - getattr(model_config, "norm_offset", 0) if path[-1] == "scale" else 0
+        by_name[torch_name(path)] = (center + 0.4 * rng.normal(size=shape)).astype(dtype)
     return by_name
 
 
 def model(kind: str = "llama", *, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> Any:
     """Returns a random model of a kind."""
-    fields_of_kind = config(kind, **fields)
-    return from_torch(fields_of_kind, tensors(fields_of_kind, seed, dtype))
+    kind_config = config(kind, **fields)
+    return from_torch(kind_config, tensors(kind_config, seed, dtype))
 
 
 @nnx.jit
@@ -90,12 +90,12 @@ def run(model: Any, tokens: jax.Array, positions: jax.Array | None = None) -> ja
 
 def tokens(seed: int = 0, rows: int = 2, count: int = 9) -> jax.Array:
     """Returns random tokens."""
-    numbers = np.random.default_rng(seed).integers(0, FIELDS["vocab_size"], (rows, count))
-    return jnp.asarray(numbers, jnp.int32)
+    ids = np.random.default_rng(seed).integers(0, FIELDS["vocab_size"], (rows, count))
+    return jnp.asarray(ids, jnp.int32)
 
 
 def write(folder: Path, tensors: Mapping[str, np.ndarray], shards: int = 1, **fields: Any) -> Path:
-    """Writes a Hugging Face folder with these tensors in this number of files."""
+    """Writes a Hugging Face folder with these tensors, in a given number of files."""
     folder.mkdir(exist_ok=True)
     values = {"model_type": "llama", **FIELDS, **KINDS["llama"], **fields}
     (folder / "config.json").write_text(json.dumps(values))

@@ -12,7 +12,7 @@ if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
 
 @pytest.fixture(scope="session")
 def mlp() -> Any:
-    """Returns the unadapted model of the stacks."""
+    """Returns the model of the stacks without adapters."""
     from ..goldens.nets import MLP
     from .harness import build
 

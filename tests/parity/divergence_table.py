@@ -68,8 +68,8 @@ def _measure(model: TorchNet, folders: list[Path]) -> Row | None:
 
 
 def _pairs(rows: dict[tuple[str, ...], Row | None]) -> list[str]:
-    head = "| first, then | " + " | ".join(NAMES[kind] for kind in KINDS) + " |"
-    lines = [head, "| --- " * (len(KINDS) + 1) + "|"]
+    header = "| first, then | " + " | ".join(NAMES[kind] for kind in KINDS) + " |"
+    lines = [header, "| --- " * (len(KINDS) + 1) + "|"]
     for inner in KINDS:
         cells = []
         for outer in KINDS:
@@ -88,21 +88,22 @@ def _counts(title: str, rows: list[Row | None]) -> str:
     divergent = [row for row in measured if row.merge_and_unload > WRONG]
     safe = sum(row.safe_merge > WRONG for row in measured)
     in_place = sum(row.merge_adapter > WRONG for row in measured)
-    stuck = sum(row.unmerged > WRONG for row in measured)
-    bits = sum(row.bits_restored for row in measured)
+    not_restored = sum(row.unmerged > WRONG for row in measured)
+    exactly_restored = sum(row.bits_restored for row in measured)
     worst = max((row.merge_and_unload for row in divergent), default=0.0)
-    ours = max(row.jaxmix for row in measured)
+    jaxmix_wrong = sum(row.jaxmix > WRONG for row in measured)
+    worst_jaxmix = max(row.jaxmix for row in measured)
     return (
         f"| {title} | {len(measured)} | {len(divergent)} | {worst:.2f} | {safe} | {in_place} "
-        f"| {stuck} | {bits} | {sum(row.jaxmix > WRONG for row in measured)} | {ours:.0e} |"
+        f"| {not_restored} | {exactly_restored} | {jaxmix_wrong} | {worst_jaxmix:.0e} |"
     )
 
 
-def _page(rows: dict[tuple[str, ...], Row | None]) -> str:
-    def of(kinds: tuple[str, ...], length: int) -> list[Row | None]:
+def _page_text(rows: dict[tuple[str, ...], Row | None]) -> str:
+    def rows_of(kinds: tuple[str, ...], length: int) -> list[Row | None]:
         return [rows[stack] for stack in stacks(kinds, length)]
 
-    four = ("lora", "loha", "lokr", "oft")
+    four_kinds = ("lora", "loha", "lokr", "oft")
     return "\n".join(
         [
             "# Where PEFT's merged model is not PEFT's forward",
@@ -128,12 +129,12 @@ def _page(rows: dict[tuple[str, ...], Row | None]) -> str:
             "| stacks | PEFT loads | merged wrong | by up to | safe_merge wrong | in place wrong "
             "| wrong after unmerge | bits restored | jaxmix wrong | jaxmix by up to |",
             "| --- " * 10 + "|",
-            _counts("pairs of seven kinds", of(KINDS, 2)),
-            _counts("pairs of LoRA, LoHa, LoKr, AdaLoRA, OFT", of(ADDITIVE_AND_OFT, 2)),
-            _counts("triples of seven kinds", of(KINDS, 3)),
-            _counts("triples of LoRA, LoHa, LoKr, AdaLoRA, OFT", of(ADDITIVE_AND_OFT, 3)),
-            _counts("quadruples of LoRA, LoHa, LoKr, OFT", of(four, 4)),
-            _counts("quadruples of LoRA, LoHa, LoKr, AdaLoRA, OFT", of(ADDITIVE_AND_OFT, 4)),
+            _counts("pairs of seven kinds", rows_of(KINDS, 2)),
+            _counts("pairs of LoRA, LoHa, LoKr, AdaLoRA, OFT", rows_of(ADDITIVE_AND_OFT, 2)),
+            _counts("triples of seven kinds", rows_of(KINDS, 3)),
+            _counts("triples of LoRA, LoHa, LoKr, AdaLoRA, OFT", rows_of(ADDITIVE_AND_OFT, 3)),
+            _counts("quadruples of LoRA, LoHa, LoKr, OFT", rows_of(four_kinds, 4)),
+            _counts("quadruples of LoRA, LoHa, LoKr, AdaLoRA, OFT", rows_of(ADDITIVE_AND_OFT, 4)),
             "",
             "## Other differences, and what jaxmix does",
             "",
@@ -141,18 +142,21 @@ def _page(rows: dict[tuple[str, ...], Row | None]) -> str:
             "",
             "| case | found in PEFT | jaxmix |",
             "| --- | --- | --- |",
-            *(f"| {case} | {measured} | {ours} |" for case, measured, ours in _probed()),
+            *(
+                f"| {case} | {measured} | {worst_jaxmix} |"
+                for case, measured, worst_jaxmix in _probe_results()
+            ),
             "",
         ]
     )
 
 
-def _probed() -> list[tuple[str, str, str]]:
-    out = []
-    for case, probe, ours in (*probes.PROBES, *probes_types.PROBES):
+def _probe_results() -> list[tuple[str, str, str]]:
+    results = []
+    for case, probe, worst_jaxmix in (*probes.PROBES, *probes_types.PROBES):
         with tempfile.TemporaryDirectory() as folder:
-            out.append((case, _outcome(probe, Path(folder)), ours))
-    return out
+            results.append((case, _outcome(probe, Path(folder)), worst_jaxmix))
+    return results
 
 
 def _outcome(probe: Callable[[Path], str], folder: Path) -> str:
@@ -160,9 +164,9 @@ def _outcome(probe: Callable[[Path], str], folder: Path) -> str:
     try:
         with exact():
             return probe(folder)
-    except Exception as error:
-        text = " ".join(str(error).split()).replace("|", "\\|")
-        return f"raises {type(error).__name__}: {text[:90]}"
+    except Exception as raised:
+        message = " ".join(str(raised).split()).replace("|", "\\|")
+        return f"raises {type(raised).__name__}: {message[:90]}"
 
 
 def main() -> None:
@@ -175,7 +179,7 @@ def main() -> None:
         save_all(model, root)
         rows = {s: _measure(model, [root / folder for folder in folders_of(s)]) for s in selected}
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(_page(rows))
+    PAGE.write_text(_page_text(rows), encoding="utf-8")
     worst = np.max([row.jaxmix for row in rows.values() if row])
     print(f"{PAGE.name}: {len(rows)} stacks in {time.monotonic() - start:.0f} s; {worst:.1e}")
 

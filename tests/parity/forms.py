@@ -1,12 +1,8 @@
 """All forms of PEFT's types other than the six of its mixed model, in one table."""
 
+from . import forms_additive, forms_multiplicative
 from .nested import Form
 
 __all__ = ["FORMS"]
 
-FORMS: list[Form] = []
-for _module in ("forms_additive", "forms_turning"):
-    try:
-        FORMS += __import__(f"{__package__}.{_module}", fromlist=["FORMS"]).FORMS
-    except ModuleNotFoundError:
-        pass
+FORMS: list[Form] = [*forms_additive.FORMS, *forms_multiplicative.FORMS]

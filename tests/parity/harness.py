@@ -1,4 +1,4 @@
-"""The reference: adapters saved by PEFT, and the float64 forward of PEFT's mixed model.
+"""Saves adapters with PEFT, and runs the reference: PEFT's mixed model in float64.
 
 Where PEFT rounds to float32 (LoHa's alpha / r, a second adapter of a type, AdaLoRA's rank, COFT's
 eps), it uses torch's default dtype; with float64 as the default it does not round.
@@ -78,13 +78,13 @@ class TorchNet(nn.Module):
         super().__init__()
         self.names = [layer.name for layer in net]
         for layer in net:
-            place = self
+            parent = self
             *path, last = layer.name.split(".")
-            for part in path:
-                if part not in place._modules:
-                    place.add_module(part, nn.Module())
-                place = place.get_submodule(part)
-            place.add_module(last, _module(layer))
+            for name_part in path:
+                if name_part not in parent._modules:
+                    parent.add_module(name_part, nn.Module())
+                parent = parent.get_submodule(name_part)
+            parent.add_module(last, _module(layer))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Computes layer, tanh, layer, …, layer."""
@@ -93,8 +93,8 @@ class TorchNet(nn.Module):
         return x
 
 
-def _short(values: np.ndarray) -> torch.Tensor:
-    """Returns float64 numbers with float32 precision, which compress well in the goldens."""
+def _rounded_to_float32(values: np.ndarray) -> torch.Tensor:
+    """Rounds to float32 and returns float64, since such numbers compress well in the goldens."""
     return torch.from_numpy(np.asarray(values, np.float32).astype(np.float64))
 
 
@@ -104,8 +104,8 @@ def build(net: Net, seed: int = 0) -> TorchNet:
     with exact():
         model = TorchNet(net)
         for param in model.parameters():
-            fan = np.prod(param.shape[1:]) if param.ndim > 1 else 4.0
-            param.copy_(_short(rng.normal(size=param.shape) / np.sqrt(fan)))
+            fan_in = np.prod(param.shape[1:]) if param.ndim > 1 else 4.0
+            param.copy_(_rounded_to_float32(rng.normal(size=param.shape) / np.sqrt(fan_in)))
     return model.eval()
 
 
@@ -114,18 +114,20 @@ def inputs(net: Net, batch: int = 2, seed: int = 1) -> np.ndarray:
     rng, first = np.random.default_rng(seed), net[0]
     if first.kind == "embedding":
         return rng.integers(0, first.size[0], size=(batch, 3))
-    return _short(rng.normal(size=(batch, first.size[0], *(5 for _ in first.kernel)))).numpy()
+    return _rounded_to_float32(
+        rng.normal(size=(batch, first.size[0], *(5 for _ in first.kernel)))
+    ).numpy()
 
 
-# Large enough for every term of every family to count next to weights of unit gain.
+# Standard deviations that make every term of every family matter next to weights of unit gain.
 _STDDEV = {"lora_E": 1.0, "lora": 0.6, "hada": 0.7, "lokr": 0.6, "oft": 0.15, "shira": 0.5}
 
 
-def _draw(name: str, now: torch.Tensor, rng: np.random.Generator) -> np.ndarray:
+def _draw(name: str, value: torch.Tensor, rng: np.random.Generator) -> np.ndarray:
     if "lora_magnitude_vector" in name:
-        return now.numpy() * rng.uniform(0.5, 1.5, size=now.shape)
+        return value.numpy() * rng.uniform(0.5, 1.5, size=value.shape)
     stddev = next((s for key, s in _STDDEV.items() if key in name), 0.4)
-    return rng.normal(size=now.shape) * stddev
+    return rng.normal(size=value.shape) * stddev
 
 
 def save_adapter(
@@ -143,8 +145,8 @@ def save_adapter(
         adapted = peft.get_peft_model(copy.deepcopy(model), config)
         for name, param in adapted.named_parameters():
             if param.requires_grad and "ranknum" not in name and "original_module" not in name:
-                param.copy_(_short((draw or _draw)(name, param, rng)))
-        # PEFT's model card, which nothing reads, takes longer than all else that it saves.
+                param.copy_(_rounded_to_float32((draw or _draw)(name, param, rng)))
+        # Skips the model card, which nothing reads and which takes longest to save.
         with mock.patch.object(type(adapted), "create_or_update_model_card"):
             adapted.save_pretrained(str(folder))
     return adapted.eval()
@@ -164,10 +166,10 @@ def mixed_model(model: nn.Module, folders: Sequence[Path]) -> Any:
                 mixed, load_file(folder / "adapter_model.safetensors"), adapter_name=name
             )
             # PEFT also saves the base weight of an adapted embedding, which is unchanged.
-            extra = [k for k in result.unexpected_keys if not k.endswith("base_layer.weight")]
-            lost = [k for k in result.missing_keys if f".{name}" in k and "ranknum" not in k]
-            if lost or extra:
-                raise ValueError(f"PEFT did not load {folder}: {lost}, {extra}")
+            unexpected = [k for k in result.unexpected_keys if not k.endswith("base_layer.weight")]
+            missing = [k for k in result.missing_keys if f".{name}" in k and "ranknum" not in k]
+            if missing or unexpected:
+                raise ValueError(f"PEFT did not load {folder}: {missing}, {unexpected}")
         assert mixed is not None
         mixed.set_adapter(names)
     return mixed.eval()
@@ -187,8 +189,10 @@ def state(model: nn.Module) -> dict[str, np.ndarray]:
 
 def layout(model: nn.Module) -> Layout:
     """Returns a layout that lists the Conv1D layers, which square shapes alone do not show."""
-    result = (re.escape(name) for name, part in model.named_modules() if isinstance(part, Conv1D))
-    return Layout("the model's classes", conv1d="|".join(result))
+    conv1d_names = (
+        re.escape(name) for name, module in model.named_modules() if isinstance(module, Conv1D)
+    )
+    return Layout("the model's classes", conv1d="|".join(conv1d_names))
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""A table of every layer type and form of every family: a network, configs, and the reference.
+"""A table of networks and configs that covers every family in every form and layer type.
 
 ``truth`` is ``mixed`` (the unmerged forward of PEFT's mixed model), ``merged`` (its merged weight:
 OFT on a convolution, whose forward sums overlapping patches), or ``single`` (the forward of a plain
@@ -27,7 +27,10 @@ class Case:
 
     def configs(self) -> list[PeftConfig]:
         """Returns new configs for the adapters, because PEFT changes the configs that it gets."""
-        return [make(**{"target_modules": ["one", "two"], **kw}) for make, kw in self.adapters]
+        return [
+            config_class(**{"target_modules": ["one", "two"], **options})
+            for config_class, options in self.adapters
+        ]
 
 
 def _net(kind: str, *sizes: tuple[int, int], **options: Any) -> Net:
@@ -58,20 +61,22 @@ NETS: dict[str, Net] = {
 }
 
 
-def _one(name: str, net: str, make: type[PeftConfig], truth: Any = "mixed", **kw: Any) -> Case:
-    return Case(name, net, ((make, kw),), truth)
+def _case(
+    name: str, net: str, config_class: type[PeftConfig], truth: Any = "mixed", **options: Any
+) -> Case:
+    return Case(name, net, ((config_class, options),), truth)
 
 
 _LORA = {"r": 3, "lora_alpha": 5}
-_ADA = {"init_r": 4, "lora_alpha": 7, "total_step": 10}
-_FAN = {"fan_in_fan_out": True}
+_ADALORA = {"init_r": 4, "lora_alpha": 7, "total_step": 10}
+_FAN_IN = {"fan_in_fan_out": True}
 _PATTERN = {"rank_pattern": {"two": 2}, "alpha_pattern": {"one": 9}}
 
 
 def _lora() -> list[Case]:
     cases = []
     for net in ("linear", "gpt2", "gpt2_square", "conv1d", "conv2d", "conv3d", "embedding"):
-        base = {**_LORA, **(_FAN if net.startswith("gpt2") else {})}
+        base = {**_LORA, **(_FAN_IN if net.startswith("gpt2") else {})}
         forms: dict[str, dict] = {
             "plain": {},
             "rslora": {"use_rslora": True},
@@ -81,18 +86,19 @@ def _lora() -> list[Case]:
         }
         if net != "embedding":
             forms["bias"] = {"lora_bias": True, "use_rslora": True}
-        cases += [_one(f"lora-{net}-{k}", net, LoraConfig, **base, **v) for k, v in forms.items()]
+        cases += [_case(f"lora-{net}-{k}", net, LoraConfig, **base, **v) for k, v in forms.items()]
     square = {"target_modules": ["one"], **_LORA}
     return [
         *cases,
-        _one("lora-embedding_square-plain", "embedding_square", LoraConfig, **square),
-        _one("lora-embedding_square-dora", "embedding_square", LoraConfig, use_dora=True, **square),
-        _one("lora-no_bias-dora", "no_bias", LoraConfig, use_dora=True, **_LORA),
-        _one("lora-conv2d_point-dora", "conv2d_point", LoraConfig, use_dora=True, **_LORA),
-        _one("lora-regex", "mlp", LoraConfig, **{**_LORA, "target_modules": r".*\.[02]\.lin"}),
-        _one("lora-exclude", "mlp", LoraConfig, target_modules=["lin"],
+        _case("lora-embedding_square-plain", "embedding_square", LoraConfig, **square),
+        _case("lora-embedding_square-dora", "embedding_square", LoraConfig, use_dora=True,
+              **square),
+        _case("lora-no_bias-dora", "no_bias", LoraConfig, use_dora=True, **_LORA),
+        _case("lora-conv2d_point-dora", "conv2d_point", LoraConfig, use_dora=True, **_LORA),
+        _case("lora-regex", "mlp", LoraConfig, **{**_LORA, "target_modules": r".*\.[02]\.lin"}),
+        _case("lora-exclude", "mlp", LoraConfig, target_modules=["lin"],
              exclude_modules=["layers.1.lin"], **_LORA),
-        _one("lora-transform", "deep", LoraConfig, target_modules=["lin"],
+        _case("lora-transform", "deep", LoraConfig, target_modules=["lin"],
              layers_to_transform=[1, 2], **_LORA),
     ]  # fmt: skip
 
@@ -101,108 +107,108 @@ def _adalora() -> list[Case]:
     mask = [True, False, True, True]
     pruned = {"one.lora_E": mask, "two.lora_E": [False, True, False, True]}
     return [
-        _one("adalora-linear", "linear", AdaLoraConfig, **_ADA),
-        _one("adalora-gpt2", "gpt2", AdaLoraConfig, **_ADA, **_FAN),
-        _one("adalora-gpt2_square", "gpt2_square", AdaLoraConfig, **_ADA, **_FAN),
-        _one("adalora-conv2d", "conv2d", AdaLoraConfig, **_ADA),
-        _one("adalora-alpha0", "linear", AdaLoraConfig, **{**_ADA, "lora_alpha": 0}),
-        _one("adalora-pruned", "linear", AdaLoraConfig, "single", **_ADA, rank_pattern=pruned),
+        _case("adalora-linear", "linear", AdaLoraConfig, **_ADALORA),
+        _case("adalora-gpt2", "gpt2", AdaLoraConfig, **_ADALORA, **_FAN_IN),
+        _case("adalora-gpt2_square", "gpt2_square", AdaLoraConfig, **_ADALORA, **_FAN_IN),
+        _case("adalora-conv2d", "conv2d", AdaLoraConfig, **_ADALORA),
+        _case("adalora-alpha0", "linear", AdaLoraConfig, **{**_ADALORA, "lora_alpha": 0}),
+        _case("adalora-pruned", "linear", AdaLoraConfig, "single", **_ADALORA, rank_pattern=pruned),
     ]
 
 
 def _loha() -> list[Case]:
-    base, cp = {"r": 3, "alpha": 4}, {"use_effective_conv2d": True}
+    base, tucker = {"r": 3, "alpha": 4}, {"use_effective_conv2d": True}
     nets = ("linear", "conv1d", "conv2d", "conv2d_point", "conv2d_groups", "conv1d_groups")
     return [
-        *(_one(f"loha-{net}", net, LoHaConfig, **base) for net in nets),
-        *(_one(f"loha-{net}-effective", net, LoHaConfig, **base, **cp) for net in nets),
-        _one("loha-linear-patterns", "linear", LoHaConfig, **base, **_PATTERN),
+        *(_case(f"loha-{net}", net, LoHaConfig, **base) for net in nets),
+        *(_case(f"loha-{net}-effective", net, LoHaConfig, **base, **tucker) for net in nets),
+        _case("loha-linear-patterns", "linear", LoHaConfig, **base, **_PATTERN),
     ]
 
 
 def _lokr() -> list[Case]:
     low, full = {"r": 1, "alpha": 3}, {"r": 9, "alpha": 7}
-    cp, both = {"use_effective_conv2d": True}, {"decompose_both": True}
+    tucker, both = {"use_effective_conv2d": True}, {"decompose_both": True}
     cases = []
     for net in ("linear", "conv1d", "conv2d", "conv2d_point", "conv2d_groups", "conv1d_groups"):
         cases += [
-            _one(f"lokr-{net}-low", net, LoKrConfig, **low),
-            _one(f"lokr-{net}-full", net, LoKrConfig, **full),
-            _one(f"lokr-{net}-factor2", net, LoKrConfig, **low, decompose_factor=2),
+            _case(f"lokr-{net}-low", net, LoKrConfig, **low),
+            _case(f"lokr-{net}-full", net, LoKrConfig, **full),
+            _case(f"lokr-{net}-factor2", net, LoKrConfig, **low, decompose_factor=2),
         ]
         # torch.kron raises for a Tucker w2 of rank 1 on a Conv1d, so that form uses a wider
         # network.
         if net.startswith("conv2d"):
-            cases += [_one(f"lokr-{net}-tucker", net, LoKrConfig, **low, **cp, **both)]
+            cases += [_case(f"lokr-{net}-tucker", net, LoKrConfig, **low, **tucker, **both)]
     return [
         *cases,
-        _one("lokr-conv1d_wide-tucker", "conv1d_wide", LoKrConfig, r=2, alpha=3, **cp),
-        _one("lokr-conv2d_wide-tucker", "conv2d_wide", LoKrConfig, r=2, alpha=3, **cp),
-        _one("lokr-conv1d_wide-low", "conv1d_wide", LoKrConfig, r=2, alpha=3),
-        _one("lokr-wide-both", "wide", LoKrConfig, r=2, alpha=3, **both),
-        _one("lokr-wide-both-factor6", "wide", LoKrConfig, **low, **both, decompose_factor=6),
-        _one("lokr-linear-patterns", "linear", LoKrConfig, r=1, alpha=3, **_PATTERN),
+        _case("lokr-conv1d_wide-tucker", "conv1d_wide", LoKrConfig, r=2, alpha=3, **tucker),
+        _case("lokr-conv2d_wide-tucker", "conv2d_wide", LoKrConfig, r=2, alpha=3, **tucker),
+        _case("lokr-conv1d_wide-low", "conv1d_wide", LoKrConfig, r=2, alpha=3),
+        _case("lokr-wide-both", "wide", LoKrConfig, r=2, alpha=3, **both),
+        _case("lokr-wide-both-factor6", "wide", LoKrConfig, **low, **both, decompose_factor=6),
+        _case("lokr-linear-patterns", "linear", LoKrConfig, r=1, alpha=3, **_PATTERN),
     ]
 
 
 def _oft() -> list[Case]:
-    b4, exact = {"oft_block_size": 4}, {"use_cayley_neumann": False}
-    far = {"coft": True, "eps": 0.5}
+    block4, exact = {"oft_block_size": 4}, {"use_cayley_neumann": False}
+    coft = {"coft": True, "eps": 0.5}
     terms = (1, 2, 3, 4, 5, 6, 7)
     return [
-        *(_one(f"oft-neumann{n}", "linear", OFTConfig, **b4, num_cayley_neumann_terms=n)
+        *(_case(f"oft-neumann{n}", "linear", OFTConfig, **block4, num_cayley_neumann_terms=n)
           for n in terms),
-        _one("oft-exact", "linear", OFTConfig, **b4, **exact),
-        _one("oft-exact-by_r", "linear", OFTConfig, r=2, oft_block_size=0, **exact),
-        _one("oft-one_block", "linear", OFTConfig, oft_block_size=64),
-        _one("oft-share", "linear", OFTConfig, **b4, block_share=True),
-        _one("oft-share-exact", "linear", OFTConfig, **b4, **exact, block_share=True),
-        _one("oft-coft", "linear", OFTConfig, **b4, **far),
-        _one("oft-coft-exact", "linear", OFTConfig, **b4, **exact, **far),
-        _one("oft-coft-share", "linear", OFTConfig, **b4, **far, block_share=True),
-        _one("oft-coft-default_eps", "linear", OFTConfig, **b4, coft=True),
-        _one("oft-embedding", "embedding", OFTConfig, **b4),
-        _one("oft-embedding-exact", "embedding", OFTConfig, **b4, **exact),
-        _one("oft-embedding-share", "embedding", OFTConfig, **b4, block_share=True),
-        _one("oft-embedding_square", "embedding_square", OFTConfig, oft_block_size=2),
-        _one("oft-conv2d_point", "conv2d_point", OFTConfig, oft_block_size=2),
-        _one("oft-conv2d", "conv2d_square", OFTConfig, "merged", oft_block_size=3),
-        _one("oft-conv2d-exact", "conv2d_square", OFTConfig, "merged", oft_block_size=6, **exact),
-        _one("oft-conv2d-share", "conv2d_square", OFTConfig, "merged", oft_block_size=9,
+        _case("oft-exact", "linear", OFTConfig, **block4, **exact),
+        _case("oft-exact-by_r", "linear", OFTConfig, r=2, oft_block_size=0, **exact),
+        _case("oft-one_block", "linear", OFTConfig, oft_block_size=64),
+        _case("oft-share", "linear", OFTConfig, **block4, block_share=True),
+        _case("oft-share-exact", "linear", OFTConfig, **block4, **exact, block_share=True),
+        _case("oft-coft", "linear", OFTConfig, **block4, **coft),
+        _case("oft-coft-exact", "linear", OFTConfig, **block4, **exact, **coft),
+        _case("oft-coft-share", "linear", OFTConfig, **block4, **coft, block_share=True),
+        _case("oft-coft-default_eps", "linear", OFTConfig, **block4, coft=True),
+        _case("oft-embedding", "embedding", OFTConfig, **block4),
+        _case("oft-embedding-exact", "embedding", OFTConfig, **block4, **exact),
+        _case("oft-embedding-share", "embedding", OFTConfig, **block4, block_share=True),
+        _case("oft-embedding_square", "embedding_square", OFTConfig, oft_block_size=2),
+        _case("oft-conv2d_point", "conv2d_point", OFTConfig, oft_block_size=2),
+        _case("oft-conv2d", "conv2d_square", OFTConfig, "merged", oft_block_size=3),
+        _case("oft-conv2d-exact", "conv2d_square", OFTConfig, "merged", oft_block_size=6, **exact),
+        _case("oft-conv2d-share", "conv2d_square", OFTConfig, "merged", oft_block_size=9,
              block_share=True),
     ]  # fmt: skip
 
 
-def _ride_along() -> list[Case]:
-    some = {"target_modules": ["layers.0.lin", "layers.2.lin"]}
+def _with_biases_and_saved_modules() -> list[Case]:
+    layers = {"target_modules": ["layers.0.lin", "layers.2.lin"]}
     save = {"target_modules": ["layers.0.lin"], "modules_to_save": ["layers.2.lin"]}
     oft = {"oft_block_size": 4}
     return [
-        _one("shira", "linear", Shira, r=2),
-        _one("bias-all", "mlp", LoraConfig, bias="all", **some, **_LORA),
-        _one("bias-lora_only", "mlp", LoraConfig, bias="lora_only", **some, **_LORA),
-        _one("bias-dora-all", "mlp", LoraConfig, bias="all", use_dora=True, **some, **_LORA),
-        _one("bias-oft-all", "mlp", OFTConfig, bias="all", **some, **oft),
-        _one("bias-oft_only", "mlp", OFTConfig, bias="oft_only", **some, **oft),
-        _one("save-lora", "mlp", LoraConfig, **save, **_LORA),
-        _one("save-loha", "mlp", LoHaConfig, **save, r=2, alpha=3),
-        _one("save-lokr", "mlp", LoKrConfig, **save, r=2, alpha=3),
-        _one("save-adalora", "mlp", AdaLoraConfig, **save, **_ADA),
-        _one("save-oft", "mlp", OFTConfig, **save, **oft),
-        _one("save-shira", "mlp", Shira, **save, r=1),
-        _one("save-conv", "conv2d", LoraConfig, target_modules=["one"], modules_to_save=["two"],
+        _case("shira", "linear", Shira, r=2),
+        _case("bias-all", "mlp", LoraConfig, bias="all", **layers, **_LORA),
+        _case("bias-lora_only", "mlp", LoraConfig, bias="lora_only", **layers, **_LORA),
+        _case("bias-dora-all", "mlp", LoraConfig, bias="all", use_dora=True, **layers, **_LORA),
+        _case("bias-oft-all", "mlp", OFTConfig, bias="all", **layers, **oft),
+        _case("bias-oft_only", "mlp", OFTConfig, bias="oft_only", **layers, **oft),
+        _case("save-lora", "mlp", LoraConfig, **save, **_LORA),
+        _case("save-loha", "mlp", LoHaConfig, **save, r=2, alpha=3),
+        _case("save-lokr", "mlp", LoKrConfig, **save, r=2, alpha=3),
+        _case("save-adalora", "mlp", AdaLoraConfig, **save, **_ADALORA),
+        _case("save-oft", "mlp", OFTConfig, **save, **oft),
+        _case("save-shira", "mlp", Shira, **save, r=1),
+        _case("save-conv", "conv2d", LoraConfig, target_modules=["one"], modules_to_save=["two"],
              **_LORA),
     ]  # fmt: skip
 
 
 def _stacked() -> list[Case]:
     lora, dora = (LoraConfig, _LORA), (LoraConfig, {**_LORA, "use_dora": True})
-    fan = (LoraConfig, {**_LORA, **_FAN})
-    fan_dora = (LoraConfig, {"r": 2, "lora_alpha": 3, "use_dora": True, **_FAN})
+    fan = (LoraConfig, {**_LORA, **_FAN_IN})
+    fan_dora = (LoraConfig, {"r": 2, "lora_alpha": 3, "use_dora": True, **_FAN_IN})
     loha = (LoHaConfig, {"r": 2, "alpha": 3})
     lokr = (LoKrConfig, {"r": 1, "alpha": 2})
     tucker = (LoHaConfig, {"r": 2, "alpha": 1, "use_effective_conv2d": True})
-    ada, ada_fan = (AdaLoraConfig, _ADA), (AdaLoraConfig, {**_ADA, **_FAN})
+    ada, ada_fan = (AdaLoraConfig, _ADALORA), (AdaLoraConfig, {**_ADALORA, **_FAN_IN})
     oft2 = (OFTConfig, {"oft_block_size": 2})
     oft4 = (OFTConfig, {"oft_block_size": 4, "use_cayley_neumann": False})
     lora_b = (LoraConfig, {**_LORA, "lora_bias": True})
@@ -220,7 +226,7 @@ def _stacked() -> list[Case]:
         "no_bias": [(lora, dora), (dora, oft2, lora)],
         "conv1d_wide": [(lora_b, loha)],
     }
-    # PEFT's DoRA also scales what lora_bias added to the bias before.
+    # PEFT's DoRA also scales a bias that an earlier adapter added by lora_bias.
     bias_then_dora = [
         Case("stack-lora_bias-dora", "linear", (lora_b, dora)),
         Case("stack-lora_bias-loha-dora", "linear", (lora_b, loha, dora)),
@@ -233,8 +239,8 @@ def _stacked() -> list[Case]:
     ]
 
 
-def _between() -> list[Case]:
-    """Returns forms of LoRA and of OFT between a LoRA inside and a LoHa outside."""
+def _inside_stack() -> list[Case]:
+    """Returns forms of LoRA and OFT between an inner LoRA and an outer LoHa."""
     lora, loha = (LoraConfig, _LORA), (LoHaConfig, {"r": 2, "alpha": 3})
     oft, exact = {"oft_block_size": 4}, {"use_cayley_neumann": False}
     two = {"target_modules": ["two"]}
@@ -251,8 +257,8 @@ def _between() -> list[Case]:
     }  # fmt: skip
     targets = {"mlp": {"target_modules": ["layers.0.lin", "layers.1.lin"]}, "embedding": two}
 
-    def targeting(net: str, make: type[PeftConfig], kw: dict[str, Any]) -> Any:
-        return make, {**kw, **targets.get(net, {})}
+    def targeting(net: str, config_class: type[PeftConfig], options: dict[str, Any]) -> Any:
+        return config_class, {**options, **targets.get(net, {})}
 
     return [
         Case(f"between-{name}", net, (targeting(net, *lora), form, targeting(net, *loha)))
@@ -266,7 +272,7 @@ CASES = [
     *_loha(),
     *_lokr(),
     *_oft(),
-    *_ride_along(),
+    *_with_biases_and_saved_modules(),
     *_stacked(),
-    *_between(),
+    *_inside_stack(),
 ]

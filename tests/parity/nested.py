@@ -2,7 +2,7 @@
 
 A type's own PeftModel wraps any layer, including layers that another type has wrapped, and the
 inner wrappers stay active. Some types' forwards use the innermost base and ignore the inner
-wrappers; the table of forms marks these.
+wrappers, which the table of forms marks.
 """
 
 import copy
@@ -27,52 +27,55 @@ class Form:
     Args:
         name: Its name in the tests.
         net: The network that it adapts, by its name in `layer_cases.NETS`.
-        make: The config's class.
-        options: The config's fields; both layers are adapted unless they say otherwise.
-        nests: Whether PEFT's forward applies the wrappers inside; None if it is not to be nested.
-        reads: Whether jaxmix.load needs the base.
+        config_class: The class of its config.
+        options: The config's fields; by default both layers are adapted.
+        is_nested: Whether to test it between other adapters. False if PEFT's forward ignores the
+            wrappers inside, None if PEFT can't nest it.
+        needs_base: Whether `jaxmix.load` needs the base.
         tolerance: The largest allowed difference from PEFT.
         draw: Draws a parameter from its name, value and a generator; None for the harness's draws.
     """
 
     name: str
     net: str
-    make: type[peft.PeftConfig]
+    config_class: type[peft.PeftConfig]
     options: dict[str, Any] = field(default_factory=dict)
-    nests: bool = True
-    reads: bool = False
+    is_nested: bool | None = True
+    needs_base: bool = False
     tolerance: float = 1e-10
     draw: Any = None
 
     def config(self) -> peft.PeftConfig:
         """Returns a new config, because PEFT changes the config that it gets."""
-        return self.make(**{"target_modules": ["one", "two"], **self.options})
+        return self.config_class(**{"target_modules": ["one", "two"], **self.options})
 
 
 def neighbours(form: Form) -> tuple[peft.PeftConfig, peft.PeftConfig]:
-    """Returns the adapters before and after: LoRA and LoHa if PEFT supports them for the layer."""
+    """Returns the inner and outer adapter: LoRA and LoHa if PEFT supports them for the layer."""
     fan = {"fan_in_fan_out": True} if form.net.startswith("gpt2") else {}
     config: Any = form.config()
-    where = {"target_modules": config.target_modules or ["one", "two"]}
-    loha = peft.LoHaConfig(r=3, alpha=4, **where)
+    targets = {"target_modules": config.target_modules or ["one", "two"]}
+    loha = peft.LoHaConfig(r=3, alpha=4, **targets)
     if form.net.endswith("groups"):
-        return peft.LoKrConfig(r=2, alpha=3, **where), loha
-    lora = peft.LoraConfig(r=3, lora_alpha=5, **where, **fan)
-    # Not a second LoRA: adding it disables the first one, which does not know the new name.
+        return peft.LoKrConfig(r=2, alpha=3, **targets), loha
+    lora = peft.LoraConfig(r=3, lora_alpha=5, **targets, **fan)
+    # Not a second LoRA: PEFT would disable the first, which does not know the second's name.
     if form.net.startswith(("gpt2", "conv3d")):
-        if form.make is peft.IA3Config:
-            return lora, peft.HiraConfig(r=2, **where, **fan)
-        return lora, peft.IA3Config(feedforward_modules=[], **where, **fan)
+        if form.config_class is peft.IA3Config:
+            return lora, peft.HiraConfig(r=2, **targets, **fan)
+        return lora, peft.IA3Config(feedforward_modules=[], **targets, **fan)
     if form.net.startswith("embedding"):
-        return lora, peft.OFTConfig(oft_block_size=2, **where)
+        return lora, peft.OFTConfig(oft_block_size=2, **targets)
     return lora, loha
 
 
 def save_all(model: nn.Module, form: Form, root: Path) -> list[Path]:
     """Saves the form and its neighbours, each trained alone by PEFT."""
-    before, after = neighbours(form)
+    inner_config, outer_config = neighbours(form)
     folders = [root / name for name in ("before", "form", "after")]
-    for i, (config, folder) in enumerate(zip((before, form.config(), after), folders, strict=True)):
+    for i, (config, folder) in enumerate(
+        zip((inner_config, form.config(), outer_config), folders, strict=True)
+    ):
         save_adapter(model, config, folder, seed=i, draw=form.draw if i == 1 else None)
     return folders
 
@@ -88,9 +91,9 @@ def nested(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
             result = peft.set_peft_model_state_dict(
                 wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=name
             )
-            extra = [k for k in result.unexpected_keys if not k.endswith("base_layer.weight")]
-            if extra:
-                raise ValueError(f"PEFT did not load {folder}: {extra}")
+            unexpected = [k for k in result.unexpected_keys if not k.endswith("base_layer.weight")]
+            if unexpected:
+                raise ValueError(f"PEFT did not load {folder}: {unexpected}")
             inner: Any = wrapped.base_model.model
             model = inner
     return model.eval()

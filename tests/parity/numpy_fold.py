@@ -29,8 +29,8 @@ def _per_module(config: Mapping, pattern: str, default: str, site: str) -> float
     return config[default]
 
 
-def _cp(t: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum("ijkl,jr,ip->prkl", t, b, a)
+def _tucker(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("ijkl,jr,ip->prkl", core, b, a)
 
 
 def _scale(config: Mapping, site: str) -> float:
@@ -43,34 +43,36 @@ def _scale(config: Mapping, site: str) -> float:
     return alpha / (np.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _lora(t: Params, config: Mapping, site: str, shape: tuple[int, ...]) -> np.ndarray:
+def _lora(tensors: Params, config: Mapping, site: str, shape: tuple[int, ...]) -> np.ndarray:
     scale = _scale(config, site)
-    if "lora_embedding_A" in t:
-        return scale * (t["lora_embedding_B"] @ t["lora_embedding_A"]).T
-    a, b = t["lora_A"], t["lora_B"]
-    a = a * t["lora_E"] if "lora_E" in t else a
+    if "lora_embedding_A" in tensors:
+        return scale * (tensors["lora_embedding_B"] @ tensors["lora_embedding_A"]).T
+    a, b = tensors["lora_A"], tensors["lora_B"]
+    a = a * tensors["lora_E"] if "lora_E" in tensors else a
     delta = scale * b.reshape(b.shape[0], -1) @ a.reshape(a.shape[0], -1)
     return delta.T if config.get("fan_in_fan_out") else delta.reshape(shape)
 
 
-def _loha(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
-    if "hada_t1" in t:
-        first = _cp(t["hada_t1"], t["hada_w1_a"], t["hada_w1_b"])
-        second = _cp(t["hada_t2"], t["hada_w2_a"], t["hada_w2_b"])
+def _loha(tensors: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
+    if "hada_t1" in tensors:
+        first = _tucker(tensors["hada_t1"], tensors["hada_w1_a"], tensors["hada_w1_b"])
+        second = _tucker(tensors["hada_t2"], tensors["hada_w2_a"], tensors["hada_w2_b"])
     else:
-        first = t["hada_w1_a"] @ t["hada_w1_b"]
-        second = t["hada_w2_a"] @ t["hada_w2_b"]
+        first = tensors["hada_w1_a"] @ tensors["hada_w1_b"]
+        second = tensors["hada_w2_a"] @ tensors["hada_w2_b"]
     return (scale * first * second).reshape(shape)
 
 
-def _lokr(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
-    first = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
-    if "lokr_w2" in t:
-        second = t["lokr_w2"]
-    elif "lokr_t2" in t:
-        second = _cp(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
+def _lokr(tensors: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
+    first = (
+        tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    )
+    if "lokr_w2" in tensors:
+        second = tensors["lokr_w2"]
+    elif "lokr_t2" in tensors:
+        second = _tucker(tensors["lokr_t2"], tensors["lokr_w2_a"], tensors["lokr_w2_b"])
     else:
-        second = t["lokr_w2_a"] @ t["lokr_w2_b"]
+        second = tensors["lokr_w2_a"] @ tensors["lokr_w2_b"]
     if second.ndim == 4:
         first = first[:, :, None, None]
     return (scale * np.kron(first, second)).reshape(shape)
@@ -115,38 +117,38 @@ def _dora_norm(w: np.ndarray, embedding: bool, transposed: bool) -> np.ndarray:
 
 
 def _apply(
-    w: np.ndarray, bias: np.ndarray | None, base: Params, update: tuple[Params, dict, str]
+    weight: np.ndarray, bias: np.ndarray | None, base: Params, update: tuple[Params, dict, str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    t, config, site = update
+    tensors, config, site = update
     w0, bias0 = base["weight"], base.get("bias")
     kind = config["peft_type"]
     if kind == "OFT":
-        key = "oft_embedding_R" if "oft_embedding_R" in t else "oft_R"
-        flat = w.reshape(w.shape[0], -1)
-        r = rotation(t[key], config, flat.shape[1])
-        return (flat @ (r if key == "oft_embedding_R" else r.T)).reshape(w.shape), bias
+        key = "oft_embedding_R" if "oft_embedding_R" in tensors else "oft_R"
+        flat = weight.reshape(weight.shape[0], -1)
+        r = rotation(tensors[key], config, flat.shape[1])
+        return (flat @ (r if key == "oft_embedding_R" else r.T)).reshape(weight.shape), bias
     if kind == "SHIRA":
-        w = w.copy()
-        np.add.at(w, tuple(t["shira_indices"].astype(int)), t["shira_weight"])
-        return w, bias
+        weight = weight.copy()
+        np.add.at(weight, tuple(tensors["shira_indices"].astype(int)), tensors["shira_weight"])
+        return weight, bias
     if kind == "LOHA":
-        return w + _loha(t, _scale(config, site), w.shape), bias
+        return weight + _loha(tensors, _scale(config, site), weight.shape), bias
     if kind == "LOKR":
-        return w + _lokr(t, _scale(config, site), w.shape), bias
-    delta = _lora(t, config, site, w.shape)
-    if "lora_B.bias" in t:
-        bias = (0 if bias is None else bias) + _scale(config, site) * t["lora_B.bias"]
-    if "lora_magnitude_vector" not in t:
-        return w + delta, bias
-    embedding, transposed = "lora_embedding_A" in t, bool(config.get("fan_in_fan_out"))
-    c = t["lora_magnitude_vector"].reshape(-1) / _dora_norm(w0 + delta, embedding, transposed)
-    over = (1, -1) if embedding or transposed else (-1, *(1,) * (w.ndim - 1))
+        return weight + _lokr(tensors, _scale(config, site), weight.shape), bias
+    delta = _lora(tensors, config, site, weight.shape)
+    if "lora_B.bias" in tensors:
+        bias = (0 if bias is None else bias) + _scale(config, site) * tensors["lora_B.bias"]
+    if "lora_magnitude_vector" not in tensors:
+        return weight + delta, bias
+    embedding, transposed = "lora_embedding_A" in tensors, bool(config.get("fan_in_fan_out"))
+    c = tensors["lora_magnitude_vector"].reshape(-1) / _dora_norm(w0 + delta, embedding, transposed)
+    broadcast_shape = (1, -1) if embedding or transposed else (-1, *(1,) * (weight.ndim - 1))
     if bias is not None:
         # PEFT subtracts the base's bias, scales, and adds it back, so it also scales what earlier
         # adapters added to the bias (lora_bias).
         bias0 = np.zeros_like(bias) if bias0 is None else bias0
         bias = bias0 + c * (bias - bias0)
-    return c.reshape(over) * (w + delta), bias
+    return c.reshape(broadcast_shape) * (weight + delta), bias
 
 
 def fold(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> Params:
@@ -157,9 +159,9 @@ def fold(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> Params:
         config = json.loads((folder / "adapter_config.json").read_text())
         sites: dict[str, Params] = {}
         for name, tensor in load_file(folder / "adapter_model.safetensors").items():
-            if found := _KEYS.match(name):
-                key = found["key"] + (".bias" if found["tail"] == ".bias" else "")
-                sites.setdefault(found["site"], {})[key] = tensor
+            if match := _KEYS.match(name):
+                key = match["key"] + (".bias" if match["tail"] == ".bias" else "")
+                sites.setdefault(match["site"], {})[key] = tensor
             else:  # a trained bias, or a module saved whole
                 module_name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
                 assert module_name in out, f"{folder}: {name}"

@@ -1,4 +1,4 @@
-"""Findings about PEFT's mixed model: each function runs PEFT and returns what PEFT did."""
+"""Probes of PEFT's mixed model: each function runs PEFT and describes what it did."""
 
 import copy
 from collections.abc import Callable
@@ -27,14 +27,14 @@ _OFT: Spec = (OFTConfig, {"oft_block_size": 4})
 def _saved(net: Net, folder: Path, *specs: Spec) -> tuple[TorchNet, list[Path]]:
     """Returns a network, and folders of these adapters on all of its layers, saved by PEFT."""
     model, folders = build(net), []
-    for i, (make, options) in enumerate(specs):
+    for i, (config_class, options) in enumerate(specs):
         folders.append(folder / f"{i}")
         targets: dict[str, Any] = {"target_modules": [layer.name for layer in net], **options}
-        save_adapter(model, make(**targets), folders[-1], seed=i)
+        save_adapter(model, config_class(**targets), folders[-1], seed=i)
     return model, folders
 
 
-def _groups(folder: Path) -> str:
+def _grouped_convolution(folder: Path) -> str:
     model, folders = _saved(NETS["conv2d_groups"], folder, (LoraConfig, {"r": 2}))
     mixed_model(model, folders).merge_and_unload()
     return "merges"
@@ -52,8 +52,8 @@ def _from_pretrained_oft(folder: Path) -> str:
     return "loads"
 
 
-def _conv_forward(folder: Path) -> str:
-    """OFT at its zero initialization should change nothing."""
+def _convolution_at_zero(folder: Path) -> str:
+    """Runs OFT at its zero initialization, which should change nothing."""
     net = NETS["conv2d_square"]
     model, x = build(net), inputs(net)
     config = OFTConfig(target_modules=["one"], oft_block_size=3)
@@ -67,15 +67,15 @@ def _rotation_order(folder: Path, net: Net) -> str:
     model, folders = _saved(net, folder, (OFTConfig, {"oft_block_size": 2}), _OFT)
     x = inputs(net)
     truth = forward(mixed_model(model, folders), x)
-    steps = copy.deepcopy(model)
+    merged_one_by_one = copy.deepcopy(model)
     for folder in folders:
-        steps = mixed_model(steps, [folder]).merge_and_unload()
-    same = difference(forward(steps, x), truth) < 1e-10
+        merged_one_by_one = mixed_model(merged_one_by_one, [folder]).merge_and_unload()
+    same = difference(forward(merged_one_by_one, x), truth) < 1e-10
     return f"the adapter loaded {'first' if same else 'last'} rotates the weight first"
 
 
 def _bias_dropped(folder: Path) -> str:
-    """The saved biases have keys that the wrapped model lacks; PEFT reports nothing."""
+    """Loads saved biases whose keys the wrapped model lacks, which PEFT does not report."""
     model, folders = _saved(MLP, folder, _LOHA, (LoraConfig, {"r": 2, "bias": "all"}))
     try:
         mixed_model(model, folders)
@@ -107,7 +107,7 @@ def _restored(folder: Path) -> str:
 
 
 def _soft_name(folder: Path) -> str:
-    """`merge_and_unload` skips a module whose name contains PEFT's prefix."""
+    """Merges a module whose name contains PEFT's prefix, which `merge_and_unload` skips."""
     return _unloaded(
         (Layer("soft_lin", "linear", (12, 20)), Layer("head", "linear", (20, 6))), folder
     )
@@ -116,12 +116,14 @@ def _soft_name(folder: Path) -> str:
 def _unloaded(net: Net, folder: Path) -> str:
     model, folders = _saved(net, folder, _LORA)
     merged = mixed_model(model, folders).merge_and_unload()
-    left = [n for n, m in merged.named_modules() if hasattr(m, "merge_adapter") or "lora_A" in n]
-    return f"left unmerged: `{net[0].name}`" if left else "merged"
+    unmerged = [
+        n for n, m in merged.named_modules() if hasattr(m, "merge_adapter") or "lora_A" in n
+    ]
+    return f"left unmerged: `{net[0].name}`" if unmerged else "merged"
 
 
 def _tied(folder: Path) -> str:
-    """Merging into a tied embedding changes the head too."""
+    """Merges into a tied embedding, which changes the head too."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=30,
@@ -139,14 +141,14 @@ def _tied(folder: Path) -> str:
     tokens = inputs((Layer("one", "embedding", (30, 16)),))
     truth = forward(adapted, tokens)
     merged: Any = adapted.merge_and_unload()
-    moved = not torch.equal(head, merged.lm_head.weight)
+    head_changed = not torch.equal(head, merged.lm_head.weight)
     error = difference(forward(merged, tokens), truth)
-    head_is = "changed too" if moved else "kept"
-    return f"lm_head {head_is}: merged differs by {error:.1g} times the output"
+    outcome = "changed too" if head_changed else "kept"
+    return f"lm_head {outcome}: merged differs by {error:.1g} times the output"
 
 
 def _all_linear(folder: Path) -> str:
-    """`all-linear` excludes the head, but only for the first adapter."""
+    """Adds two adapters with `all-linear`, which excludes the head only for the first one."""
     config = transformers.LlamaConfig(
         vocab_size=30,
         hidden_size=16,
@@ -158,8 +160,8 @@ def _all_linear(folder: Path) -> str:
     model = transformers.LlamaForCausalLM(config)
     mixed = peft.get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"), mixed=True)
     mixed.add_adapter("b", LoHaConfig(r=2, target_modules="all-linear"))
-    hit = any("lm_head" in name and "hada" in name for name, _ in mixed.named_parameters())
-    return f"the second adapter {'also hits' if hit else 'leaves out'} lm_head"
+    is_adapted = any("lm_head" in name and "hada" in name for name, _ in mixed.named_parameters())
+    return f"the second adapter {'also hits' if is_adapted else 'leaves out'} lm_head"
 
 
 def _replicated(folder: Path) -> str:
@@ -206,9 +208,9 @@ PROBES: list[tuple[str, Callable[[Path], str], str]] = [
      "`mix(a, b)` applies a first; `peft_stack([a, b])` is PEFT's order"),
     ("OFT, OFT on an embedding", lambda f: _rotation_order(f, NETS["embedding"][:1]),
      "the same; `peft_stack` does not reverse such runs"),
-    ("OFT on Conv2d, k = 3", _conv_forward, "the merged weight W·Rᵀ"),
+    ("OFT on Conv2d, k = 3", _convolution_at_zero, "the merged weight W·Rᵀ"),
     ("LoRA over LoHa on Conv2d", lambda f: _loads(NETS["conv2d"], f, _LOHA, _LORA), "any order"),
-    ("LoRA on Conv2d with groups, merged", _groups, "refused: A spans all groups"),
+    ("LoRA on Conv2d with groups, merged", _grouped_convolution, "refused: A spans all groups"),
     ("LoRA with `lora_bias`, then DoRA", _bias_then_dora, "equal to the forward"),
     ("LoHa, then LoRA with `bias=\"all\"`", _bias_dropped,
      "the trained biases are applied"),

@@ -1,4 +1,4 @@
-"""Findings about PEFT's other types and rarer forms of LoRA: see `probes`."""
+"""Probes of PEFT's other types and of rarer forms of LoRA: see `probes`."""
 
 import copy
 from collections.abc import Callable
@@ -19,24 +19,26 @@ __all__ = ["PROBES"]
 _BOTH = {"target_modules": ["one", "two"]}
 
 
-def _inside(make: type[peft.PeftConfig], **options: Any) -> Callable[[Path], str]:
+def _inside(config_class: type[peft.PeftConfig], **options: Any) -> Callable[[Path], str]:
     """Returns a probe of whether a LoRA inside a type's wrapper still acts."""
 
     def probe(folder: Path) -> str:
         model, x = build(NETS["linear"]), inputs(NETS["linear"])
-        configs = peft.LoraConfig(r=3, **_BOTH), make(**_BOTH, **options)
+        configs = peft.LoraConfig(r=3, **_BOTH), config_class(**_BOTH, **options)
         folders = [folder / "lora", folder / "other"]
-        for i, (config, place) in enumerate(zip(configs, folders, strict=True)):
-            save_adapter(model, config, place, seed=i)
-        both, alone = (forward(nested(model, stack), x) for stack in (folders, folders[1:]))
-        is_dropped = difference(both, alone) < 1e-12
+        for i, (config, target) in enumerate(zip(configs, folders, strict=True)):
+            save_adapter(model, config, target, seed=i)
+        with_lora, without_lora = (
+            forward(nested(model, stack), x) for stack in (folders, folders[1:])
+        )
+        is_dropped = difference(with_lora, without_lora) < 1e-12
         return "the LoRA is silently dropped" if is_dropped else "the LoRA acts"
 
     return probe
 
 
 def _attention(folder: Path) -> str:
-    """Returns how often the output projection's product is added."""
+    """Counts how many times PEFT adds the low-rank product of the output projection."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True))
     config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
@@ -49,16 +51,19 @@ def _attention(folder: Path) -> str:
     layer = adapted.base_model.model[0]
     truth = run(layer)
     for times in (1, 2):
-        twin: Any = copy.deepcopy(model)[0].eval()
+        merged_by_hand: Any = copy.deepcopy(model)[0].eval()
         with torch.no_grad():
-            for weight, lora in (
-                (twin.in_proj_weight, layer),
-                (twin.out_proj.weight, layer.get_base_layer().out_proj),
+            for weight, layer_of_factors in (
+                (merged_by_hand.in_proj_weight, layer),
+                (merged_by_hand.out_proj.weight, layer.get_base_layer().out_proj),
             ):
-                delta = lora.lora_B["default"].weight @ lora.lora_A["default"].weight
-                count = times if weight is twin.out_proj.weight else 1
-                weight += count * lora.scaling["default"] * delta
-        if difference(run(twin), truth) < 1e-5:
+                delta = (
+                    layer_of_factors.lora_B["default"].weight
+                    @ layer_of_factors.lora_A["default"].weight
+                )
+                count = times if weight is merged_by_hand.out_proj.weight else 1
+                weight += count * layer_of_factors.scaling["default"] * delta
+        if difference(run(merged_by_hand), truth) < 1e-5:
             return f"the output projection's BA is added {('once', 'twice')[times - 1]}"
     return "something else"
 

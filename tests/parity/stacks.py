@@ -1,4 +1,4 @@
-"""The adapters of the stacks: seven families, with four distinct adapters each."""
+"""Stacks of adapters: seven families, with four distinct adapters each."""
 
 import itertools
 from collections.abc import Iterable
@@ -36,11 +36,11 @@ def configs(kind: str) -> list[dict]:
                 {"r": 1, "lora_alpha": 2, "lora_bias": True},
             ]
         case "dora":
-            extra = [{}, {"use_rslora": True}, {"rank_pattern": {pattern: 3}}, {}]
+            dora_options = [{}, {"use_rslora": True}, {"rank_pattern": {pattern: 3}}, {}]
             shapes = [(2, 3), (3, 4), (4, 6), (1, 2)]
             return [
-                {"r": r, "lora_alpha": a, "use_dora": True, **e}
-                for (r, a), e in zip(shapes, extra, strict=True)
+                {"r": r, "lora_alpha": alpha, "use_dora": True, **options}
+                for (r, alpha), options in zip(shapes, dora_options, strict=True)
             ]
         case "loha":
             return [
@@ -58,7 +58,7 @@ def configs(kind: str) -> list[dict]:
             ]
         case "adalora":
             shapes = [(4, 8), (3, 5), (2, 0), (6, 7)]
-            return [{"init_r": r, "lora_alpha": a, "total_step": 10} for r, a in shapes]
+            return [{"init_r": r, "lora_alpha": alpha, "total_step": 10} for r, alpha in shapes]
         case "oft":
             return [
                 {"oft_block_size": 4},

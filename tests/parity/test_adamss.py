@@ -1,4 +1,4 @@
-"""AdaMSS, whose groups PEFT finds with scikit-learn, in float32 as users load it."""
+"""AdaMSS matches PEFT in float32; PEFT determines its groups with scikit-learn."""
 
 import copy
 from collections.abc import Callable
@@ -47,9 +47,9 @@ def test_adamss_matches_peft(name: str, net: str, tmp_path: Path, record_propert
         adapter = jaxmix.load(tmp_path / "in", base=params)
         weights = jaxmix.compose(params, adapter)
         out = jaxmix.export_peft(adapter, tmp_path / "out")
-    twin = copy.deepcopy(model)
-    twin.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
-    error = difference(_run(twin, x), truth)
+    composed_model = copy.deepcopy(model)
+    composed_model.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
+    error = difference(_run(composed_model, x), truth)
     record_property("parity_cases", 1)
     record_property("parity_worst", error)
     record_property("parity_type", ("ADAMSS", net, [error]))

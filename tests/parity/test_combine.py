@@ -28,7 +28,7 @@ NET: Net = (
     Layer("layers.3.lin", "linear", (9, 5)),
 )
 SITES = [layer.name for layer in NET]
-# Every layer is in one adapter or more, and not every layer is in all.
+# Every layer is in at least one adapter, and some are not in all.
 TARGETS = (SITES, SITES[:4], [SITES[0], *SITES[2:]])
 ALPHAS = (5, 9, 3)
 EQUAL, UNEQUAL = (4, 4, 4), (3, 5, 2)
@@ -63,7 +63,9 @@ def folders(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, l
     return saved
 
 
-def theirs(model: Any, folders: list[Path], weights: list[float], **how: Any) -> dict[str, Any]:
+def peft_deltas(
+    model: Any, folders: list[Path], weights: list[float], **options: Any
+) -> dict[str, Any]:
     """Returns what PEFT's combined adapter adds to each layer's weight."""
     names = [f"a{i}" for i in range(len(folders))]
     with exact():
@@ -76,12 +78,12 @@ def theirs(model: Any, folders: list[Path], weights: list[float], **how: Any) ->
                 adapted.add_adapter(name, config)
             tensors = load_file(folder / "adapter_model.safetensors")
             peft.set_peft_model_state_dict(adapted, tensors, adapter_name=name)
-        adapted.add_weighted_adapter(names, weights, "merged", **how)
+        adapted.add_weighted_adapter(names, weights, "merged", **options)
         modules = dict(adapted.base_model.model.named_modules())
         return {site: modules[site].get_delta_weight("merged").numpy() for site in SITES}
 
 
-def read(folders: list[Path]) -> list[Adapter]:
+def load_adapters(folders: list[Path]) -> list[Adapter]:
     """Returns jaxmix's adapters of these folders, with sites in the network's order."""
     adapters = [jaxmix.load(folder) for folder in folders]
     return [
@@ -93,15 +95,15 @@ def read(folders: list[Path]) -> list[Adapter]:
     ]
 
 
-def ours(model: Any, adapters: list[Adapter], **how: Any) -> dict[str, np.ndarray]:
+def jaxmix_deltas(model: Any, adapters: list[Adapter], **options: Any) -> dict[str, np.ndarray]:
     """Returns what jaxmix's combined adapter adds to each layer's weight."""
     params = state(model)
     with jax.enable_x64(True), uncompiled():
-        out = compose(params, combine(adapters, **how))
+        out = compose(params, combine(adapters, **options))
     return {s: np.asarray(out[f"{s}.weight"]) - params[f"{s}.weight"] for s in SITES}
 
 
-def worst(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+def largest_difference(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     return max(difference(actual[site], expected[site]) for site in SITES)
 
 
@@ -110,8 +112,8 @@ def use_torch_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.nda
     masks: list[np.ndarray] = []
     draw = torch.bernoulli
 
-    def bernoulli(*args: Any, **how: Any) -> torch.Tensor:
-        mask = draw(*args, **how)
+    def bernoulli(*args: Any, **options: Any) -> torch.Tensor:
+        mask = draw(*args, **options)
         masks.append(mask.numpy())
         return mask
 
@@ -123,9 +125,9 @@ def use_torch_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.nda
             shape = (8, 4) if tensor.shape == (4, 8) else (4, 11)
             i = next(i for i, entry in enumerate(masks) if entry.shape == shape)
             return masks.pop(i).T.astype(bool)
-        flat = masks.pop(0)
-        flat = flat.reshape(len(flat), -1)
-        return (flat if flat.shape == tensor.shape else flat.T).astype(bool)
+        flat_mask = masks.pop(0)
+        flat_mask = flat_mask.reshape(len(flat_mask), -1)
+        return (flat_mask if flat_mask.shape == tensor.shape else flat_mask.T).astype(bool)
 
     monkeypatch.setattr(torch, "bernoulli", bernoulli)
     monkeypatch.setattr(formulas, "_mask", mask)
@@ -144,13 +146,15 @@ def test_combine_matches_peft(
 ) -> None:
     """Three LoRAs match on all layer types, except for PEFT's ties with negative weights."""
     weights = WEIGHTS[signs]
-    drawn = use_torch_masks(monkeypatch, method)
+    masks = use_torch_masks(monkeypatch, method)
     density = {"density": 0.6} if method.startswith(PRUNING) else {}
-    truth = theirs(model, folders[EQUAL], weights, combination_type=method, **density)
+    truth = peft_deltas(model, folders[EQUAL], weights, combination_type=method, **density)
     key = {"key": jax.random.key(0)} if "dare" in method else {}
-    actual = ours(model, read(folders[EQUAL]), method=method, weights=weights, **density, **key)
-    error = worst(actual, truth)
-    assert not drawn
+    actual = jaxmix_deltas(
+        model, load_adapters(folders[EQUAL]), method=method, weights=weights, **density, **key
+    )
+    error = largest_difference(actual, truth)
+    assert not masks
     if "ties" in method and signs == "negative":
         assert error > 1e-2  # PEFT's negated adapter votes with entries that it does not add
         return
@@ -167,20 +171,20 @@ def test_unequal_ranks_match_peft(method: str, rank: int | None, model: Any, fol
     if method == "cat" and rank:
         return
     density = {"density": 0.6} if method.startswith(PRUNING) else {}
-    truth = theirs(
+    truth = peft_deltas(
         model, folders[UNEQUAL], weights, combination_type=method, svd_rank=rank, **density
     )
-    adapters = read(folders[UNEQUAL])
+    adapters = load_adapters(folders[UNEQUAL])
     for params in (None, state(model)):
-        how = {"rank": rank, "params": params, **density}
-        actual = ours(model, adapters, method=method, weights=weights, **how)
-        assert worst(actual, truth) < 1e-12
+        options = {"rank": rank, "params": params, **density}
+        actual = jaxmix_deltas(model, adapters, method=method, weights=weights, **options)
+        assert largest_difference(actual, truth) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["ties", "ties_svd"])
 def test_majority_sign_by_frequency_matches_peft(method: str, model: Any, folders: Any) -> None:
     weights, options = WEIGHTS["positive"], {"density": 0.8}
-    truth = theirs(
+    truth = peft_deltas(
         model,
         folders[EQUAL],
         weights,
@@ -188,13 +192,13 @@ def test_majority_sign_by_frequency_matches_peft(method: str, model: Any, folder
         majority_sign_method="frequency",
         **options,
     )
-    adapters = read(folders[EQUAL])
-    actual = ours(
+    adapters = load_adapters(folders[EQUAL])
+    actual = jaxmix_deltas(
         model, adapters, method=method, weights=weights, majority_sign="frequency", **options
     )
-    assert worst(actual, truth) < 1e-12
-    total = ours(model, adapters, method=method, weights=weights, **options)
-    assert worst(total, truth) > 1e-2
+    assert largest_difference(actual, truth) < 1e-12
+    actual_by_total = jaxmix_deltas(model, adapters, method=method, weights=weights, **options)
+    assert largest_difference(actual_by_total, truth) > 1e-2
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if "svd" not in name[:4]])
@@ -204,7 +208,7 @@ def test_unequal_ranks_are_refused_by_both(method: str, model: Any, folders: Any
         return
     density = {} if method == "linear" else {"density": 0.6}
     with pytest.raises(ValueError, match="must have the same r value"):
-        theirs(model, folders[UNEQUAL], [1.0, 1.0, 1.0], combination_type=method, **density)
+        peft_deltas(model, folders[UNEQUAL], [1.0, 1.0, 1.0], combination_type=method, **density)
     key = {"key": jax.random.key(0)} if "dare" in method else {}
     with pytest.raises(jaxmix.errors.AdapterError, match="these have different ranks"):
-        combine(read(folders[UNEQUAL]), method=method, **density, **key)
+        combine(load_adapters(folders[UNEQUAL]), method=method, **density, **key)

@@ -20,17 +20,17 @@ from .nested import Form, nested, save_all
 Record = Callable[[str, object], None]
 
 
-def ours(model: nn.Module, form: Form, folders: list[Path]) -> nn.Module:
+def jaxmix_model(model: nn.Module, form: Form, folders: list[Path]) -> nn.Module:
     """Returns a copy of the model with jaxmix's weights."""
     with jax.enable_x64(True), uncompiled():
         params = state(model)
-        base = params if form.reads else None
+        base = params if form.needs_base else None
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
         weights = jaxmix.compose(params, adapters, layout=layout(model))
         tensors = {name: torch.from_numpy(np.array(w)) for name, w in weights.items()}
-    twin = build(NETS[form.net])
-    twin.load_state_dict(tensors)
-    return twin.eval()
+    composed_model = build(NETS[form.net])
+    composed_model.load_state_dict(tensors)
+    return composed_model.eval()
 
 
 def record(record_property: Record, form: Form, errors: list[float]) -> None:
@@ -45,12 +45,12 @@ def test_form_matches_peft(form: Form, tmp_path: Path, record_property: Record) 
     """The composed weights, run in torch, match PEFT's forward."""
     model, x = build(NETS[form.net]), inputs(NETS[form.net])
     folders = save_all(model, form, tmp_path)
-    stacks = [folders[1:2]] + ([folders] if form.nests else [])
+    stacks = [folders[1:2]] + ([folders] if form.is_nested else [])
     errors = []
     for stack in stacks:
         truth = forward(nested(model, stack), x)
-        errors.append(difference(forward(ours(model, form, stack), x), truth))
-        # The adapter changes the output.
+        errors.append(difference(forward(jaxmix_model(model, form, stack), x), truth))
+        # Otherwise the comparison would prove nothing.
         assert difference(forward(model, x), truth) > 1e-2
     record(record_property, form, errors)
     assert max(errors) < form.tolerance, errors

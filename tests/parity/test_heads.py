@@ -7,7 +7,7 @@ import pytest
 from ..heads import FILE, TASKS, described
 
 TABLE = json.loads(FILE.read_text())
-_MAPPINGS = {abbreviation: name for name, abbreviation in TASKS.items()}
+_MAPPINGS = {task: name for name, task in TASKS.items()}
 
 
 @pytest.mark.filterwarnings("default")

@@ -9,7 +9,7 @@ from ..uncompiled import uncompiled
 from .harness import TOLERANCE, difference, forward, type_of
 from .layer_cases import CASES, Case
 from .ours import jaxmix_model
-from .truth import make
+from .truth import run_peft
 
 Record = Callable[[str, object], None]
 
@@ -17,17 +17,17 @@ Record = Callable[[str, object], None]
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_layer_matches_peft(case: Case, tmp_path: Path, record_property: Record) -> None:
     """The composed weights, run in torch, match PEFT's forward."""
-    truth = make(case, tmp_path)
-    # The goldens compare the same cases compiled.
+    truth = run_peft(case, tmp_path)
+    # The goldens compare the same cases with compiled programs.
     with uncompiled():
-        twin = jaxmix_model(truth.model, truth.folders)
-    error = difference(forward(twin, truth.x), truth.output)
+        composed_model = jaxmix_model(truth.model, truth.folders)
+    error = difference(forward(composed_model, truth.x), truth.output)
     record_property("parity_cases", 1)
     record_property("parity_worst", error)
     if len(case.adapters) == 1:
         kind = type_of(case.configs()[0])
         record_property("parity_type", (kind, case.net, [error]))
     assert error < TOLERANCE
-    # The adapter changes the output, except in the rows that should change almost nothing.
-    moved = difference(forward(truth.model, truth.x), truth.output)
-    assert moved > 1e-2 or case.name in ("oft-neumann1", "oft-coft-default_eps")
+    # Without a change the comparison would prove nothing; two cases change almost nothing.
+    change = difference(forward(truth.model, truth.x), truth.output)
+    assert change > 1e-2 or case.name in ("oft-neumann1", "oft-coft-default_eps")

@@ -1,4 +1,4 @@
-"""transformers opens a base merged with an adapter that brings a head."""
+"""transformers opens a base merged with an adapter that contains a head."""
 
 import json
 from collections.abc import Callable
@@ -100,11 +100,11 @@ CASES: dict[str, tuple[str, Callable[[], Any], str, str, list[str], list[str] | 
 
 def fill(model: Any, seed: int, only: str = "") -> Any:
     """Fills the parameters whose names contain `only` with random numbers of a seed."""
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
             if only in name:
-                leaf.copy_(torch.randn(leaf.shape, generator=draw) * 0.3)
+                leaf.copy_(torch.randn(leaf.shape, generator=generator) * 0.3)
     return model.eval()
 
 
@@ -113,18 +113,18 @@ def logits(model: Any) -> np.ndarray:
     ids = torch.tensor([[3, 5, 7, 9, 11, 2, 1]])
     with torch.no_grad():
         out = model.double()(input_ids=ids)
-    both = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits])
-    return both.numpy()
+    output = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits])
+    return output.numpy()
 
 
-def made(name: str, folder: Path) -> tuple[Path, Any, np.ndarray]:
+def save_base_and_adapter(name: str, folder: Path) -> tuple[Path, Any, np.ndarray]:
     """Saves a base and an adapter; returns the folder, the adapter and PEFT's logits."""
     base_class, config, adapted, task, targets, saved = CASES[name]
-    made_config = config()
-    base = fill(getattr(hf, base_class)(made_config), 0)
+    base_config = config()
+    base = fill(getattr(hf, base_class)(base_config), 0)
     base.save_pretrained(folder / "base", max_shard_size="8KB")
     count = 2 if task == "QUESTION_ANS" else LABELS
-    reloaded = type(made_config).from_pretrained(folder / "base", num_labels=count)
+    reloaded = type(base_config).from_pretrained(folder / "base", num_labels=count)
     model = getattr(hf, adapted).from_pretrained(folder / "base", config=reloaded)
     if model.base_model_prefix not in base.state_dict() and task == "QUESTION_ANS":
         body = base.base_model.state_dict()
@@ -137,7 +137,7 @@ def made(name: str, folder: Path) -> tuple[Path, Any, np.ndarray]:
     model = fill(fill(peft.get_peft_model(model, lora_config), 1, "lora_"), 2, "modules_to_save")
     model.save_pretrained(folder / "adapter")
     adapter = jaxmix.load(folder / "adapter")
-    # The task of the adapter's config, for readers that drop it.
+    # Sets the task again, since some readers drop it.
     object.__setattr__(adapter, "metadata", {"task_type": task})
     return folder / "base", adapter, logits(model)
 
@@ -146,15 +146,15 @@ def made(name: str, folder: Path) -> tuple[Path, Any, np.ndarray]:
 @pytest.mark.parametrize("name", CASES)
 def test_merged_head_opens_in_transformers(name: str, tmp_path: Path) -> None:
     """No key is missing or unexpected, and the logits match PEFT's."""
-    base, adapter, expected = made(name, tmp_path)
+    base, adapter, expected = save_base_and_adapter(name, tmp_path)
     adapted, task = CASES[name][2:4]
     out = tmp_path / "out"
     merged = jaxmix.merge_checkpoint(base, adapter, out, verify=True, new_head=True)
     assert merged.new_head == adapted
     model, loading = getattr(hf, adapted).from_pretrained(out, output_loading_info=True)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    error = np.abs(logits(model) - expected).max() / np.abs(expected).max()
-    assert error < 1e-5
+    relative_error = np.abs(logits(model) - expected).max() / np.abs(expected).max()
+    assert relative_error < 1e-5
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == [adapted]
     if task != "QUESTION_ANS":

@@ -1,4 +1,4 @@
-"""The NumPy reference matches PEFT's forward: every family, pair, and form of every layer."""
+"""The NumPy reference matches PEFT's forward for all families, pairs and layer types."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from .harness import TOLERANCE, TorchNet, difference, forward, inputs, mixed_mod
 from .layer_cases import CASES, Case
 from .numpy_fold import fold
 from .stacks import ADDITIVE_AND_OFT, KINDS, folders_of
-from .truth import make
+from .truth import run_peft
 
 
 def test_numpy_network_matches_torch(mlp: TorchNet) -> None:
@@ -32,6 +32,6 @@ def test_fold_matches_pairs(kind: str, mlp: TorchNet, saved: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fold_matches_layers(case: Case, tmp_path: Path) -> None:
     """Each row of the table of layer types matches."""
-    truth = make(case, tmp_path)
+    truth = run_peft(case, tmp_path)
     actual = run(truth.net, fold(state(truth.model), truth.folders), truth.x)
     assert difference(actual, truth.output) < TOLERANCE

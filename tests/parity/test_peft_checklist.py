@@ -25,6 +25,7 @@ from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.errors import JaxmixError
 
 from ..goldens.nets import Layer, Net, run
+from ..messages import full_text
 from .harness import (
     TOLERANCE,
     TorchNet,
@@ -77,7 +78,7 @@ def peft_output(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
         return run(NET, fold(state(model), folders), X)
 
 
-def ours(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
+def checked_output(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
     """Returns the output with jaxmix's weights, after checking it against PEFT."""
     output = forward(jaxmix_model(model, folders), X)
     assert np.isfinite(output).all()
@@ -85,13 +86,13 @@ def ours(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
     return output
 
 
-def differ(*outputs: np.ndarray) -> bool:
+def are_distinct(*outputs: np.ndarray) -> bool:
     """Returns whether all outputs are distinct."""
     pairs = itertools.combinations(outputs, 2)
     return all(difference(a, b) > DISTINCT for a, b in pairs)
 
 
-def same(a: np.ndarray, b: np.ndarray) -> bool:
+def are_equal(a: np.ndarray, b: np.ndarray) -> bool:
     """Returns whether two outputs are equal up to rounding."""
     return difference(a, b) < TOLERANCE
 
@@ -109,74 +110,76 @@ class Pair:
     reversed: np.ndarray
 
 
-def pair(kinds: tuple[str, str], targets: tuple[str, str], root: Path) -> Pair:
+def save_pair(kinds: tuple[str, str], targets: tuple[str, str], root: Path) -> Pair:
     """Saves both adapters with PEFT and runs all combinations with jaxmix."""
     model = build(NET)
     a, b = root / "adapter0", root / "adapter1"
     for seed, (kind, target, folder) in enumerate(zip(kinds, targets, (a, b), strict=True)):
         save_adapter(model, config(kind, target), folder, seed=seed)
-    alone = (ours(model, [a]), ours(model, [b]))
-    ordered, reversed_ = ours(model, [a, b]), ours(model, [b, a])
+    alone = (checked_output(model, [a]), checked_output(model, [b]))
+    ordered, reversed_ = checked_output(model, [a, b]), checked_output(model, [b, a])
     return Pair(model, kinds, (a, b), forward(model, X), alone, ordered, reversed_)
 
 
-@pytest.fixture(params=[(k, p) for p in PLACES for k in PAIRS], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    params=[(k, pair) for pair in PLACES for k in PAIRS], ids=lambda pair: f"{pair[0]}-{pair[1]}"
+)
 def row(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Pair]:
-    """A pair of families and its layers."""
+    """Returns the place of two adapters, and the adapters of two families."""
     kinds, place = request.param
-    return place, pair(kinds, PLACES[place], tmp_path)
+    return place, save_pair(kinds, PLACES[place], tmp_path)
 
 
 def test_pair_of_families(row: tuple[str, Pair]) -> None:
-    """Outputs are distinct; additive pairs commute, rotations do not; last-layer deltas add up."""
-    place, p = row
-    assert differ(p.base, *p.alone, p.ordered)
-    assert differ(p.base, *p.alone, p.reversed)
-    rotates = "oft" in p.kinds
-    assert same(p.ordered, p.reversed) == (place == "apart" or not rotates)
-    summed = p.base + (p.alone[0] - p.base) + (p.alone[1] - p.base)
+    """Additive pairs commute and rotations do not; in the last layer, changes add up."""
+    place, pair = row
+    assert are_distinct(pair.base, *pair.alone, pair.ordered)
+    assert are_distinct(pair.base, *pair.alone, pair.reversed)
+    rotates = "oft" in pair.kinds
+    assert are_equal(pair.ordered, pair.reversed) == (place == "apart" or not rotates)
+    summed = pair.base + (pair.alone[0] - pair.base) + (pair.alone[1] - pair.base)
     # An update after a rotation adds to its delta; one before the rotation is rotated too.
-    assert same(p.ordered, summed) == (place == "last" and p.kinds[1] != "oft")
-    _check_reversed_activation(place, p)
-    _check_merge(place, p)
-    _check_off(p)
+    assert are_equal(pair.ordered, summed) == (place == "last" and pair.kinds[1] != "oft")
+    _check_reversed_activation(place, pair)
+    _check_merge(place, pair)
+    _check_strength_zero(pair)
 
 
-def _check_reversed_activation(place: str, p: Pair) -> None:
-    """`set_adapter` in the other order changes PEFT's output only within one OFT wrapper."""
-    if p.kinds[0] == "shira" and p.kinds[1] != "shira" and place != "apart":
+def _check_reversed_activation(place: str, pair: Pair) -> None:
+    """Checks that `set_adapter` in reverse order matters only for OFTs in one wrapper."""
+    if pair.kinds[0] == "shira" and pair.kinds[1] != "shira" and place != "apart":
         return  # PEFT can't load the second adapter first
-    mixed = mixed_model(p.model, p.folders[::-1])
+    mixed = mixed_model(pair.model, pair.folders[::-1])
     with exact():
         mixed.set_adapter(["adapter1", "adapter0"])
     activated = forward(mixed, X)
-    one_wrapper = p.kinds == ("oft", "oft") and place != "apart"
-    assert same(activated, p.ordered if one_wrapper else p.reversed)
+    one_wrapper = pair.kinds == ("oft", "oft") and place != "apart"
+    assert are_equal(activated, pair.ordered if one_wrapper else pair.reversed)
 
 
-def _check_merge(place: str, p: Pair) -> None:
-    """Our merged weights equal PEFT's if PEFT's merge equals its forward."""
-    if p.kinds[1] == "shira" and p.kinds[0] != "shira" and place != "apart":
+def _check_merge(place: str, pair: Pair) -> None:
+    """Checks that our merged weights equal PEFT's, if PEFT's merge equals its forward."""
+    if pair.kinds[1] == "shira" and pair.kinds[0] != "shira" and place != "apart":
         return  # PEFT can't load this order
-    if p.kinds == ("oft", "oft") and place != "apart":
+    if pair.kinds == ("oft", "oft") and place != "apart":
         return  # PEFT's merge is wrong here: see docs/peft_divergence.md
     with exact():
-        merged = mixed_model(p.model, p.folders).merge_and_unload()
-    assert same(p.ordered, forward(merged, X))
+        merged = mixed_model(pair.model, pair.folders).merge_and_unload()
+    assert are_equal(pair.ordered, forward(merged, X))
 
 
-def _check_off(p: Pair) -> None:
-    """Composing changes no argument, and strength 0 gives the base."""
-    params = state(p.model)
+def _check_strength_zero(pair: Pair) -> None:
+    """Checks that composing changes no argument, and that strength 0 gives the base."""
+    params = state(pair.model)
     before = {name: leaf.copy() for name, leaf in params.items()}
-    composed(params, p.folders)
+    composed(params, pair.folders)
     assert all(np.array_equal(params[name], before[name]) for name in params)
     with jax.enable_x64(True):
-        a, b = (jaxmix.load(folder) for folder in p.folders)
-        off = jaxmix.compose(params, [0.0 * a, 0.0 * b])
-        none = jaxmix.compose(params, [])
-    assert all(same(np.asarray(off[name]), before[name]) for name in params)
-    assert all(none[name] is params[name] for name in params)
+        a, b = (jaxmix.load(folder) for folder in pair.folders)
+        with_strength_0 = jaxmix.compose(params, [0.0 * a, 0.0 * b])
+        with_no_adapters = jaxmix.compose(params, [])
+    assert all(are_equal(np.asarray(with_strength_0[name]), before[name]) for name in params)
+    assert all(with_no_adapters[name] is params[name] for name in params)
 
 
 NESTED = [
@@ -190,66 +193,74 @@ WIDER = [("shira", ("lin0", "lin1")), *NESTED[:3], ("oft", ("lin0", "lin1")), *N
          ("oft", ("lin0",)), ("oft", ("lin1", "lin0"))]  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"])
-def test_many_adapters_match(recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path) -> None:
-    """All adapters, two of them and none give distinct outputs that match."""
+@pytest.mark.parametrize(
+    "adapters_and_targets", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"]
+)
+def test_many_adapters_match(
+    adapters_and_targets: list[tuple[str, tuple[str, ...]]], tmp_path: Path
+) -> None:
+    """Outputs match and are distinct for all adapters, for two of them, and for none."""
     model, folders = build(NET), []
-    for i, (kind, targets) in enumerate(recipe):
+    for i, (kind, targets) in enumerate(adapters_and_targets):
         folders.append(tmp_path / f"adapter{i}")
         save_adapter(model, config(kind, *targets), folders[-1], seed=i)
-    everything = ours(model, folders)
-    subset = ours(model, [folders[1], folders[3]])
-    assert differ(forward(model, X), everything, subset)
-    if recipe is NESTED:  # all additive: PEFT's merge is right
+    all_active = checked_output(model, folders)
+    subset = checked_output(model, [folders[1], folders[3]])
+    assert are_distinct(forward(model, X), all_active, subset)
+    if adapters_and_targets is NESTED:  # all additive: PEFT's merge is right
         mixed = mixed_model(model, folders)
         with exact():
             merged = mixed.merge_and_unload(adapter_names=["adapter1", "adapter3"])
-        assert same(subset, forward(merged, X))
+        assert are_equal(subset, forward(merged, X))
 
 
-@pytest.mark.parametrize("recipe", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"])
+@pytest.mark.parametrize(
+    "adapters_and_targets", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"]
+)
 def test_inactive_adapters_have_strength_0(
-    recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path
+    adapters_and_targets: list[tuple[str, tuple[str, ...]]], tmp_path: Path
 ) -> None:
     """PEFT with some loaded adapters active matches jaxmix with the others at strength 0.
 
     Loading only the active ones differs: an inactive wrapper keeps rotations apart.
     """
     model, folders = build(NET), []
-    for i, (kind, targets) in enumerate(recipe):
+    for i, (kind, targets) in enumerate(adapters_and_targets):
         folders.append(tmp_path / f"adapter{i}")
         save_adapter(model, config(kind, *targets), folders[-1], seed=i)
-    mixed, twin = mixed_model(model, folders), copy.deepcopy(model)
+    mixed, composed_model = mixed_model(model, folders), copy.deepcopy(model)
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
-    for some in itertools.combinations(range(len(folders)), 3):
+    for active in itertools.combinations(range(len(folders)), 3):
         with exact():
-            mixed.set_adapter([f"adapter{i}" for i in some])
+            mixed.set_adapter([f"adapter{i}" for i in active])
         with jax.enable_x64(True):
-            stack = peft_stack([float(i in some) * a for i, a in enumerate(adapters)])
+            stack = peft_stack([float(i in active) * a for i, a in enumerate(adapters)])
             weights = jaxmix.compose(state(model), [stack])
-        twin.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
-        assert same(forward(twin, X), forward(mixed, X)), some
+        composed_model.load_state_dict(
+            {k: torch.from_numpy(np.array(w)) for k, w in weights.items()}
+        )
+        assert are_equal(forward(composed_model, X), forward(mixed, X)), active
 
 
 @pytest.mark.parametrize("kinds", [("lora", "loha"), ("lora", "oft"), ("oft", "lokr")], ids=str)
 def test_deleted_adapter_is_added_outermost(kinds: tuple[str, str], tmp_path: Path) -> None:
     """A deleted adapter has no effect; added again, it becomes the outermost."""
-    p = pair(kinds, ("lin0", "lin0"), tmp_path)
-    mixed = mixed_model(p.model, p.folders)
+    pair = save_pair(kinds, ("lin0", "lin0"), tmp_path)
+    mixed = mixed_model(pair.model, pair.folders)
     with exact():
         mixed.delete_adapter("adapter0")
-    assert same(p.alone[1], forward(mixed, X))
+    assert are_equal(pair.alone[1], forward(mixed, X))
     with exact():
-        mixed.add_adapter("adapter0", peft.PeftConfig.from_pretrained(str(p.folders[0])))
-        tensors = peft.utils.load_peft_weights(str(p.folders[0]), device="cpu")
+        mixed.add_adapter("adapter0", peft.PeftConfig.from_pretrained(str(pair.folders[0])))
+        tensors = peft.utils.load_peft_weights(str(pair.folders[0]), device="cpu")
         peft.set_peft_model_state_dict(mixed, tensors, adapter_name="adapter0")
         mixed.set_adapter(["adapter0", "adapter1"])
-    assert same(p.reversed, forward(mixed, X))
+    assert are_equal(pair.reversed, forward(mixed, X))
     with exact():
         mixed.delete_adapter("adapter0")
         mixed.delete_adapter("adapter1")
-    assert same(p.base, forward(mixed, X))
+    assert are_equal(pair.base, forward(mixed, X))
 
 
 @pytest.mark.parametrize("kinds", [("lora", "loha"), ("oft", "lora"), ("shira", "lora")], ids=str)
@@ -263,9 +274,11 @@ def test_later_saved_module_wins(kinds: tuple[str, str], tmp_path: Path) -> None
         mixed_model(model, folders)
     weights, last = composed(state(model), folders), composed(state(model), folders[1:])
     assert np.array_equal(weights["lin1.weight"], last["lin1.weight"])
-    assert same(forward(jaxmix_model(model, folders), X), run(NET, fold(state(model), folders), X))
+    assert are_equal(
+        forward(jaxmix_model(model, folders), X), run(NET, fold(state(model), folders), X)
+    )
     for folder in folders:
-        ours(model, [folder])
+        checked_output(model, [folder])
 
 
 def test_duplicate_names_are_refused(tmp_path: Path) -> None:
@@ -273,7 +286,14 @@ def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     model = build(NET)
     save_adapter(model, config("oft", "lin0"), tmp_path / "a", seed=0)
     a, b = (jaxmix.load(tmp_path / "a", name="twin") for _ in range(2))
-    with pytest.raises(JaxmixError, match="twin"):
+    with pytest.raises(
+        JaxmixError,
+        match=full_text(
+            "two adapters of a mix have the name 'twin'. Give each its "
+            "own: jaxmix.load(…, name='other') or "
+            "adapter.renamed('other')."
+        ),
+    ):
         jaxmix.mix(a, b)
 
 
@@ -303,15 +323,23 @@ def test_prefix_tuning_is_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
     prompt = {"prompt_embeddings": np.zeros((2, 8), np.float32)}
     save_file(prompt, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(JaxmixError, match="PREFIX_TUNING"):
+    with pytest.raises(
+        JaxmixError,
+        match=full_text(
+            f"{tmp_path}/adapter_config.json: peft_type 'PREFIX_TUNING' is "
+            "refused: it adds tokens or key-value pairs to the input and "
+            "changes no weight, so it can't be part of a mix of weights. "
+            "Keep it in PEFT."
+        ),
+    ):
         jaxmix.load(tmp_path)
 
 
 DECODER = [("shira", 1), ("lora", 2), ("oft", 3), ("loha", 4), ("adalora", 5), ("lokr", 6)]
 
 
-@pytest.mark.parametrize("recipe", [DECODER[1:], DECODER, DECODER[:1:-1]], ids=len)
-def test_generated_tokens_match(recipe: list[tuple[str, int]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kinds_and_seeds", [DECODER[1:], DECODER, DECODER[:1:-1]], ids=len)
+def test_generated_tokens_match(kinds_and_seeds: list[tuple[str, int]], tmp_path: Path) -> None:
     """A small OPT generates the tokens of PEFT's mixed model after each added adapter."""
     torch.manual_seed(0)
     with exact():
@@ -329,27 +357,27 @@ def test_generated_tokens_match(recipe: list[tuple[str, int]], tmp_path: Path) -
         ).eval()
     tokens, mask = torch.tensor([[5, 6, 7], [5, 8, 5]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
 
-    def write(decoder: Any) -> np.ndarray:
+    def generate(decoder: Any) -> np.ndarray:
         with exact():
             out = decoder.generate(
                 input_ids=tokens, attention_mask=mask, max_new_tokens=8, do_sample=False
             )
         return out.numpy()
 
-    base, folders, generated = write(model), [], []
-    for kind, seed in recipe:
+    base, folders, generated = generate(model), [], []
+    for kind, seed in kinds_and_seeds:
         folders.append(tmp_path / kind)
         save_adapter(model, config(kind, "q_proj", "v_proj", "fc1"), folders[-1], seed=seed)
-        twin, mixed = jaxmix_model(model, folders), mixed_model(model, folders)
-        assert same(forward(twin, tokens.numpy()), forward(mixed, tokens.numpy()))
-        generated.append(write(twin))
-        assert np.array_equal(generated[-1], write(mixed))
+        composed_model, mixed = jaxmix_model(model, folders), mixed_model(model, folders)
+        assert are_equal(forward(composed_model, tokens.numpy()), forward(mixed, tokens.numpy()))
+        generated.append(generate(composed_model))
+        assert np.array_equal(generated[-1], generate(mixed))
     assert any(not np.array_equal(base, out) for out in generated)
-    assert np.array_equal(base, write(model))
+    assert np.array_equal(base, generate(model))
 
 
 def test_peft_stack_of_one_changes_nothing(tmp_path: Path) -> None:
-    """A single adapter has no run of rotations to reverse."""
+    """A single rotation needs no reversal."""
     model = build(NET)
     save_adapter(model, config("oft", "lin0", "lin1"), tmp_path / "a", seed=0)
     with jax.enable_x64(True):

@@ -81,11 +81,11 @@ CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], dict[str, Any]]] 
 
 def fill(model: Any) -> Any:
     """Fills what PEFT trains with random numbers."""
-    draw = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for leaf in model.parameters():
             if leaf.requires_grad:
-                leaf.copy_(torch.randn(leaf.shape, generator=draw) * 0.3)
+                leaf.copy_(torch.randn(leaf.shape, generator=generator) * 0.3)
     return model.eval()
 
 
@@ -102,9 +102,9 @@ def logits(model: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", CASES)
 def test_resized_merge_opens_in_transformers(name: str, tmp_path: Path) -> None:
     """No key is missing or misshaped, and the logits match PEFT's."""
-    make, rows, lora_options, options = CASES[name]
-    cls = type(fill(make()))
-    fill(make()).save_pretrained(tmp_path / "base")
+    make_model, rows, lora_options, options = CASES[name]
+    cls = type(fill(make_model()))
+    fill(make_model()).save_pretrained(tmp_path / "base")
     base = cls.from_pretrained(tmp_path / "base")
     base.resize_token_embeddings(rows, mean_resizing=False)
     model = fill(peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=6, **lora_options)))

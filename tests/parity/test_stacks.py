@@ -20,7 +20,7 @@ Record = Callable[[str, object], None]
 
 
 def compare(
-    model: TorchNet, saved: Path, selected: list[tuple[str, ...]], record: Record
+    model: TorchNet, saved: Path, selected: list[tuple[str, ...]], record_property: Record
 ) -> tuple[int, int]:
     """Compares all stacks and lists those that differ; returns (compared, refused by PEFT)."""
     errors, refused = {}, []
@@ -39,16 +39,16 @@ def compare(
     assert all("shira" in stack[1:] for stack in refused)
     lines = "\n".join(f"  {' -> '.join(s)}: {e:.1e}" for s, e in list(mismatched.items())[:40])
     assert not mismatched, f"{len(mismatched)} of {len(errors)} stacks differ from PEFT:\n{lines}"
-    record("parity_cases", len(errors))
-    record("parity_worst", max(errors.values(), default=0.0))
+    record_property("parity_cases", len(errors))
+    record_property("parity_worst", max(errors.values(), default=0.0))
     return len(errors), len(refused)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_match(kind: str, mlp: TorchNet, saved: Path, record_property: Record) -> None:
     """Every single adapter and every ordered pair of the seven families match."""
-    singles = [(kind,) * n for n in range(1, 5)]
-    selected = singles + [(kind, other) for other in KINDS if other != kind]
+    repeated_adapters = [(kind,) * n for n in range(1, 5)]
+    selected = repeated_adapters + [(kind, other) for other in KINDS if other != kind]
     compared, refused = compare(mlp, saved, selected, record_property)
     assert (compared, refused) == ((10, 0) if kind == "shira" else (9, 1))
 
@@ -73,7 +73,7 @@ def test_quadruples_match(
 
 
 def test_wrong_order_is_detected(mlp: TorchNet, saved: Path) -> None:
-    """Another order gives another output, so the comparisons above can fail."""
+    """Another order gives another output, so the tests above can fail."""
     for stack in (("lora", "oft"), ("oft", "oft"), ("oft", "loha"), ("dora", "adalora")):
         folders = [saved / name for name in folders_of(stack)]
         truth = forward(mixed_model(mlp, folders), X)
@@ -91,5 +91,5 @@ def test_mix_applies_adapters_in_the_given_order(mlp: TorchNet, saved: Path) -> 
     site = "layers.1.lin.weight"
     assert difference(np.asarray(in_given_order[site]), np.asarray(steps[site])) < TOLERANCE
     truth = forward(mixed_model(mlp, folders), X)
-    twin = forward(jaxmix_model(mlp, folders), X)
-    assert difference(twin, truth) < TOLERANCE
+    output = forward(jaxmix_model(mlp, folders), X)
+    assert difference(output, truth) < TOLERANCE

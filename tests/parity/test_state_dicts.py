@@ -1,4 +1,4 @@
-"""The state dict of a model in training is read like PEFT's own file."""
+"""A state dict saved during training loads like PEFT's own file."""
 
 import copy
 import warnings
@@ -83,7 +83,7 @@ class Net(nn.Module):
 NAME = "style"
 
 
-def saved(folder: Path, config: peft.PeftConfig) -> tuple[Any, Path]:
+def save_adapter(folder: Path, config: peft.PeftConfig) -> tuple[Any, Path]:
     """Saves an adapter with random values; returns the model and PEFT's file."""
     rng = np.random.default_rng(1)
     with warnings.catch_warnings(), torch.no_grad():
@@ -101,39 +101,38 @@ def params() -> dict[str, np.ndarray]:
     return {key: value.detach().numpy() for key, value in Net().state_dict().items()}
 
 
-def dumped(model: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def state_dicts(model: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the adapter's part of the state dict, as PEFT saves it, and the whole dict."""
     state = {k: x.clone() for k, x in model.state_dict().items() if "ranknum" not in k}
-    own_tensors = {key: tensor for key, tensor in state.items() if f".{NAME}" in key}
-    expected_keys = {key.replace(f".{NAME}", "") for key in own_tensors}
+    adapter_tensors = {key: tensor for key, tensor in state.items() if f".{NAME}" in key}
+    expected_keys = {key.replace(f".{NAME}", "") for key in adapter_tensors}
     expected_keys |= {key.removesuffix(".weight") for key in expected_keys}
-    computed = {key: x for key, x in load_file(file).items() if key not in expected_keys}
-    return computed | own_tensors, computed | state
+    not_in_state_dict = {key: x for key, x in load_file(file).items() if key not in expected_keys}
+    return not_in_state_dict | adapter_tensors, not_in_state_dict | state
 
 
-@pytest.mark.parametrize("form", CONFIGS)
-def test_adapter_name_in_keys_is_removed(form, tmp_path):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_adapter_name_in_keys_is_removed(name, tmp_path):
     """Keys with the adapter's name give the same adapter, also next to the model's other keys."""
-    model, file = saved(tmp_path, CONFIGS[form])
+    model, file = save_adapter(tmp_path, CONFIGS[name])
     expected = jaxmix.load(file.parent, base=params())
-    own_tensors, everything = dumped(model, file)
-    save_file(own_tensors, file)
+    adapter_tensors, whole_state_dict = state_dicts(model, file)
+    save_file(adapter_tensors, file)
     loaded = jaxmix.load(file.parent, base=params())
     assert loaded.sites == expected.sites
     assert jax.tree.structure(loaded) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         assert np.array_equal(ours, theirs)
-    save_file(everything, file)
+    save_file(whole_state_dict, file)
     assert set(jaxmix.load(file.parent, base=params()).sites) >= set(expected.sites)
 
 
-@pytest.mark.parametrize("form", ["dora", "ln_tuning", "loha", "oft", "saved", "tokens_beside"])
-def test_base_leaves_in_the_file_are_harmless(form, tmp_path):
-    """The base's leaves in the file change nothing."""
-    model, file = saved(tmp_path, CONFIGS[form])
+@pytest.mark.parametrize("name", ["dora", "ln_tuning", "loha", "oft", "saved", "tokens_beside"])
+def test_base_leaves_in_the_file_are_harmless(name, tmp_path):
+    model, file = save_adapter(tmp_path, CONFIGS[name])
     base = params()
     expected = jaxmix.compose(base, jaxmix.load(file.parent))
-    save_file(dumped(model, file)[1], file)
+    save_file(state_dicts(model, file)[1], file)
     loaded = jaxmix.compose(base, jaxmix.load(file.parent))
     for key, leaf in expected.items():
         assert np.allclose(loaded[key], leaf, atol=1e-6), key

@@ -1,4 +1,4 @@
-"""Trained tokens of a LoRA around an OFT and a LoHa, nested by hand."""
+"""A LoRA with trained tokens matches PEFT around an OFT and a LoHa, nested by hand."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from .nested import nested
 
 
 def test_nested_trained_tokens_match(tmp_path: Path) -> None:
-    """PEFT's mixed model loads no trained tokens, but nested wrappers work and match."""
-    net, two = NETS["embedding"], {"target_modules": ["two"]}
+    """PEFT's mixed model can't load trained tokens, but nested wrappers can."""
+    net, on_two = NETS["embedding"], {"target_modules": ["two"]}
     model, x = build(net), inputs(net)
     configs = [
-        peft.OFTConfig(oft_block_size=2, **two),
-        peft.LoHaConfig(r=2, alpha=3, **two),
-        peft.LoraConfig(r=3, trainable_token_indices={"one": [1, 4, 9]}, **two),
+        peft.OFTConfig(oft_block_size=2, **on_two),
+        peft.LoHaConfig(r=2, alpha=3, **on_two),
+        peft.LoraConfig(r=3, trainable_token_indices={"one": [1, 4, 9]}, **on_two),
     ]
     folders = [tmp_path / str(i) for i in range(3)]
     for i, (config, folder) in enumerate(zip(configs, folders, strict=True)):
@@ -29,7 +29,9 @@ def test_nested_trained_tokens_match(tmp_path: Path) -> None:
     truth = forward(nested(model, folders), x)
     with jax.enable_x64(True):
         weights = jaxmix.compose(state(model), [jaxmix.load(folder) for folder in folders])
-    twin = build(net)
-    twin.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
-    assert difference(forward(twin.eval(), x), truth) < TOLERANCE
+    composed_model = build(net)
+    composed_model.load_state_dict(
+        {name: torch.from_numpy(np.array(w)) for name, w in weights.items()}
+    )
+    assert difference(forward(composed_model.eval(), x), truth) < TOLERANCE
     assert difference(forward(nested(model, folders[:2]), x), truth) > 1e-2

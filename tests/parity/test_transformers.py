@@ -71,7 +71,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _without_float32(model: nn.Module) -> None:
+def _replace_norms_in_float32(model: nn.Module) -> None:
     """Replaces Llama's norms, which round to float32 and would hide differences."""
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "LlamaRMSNorm":
@@ -82,21 +82,21 @@ def _without_float32(model: nn.Module) -> None:
             model.get_submodule(parent).set_submodule(last, norm)
 
 
-def pristine(kind: str) -> nn.Module:
-    """Returns the model with larger weights, because transformers' own hide differences."""
+def model_with_large_weights(kind: str) -> nn.Module:
+    """Returns the model with large weights; transformers' small ones would hide differences."""
     torch.manual_seed(7)
     with exact():
         model = MODELS[kind]().double().eval()
-        _without_float32(model)
+        _replace_norms_in_float32(model)
         for param in model.parameters():
             param.copy_(torch.randn_like(param) * 0.2 + (param.ndim == 1 and 0.9))
     return model
 
 
-_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _LORA: dict[str, Any] = {"r": 3, "lora_alpha": 5}
-_ADA: dict[str, Any] = {"init_r": 3, "lora_alpha": 4, "total_step": 10}
-_FAN = {"fan_in_fan_out": True}
+_ADALORA: dict[str, Any] = {"init_r": 3, "lora_alpha": 4, "total_step": 10}
+_FAN_IN = {"fan_in_fan_out": True}
 Spec = tuple[type[PeftConfig], dict[str, Any]]
 
 
@@ -113,7 +113,7 @@ def _lokr(targets: Any, **options: Any) -> Spec:
 
 
 def _ada(targets: Any, **options: Any) -> Spec:
-    return AdaLoraConfig, {"target_modules": targets, **_ADA, **options}
+    return AdaLoraConfig, {"target_modules": targets, **_ADALORA, **options}
 
 
 def _oft(targets: Any, **options: Any) -> Spec:
@@ -125,35 +125,51 @@ _EMB = ["embed_tokens", "lm_head"]
 _BERT = ["query", "key", "value", "dense"]
 
 CASES: dict[str, tuple[str, list[Spec]]] = {
-    "llama-lora-all": ("llama", [_lora(_ALL, use_rslora=True)]),
+    "llama-lora-all": ("llama", [_lora(_LAYERS, use_rslora=True)]),
     "llama-dora-all_linear": ("llama", [_lora("all-linear", use_dora=True)]),
-    "llama-five": ("llama", [_lora(_ALL), _loha(_QV), _lokr(_ALL), _ada(_QV), _oft(_ALL)]),
-    "llama-five_back": ("llama", [_oft(_ALL), _ada(_QV), _lokr(_ALL), _loha(_QV), _lora(_ALL)]),
+    "llama-five": ("llama", [_lora(_LAYERS), _loha(_QV), _lokr(_LAYERS), _ada(_QV), _oft(_LAYERS)]),
+    "llama-five_back": (
+        "llama",
+        [_oft(_LAYERS), _ada(_QV), _lokr(_LAYERS), _loha(_QV), _lora(_LAYERS)],
+    ),
     "llama-six": (
         "llama",
-        [(Shira, {"target_modules": _ALL, "r": 1}), _oft(_QV), _oft(_ALL), _lora(_QV), _loha(_ALL)],
+        [
+            (Shira, {"target_modules": _LAYERS, "r": 1}),
+            _oft(_QV),
+            _oft(_LAYERS),
+            _lora(_QV),
+            _loha(_LAYERS),
+        ],
     ),
-    "llama-oft_apart": ("llama", [_oft(_ALL), _lora(_QV), _oft(_ALL, oft_block_size=2)]),
+    "llama-oft_apart": ("llama", [_oft(_LAYERS), _lora(_QV), _oft(_LAYERS, oft_block_size=2)]),
     "llama-embedding": ("llama", [_lora([*_EMB, "q_proj"]), _oft(["embed_tokens", "v_proj"])]),
     "llama-embedding_oft2": ("llama", [_oft(["embed_tokens"]), _oft(["embed_tokens", "q_proj"])]),
-    "llama-embedding_dora": ("llama", [_lora(["embed_tokens"], use_dora=True), _lokr(_ALL)]),
-    "llama-one_layer": ("llama", [_lora(_ALL, layers_to_transform=[1]), _loha(_ALL)]),
+    "llama-embedding_dora": ("llama", [_lora(["embed_tokens"], use_dora=True), _lokr(_LAYERS)]),
+    "llama-one_layer": ("llama", [_lora(_LAYERS, layers_to_transform=[1]), _loha(_LAYERS)]),
     "llama-patterns": (
         "llama",
-        [_lora(_ALL, rank_pattern={"layers.0.self_attn.q_proj": 5}, alpha_pattern={"o_proj": 9})],
+        [
+            _lora(
+                _LAYERS, rank_pattern={"layers.0.self_attn.q_proj": 5}, alpha_pattern={"o_proj": 9}
+            )
+        ],
     ),
     "llama-save_head": ("llama", [_lora(_QV, modules_to_save=["lm_head"]), _oft(_QV)]),
-    "llama-bias_all": ("llama", [_lora(_QV, bias="all"), _loha(_ALL)]),
+    "llama-bias_all": ("llama", [_lora(_QV, bias="all"), _loha(_LAYERS)]),
     "llama-regex": ("llama", [_lora(r".*\.1\..*(up|down)_proj")]),
-    "llama_tied-mix": ("llama_tied", [_lora(_ALL), _oft(_ALL), _loha(_QV)]),
-    "gpt2-lora": ("gpt2", [_lora(_GPT, **_FAN)]),
-    "gpt2-dora_adalora": ("gpt2", [_lora(_GPT, use_dora=True, **_FAN), _ada(["c_attn"], **_FAN)]),
-    "gpt2-adalora_lora": ("gpt2", [_ada(_GPT, **_FAN), _lora(_GPT, lora_bias=True, **_FAN)]),
+    "llama_tied-mix": ("llama_tied", [_lora(_LAYERS), _oft(_LAYERS), _loha(_QV)]),
+    "gpt2-lora": ("gpt2", [_lora(_GPT, **_FAN_IN)]),
+    "gpt2-dora_adalora": (
+        "gpt2",
+        [_lora(_GPT, use_dora=True, **_FAN_IN), _ada(["c_attn"], **_FAN_IN)],
+    ),
+    "gpt2-adalora_lora": ("gpt2", [_ada(_GPT, **_FAN_IN), _lora(_GPT, lora_bias=True, **_FAN_IN)]),
     "gpt2-embeddings": (
         "gpt2",
-        [_lora(["wte", "wpe"]), _oft(["wte"]), _lora(["c_fc", "wte"], **_FAN)],
+        [_lora(["wte", "wpe"]), _oft(["wte"]), _lora(["c_fc", "wte"], **_FAN_IN)],
     ),
-    "gpt2-head": ("gpt2", [_loha(["lm_head"]), _oft(["lm_head"]), _lora(["c_attn"], **_FAN)]),
+    "gpt2-head": ("gpt2", [_loha(["lm_head"]), _oft(["lm_head"]), _lora(["c_attn"], **_FAN_IN)]),
     "bert-lora_oft": ("bert", [_lora(_BERT), _oft(_BERT)]),
     "bert-five": ("bert", [_loha(_BERT), _oft(_BERT), _lokr(_BERT), _ada(_BERT), _lora(_BERT)]),
     "bert-embeddings": (
@@ -174,10 +190,10 @@ def test_logits_match_peft(
 ) -> None:
     """With jaxmix's weights, the original model gives the logits of PEFT's mixed model."""
     kind, adapters = CASES[name]
-    model, folders = pristine(kind), []
-    for i, (make, options) in enumerate(adapters):
+    model, folders = model_with_large_weights(kind), []
+    for i, (config_class, options) in enumerate(adapters):
         folders.append(tmp_path / f"{i}")
-        save_adapter(model, make(**options), folders[-1], seed=i)
+        save_adapter(model, config_class(**options), folders[-1], seed=i)
     truth = forward(mixed_model(model, folders), TOKENS)
     error = difference(forward(jaxmix_model(model, folders), TOKENS), truth)
     record_property("parity_cases", 1)

@@ -1,6 +1,6 @@
-"""UniLoRA files without indices, which depend on the base's modules in PEFT's order.
+"""UniLoRA files without indices, which are drawn for the base's modules in PEFT's order.
 
-PEFT also draws the indices again when it loads the file; its forward is the reference.
+PEFT draws the indices again when it loads such a file, and its forward is the reference.
 """
 
 import copy
@@ -21,6 +21,7 @@ from jaxmix.converters.adapters.peft.targets import targeted
 from jaxmix.errors import CheckpointError
 
 from ..goldens.nets import Layer, Net
+from ..messages import full_text
 from .harness import TOLERANCE, TorchNet, build, difference, forward, inputs, save_adapter, state
 from .nested import Form, nested, save_all
 from .test_forms import record
@@ -54,14 +55,14 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "list and head": ("linear", {"target_modules": ["head", *_BOTH]}),
     "regex": ("linear", {"target_modules": r"model\.layers\.[02]\.mlp\.(up|down)"}),
     "paths": ("linear", {"target_modules": ["model.layers.2.mlp.up", "model.layers.0.mlp.down"]}),
-    "one": ("linear", {"target_modules": ["head"]}),
+    "head": ("linear", {"target_modules": ["head"]}),
     "layers": ("linear", {"target_modules": _BOTH, "layers_to_transform": [0, 2]}),
     "one layer": ("linear", {"target_modules": _BOTH, "layers_to_transform": 1}),
     "layers by pattern": (
         "linear_short",
         {"target_modules": _BOTH, "layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
     ),
-    "path beside layers": (
+    "path and layers": (
         "linear",
         {"target_modules": ["head", "up"], "layers_to_transform": [2]},
     ),
@@ -72,7 +73,7 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "bias": ("linear", {"target_modules": _BOTH, "bias": "unilora_only"}),
     "saved": ("linear", {"target_modules": ["head", *_BOTH], "modules_to_save": ["head"]}),
     "gpt2": ("gpt2", {"target_modules": ["c_fc", "c_proj"], "fan_in_fan_out": True}),
-    "gpt2, not said": ("gpt2", {"target_modules": ["c_proj", "c_fc"]}),
+    "gpt2, without fan_in_fan_out": ("gpt2", {"target_modules": ["c_proj", "c_fc"]}),
 }
 
 
@@ -81,17 +82,21 @@ def _form(name: str, **extra: Any) -> Form:
     options = {"r": 3, "theta_d_length": 20, **options, **extra}
     # PEFT does not load an adapter's biases and saved modules around another wrapper.
     nests = not {"bias", "modules_to_save"} & set(options)
-    return Form(f"unilora-{name}", net, peft.UniLoraConfig, options, nests=nests, reads=True)
+    return Form(
+        f"unilora-{name}", net, peft.UniLoraConfig, options, is_nested=nests, needs_base=True
+    )
 
 
-def _ours(model: TorchNet, folders: Iterable[Path], base: Any) -> TorchNet:
+def _jaxmix_model(model: TorchNet, folders: Iterable[Path], base: Any) -> TorchNet:
     """Returns a copy of the model with jaxmix's weights."""
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
         weights = jaxmix.compose(state(model), adapters)
-    twin = copy.deepcopy(model)
-    twin.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
-    return twin.eval()
+    composed_model = copy.deepcopy(model)
+    composed_model.load_state_dict(
+        {name: torch.from_numpy(np.array(w)) for name, w in weights.items()}
+    )
+    return composed_model.eval()
 
 
 @pytest.mark.parametrize("name", _FORMS)
@@ -100,14 +105,14 @@ def test_drawn_indices_match(name: str, tmp_path: Path, record_property: Record)
     form = _form(name)
     assert not form.config().to_dict()["save_indices"]
     model, x = build(_NETS[form.net]), inputs(_NETS[form.net])
-    if form.nests:
+    if form.is_nested:
         folders = save_all(model, form, tmp_path)
         stacks = [(stack, forward(nested(model, stack), x)) for stack in (folders[1:2], folders)]
     else:
         stacks = [([tmp_path], forward(save_adapter(model, form.config(), tmp_path, seed=0), x))]
     errors = []
     for stack, truth in stacks:
-        errors.append(difference(forward(_ours(model, stack, state(model)), x), truth))
+        errors.append(difference(forward(_jaxmix_model(model, stack, state(model)), x), truth))
         assert difference(forward(model, x), truth) > 1e-2
     record(record_property, form, errors)
     assert max(errors) < TOLERANCE, errors
@@ -130,9 +135,9 @@ def test_indices_and_scales_match_bit_for_bit(dtype: torch.dtype, tmp_path: Path
     assert list(updates) == list(layers) and len(layers) == 7
     for site, update in updates.items():
         for side in "AB":
-            for field in ("indices", "scales"):
-                expected = getattr(layers[site], f"unilora_{field}_{side}")["default"]
-                actual = np.asarray(getattr(update, f"{side.lower()}_{field}"))
+            for array in ("indices", "scales"):
+                expected = getattr(layers[site], f"unilora_{array}_{side}")["default"]
+                actual = np.asarray(getattr(update, f"{side.lower()}_{array}"))
                 np.testing.assert_array_equal(actual.astype(float), expected.double().numpy())
 
 
@@ -147,7 +152,7 @@ def test_written_adapter_has_its_indices(tmp_path: Path) -> None:
         jaxmix.export_peft(adapter, tmp_path / "exported")
     truth = forward(nested(model, [tmp_path / "first"]), x)
     for path in (tmp_path / "saved.safetensors", tmp_path / "exported"):
-        assert difference(forward(_ours(model, [path], None), x), truth) < TOLERANCE
+        assert difference(forward(_jaxmix_model(model, [path], None), x), truth) < TOLERANCE
     assert difference(forward(nested(model, [tmp_path / "exported"]), x), truth) < TOLERANCE
 
 
@@ -157,11 +162,26 @@ def test_sorted_base_is_refused(tmp_path: Path) -> None:
     model, x = build(_NETS["linear"]), inputs(_NETS["linear"])
     save_adapter(model, form.config(), tmp_path, seed=0)
     base = state(model)
-    with pytest.raises(CheckpointError, match=r"whose names in model\.layers\.0 are sorted"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}: save_indices = false: the file has one vector and no "
+            "modules. PEFT assigns its numbers to the modules in the "
+            "model's own order, which the base must have; found the "
+            "params given as base, whose names in model.layers.0 are "
+            "sorted. Pass the model's leaves in the model's order, from "
+            "torch: jaxmix.load(…, base={name: array for name, array in "
+            "model.state_dict().items()}); jaxmix.save then writes the "
+            "adapter with its indices. Or save it with PEFT with its "
+            "indices: model.peft_config['default'].save_indices = True, "
+            "and for each layer's unilora_indices_A, unilora_indices_B, "
+            "unilora_scales_A and unilora_scales_B persistent = True."
+        ),
+    ):
         jaxmix.load(tmp_path, base=dict(sorted(base.items())))
     # A plausible order of another model: a module's leaves in PyTorch's order, ``down`` first.
-    order = sorted(base, key=lambda name: name.replace("up", "x").rpartition(".")[0])
-    misread = _ours(model, [tmp_path], {name: base[name] for name in order})
+    reordered = sorted(base, key=lambda name: name.replace("up", "x").rpartition(".")[0])
+    misread = _jaxmix_model(model, [tmp_path], {name: base[name] for name in reordered})
     assert difference(forward(misread, x), forward(nested(model, [tmp_path]), x)) > 1e-2
 
 

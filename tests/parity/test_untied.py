@@ -41,15 +41,15 @@ _T5: dict[str, Any] = dict(
 _BLOOM = dict(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=1, n_head=4, **_IDS)
 
 
-def _pair() -> Any:
+def _encoder_decoder() -> Any:
     vision = dict(hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=1)
-    vit = hf.ViTConfig(**vision, num_attention_heads=4, image_size=8, patch_size=4)
-    gpt: dict[str, Any] = dict(
+    vit_config = hf.ViTConfig(**vision, num_attention_heads=4, image_size=8, patch_size=4)
+    gpt2_fields: dict[str, Any] = dict(
         vocab_size=VOCAB, n_embd=WIDTH, n_layer=1, n_head=4, n_positions=32, **_IDS
     )
-    gpt |= dict(is_decoder=True, add_cross_attention=True)
-    gpt2 = hf.GPT2Config(**gpt)
-    return hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vit, gpt2)
+    gpt2_fields |= dict(is_decoder=True, add_cross_attention=True)
+    gpt2_config = hf.GPT2Config(**gpt2_fields)
+    return hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vit_config, gpt2_config)
 
 
 # The class, the class that wrote the base, the config, and PEFT's target and saved modules.
@@ -75,7 +75,7 @@ CASES: dict[str, tuple[str, str, Callable[[], Any], list[str], list[str]]] = {
         *(["q_proj", "lm_head"], []),
     ),
     "vit and gpt2": (
-        *("VisionEncoderDecoderModel", "VisionEncoderDecoderModel", _pair),
+        *("VisionEncoderDecoderModel", "VisionEncoderDecoderModel", _encoder_decoder),
         *(["c_attn", "q_proj"], ["lm_head", "wte"]),
     ),
 }
@@ -83,11 +83,11 @@ CASES: dict[str, tuple[str, str, Callable[[], Any], list[str], list[str]]] = {
 
 def _fill(model: Any, only: str, seed: int) -> Any:
     """Fills the parameters whose names contain `only` with random numbers of a seed."""
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
             if only in name and "embed_positions" not in name:
-                leaf.copy_(torch.randn(leaf.shape, generator=draw) * 0.3)
+                leaf.copy_(torch.randn(leaf.shape, generator=generator) * 0.3)
     return model.eval()
 
 
@@ -109,9 +109,9 @@ def _logits(model: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", CASES)
 def test_untied_base_opens_in_transformers(name: str, tmp_path: Path) -> None:
     """No key is missing or unexpected, and the logits match PEFT's."""
-    adapted, wrote, config, targets, saved = CASES[name]
-    _fill(getattr(hf, wrote)(config()), "", 0).save_pretrained(tmp_path / "base")
-    model = getattr(hf, adapted).from_pretrained(tmp_path / "base")
+    model_class, base_class, config, targets, saved = CASES[name]
+    _fill(getattr(hf, base_class)(config()), "", 0).save_pretrained(tmp_path / "base")
+    model = getattr(hf, model_class).from_pretrained(tmp_path / "base")
     lora = peft.LoraConfig(r=2, target_modules=targets, modules_to_save=saved or None)
     model = peft.get_peft_model(model, lora)
     for seed, part in enumerate(("lora_", "modules_to_save"), 1):
@@ -121,7 +121,7 @@ def test_untied_base_opens_in_transformers(name: str, tmp_path: Path) -> None:
     adapter, out = jaxmix.load(tmp_path / "adapter", base=tmp_path / "base"), tmp_path / "out"
     merged = jaxmix.merge_checkpoint(tmp_path / "base", adapter, out, untie=True, verify=True)
     assert merged.untied is not None
-    model, loading = getattr(hf, adapted).from_pretrained(out, output_loading_info=True)
+    model, loading = getattr(hf, model_class).from_pretrained(out, output_loading_info=True)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     error = np.abs(_logits(model) - expected).max() / np.abs(expected).max()
     assert error < 1e-5

@@ -1,4 +1,4 @@
-"""A case of the table, saved by PEFT, with PEFT's output."""
+"""Saves the adapters of a case with PEFT and runs PEFT on them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..goldens.nets import Net
 from .harness import TorchNet, build, exact, forward, inputs, mixed_model, save_adapter
 from .layer_cases import NETS, Case
 
-__all__ = ["Truth", "make"]
+__all__ = ["Truth", "run_peft"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Truth:
     output: np.ndarray
 
 
-def make(case: Case, root: Path) -> Truth:
+def run_peft(case: Case, root: Path) -> Truth:
     """Saves the case's adapters below `root` and runs PEFT."""
     net = NETS[case.net]
     model, x = build(net), inputs(net)

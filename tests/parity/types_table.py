@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "peft_types.md"
-_TESTS = ("adamss", "drawn", "forms", "layers", "turning", "unilora_dealt")
+_TESTS = ("adamss", "drawn", "forms", "layers", "other_forms", "unilora_dealt")
 TESTS = tuple(f"test_{name}.py" for name in _TESTS)
 # Plugins are imported before pytest can rewrite them, which does not matter here.
 _OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
@@ -81,24 +81,24 @@ class _Summary:
     forms: int = 0
     alone: float = 0.0
     between: list[float] = field(default_factory=list)
-    asks: set[str] = field(default_factory=set)
+    needs: set[str] = field(default_factory=set)
 
 
-class _Watch:
+class _Recorder:
     """A pytest plugin that collects what the parity tests record."""
 
     def __init__(self) -> None:
         self.types: dict[str, _Summary] = defaultdict(_Summary)
         keywords = {"base": "_base", "torch": "torch"}
         for event, name in keywords.items():
-            setattr(File, name, self._watched(getattr(File, name), event))
+            setattr(File, name, self._recording(getattr(File, name), event))
 
-    def _watched(self, method: Any, event: str) -> Any:
-        def asking(file: File, *args: Any, **more: Any) -> Any:
-            self.types[file.config.family].asks.add(event)
+    def _recording(self, method: Any, event: str) -> Any:
+        def recording_call(file: File, *args: Any, **more: Any) -> Any:
+            self.types[file.config.family].needs.add(event)
             return method(file, *args, **more)
 
-        return asking
+        return recording_call
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Collects a passed test's errors."""
@@ -117,10 +117,10 @@ class _Watch:
 
 def main() -> None:
     """Runs the parity tests and writes the page."""
-    watch = _Watch()
-    if pytest.main(_OPTIONS + [str(HERE / test) for test in TESTS], [watch]):
+    recorder = _Recorder()
+    if pytest.main(_OPTIONS + [str(HERE / test) for test in TESTS], [recorder]):
         raise SystemExit("a parity test failed; the page is as it was")
-    PAGE.write_text(_page(watch.types), encoding="utf-8")
+    PAGE.write_text(_page(recorder.types), encoding="utf-8")
     print(PAGE)
 
 
@@ -148,9 +148,9 @@ def _row(name: str, summary: _Summary) -> str:
     between = "in every stack" if name in STACKED else "–"
     if summary.between:
         between = f"{max(summary.between):.0e}"
-    asks = ", ".join(sorted(summary.asks)) or "–"
+    needs = ", ".join(sorted(summary.needs)) or "–"
     layers = ", ".join(sorted(summary.layers))
-    return f"| {name} | {layers} | {summary.forms} | {summary.alone:.0e} | {between} | {asks} |"
+    return f"| {name} | {layers} | {summary.forms} | {summary.alone:.0e} | {between} | {needs} |"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import IA3, HiRA, LoRA, Rebase, Replace, Tokens
 from jaxmix.placement.buffers import buffer_of, is_deleted
 
+from ..messages import full_text
+
 A, B = np.ones((2, 4), np.float32), np.ones((4, 2), np.float32)
 LORA = Adapter({"q": LoRA(A, B, 1.0)})
 
@@ -187,7 +189,12 @@ def test_empty_bank() -> None:
     out = larger(run)(base, x, ["x", None])
     np.testing.assert_array_equal(out[1], run(base, x)[1])
     np.testing.assert_array_equal(out[0], run(base, x)[0] + 8)
-    with pytest.raises(jaxmix.JaxmixError, match="'x'"):
+    with pytest.raises(
+        jaxmix.JaxmixError,
+        match=full_text(
+            "the bank has no members of these names:\n  'x' (rows 0)\nIt has no members."
+        ),
+    ):
         bank(run)(base, x, ["x", None])
 
 

@@ -12,6 +12,7 @@ from jaxmix.families import ExpertLoRA, LoHa, LoRA
 from jaxmix.layout import map_named
 from jaxmix.placement.joining import with_memory_names
 
+from ..messages import full_text
 from .test_cutting import APART, FUSED, INNER, WIDTH, E, fused, normal, of_experts
 
 
@@ -95,6 +96,13 @@ def test_updates_that_cannot_be_joined(tmp_path: Path) -> None:
         f"  {APART}.0.w3: LoHa, for {FUSED}.gate_up_proj in memory\n"
         "Plain LoRAs can: jaxmix.to_lora(mix, params) makes one of any mix."
     )
-    with pytest.raises(LayoutError, match="there is no name map 'mixtrall'"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "there is no name map 'mixtrall', expected the model_type of "
+            "one of transformers' models, such as 'mixtral', '' for no "
+            "map, or nothing to find it."
+        ),
+    ):
         jaxmix.export_peft(of_experts(), tmp_path / "out", names="mixtrall")
     assert not (tmp_path / "out").exists()

@@ -22,6 +22,7 @@ from jaxmix.pytrees import register_dataclass
 
 from ..laws.draws import FAMILIES, Module, draw_update, normal, ones, zeros
 from ..laws.truth import fold
+from ..messages import full_text
 from ..uncompiled import uncompiled
 
 KINDS = (*FAMILIES, "DoRA", "Replace")
@@ -377,7 +378,15 @@ def test_weight_and_bias_in_one_leaf() -> None:
     """A weight and a bias in one leaf are an error, for one site or two."""
     update = Replace(zeros(3), zeros(3))
     layout = Layout("mine", (Rule("a", "w"), Rule("a", "w", part="bias")))
-    with pytest.raises(LayoutError, match=r"w: a's weight and a's bias"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "leaves claimed by several sites:\n"
+            "  w: a's weight and a's bias\n"
+            "Fix the layout's rules: each site needs a leaf, or an index "
+            "into one, of its own."
+        ),
+    ):
         jaxmix.compose({"w": ones(3, np.float32)}, [Adapter({"a": update})], layout=layout)
 
 
@@ -446,13 +455,30 @@ def test_many_sites_without_a_leaf() -> None:
 
 def test_empty_tree() -> None:
     """An empty tree has no closest names."""
-    with pytest.raises(LayoutError, match=r"the nearest are none: the tree is empty"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  a: no leaf for its weight; the nearest are none: the tree "
+            "is empty\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.compose({}, lora_at("a"))
 
 
 def test_no_similar_name() -> None:
     """Without a similar name, the error shows a few of the tree's names."""
-    with pytest.raises(LayoutError, match=r"the nearest are 0.kernel, 1.kernel, 2.kernel$"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "  zyxzyxzyxzyxzyx: no leaf for its weight; the nearest are "
+            "0.kernel, 1.kernel, 2.kernel"
+        ),
+    ):
         try:
             jaxmix.compose({i: {"kernel": LEAF} for i in range(9)}, lora_at("zyxzyxzyxzyxzyx"))
         except LayoutError as error:
@@ -461,7 +487,17 @@ def test_no_similar_name() -> None:
 
 def test_no_rule_for_a_site() -> None:
     """A site that no rule matches is an error."""
-    with pytest.raises(LayoutError, match=r"b: the layout has no rule for its weight"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'mine':\n"
+            "  b: the layout has no rule for its weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
 
 
@@ -537,7 +573,17 @@ def test_leaves_that_are_not_arrays() -> None:
         "c.weight": "text",
         "d.weight": np.float32(1),
     }
-    with pytest.raises(LayoutError, match=r"expected arrays of floats") as caught:
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "leaves that can't take an adapter, expected arrays of "
+            "floats:\n"
+            "  a: a.weight is a Tensor\n"
+            "  b: b.weight is a ShapeDtypeStruct\n"
+            "  c: c.weight is a str\n"
+            "  d: d.weight is a float32"
+        ),
+    ) as caught:
         jaxmix.compose(params, lora_at(*"abcd"))
     kinds = {"a": "Tensor", "b": "ShapeDtypeStruct", "c": "str", "d": "float32"}
     for site, kind in kinds.items():
@@ -570,7 +616,20 @@ def test_factors_that_do_not_fit_are_listed() -> None:
             }
         )
     ]
-    with pytest.raises(ShapeError, match=r"factors that do not fit the params") as caught:
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "factors that do not fit the params:\n"
+            "  a: lora_A has shape (2, 7), expected (2, 8) from weight "
+            "(6, 8)\n"
+            "  c: saved weight has shape (8, 6), expected (6, 8)\n"
+            "  n: saved bias has shape (4,), expected (3,)\n"
+            "Was the adapter trained on another model, or on a base of "
+            "another size? If it was trained with more tokens, resize "
+            "these leaves of the params first, or merge into the "
+            "checkpoint with jaxmix.merge_checkpoint(..., resize=True)."
+        ),
+    ) as caught:
         jaxmix.compose(params, adapters)
     message = str(caught.value)
     assert (

@@ -15,6 +15,7 @@ from jaxmix.families import LoRA, Normed, Together
 from jaxmix.placement.orientation import OutAxes
 
 from ..laws.draws import normal
+from ..messages import full_text
 
 Flat = dict[str, Any]
 
@@ -138,7 +139,22 @@ def test_all_functions_take_the_layout(method: str) -> None:
     """Each function uses the layout, and refuses the adapter without it."""
     params, adapter = leaves(**site("a"), **site("b")), Adapter({"a": lora(1), "b": lora(2)})
     with jax.enable_x64(True):
-        with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
+        with pytest.raises(
+            LayoutError,
+            match=full_text(
+                "weights whose orientation is unknown:\n"
+                "  a: a.weight (6, 6)\n"
+                "  b: b.weight (6, 6)\n"
+                "PyTorch stores them as (out, in) if they are "
+                "torch.nn.Linear, as (in, out) if they are transformers' "
+                "Conv1D; config.json, the shapes and the biases do not show "
+                "which. The adapter's fan_in_fan_out = true is that of the "
+                "last layer that PEFT wrapped, and may be wrong for others. "
+                "State which modules are Conv1D by a regular expression, '' "
+                "for none: layout=jaxmix.Layout('mine', "
+                "conv1d=r'.*\\.c_proj')."
+            ),
+        ):
             weights(method, params, adapter, None)
         actual = weights(method, params, adapter, Layout("mine", conv1d="b"))
     for name, is_transposed in (("a", False), ("b", True)):
@@ -162,7 +178,15 @@ def test_invalid_conv1d_pattern() -> None:
     assert str(caught.value).startswith(
         "the layout 'mine': conv1d '(' is not a regular expression: missing ), unterminated"
     )
-    with pytest.raises(LayoutError, match="conv1d 3 is not a regular expression"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "the layout 'mine': conv1d 3 is not a regular expression: "
+            "object of type 'int' has no len(). Write the PyTorch module "
+            "name with its dots escaped, such as "
+            "layers\\.(\\d+)\\.q_proj."
+        ),
+    ):
         Layout("mine", conv1d=3)  # pyright: ignore[reportArgumentType]
 
 

@@ -35,7 +35,7 @@ def test_layers_of_a_stack_share_a_form() -> None:
     params = {"layers": {"q": {"kernel": np.ones((2, 3, 2), np.float32)}}}
     sites = {f"layers.{i}.q": chain() for i in range(2)}
     forms = [site.weight_form for site in resolve(params, sites, None).sites]
-    (first, _), (second, _) = (form.picked for form in forms if form)
+    (first, _), (second, _) = (form.split_index() for form in forms if form)
     assert first == second and hash(first) == hash(second)
 
 

@@ -22,6 +22,7 @@ from jaxmix.pytrees import register_dataclass
 
 from .. import tied_names
 from ..laws.draws import ones, zeros
+from ..messages import full_text
 
 SAVED: dict[str, dict[str, Any]] = json.loads(tied_names.FILE.read_text())
 FLAX = {"weight": "kernel"}
@@ -107,7 +108,25 @@ def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
 def test_tied_tree_is_refused() -> None:
     """Both sides of the tie are listed in one error."""
     with pytest.raises(
-        LayoutError, match=r"^the tree ties the tensors of these sites to others:"
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  model.embed_tokens is the embedding and, since the tree "
+            "has no lm_head, the head too (tied). The tree has one leaf "
+            "for both, and PEFT's forward changes one side only. Untie "
+            "it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()). If the model has no head at all, pass "
+            "layout=jaxmix.Layout('headless', "
+            "jaxmix.layout.NAMES.rules)\n"
+            "  lm_head is tied to model.embed_tokens. The tree has one "
+            "leaf for both, and PEFT's forward changes one side only. "
+            "Untie it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied())."
+        ),
     ) as caught:
         jaxmix.compose(TREE, [lora(EMBED), 0.5 * lora(HEAD).renamed("head")])
     message = str(caught.value)
@@ -117,11 +136,35 @@ def test_tied_tree_is_refused() -> None:
     assert f"\n  {HEAD} is tied to {EMBED}. " in message
     nested = {"params": {"model": {"embed_tokens": {"embedding": E}}}}
     with pytest.raises(
-        LayoutError, match=r"leaf lm_head\.kernel, a copy of .*embedding transposed"
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  model.embed_tokens is the embedding and, since the tree "
+            "has no lm_head, the head too (tied). The tree has one leaf "
+            "for both, and PEFT's forward changes one side only. Untie "
+            "it: add a leaf lm_head.kernel, a copy of "
+            "model.embed_tokens.embedding transposed, and run the model "
+            "with tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()). If the model has no head at all, pass "
+            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+        ),
     ):
         jaxmix.compose(nested, [lora(EMBED)])
     for layout in ("torch", "names", NAMES):
-        with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
+        with pytest.raises(
+            LayoutError,
+            match=full_text(
+                "the tree ties the tensors of these sites to others:\n"
+                "  model.embed_tokens is the embedding and, since the tree "
+                "has no lm_head, the head too (tied). The tree has one leaf "
+                "for both, and PEFT's forward changes one side only. Untie "
+                "it: add a leaf lm_head.weight, a copy of "
+                "model.embed_tokens.weight, and run the model with "
+                "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+                "model.untied()). If the model has no head at all, pass "
+                "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+            ),
+        ):
             jaxmix.compose(TREE, [lora(EMBED)], layout=layout)
 
 
@@ -156,13 +199,76 @@ def test_trained_as_one_takes_all_sides() -> None:
     """The update stays tied only if all sides have the same known numbers."""
     dora = LoRA(ones((1, 4)), ones((6, 1)), 1.0, magnitude=ones(4), embedding=True)
     decomposed = replace(dora, embedding=False)  # its norm is taken along the other axis
-    with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  model.embed_tokens is the embedding and, since the tree "
+            "has no lm_head, the head too (tied). The tree has one leaf "
+            "for both, and PEFT's forward changes one side only. Untie "
+            "it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()). If the model has no head at all, pass "
+            "layout=jaxmix.Layout('headless', "
+            "jaxmix.layout.NAMES.rules)\n"
+            "  lm_head is tied to model.embed_tokens. The tree has one "
+            "leaf for both, and PEFT's forward changes one side only. "
+            "Untie it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied())."
+        ),
+    ):
         jaxmix.compose(TREE, Adapter({EMBED: dora, HEAD: decomposed}))
-    with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  lm_head is tied to model.embed_tokens. The tree has one "
+            "leaf for both, and PEFT's forward changes one side only. "
+            "Untie it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()).\n"
+            "  model.embed_tokens is the embedding and, since the tree "
+            "has no lm_head, the head too (tied). The tree has one leaf "
+            "for both, and PEFT's forward changes one side only. Untie "
+            "it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()). If the model has no head at all, pass "
+            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+        ),
+    ):
         jax.jit(lambda adapter: jaxmix.compose(TREE, adapter))(lora(EMBED, HEAD))
     t5 = {"shared.weight": E, **{f"{s}.block.0.x.weight": E for s in ("encoder", "decoder")}}
     sides = ["shared", "lm_head", "encoder.embed_tokens", "decoder.embed_tokens"]
-    with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  shared is the embedding and, since the tree has no "
+            "lm_head, the head too (tied). The tree has one leaf for "
+            "both, and PEFT's forward changes one side only. Untie it: "
+            "add a leaf lm_head.weight, a copy of shared.weight, and run "
+            "the model with tie_word_embeddings=False (a "
+            "jaxmix.models.Decoder: model.untied()). If the model has no "
+            "head at all, pass layout=jaxmix.Layout('headless', "
+            "jaxmix.layout.NAMES.rules)\n"
+            "  lm_head is tied to shared. The tree has one leaf for "
+            "both, and PEFT's forward changes one side only. Untie it: "
+            "add a leaf lm_head.weight, a copy of shared.weight, and run "
+            "the model with tie_word_embeddings=False (a "
+            "jaxmix.models.Decoder: model.untied()).\n"
+            "  encoder.embed_tokens is tied to shared. The tree has one "
+            "leaf for both, and PEFT's forward changes one side only. "
+            "Untie it: add a leaf encoder.embed_tokens.weight, a copy of "
+            "shared.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied())."
+        ),
+    ):
         jaxmix.compose(t5, Adapter({site: Replace(weight=E + 1) for site in sides[:3]}))
     out = jaxmix.compose(t5, Adapter({site: Replace(weight=E + 1) for site in sides}))
     np.testing.assert_array_equal(out["shared.weight"], E + 1)
@@ -182,7 +288,18 @@ def test_a_bias_of_a_head_trained_as_one() -> None:
     separate_bias = {head: Together((Replace(weight=E + 1), Replace(bias=bias)))}
     out = jaxmix.compose(tree, Adapter({**updates, **separate_bias}))
     np.testing.assert_array_equal(out["cls.predictions.bias"], bias)
-    with pytest.raises(LayoutError, match="lm_head: no leaf for its bias"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  lm_head: no leaf for its bias; the nearest are "
+            "model.embed_tokens.weight, model.norm.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.compose(TREE, Adapter({EMBED: updates[site], HEAD: updates[head]}))
 
 
@@ -276,7 +393,20 @@ def test_decoder_stays_tied_if_possible() -> None:
 def test_state_of_a_tied_decoder_is_refused() -> None:
     """A state cannot untie itself; the message names the method."""
     for params in (nnx.state(decoder()), nnx.to_pure_dict(nnx.state(decoder()))):
-        with pytest.raises(LayoutError, match=r"jaxmix\.models\.Decoder: model\.untied\(\)"):
+        with pytest.raises(
+            LayoutError,
+            match=full_text(
+                "the tree ties the tensors of these sites to others:\n"
+                "  model.embed_tokens is the embedding and, since the tree "
+                "has no lm_head, the head too (tied). The tree has one leaf "
+                "for both, and PEFT's forward changes one side only. Untie "
+                "it: add a leaf lm_head.kernel, a copy of "
+                "model.embed_tokens.embedding transposed, and run the model "
+                "with tie_word_embeddings=False (a jaxmix.models.Decoder: "
+                "model.untied()). If the model has no head at all, pass "
+                "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+            ),
+        ):
             jaxmix.compose(params, [lora(EMBED, shape=(11, 8))])
     out = jaxmix.compose(nnx.state(decoder().untied()), [lora(EMBED, shape=(11, 8))])
     assert isinstance(out, nnx.State)
@@ -296,7 +426,20 @@ class Stubborn:
 def test_tree_that_stays_tied_is_refused() -> None:
     """A tree that is still tied after `untied` is refused."""
     tree = Stubborn({"embed_tokens": {"weight": E}})
-    with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  model.embed_tokens is the embedding and, since the tree "
+            "has no lm_head, the head too (tied). The tree has one leaf "
+            "for both, and PEFT's forward changes one side only. Untie "
+            "it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()). If the model has no head at all, pass "
+            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+        ),
+    ):
         jaxmix.compose(tree, [lora(EMBED)])
 
 

@@ -19,6 +19,7 @@ from jaxmix.families import OFT, AdaLoRA, LoRA, Replace, Together
 
 from ..laws.draws import FAMILIES, KINDS, Module, draw_update, normal, ones, tree, zeros
 from ..laws.truth import fold, fold_tree
+from ..messages import full_text
 from ..uncompiled import uncompiled
 
 Flat = dict[str, Any]
@@ -450,14 +451,33 @@ def test_flag_decides_if_the_tree_does_not() -> None:
 def test_factors_for_another_orientation() -> None:
     """Without a flag, a bias, or namesakes, transposed factors are refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
-    with pytest.raises(ShapeError, match="a: lora_A has shape"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "factors that do not fit the params:\n"
+            "  a: lora_A has shape (2, 8), expected (2, 6); lora_B has "
+            "shape (6, 2), expected (8, 2) from weight (8, 6)\n"
+            "Was the adapter trained on another model, or on a base of "
+            "another size?"
+        ),
+    ):
         jaxmix.compose(params, [Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})])
 
 
 def test_saved_weight_of_another_orientation() -> None:
     """A saved weight that is the transpose of PyTorch's is refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
-    with pytest.raises(ShapeError, match="a: saved weight has shape"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "factors that do not fit the params:\n"
+            "  a: saved weight has shape (6, 8), expected (8, 6)\n"
+            "Was the adapter trained on another model, or on a base of "
+            "another size? If it was trained with more tokens, resize "
+            "these leaves of the params first, or merge into the "
+            "checkpoint with jaxmix.merge_checkpoint(..., resize=True)."
+        ),
+    ):
         jaxmix.compose(params, [Adapter({"a": Replace(ones((6, 8)))})])
 
 

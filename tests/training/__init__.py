@@ -1,1 +1,1 @@
-"""Tests of training: trained values, gradients, learned strengths, checkpoints, and a real mix."""
+"""Tests of training: initialization, gradients, learned strengths, checkpoints, a real mix."""

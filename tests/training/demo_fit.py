@@ -30,11 +30,11 @@ class Trial:
 
     def fitted(self, per: Any, steps: int, rows: int = 8, length: int = 256) -> Fit:
         """Returns the strengths learned in this number of steps."""
-        steps_of_batches = batches(steps, rows, length)
-        return fit(self.mix, self.demo.base, loss, steps_of_batches, per=per, progress=False)
+        step_batches = batches(steps, rows, length)
+        return fit(self.mix, self.demo.base, loss, step_batches, per=per, progress=False)
 
     def losses(self, mixed: jaxmix.Mix, windows: int = 32) -> dict[str, float]:
-        """Returns the held-out loss per domain, on the windows of the demo's own table."""
+        """Returns the held-out loss per domain, on the windows that the demo measures."""
         graph, state = nnx.split(jaxmix.compose(self.demo.base, mixed))
         parts = {domain: self.demo.windows[domain][:windows] for domain in DOMAINS}
         return {
@@ -44,7 +44,7 @@ class Trial:
 
 
 def trial() -> Trial:
-    """Reads the demo."""
+    """Reads the demo, with a mix of its LoRA and its LoHa."""
     demo = read_demo()
     return Trial(demo, jaxmix.mix(demo.adapters["lora"], demo.adapters["loha"]))
 

@@ -1,4 +1,4 @@
-"""A table for `jaxmix.init`: one row or more per kind, with its options and its start."""
+"""A table for `jaxmix.init`: the options of each kind, and whether it starts at the base."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,23 +8,23 @@ import numpy as np
 __all__ = ["PARAMS", "ROWS", "Row"]
 
 
-def _drawn(seed: int, *shape: int) -> Any:
+def _normal(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 # PyTorch's names and shapes; "gpt" is GPT-2's Conv1D, as its bias shows.
 PARAMS: dict[str, Any] = {
-    "conv.bias": _drawn(1, 16),
-    "conv.weight": _drawn(2, 16, 8, 3, 3),
-    "conv1.weight": _drawn(3, 16, 8, 3),
-    "emb.weight": _drawn(4, 48, 24),
-    "gpt.bias": _drawn(5, 48),
-    "gpt.weight": _drawn(6, 24, 48),
-    "lin.bias": _drawn(7, 48),
-    "lin.weight": _drawn(8, 48, 24),
-    "more.wide.weight": _drawn(9, 24, 36),
-    "norm.bias": _drawn(10, 24),
-    "norm.weight": _drawn(11, 24),
+    "conv.bias": _normal(1, 16),
+    "conv.weight": _normal(2, 16, 8, 3, 3),
+    "conv1.weight": _normal(3, 16, 8, 3),
+    "emb.weight": _normal(4, 48, 24),
+    "gpt.bias": _normal(5, 48),
+    "gpt.weight": _normal(6, 24, 48),
+    "lin.bias": _normal(7, 48),
+    "lin.weight": _normal(8, 48, 24),
+    "more.wide.weight": _normal(9, 24, 36),
+    "norm.bias": _normal(10, 24),
+    "norm.weight": _normal(11, 24),
 }
 
 
@@ -35,39 +35,39 @@ class Row:
     Args:
         kind: Its name.
         options: Its keyword arguments.
-        at: The targeted modules.
-        off: Why it does not start at the base, or "" if it does.
+        targets: The targeted modules.
+        changes_base: Why it changes the base at the start, or "" if it does not.
     """
 
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
-    at: tuple[str, ...] = ("lin",)
-    off: str = ""
+    targets: tuple[str, ...] = ("lin",)
+    changes_base: str = ""
 
     def __str__(self) -> str:
         options = (f"{name}={value}" for name, value in self.options.items())
-        return " ".join((self.kind, *options, *self.at)).replace("(", "").replace(")", "")
+        return " ".join((self.kind, *options, *self.targets)).replace("(", "").replace(")", "")
 
 
-_NEAR = "PEFT draws all of it"
-_ALL = ("lin", "gpt", "conv", "emb")
-_GPT = ("lin", "gpt")
+_ALL_RANDOM = "PEFT draws all of its arrays"
+_ALL_LAYERS = ("lin", "gpt", "conv", "emb")
+_LINEAR_AND_GPT = ("lin", "gpt")
 
 ROWS = (
-    Row("lora", {"rank": 4, "alpha": 6}, _ALL),
+    Row("lora", {"rank": 4, "alpha": 6}, _ALL_LAYERS),
     Row("lora", {"rank": 4, "use_rslora": True, "lora_bias": True}),
-    Row("lora", {"init_lora_weights": "gaussian", "rank": 4}, _GPT),
-    Row("lora", {"rank_pattern": {"lin": 3}, "alpha_pattern": {"gpt": 5}}, _GPT),
-    Row("lora", {"init_lora_weights": "pissa", "rank": 4}, _GPT),
+    Row("lora", {"init_lora_weights": "gaussian", "rank": 4}, _LINEAR_AND_GPT),
+    Row("lora", {"rank_pattern": {"lin": 3}, "alpha_pattern": {"gpt": 5}}, _LINEAR_AND_GPT),
+    Row("lora", {"init_lora_weights": "pissa", "rank": 4}, _LINEAR_AND_GPT),
     Row("lora", {"init_lora_weights": "olora", "rank": 4}),
-    Row("dora", {"rank": 4, "alpha": 6}, _ALL),
-    Row("dora", {"rank": 4, "init_lora_weights": "pissa"}, _GPT),
+    Row("dora", {"rank": 4, "alpha": 6}, _ALL_LAYERS),
+    Row("dora", {"rank": 4, "init_lora_weights": "pissa"}, _LINEAR_AND_GPT),
     Row("dora", {"rank": 4, "init_lora_weights": "olora", "use_rslora": True}),
-    Row("dora", {"rank": 4, "init_lora_weights": "gaussian"}, _ALL),
+    Row("dora", {"rank": 4, "init_lora_weights": "gaussian"}, _ALL_LAYERS),
     Row("adalora", {"rank": 6, "alpha": 5}, ("lin", "gpt", "conv")),
     Row("adalora", {"alpha": -1}),
-    Row("kasa", {"rank": 4}, off="the base's smallest singular parts are gone at once"),
-    Row("hira", {"rank": 4}, _ALL),
+    Row("kasa", {"rank": 4}, changes_base="it removes the base's smallest singular values"),
+    Row("hira", {"rank": 4}, _ALL_LAYERS),
     Row("hira", {"rank": 4, "init_weights": "gaussian"}),
     Row("loha", {"rank": 3, "alpha": 5}, ("lin", "conv", "conv1")),
     Row("loha", {"rank": 3, "use_effective_conv2d": True}, ("lin", "conv", "conv1")),
@@ -84,8 +84,8 @@ ROWS = (
     Row("boft", {"boft_block_size": 4}, ("lin", "conv")),
     Row("boft", {"boft_block_size": 0, "boft_block_num": 6}),
     Row("hra", {"rank": 4}, ("lin", "conv")),
-    Row("hra", {"rank": 4, "apply_GS": True}, off="PEFT makes equal vectors orthogonal"),
-    Row("hra", {"rank": 3}, off="an odd number of reflections"),
+    Row("hra", {"rank": 4, "apply_GS": True}, changes_base="PEFT makes equal vectors orthogonal"),
+    Row("hra", {"rank": 3}, changes_base="an odd number of reflections is not the identity"),
     Row("road", {"group_size": 8}),
     Row("road", {"group_size": 16, "variant": "road_2"}),
     Row("road", {"group_size": 8, "variant": "road_4"}),
@@ -95,13 +95,13 @@ ROWS = (
     Row("psoft", {"rank": 4, "psoft_orth": False, "ab_svd_init": "pissa_init"}),
     Row("psoft", {"rank": 4, "use_cayley_neumann": True, "psoft_mag_a": False}),
     Row("shira", {"rank": 3}),
-    Row("fourierft", {"n_frequency": 40, "init_weights": True}, _GPT),
-    Row("fourierft", {"n_frequency": 400, "scaling": 2.0}, off=_NEAR),
-    Row("waveft", {"n_frequency": 40, "wavelet_family": "db2"}, _GPT),
+    Row("fourierft", {"n_frequency": 40, "init_weights": True}, _LINEAR_AND_GPT),
+    Row("fourierft", {"n_frequency": 400, "scaling": 2.0}, changes_base=_ALL_RANDOM),
+    Row("waveft", {"n_frequency": 40, "wavelet_family": "db2"}, _LINEAR_AND_GPT),
     Row("waveft", {"n_frequency": 40, "use_idwt": False}),
-    Row("c3a", {"block_size": 12}, off=_NEAR),
-    Row("c3a", {"block_size": 12, "init_weights": "gaussian"}, off=_NEAR),
-    Row("c3a", {"block_size": 12, "init_weights": "kaiming_uniform"}, off=_NEAR),
+    Row("c3a", {"block_size": 12}, changes_base=_ALL_RANDOM),
+    Row("c3a", {"block_size": 12, "init_weights": "gaussian"}, changes_base=_ALL_RANDOM),
+    Row("c3a", {"block_size": 12, "init_weights": "kaiming_uniform"}, changes_base=_ALL_RANDOM),
     Row("c3a", {"block_size": 6, "init_weights": True}),
     Row("supertuning", {"sparsity": 0.9}),
     Row("supertuning", {"sparsity": 0.9, "select_top": False, "rank": 4}),
@@ -112,13 +112,18 @@ ROWS = (
         "vblora",
         {"rank": 4, "num_vectors": 16, "vector_length": 12},
         ("lin", "gpt"),
-        off=_NEAR,
+        changes_base=_ALL_RANDOM,
     ),
-    Row("unilora", {"rank": 3, "theta_d_length": 500}, ("lin", "gpt"), off=_NEAR),
+    Row("unilora", {"rank": 3, "theta_d_length": 500}, ("lin", "gpt"), changes_base=_ALL_RANDOM),
     Row("tinylora", {"rank": 3, "u": 5}, ("lin", "emb")),
-    Row("tinylora", {"weight_tying": 1.0, "init_weights": "uniform"}, ("lin", "gpt"), off=_NEAR),
+    Row(
+        "tinylora",
+        {"weight_tying": 1.0, "init_weights": "uniform"},
+        ("lin", "gpt"),
+        changes_base=_ALL_RANDOM,
+    ),
     Row("delora", {"rank": 4, "delora_lambda": 12}),
-    Row("gralora", {"rank": 4, "hybrid_r": 3}, _GPT),
+    Row("gralora", {"rank": 4, "hybrid_r": 3}, _LINEAR_AND_GPT),
     Row("gralora", {"rank": 6, "gralora_k": 3, "alpha": 5}),
     Row("miss", {"rank": 5}),
     Row("miss", {"rank": 12, "init_weights": "bat"}),
@@ -127,9 +132,9 @@ ROWS = (
     Row("glora", {"rank": 4}, ("lin", "more.wide")),
     Row("glora", {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"}),
     Row("glora", {"config_A_B": "constant", "config_C": "none", "config_D_E": "none"}),
-    Row("deft", {"rank": 4, "alpha": 6}, _GPT),
+    Row("deft", {"rank": 4, "alpha": 6}, _LINEAR_AND_GPT),
     Row("deft", {"rank": 4, "decomposition_method": "qr"}),
-    Row("deft", {"rank": 4, "para": True}, off="PaRa takes a subspace off"),
+    Row("deft", {"rank": 4, "para": True}, changes_base="PaRa removes a subspace"),
     Row("osf", {"effective_rank": 20}),
     Row("frod", {"sparse_rate": 0.05}, ("lin", "gpt", "more.wide")),
     Row("frod", {"sparse_rate": 0.0, "regularization_alpha": 0.1}),

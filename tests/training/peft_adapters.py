@@ -19,9 +19,9 @@ from .init_rows import PARAMS, Row
 
 __all__ = ["BIG", "model_of", "read"]
 
-# PEFT's type of a kind, where its name is another.
+# PEFT's types of kinds that have another name there.
 _TYPES = {"dora": "LORA", "kasa": "LORA"}
-_MORE: dict[str, dict[str, Any]] = {
+_EXTRA_OPTIONS: dict[str, dict[str, Any]] = {
     "adalora": {"total_step": 10},
     "dora": {"use_dora": True},
     "kasa": {"kasa_config": KasaConfig()},
@@ -49,18 +49,18 @@ class _Net(nn.Module):
         self.load_state_dict({name: torch.tensor(value) for name, value in PARAMS.items()})
 
     def prepare_inputs_for_generation(self, *_: Any) -> None:
-        """Exists because PEFT's language models require it."""
+        """Does nothing; PEFT's language models require that it exists."""
 
 
 def model_of(row: Row, params: Any = PARAMS) -> Any:
-    """The model that PEFT makes."""
-    of_type = peft.PeftType(_TYPES.get(row.kind, row.kind.upper()))
-    make: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[of_type]
-    field_names = {field.name for field in fields(make)}
+    """Returns PEFT's model with a new adapter of this row."""
+    peft_type = peft.PeftType(_TYPES.get(row.kind, row.kind.upper()))
+    config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+    field_names = {field.name for field in fields(config_class)}
     alpha = next((x for x in (f"{row.kind}_alpha", "alpha", "lora_alpha") if x in field_names), "")
     names = {"rank": "init_r" if row.kind == "adalora" else "r", "alpha": alpha}
     config = {names.get(option, option): value for option, value in row.options.items()}
-    config = {**_MORE.get(row.kind, {}), **config}
+    config = {**_EXTRA_OPTIONS.get(row.kind, {}), **config}
     if row.kind == "oft" and "rank" in row.options:
         config["oft_block_size"] = 0
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def model_of(row: Row, params: Any = PARAMS) -> Any:
         net.big.weight.data = torch.tensor(BIG["big.weight"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return peft.get_peft_model(net, make(target_modules=list(row.at), **config))
+        return peft.get_peft_model(net, config_class(target_modules=list(row.targets), **config))
 
 
 def read(row: Row, folder: Path, params: Any = PARAMS) -> tuple[Any, list[Any]]:
@@ -78,7 +78,7 @@ def read(row: Row, folder: Path, params: Any = PARAMS) -> tuple[Any, list[Any]]:
     model = model_of(row, params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # PEFT's model card, which nothing reads, takes longer than all else that it saves.
+        # Skips the model card, which nothing reads and which takes longest to save.
         with mock.patch.object(type(model), "create_or_update_model_card"):
             model.save_pretrained(str(folder))
     trained = [value for value in model.parameters() if value.requires_grad]

@@ -1,4 +1,4 @@
-"""PEFT types for training tests, a form or two of each, and the tolerance of PEFT's gradients."""
+"""Forms of PEFT's types for tests of gradients, and what limits the agreement with PEFT."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import peft
 from ..parity.forms import FORMS
 from ..parity.nested import Form
 
-__all__ = ["CASES", "FLOAT32", "NOT_THE_SAME"]
+__all__ = ["CASES", "CONSTANT_IN_PEFT", "FLOAT32"]
 
 _BY_NAME = {form.name: form for form in FORMS}
 _LORA: dict[str, Any] = {"r": 3, "lora_alpha": 5}
@@ -28,9 +28,9 @@ CASES: tuple[Form, ...] = (
     Form("pvera", "linear", peft.PveraConfig, {"r": 3}),
     Form("randlora", "linear", peft.RandLoraConfig, {"r": 3}),
     Form("tinylora", "linear", peft.TinyLoraConfig, {"r": 2, "u": 5, "weight_tying": 1.0}),
-    Form("fourierft", "linear", peft.FourierFTConfig, _FOURIER, reads=True),
-    Form("adamss", "linear", peft.AdamssConfig, {"r": 4}, reads=True),
-    Form("psoft", "linear", peft.PsoftConfig, {"r": 3}, reads=True),
+    Form("fourierft", "linear", peft.FourierFTConfig, _FOURIER, needs_base=True),
+    Form("adamss", "linear", peft.AdamssConfig, {"r": 4}, needs_base=True),
+    Form("psoft", "linear", peft.PsoftConfig, {"r": 3}, needs_base=True),
     *(
         _BY_NAME[name]
         for name in (
@@ -46,7 +46,7 @@ CASES: tuple[Form, ...] = (
 FLOAT32 = {"c3a", "kasa", "deft-qr", "frod-linear", "fourierft", "psoft"}
 
 # Values that PEFT treats as constants, and jaxmix does not.
-NOT_THE_SAME = {
+CONSTANT_IN_PEFT = {
     "dora": "the norm of W₀ + γBA is a constant for its gradient",
-    "oft-coft": "the numbers are shrunk in place by the forward, which its gradient does not see",
+    "oft-coft": "the forward shrinks the numbers in place, so the gradient ignores the shrinking",
 }

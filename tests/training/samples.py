@@ -58,8 +58,8 @@ def bank() -> Adapter:
     )
 
 
-def stepped(optimizer: Any, slope: Any, state: Any, values: Any) -> tuple[Any, Any]:
+def stepped(optimizer: Any, gradient: Any, state: Any, values: Any) -> tuple[Any, Any]:
     """Returns values and state after an optax step, whose Adam promotes integers to floats."""
     with jax.numpy_dtype_promotion("standard"):
-        change, state = optimizer.update(slope, state, values)
+        change, state = optimizer.update(gradient, state, values)
         return optax.apply_updates(values, change), state

@@ -1,4 +1,4 @@
-"""Writes docs/strengths.png, and the table of docs/training.md: strengths learned on the demo.
+"""Writes docs/strengths.png and the table of docs/training.md, for strengths learned on the demo.
 
 ``python -m tests.training.strengths_page``, or ``make pages``.
 """
@@ -38,9 +38,10 @@ def main() -> None:
         if per == "site":
             _draw(fitted)
     head = ["| strengths | " + " | ".join(DOMAINS) + " | lora, loha |", "| --- | --- | --- | --- |"]
-    before, _, rest = PAGE.read_text().partition(START)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     PAGE.write_text(
-        before + START + "\n".join([*head, *rows]) + "\n" + END + rest.partition(END)[2]
+        before + START + "\n".join([*head, *rows]) + "\n" + END + rest.partition(END)[2],
+        encoding="utf-8",
     )
 
 
@@ -51,10 +52,10 @@ def _row(name: str, losses: Mapping[str, float], strengths: str) -> str:
 
 def _strengths(mixed: jaxmix.Mix) -> str:
     """Returns the strengths, or the range of each adapter's strengths."""
-    fitted = [list(each.values()) for each in strengths_by_site(mixed).values()]
+    site_strengths = [list(values.values()) for values in strengths_by_site(mixed).values()]
     return ", ".join(
-        f"{min(each):.2f}" if np.ptp(each) < 1e-6 else f"{min(each):.2f} to {max(each):.2f}"
-        for each in fitted
+        f"{min(values):.2f}" if np.ptp(values) < 1e-6 else f"{min(values):.2f} to {max(values):.2f}"
+        for values in site_strengths
     )
 
 

@@ -1,4 +1,4 @@
-"""Gradients of trained values match finite differences: every family, mixes, dense or not."""
+"""Gradients of trained values match finite differences, for every family and for mixes."""
 
 from typing import Any
 
@@ -18,16 +18,16 @@ TOLERANCE = 1e-6
 STEP = 1e-6
 SITES = {site: update for site, update in LINEAR.items() if site.endswith("2")}
 X = np.random.default_rng(0).normal(size=(5, 16))
-AIM = np.random.default_rng(1).normal(size=(5, 8))
+TARGET = np.random.default_rng(1).normal(size=(5, 8))
 
 
 def layer(params: Any, site: str, x: Any) -> Any:
     """Returns a scalar that depends on every output of a linear layer."""
     out = x @ params[f"{site}.weight"].T + params[f"{site}.bias"][None]
-    return jnp.sum(AIM * jnp.tanh(0.2 * out))
+    return jnp.sum(TARGET * jnp.tanh(0.2 * out))
 
 
-def moved(values: Any, directions: Any, step: float) -> Any:
+def moved_along(values: Any, directions: Any, step: float) -> Any:
     """Returns the values moved along the directions."""
     return jax.tree.map(lambda x, direction: x + step * direction, values, directions)
 
@@ -38,53 +38,53 @@ def directions_of(values: Any, seed: int = 4) -> Any:
     return jax.tree.map(lambda x: rng.normal(size=x.shape), values)
 
 
-def along(slopes: Any, directions: Any) -> float:
+def derivative_along(gradients: Any, directions: Any) -> float:
     """Returns the derivative along the directions."""
     return sum(
-        float(np.sum(np.asarray(slope) * direction))
-        for slope, direction in zip(
-            jax.tree.leaves(slopes), jax.tree.leaves(directions), strict=True
+        float(np.sum(np.asarray(gradient) * direction))
+        for gradient, direction in zip(
+            jax.tree.leaves(gradients), jax.tree.leaves(directions), strict=True
         )
     )
 
 
-def quickly(function: Any, *args: Any) -> Any:
+def compile_quickly(function: Any, *args: Any) -> Any:
     """Compiles a function quickly, with few optimizations: it runs only three times."""
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function).lower(*args).compile(options)
 
 
 def test_every_family_unmerged() -> None:
-    """One program has a site per family, each with its own loss for its values and strength."""
+    """One program has a site per family, whose loss depends only on its values and strength."""
     params = base(SITES)
     parts = [Adapter({site: update}, 0.7, site) for site, update in SITES.items()]
 
     def loss(values: Any, rebuild: Any) -> Any:
         leaves = jaxmix.attach(params, rebuild(values))
         run = jaxmix.factored(lambda p, x: {site: layer(p, site, x) for site in SITES}, "factored")
-        each = run(leaves, X)
-        return sum(each.values()), each
+        losses = run(leaves, X)
+        return sum(losses.values()), losses
 
     with jax.enable_x64(True):
         values, rebuild = trainable(Mix(tuple(parts)), strengths=True)
-        run = quickly(jax.value_and_grad(loss, has_aux=True), values, rebuild)
-        slopes = run(values, rebuild)[1]
+        run = compile_quickly(jax.value_and_grad(loss, has_aux=True), values, rebuild)
+        gradients = run(values, rebuild)[1]
         directions = directions_of(values)
         above, below = (
-            run(moved(values, directions, step), rebuild)[0][1] for step in (STEP, -STEP)
+            run(moved_along(values, directions, step), rebuild)[0][1] for step in (STEP, -STEP)
         )
     mismatched: dict[str, tuple[float, float]] = {}
     for site in SITES:
-        slope = along(slopes[site], directions[site])
+        gradient = derivative_along(gradients[site], directions[site])
         expected = (float(above[site]) - float(below[site])) / (2 * STEP)
-        if not abs(slope - expected) < TOLERANCE * max(1.0, abs(expected)):
-            mismatched[site] = (slope, expected)
+        if not abs(gradient - expected) < TOLERANCE * max(1.0, abs(expected)):
+            mismatched[site] = (gradient, expected)
     assert mismatched == {}
 
 
 # ---------------------------------------------------------------- mixes
 
-# Rotations, base-reading, rescaling and additive families at one site, in two orders.
+# Families that rotate, read the base, rescale or add, all at one site.
 KINDS = ("LoRA", "OFT", "DoRA", "LoHa", "IA3", "HiRA", "LoKr")
 
 
@@ -99,7 +99,7 @@ def mixed(kinds: tuple[str, ...]) -> Mix:
     )
 
 
-def slopes_of(kinds: tuple[str, ...], how: str, only: tuple[str, ...] | None) -> Any:
+def gradients_of(kinds: tuple[str, ...], how: str, only: tuple[str, ...] | None) -> Any:
     """Returns values, the rebuild function, and a function of the loss and its gradients."""
     params = base(dict.fromkeys(("LoRA2", "OFT2")))
 
@@ -112,35 +112,35 @@ def slopes_of(kinds: tuple[str, ...], how: str, only: tuple[str, ...] | None) ->
         return jaxmix.factored(run, "factored")(jaxmix.attach(params, rebuild(values)), X)
 
     values, rebuild = trainable(mixed(kinds), only=only, strengths=True)
-    return values, rebuild, quickly(jax.value_and_grad(loss), values, rebuild)
+    return values, rebuild, compile_quickly(jax.value_and_grad(loss), values, rebuild)
 
 
-@pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]], ids=["one order", "the other"])
+@pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]], ids=["forward", "reversed"])
 def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
-    """Each part's gradient matches differences; dense, or trained alone, it is the same."""
+    """Each part's gradient matches; dense weights, or training it alone, give the same."""
     with jax.enable_x64(True):
-        values, rebuild, run = slopes_of(kinds, "factored", None)
-        slopes, directions = run(values, rebuild)[1], directions_of(values)
+        values, rebuild, run = gradients_of(kinds, "factored", None)
+        gradients, directions = run(values, rebuild)[1], directions_of(values)
         for kind in kinds:
             partial = {
                 k: w if k == kind else jax.tree.map(np.zeros_like, w) for k, w in directions.items()
             }
             above, below = (
-                float(run(moved(values, partial, s), rebuild)[0]) for s in (STEP, -STEP)
+                float(run(moved_along(values, partial, s), rebuild)[0]) for s in (STEP, -STEP)
             )
             expected = (above - below) / (2 * STEP)
-            assert along(slopes, partial) == pytest.approx(
+            assert derivative_along(gradients, partial) == pytest.approx(
                 expected, rel=TOLERANCE, abs=TOLERANCE
             ), kind
         for how, only in (("dense", None), ("factored", kinds[1:2])):
-            values, rebuild, run = slopes_of(kinds, how, only)
-            other_slopes = run(values, rebuild)[1]
-            assert list(other_slopes) == list(only or sorted(kinds))
-            for kind in other_slopes:
-                for ours, theirs in zip(
-                    *map(jax.tree.leaves, (other_slopes[kind], slopes[kind])), strict=True
+            values, rebuild, run = gradients_of(kinds, how, only)
+            gradients_again = run(values, rebuild)[1]
+            assert list(gradients_again) == list(only or sorted(kinds))
+            for kind in gradients_again:
+                for actual, expected in zip(
+                    *map(jax.tree.leaves, (gradients_again[kind], gradients[kind])), strict=True
                 ):
-                    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+                    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 # ---------------------------------------------------------------- the base has no gradient
@@ -151,9 +151,9 @@ def test_base_gets_no_gradient() -> None:
     sites, size, tokens = [f"layers.{i}" for i in range(6)], 512, 16
     outline = jax.ShapeDtypeStruct
     params = {f"{site}.weight": outline((size, size), jnp.float32) for site in sites}
-    ones: Any = np.ones
-    lora = LoRA(ones((4, size), np.float32), ones((size, 4), np.float32), 0.5)
-    oft = OFT(ones((size // 8, 28), np.float32))
+    make_ones: Any = np.ones
+    lora = LoRA(make_ones((4, size), np.float32), make_ones((size, 4), np.float32), 0.5)
+    oft = OFT(make_ones((size // 8, 28), np.float32))
     mixed = jaxmix.mix(
         Adapter(dict.fromkeys(sites, lora), name="lora"),
         Adapter(dict.fromkeys(sites, oft), name="oft"),
@@ -169,10 +169,10 @@ def test_base_gets_no_gradient() -> None:
         x = outline((tokens, size), jnp.float32)
         return jax.jit(jax.grad(loss)).lower(values, rebuild, params, x).compile().memory_analysis()
 
-    base = 4 * size * size * len(sites)
+    base_size = 4 * size * size * len(sites)
     unmerged = memory(lambda v, w, p, x: jaxmix.factored(run)(jaxmix.attach(p, w(v)), x))
     dense = memory(lambda v, w, p, x: run(jaxmix.compose(p, w(v)), x))
-    assert unmerged.output_size_in_bytes < 0.02 * base
-    assert unmerged.temp_size_in_bytes < 0.2 * base
+    assert unmerged.output_size_in_bytes < 0.02 * base_size
+    assert unmerged.temp_size_in_bytes < 0.2 * base_size
     # The dense program has gradients of the weights, which shows that the check can fail.
-    assert dense.temp_size_in_bytes > base
+    assert dense.temp_size_in_bytes > base_size

@@ -1,7 +1,7 @@
-"""PEFT's gradients for the same adapter and batch, for each of its types and for mixes.
+"""Gradients match PEFT's for the same adapter and batch, for each of its types and for mixes.
 
-The gradients replace the adapter's arrays, and the adapter is written as a PEFT folder. Its tensors
-are compared with the gradients of PEFT's parameters: writing only moves numbers around.
+An adapter whose arrays are the gradients is written as a PEFT folder, and the folder's tensors are
+compared with the gradients of PEFT's parameters. This works because writing only moves numbers.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ from jaxmix.training import trainable
 from ..parity.harness import build, exact, inputs, mixed_model, save_adapter, state
 from ..parity.layer_cases import NETS
 from ..parity.nested import Form
-from .peft_forms import CASES, FLOAT32, NOT_THE_SAME
+from .peft_forms import CASES, CONSTANT_IN_PEFT, FLOAT32
 
 Record = Callable[[str, object], None]
 
 NET = NETS["linear"]
 X = inputs(NET, batch=3)
-AIM = np.random.default_rng(5).normal(size=(3, 6))
+TARGET = np.random.default_rng(5).normal(size=(3, 6))
 
 
 # PSOFT's files have no A and B, so it cannot be exported.
@@ -49,38 +49,38 @@ def run(params: Any, x: Any) -> Any:
     for name in ("one", "two"):
         x = jnp.tanh(x) if name == "two" else x
         x = x @ params[f"{name}.weight"].T + params[f"{name}.bias"][None]
-    return jnp.sum(x * AIM)
+    return jnp.sum(x * TARGET)
 
 
-def net_loss(values: Any, whole: Any, params: Any) -> Any:
+def net_loss(values: Any, rebuild: Any, params: Any) -> Any:
     """Returns the network's loss for the trained values, unmerged."""
-    return jaxmix.factored(run)(jaxmix.attach(params, whole(values)), X)
+    return jaxmix.factored(run)(jaxmix.attach(params, rebuild(values)), X)
 
 
-def in_peft(model: Any, names: tuple[str, ...] = ("default",)) -> list[dict[str, Any]]:
+def peft_gradients(model: Any, names: tuple[str, ...] = ("default",)) -> list[dict[str, Any]]:
     """Returns the gradients of each adapter's parameters by their names in PEFT's file."""
     with torch.enable_grad():
         out = model(torch.from_numpy(X))
-        (out * torch.from_numpy(AIM)).sum().backward()
+        (out * torch.from_numpy(TARGET)).sum().backward()
     # A tensor shared by sites has one name in the file, and several in the model.
-    slopes = {p.data_ptr(): p.grad for p in model.parameters() if p.grad is not None}
+    gradients = {p.data_ptr(): p.grad for p in model.parameters() if p.grad is not None}
     files = [peft.get_peft_model_state_dict(model, adapter_name=name) for name in names]
-    wrapped = isinstance(model, peft.PeftMixedModel)
+    is_mixed = isinstance(model, peft.PeftMixedModel)
     return [
         {
             # A wrapper inside another wrapper has a longer name.
-            key.replace("base_layer.", "") if wrapped else key: slopes[x.data_ptr()].numpy()
+            key.replace("base_layer.", "") if is_mixed else key: gradients[x.data_ptr()].numpy()
             for key, x in file.items()
-            if x.data_ptr() in slopes
+            if x.data_ptr() in gradients
         }
         for file in files
     ]
 
 
-def made(form: Form, folder: Path) -> Any:
+def save_with_peft(form: Form, folder: Path) -> Any:
     """Saves an adapter of this form, and returns PEFT's model."""
     model = build(NET)
-    if form.make is not peft.PsoftConfig:
+    if form.config_class is not peft.PsoftConfig:
         return save_adapter(model, form.config(), folder, seed=3, draw=form.draw)
     # PEFT's PSOFT does not accept a float64 base.
     save_adapter(model.float(), form.config(), folder, seed=3)
@@ -89,15 +89,15 @@ def made(form: Form, folder: Path) -> Any:
     ).double()
 
 
-def written(slopes: Any, folder: Path) -> dict[str, np.ndarray]:
-    """Returns an adapter's arrays under the keys of PEFT's file."""
-    if isinstance(next(iter(slopes.updates.values())), PSOFT):
+def arrays_by_peft_key(gradients: Any, folder: Path) -> dict[str, np.ndarray]:
+    """Returns an adapter's arrays by the keys of PEFT's file."""
+    if isinstance(next(iter(gradients.updates.values())), PSOFT):
         return {
             f"base_model.model.{site}.psoft_{name}": np.asarray(getattr(update, field))
-            for site, update in slopes.updates.items()
+            for site, update in gradients.updates.items()
             for name, field in PSOFT_NAMES.items()
         }
-    numbers = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, slopes)
+    numbers = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, gradients)
     jaxmix.export_peft(numbers, folder)
     return load_file(folder / "adapter_model.safetensors")
 
@@ -108,58 +108,60 @@ def prefixed(adapter: jaxmix.Adapter, name: str) -> jaxmix.Adapter:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
-    """Returns PEFT's gradients and ours by form; ours from one program."""
-    root = tmp_path_factory.mktemp("slopes")
+def gradient_pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
+    """Returns PEFT's gradients and ours by form. One program computes all of ours."""
+    root = tmp_path_factory.mktemp("gradients")
     theirs: dict[str, Any] = {}
     parts: list[jaxmix.Adapter] = []
     with exact(), jax.enable_x64(True):
         params = state(build(NET))
         for form in CASES:
-            model = made(form, root / form.name)
+            model = save_with_peft(form, root / form.name)
             # FourierFT's forward needs torch's default dtype.
-            wide = form.make is not peft.FourierFTConfig
-            torch.set_default_dtype(torch.float64 if wide else torch.float32)
-            theirs[form.name] = in_peft(model)[0]
+            is_float64 = form.config_class is not peft.FourierFTConfig
+            torch.set_default_dtype(torch.float64 if is_float64 else torch.float32)
+            theirs[form.name] = peft_gradients(model)[0]
             torch.set_default_dtype(torch.float64)
-            adapter = jaxmix.load(root / form.name, base=params if form.reads else None)
+            adapter = jaxmix.load(root / form.name, base=params if form.needs_base else None)
             parts.append(prefixed(adapter, form.name))
-        every = {f"{form.name}/{n}": x for form in CASES for n, x in params.items()}
+        all_params = {f"{form.name}/{n}": x for form in CASES for n, x in params.items()}
 
         def loss(leaves: Any) -> Any:
             nets = [{n: leaves[f"{form.name}/{n}"] for n in params} for form in CASES]
             return sum(run(net, X) for net in nets)
 
-        def whole_loss(values: Any, whole: Any) -> Any:
-            return jaxmix.factored(loss)(jaxmix.attach(every, whole(values)))
+        def total_loss(values: Any, rebuild: Any) -> Any:
+            return jaxmix.factored(loss)(jaxmix.attach(all_params, rebuild(values)))
 
-        values, whole = trainable(jaxmix.Mix(tuple(parts)))
-        for name, slopes in theirs.items():
+        values, rebuild = trainable(jaxmix.Mix(tuple(parts)))
+        for name, gradients in theirs.items():
             # jaxmix trains as many numbers as PEFT; a shared one counts once.
             ours = sum(x.size for x in jax.tree.leaves(values[name]))
-            assert ours == sum(x.size for x in slopes.values()), name
-        slopes = whole(jax.jit(jax.grad(whole_loss))(values, whole))
+            assert ours == sum(x.size for x in gradients.values()), name
+        gradients = rebuild(jax.jit(jax.grad(total_loss))(values, rebuild))
         ours = {}
-        for part in slopes.parts:
+        for part in gradients.parts:
             updates = {site.split("/")[1]: update for site, update in part.updates.items()}
-            ours[part.name] = written(jaxmix.Adapter(updates), root / f"{part.name} slopes")
+            ours[part.name] = arrays_by_peft_key(
+                jaxmix.Adapter(updates), root / f"{part.name} slopes"
+            )
     return {name: (theirs[name], ours[name]) for name in theirs}
 
 
 def errors(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
     """Returns each tensor's largest difference, relative to its largest number."""
     assert theirs
-    pairs = {key: (ours[key], slope) for key, slope in theirs.items()}
+    pairs = {key: (ours[key], gradient) for key, gradient in theirs.items()}
     assert {key: (x.shape, y.shape) for key, (x, y) in pairs.items() if x.shape != y.shape} == {}
     return {key: float(np.abs(x - y).max() / np.abs(y).max()) for key, (x, y) in pairs.items()}
 
 
-@pytest.mark.parametrize("name", [form.name for form in CASES if form.name not in NOT_THE_SAME])
+@pytest.mark.parametrize("name", [form.name for form in CASES if form.name not in CONSTANT_IN_PEFT])
 def test_gradients_match_peft(
-    name: str, both: dict[str, tuple[Any, Any]], record_property: Record
+    name: str, gradient_pairs: dict[str, tuple[Any, Any]], record_property: Record
 ) -> None:
     """Every parameter that PEFT trains has PEFT's gradient."""
-    differences = errors(*both[name])
+    differences = errors(*gradient_pairs[name])
     record_property("gradient", (name, max(differences.values())))
     assert max(differences.values()) < (1e-5 if name in FLOAT32 else 1e-10), differences
 
@@ -182,22 +184,22 @@ def hold_constants(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gradients_match_peft_with_its_constants(
-    both: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gradient_pairs: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With PEFT's constants held, all gradients match; magnitudes match without."""
-    off = {name: errors(*both[name]) for name in NOT_THE_SAME}
-    for name, differences in off.items():
+    """All gradients match if the same values are constants; magnitudes match in any case."""
+    relative_errors = {name: errors(*gradient_pairs[name]) for name in CONSTANT_IN_PEFT}
+    for name, differences in relative_errors.items():
         for key, error in differences.items():
             assert (error < 1e-10) == ("magnitude" in key), (name, key, error)
     hold_constants(monkeypatch)
     for form in CASES:
-        if form.name in NOT_THE_SAME:
+        if form.name in CONSTANT_IN_PEFT:
             with exact(), jax.enable_x64(True):
-                made(form, tmp_path / form.name)
+                save_with_peft(form, tmp_path / form.name)
                 values, rebuild = trainable(jaxmix.load(tmp_path / form.name))
-                slope = jax.jit(jax.grad(net_loss))(values, rebuild, state(build(NET)))
-                ours = written(rebuild(slope), tmp_path / f"{form.name} slopes")
-            differences = errors(both[form.name][0], ours)
+                gradient = jax.jit(jax.grad(net_loss))(values, rebuild, state(build(NET)))
+                ours = arrays_by_peft_key(rebuild(gradient), tmp_path / f"{form.name} gradients")
+            differences = errors(gradient_pairs[form.name][0], ours)
             assert max(differences.values()) < 1e-10, differences
 
 
@@ -216,24 +218,26 @@ def test_mix_gradients_match_peft(
     names: tuple[str, ...], tmp_path: Path, record_property: Record
 ) -> None:
     """Gradients match PEFT's mixed model; training one adapter alone gives the same."""
-    forms = {form.name: form for form in CASES}
+    forms_by_name = {form.name: form for form in CASES}
     folders = [tmp_path / name for name in names]
     with exact(), jax.enable_x64(True):
         params = state(build(NET))
         for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
-            save_adapter(build(NET), forms[name].config(), folder, seed=i)
-        expected = in_peft(
+            save_adapter(build(NET), forms_by_name[name].config(), folder, seed=i)
+        expected = peft_gradients(
             mixed_model(build(NET), folders), tuple(f"adapter{i}" for i in range(len(names)))
         )
         mixed = jaxmix.mix(*map(jaxmix.load, folders))
 
         for only in (None, (names[-1],)):
             values, rebuild = trainable(mixed, only=only)
-            slopes = rebuild(jax.jit(jax.grad(net_loss))(values, rebuild, params)).parts
+            gradients = rebuild(jax.jit(jax.grad(net_loss))(values, rebuild, params)).parts
             for i in range(len(names)):
                 if only and names[i] not in only:
                     continue
-                differences = errors(expected[i], written(slopes[i], tmp_path / f"{i} {only}"))
+                differences = errors(
+                    expected[i], arrays_by_peft_key(gradients[i], tmp_path / f"{i} {only}")
+                )
                 record_property(
                     "gradient", (f"{names[i]} of {' → '.join(names)}", max(differences.values()))
                 )

@@ -29,10 +29,10 @@ with_peft = pytest.mark.skipif(
 )
 
 
-def _layers(outputs: int, inputs: int) -> dict[str, Any]:
+def _layers(out_size: int, in_size: int) -> dict[str, Any]:
     """Returns three layers with a module of one kind and different weights."""
     names = [f"layers.{i}.attn.q.weight" for i in range(3)]
-    return {name: (i + 1) * normal(30 + i, outputs, inputs) for i, name in enumerate(names)}
+    return {name: (i + 1) * normal(30 + i, out_size, in_size) for i, name in enumerate(names)}
 
 
 def _net(params: dict[str, Any]) -> Any:
@@ -41,21 +41,21 @@ def _net(params: dict[str, Any]) -> Any:
 
     root = nn.Module()
     for name, value in params.items():
-        *before, last = name.removesuffix(".weight").split(".")
+        *parents, leaf_name = name.removesuffix(".weight").split(".")
         module = root
-        for part in before:
+        for part in parents:
             if not hasattr(module, part):
                 module.add_module(part, nn.Module())
             module = module.get_submodule(part)
-        module.add_module(last, nn.Linear(*value.shape[::-1], bias=False))
-        module.get_submodule(last).weight.data = tensor(value)
+        module.add_module(leaf_name, nn.Linear(*value.shape[::-1], bias=False))
+        module.get_submodule(leaf_name).weight.data = tensor(value)
     return root
 
 
 @with_peft
 @pytest.mark.parametrize("shape", [(10, 12), (3, 14)], ids=["more rows", "fewer rows"])
 def test_frod_basis_matches_peft(shape: tuple[int, int]) -> None:
-    """V matches PEFT's up to the signs of its columns, and so do the lengths, for three layers."""
+    """V matches PEFT's up to the signs of its columns, and the lengths of three layers match."""
     import peft
 
     params = _layers(*shape)
@@ -63,19 +63,19 @@ def test_frod_basis_matches_peft(shape: tuple[int, int]) -> None:
     reference: Any = peft.get_peft_model(_net(params), config).base_model
     ours = init("frod", params, _KEY, target_modules=["q"], regularization_alpha=0.01)
     first = ours.updates["layers.0.attn.q"]
-    v = reference.frod_V["attn_q"]["default"].numpy()
-    # Directions that no weight reaches are arbitrary.
+    expected_v = reference.frod_V["attn_q"]["default"].numpy()
+    # Directions outside the weights' row space are arbitrary.
     reached = slice(0, min(3 * shape[0], shape[1]))
-    signs = np.sign(np.sum(np.asarray(first.v) * v, axis=0))[None]
-    np.testing.assert_allclose((first.v * signs)[:, reached], v[:, reached], atol=2e-4)
+    signs = np.sign(np.sum(np.asarray(first.v) * expected_v, axis=0))[None]
+    np.testing.assert_allclose((first.v * signs)[:, reached], expected_v[:, reached], atol=2e-4)
     for i in range(3):
         update, layer = ours.updates[f"layers.{i}.attn.q"], reference.model.layers
         lengths = layer.get_submodule(f"{i}.attn.q").frod_lambda_l.default.detach().numpy()
         np.testing.assert_allclose(update.lengths, lengths, atol=1e-4)
         assert update.v is first.v and update.indices is first.indices
-    changed = jaxmix.compose(params, ours)
+    composed = jaxmix.compose(params, ours)
     for name, weight in params.items():
-        np.testing.assert_allclose(changed[name], weight, atol=1e-5)
+        np.testing.assert_allclose(composed[name], weight, atol=1e-5)
 
 
 def test_frod_indices_are_distinct() -> None:
@@ -97,7 +97,7 @@ def test_frod_indices_are_distinct() -> None:
 
 
 def test_frod_needs_equal_inputs_per_kind() -> None:
-    """A kind of module is determined by its name, not by its shape."""
+    """The name of a module determines its kind, not its shape."""
     params = {"attn.q.weight": normal(42, 6, 4), "more.attn.q.weight": normal(43, 6, 8)}
     with pytest.raises(ShapeError) as caught:
         init("frod", params, _KEY, target_modules=["q"])
@@ -122,8 +122,8 @@ def test_adamss_groups_match_peft(tmp_path: Path) -> None:
     update = ours.updates["lin"]
     np.testing.assert_array_equal(update.rows, reference.scatter_index["default"].numpy())
     np.testing.assert_allclose(update.projection, reference.adamss_newB["default"], atol=1e-6)
-    for a, b, other in zip(update.a, update.b, reference.adamss_B["default"], strict=True):
-        assert b.shape == tuple(other.shape)
+    for a, b, expected_b in zip(update.a, update.b, reference.adamss_B["default"], strict=True):
+        assert b.shape == tuple(expected_b.shape)
         np.testing.assert_allclose(a @ a.T, np.eye(len(a)), atol=1e-5)
     trained = replace(update, b=tuple(normal(50 + i, *b.shape) for i, b in enumerate(update.b)))
     mixed = jaxmix.Adapter({"lin": trained}, name="adamss")
@@ -149,10 +149,10 @@ def test_adamss_subspaces_match_peft() -> None:
     ours = init(
         "adamss", params, _KEY, target_modules=["lin"], rank=9, svd_threshold=0.3, **options
     ).updates["lin"]
-    for a, other in zip(ours.a, reference.adamss_A["default"], strict=True):
-        b = other.detach().numpy()
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a.T @ a, b.T @ b, atol=0.05)
+    for a, parameter in zip(ours.a, reference.adamss_A["default"], strict=True):
+        expected_a = parameter.detach().numpy()
+        assert a.shape == expected_a.shape
+        np.testing.assert_allclose(a.T @ a, expected_a.T @ expected_a, atol=0.05)
 
 
 def test_adamss_needs_concrete_params() -> None:
@@ -167,7 +167,6 @@ def test_adamss_needs_concrete_params() -> None:
 
 @pytest.mark.parametrize("package", ["torch", "sklearn.cluster"])
 def test_adamss_names_missing_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the package to install."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UnsupportedError, match=re.escape("pip install 'jaxmix-peft[torch]'")):
         init("adamss", {"lin.weight": normal(45, 6, 4)}, _KEY, target_modules=["lin"])

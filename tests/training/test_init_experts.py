@@ -47,20 +47,22 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
     )  # fmt: skip
     assert set(ours.updates) == set(expected.updates) == set(_BOTH)
     for site, update in ours.updates.items():
-        other = expected.updates[site]
-        assert jax.tree.structure(update) == jax.tree.structure(other)
-        assert update.a.shape == other.a.shape and update.b.shape == other.b.shape
-        assert not update.b.any() and not other.b.any()
-        assert float(update.scale) == pytest.approx(float(other.scale))
-        assert abs(np.std(update.a) / np.std(other.a) - 1) < 5 / update.a.size**0.5
+        expected_update = expected.updates[site]
+        assert jax.tree.structure(update) == jax.tree.structure(expected_update)
+        assert (
+            update.a.shape == expected_update.a.shape and update.b.shape == expected_update.b.shape
+        )
+        assert not update.b.any() and not expected_update.b.any()
+        assert float(update.scale) == pytest.approx(float(expected_update.scale))
+        assert abs(np.std(update.a) / np.std(expected_update.a) - 1) < 5 / update.a.size**0.5
         bound = update.a.shape[-1] ** -0.5
-        assert 0.9 * bound < np.abs(update.a).max() <= bound >= np.abs(other.a).max()
+        assert 0.9 * bound < np.abs(update.a).max() <= bound >= np.abs(expected_update.a).max()
     values, _ = trainable(ours)
-    trained = [p.numel() for p in adapted.parameters() if p.requires_grad]
-    assert sum(x.size for x in jax.tree.leaves(values)) == sum(trained)
-    changed = jaxmix.compose(params, ours)
+    sizes = [p.numel() for p in adapted.parameters() if p.requires_grad]
+    assert sum(x.size for x in jax.tree.leaves(values)) == sum(sizes)
+    composed = jaxmix.compose(params, ours)
     for name, weight in params.items():
-        np.testing.assert_array_equal(changed[name], weight)
+        np.testing.assert_array_equal(composed[name], weight)
 
 
 def test_unknown_target_parameter_is_refused() -> None:

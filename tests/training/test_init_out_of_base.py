@@ -31,10 +31,10 @@ _KEY = jax.random.key(0)
 
 # PEFT's OLoRA ignores that GPT-2's weight is transposed.
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize(("how", "site"), [("pissa", "lin"), ("pissa", "gpt"), ("olora", "lin")])
-def test_factors_and_remaining_base_match_peft(how: str, kind: str, site: str) -> None:
+@pytest.mark.parametrize(("method", "site"), [("pissa", "lin"), ("pissa", "gpt"), ("olora", "lin")])
+def test_factors_and_remaining_base_match_peft(method: str, kind: str, site: str) -> None:
     """Factors match PEFT's up to signs; the remaining base and DoRA's norms match."""
-    options: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": how}
+    options: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": method}
     row = Row(kind, {**options, "fan_in_fan_out": True} if site == "gpt" else options, (site,))
     layer = getattr(model_of(row).base_model.model, site)
     a, b = (layer.lora_A.default.weight.detach(), layer.lora_B.default.weight.detach())
@@ -64,31 +64,37 @@ def test_osf_matches_peft(rank: Any, site: str) -> None:
     layer = model.base_model.model.get_submodule(site)
     parts = layer.osf_svd_params.default
     adapter = init("osf", PARAMS, _KEY, target_modules=[site], effective_rank=rank)
-    rebase, low = parts_of(adapter.updates[site])
+    rebase, low_rank = parts_of(adapter.updates[site])
     weight = PARAMS[f"{site}.weight"]
     low_part = parts.U_low * parts.S_low[None] @ parts.V_low
-    np.testing.assert_allclose(low.e, parts.S_low.detach().numpy(), atol=1e-5)
-    np.testing.assert_allclose((low.b * low.e[None]) @ low.a, low_part.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(low_rank.e, parts.S_low.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        (low_rank.b * low_rank.e[None]) @ low_rank.a, low_part.detach().numpy(), atol=1e-4
+    )
     np.testing.assert_allclose(rebase.weight, weight - low_part.detach().numpy(), atol=1e-4)
 
-    x, aim = normal(80, 5, weight.shape[1]), normal(81, 5, weight.shape[0])
+    x, target = normal(80, 5, weight.shape[1]), normal(81, 5, weight.shape[0])
     descent = torch.optim.SGD(parts.parameters(), lr=0.02)
-    (layer(torch.tensor(x)) * torch.tensor(aim)).sum().backward()
+    (layer(torch.tensor(x)) * torch.tensor(target)).sum().backward()
     descent.step()
     with torch.no_grad():
         expected = weight + layer.get_delta_weight("default").numpy()
 
     def loss(values: Any) -> Any:
         params = jaxmix.compose({f"{site}.weight": weight}, rebuild(values))
-        return jnp.sum((x @ params[f"{site}.weight"].T) * aim)
+        return jnp.sum((x @ params[f"{site}.weight"].T) * target)
 
     values, rebuild = trainable(adapter)
-    slopes = rebuild(jax.grad(loss)(values)).updates[site]
+    gradients = rebuild(jax.grad(loss)(values)).updates[site]
     left_vectors, _, vt = jnp.linalg.svd(rebase.weight, full_matrices=False)
-    high = min(weight.shape) - len(low.e)
-    u, v, slope = left_vectors[:, :high], vt[:high], parts_of(slopes)[1]
-    b = low.b - 0.02 * (slope.b - u @ (u.T @ slope.b))
-    a = low.a - 0.02 * (slope.a - (slope.a @ v.T) @ v)
-    e = low.e - 0.02 * slope.e
+    frozen_rank = min(weight.shape) - len(low_rank.e)
+    frozen_u, frozen_v, gradient = (
+        left_vectors[:, :frozen_rank],
+        vt[:frozen_rank],
+        parts_of(gradients)[1],
+    )
+    b = low_rank.b - 0.02 * (gradient.b - frozen_u @ (frozen_u.T @ gradient.b))
+    a = low_rank.a - 0.02 * (gradient.a - (gradient.a @ frozen_v.T) @ frozen_v)
+    e = low_rank.e - 0.02 * gradient.e
     assert np.abs(expected - weight).max() > 0.05
     np.testing.assert_allclose(rebase.weight + (b * e[None]) @ a, expected, atol=2e-4)

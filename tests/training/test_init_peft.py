@@ -23,9 +23,9 @@ if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
 from .peft_adapters import BIG, read
 
 # Fields that a file stores once for all sites, or that depend on torch's generator.
-_SAID_ONCE: dict[str, Any] = {"transposed": False, "seed": None, "number": None}
+_STORED_ONCE: dict[str, Any] = {"transposed": False, "seed": None, "number": None}
 # Fields with random values; all others equal PEFT's.
-_DRAWN: dict[str, set[str]] = {
+_RANDOM: dict[str, set[str]] = {
     "LoRA": {"a"},
     "AdaLoRA": {"a", "b"},
     "KaSA": {"a", "d"},
@@ -52,57 +52,65 @@ _DRAWN: dict[str, set[str]] = {
     "FRoD": {"v", "indices"},
     "AdaMSS": {"a"},
 }
-# Initializations for which jaxmix's reader gives PEFT's file another form.
-_PARTED = ("pissa", "olora")
+# Initializations that change the base, so that jaxmix reads PEFT's file as another family.
+_SPLIT_FROM_BASE = ("pissa", "olora")
 
 
-def _plain(update: Any) -> Any:
+def _without_shared_fields(update: Any) -> Any:
     """Returns the update without the fields that a file stores once for all sites."""
-    shared_fields = {field.name for field in fields(update)} & _SAID_ONCE.keys()
-    return replace(update, **{name: _SAID_ONCE[name] for name in shared_fields})
+    shared_fields = {field.name for field in fields(update)} & _STORED_ONCE.keys()
+    return replace(update, **{name: _STORED_ONCE[name] for name in shared_fields})
 
 
-def _compared(ours: Any, theirs: Any) -> None:
-    """Compares the updates of one site."""
+def _assert_matches(ours: Any, theirs: Any) -> None:
+    """Asserts that two updates match: fixed values exactly, random values by their spread."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    both = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
-    for (path, leaf), other in both:
-        left, right = np.asarray(leaf, np.float64), np.asarray(other, np.float64)
-        assert left.shape == right.shape, path
-        if path[0].name not in _DRAWN.get(ours.family, ()) or not right.any():
-            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4, err_msg=str(path))
+    pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
+    for (path, leaf), other in pairs:
+        actual, expected = np.asarray(leaf, np.float64), np.asarray(other, np.float64)
+        assert actual.shape == expected.shape, path
+        if path[0].name not in _RANDOM.get(ours.family, ()) or not expected.any():
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4, err_msg=str(path))
             continue
-        assert not np.array_equal(left, right), path
-        if left.size > 20:
-            _spread_alike(left, right, str(path))
+        assert not np.array_equal(actual, expected), path
+        if actual.size > 20:
+            _assert_same_spread(actual, expected, str(path))
 
 
-def _spread_alike(left: np.ndarray, right: np.ndarray, name: str) -> None:
+def _assert_same_spread(actual: np.ndarray, expected: np.ndarray, name: str) -> None:
     """Asserts equal means and deviations within five standard errors, and equal uniform bounds."""
-    assert abs(left.std() / right.std() - 1) < 5 / left.size**0.5, (name, left.std(), right.std())
-    assert abs(left.mean() - right.mean()) < 7 * right.std() / left.size**0.5, name
-    if np.abs(right).max() < 1.8 * right.std():
-        bounds = np.abs(left).max(), np.abs(right).max()
-        assert abs(bounds[0] / bounds[1] - 1) < 0.02 + 20 / left.size, (name, bounds)
+    assert abs(actual.std() / expected.std() - 1) < 5 / actual.size**0.5, (
+        name,
+        actual.std(),
+        expected.std(),
+    )
+    assert abs(actual.mean() - expected.mean()) < 7 * expected.std() / actual.size**0.5, name
+    if np.abs(expected).max() < 1.8 * expected.std():
+        bounds = np.abs(actual).max(), np.abs(expected).max()
+        assert abs(bounds[0] / bounds[1] - 1) < 0.02 + 20 / actual.size, (name, bounds)
 
 
-_KINDS = [row for row in ROWS if row.options.get("init_lora_weights") not in _PARTED]
+_KINDS = [row for row in ROWS if row.options.get("init_lora_weights") not in _SPLIT_FROM_BASE]
 
 
 @pytest.mark.parametrize("row", [row for row in _KINDS if row.kind != "osf"], ids=str)
 def test_init_matches_peft(row: Row, tmp_path: Path) -> None:
     """Structure, shapes, fixed values, spreads and the number of trained values match PEFT's."""
     theirs, trained = read(row, tmp_path)
-    ours = init(row.kind, PARAMS, jax.random.key(3), target_modules=list(row.at), **row.options)
+    ours = init(
+        row.kind, PARAMS, jax.random.key(3), target_modules=list(row.targets), **row.options
+    )
     assert set(ours.updates) == set(theirs.updates)
     for site, update in ours.updates.items():
-        _compared(_plain(update), _plain(theirs.updates[site]))
+        _assert_matches(
+            _without_shared_fields(update), _without_shared_fields(theirs.updates[site])
+        )
     values, _ = trainable(ours)
     assert sum(x.size for x in jax.tree.leaves(values)) == sum(p.numel() for p in trained)
 
 
 # Large enough to determine a spread to a few hundredths.
-_WIDE = (
+_LARGE = (
     Row("lora", {"rank": 16}),
     Row("lora", {"rank": 16, "init_lora_weights": "gaussian"}),
     Row("adalora", {"rank": 16}),
@@ -124,9 +132,11 @@ _WIDE = (
 )
 
 
-@pytest.mark.parametrize("row", _WIDE, ids=str)
+@pytest.mark.parametrize("row", _LARGE, ids=str)
 def test_spread_matches_peft(row: Row, tmp_path: Path) -> None:
-    row = replace(row, at=("big",))
+    row = replace(row, targets=("big",))
     theirs, _ = read(row, tmp_path, BIG)
     ours = init(row.kind, BIG, jax.random.key(5), target_modules=["big"], **row.options)
-    _compared(_plain(ours.updates["big"]), _plain(theirs.updates["big"]))
+    _assert_matches(
+        _without_shared_fields(ours.updates["big"]), _without_shared_fields(theirs.updates["big"])
+    )

@@ -16,6 +16,7 @@ import jaxmix
 from jaxmix.errors import LayoutError, UnsupportedError
 from jaxmix.placement.tree import Tree
 
+from ..messages import full_text
 from ..uncompiled import uncompiled
 
 L, D, N, H, F, V = 3, 10, 2, 3, 6, 11
@@ -76,7 +77,7 @@ def net(**options: Any) -> Net:
     return Net(nnx.Rngs(0), **options)
 
 
-def pure(module: nnx.Module) -> Any:
+def pure_dict(module: nnx.Module) -> Any:
     """Returns the module's parameters as a pure dict."""
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
@@ -84,8 +85,8 @@ def pure(module: nnx.Module) -> Any:
 FORMS: dict[str, Callable[[Net], Any]] = {
     "module": lambda module: module,
     "state": lambda module: nnx.state(module, nnx.Param),
-    "pure": pure,
-    "linen": lambda module: {"params": pure(module)},
+    "pure": pure_dict,
+    "linen": lambda module: {"params": pure_dict(module)},
 }
 # How one layer's slice becomes PyTorch's (out, in).
 AXES = {
@@ -103,13 +104,13 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
     flat_tree = Tree.of(tree)
     return {
         name.removeprefix("params."): np.asarray(flat_tree.leaves[i])
-        for name, i in flat_tree.where.items()
+        for name, i in flat_tree.positions.items()
         if jnp.issubdtype(flat_tree.leaves[i].dtype, jnp.floating)
     }
 
 
-def moved(adapter: jaxmix.Adapter) -> Any:
-    """Returns the adapter without zero factors."""
+def with_nonzero_factors(adapter: jaxmix.Adapter) -> Any:
+    """Returns the adapter with all matrices shifted, so that no factor is zero."""
     return jax.tree.map(lambda x: x + 0.3 if getattr(x, "ndim", 0) == 2 else x, adapter)
 
 
@@ -120,7 +121,7 @@ def test_each_stacked_layer_is_targeted(form: str, axis: int) -> None:
     params = FORMS[form](net(axis=axis))
     initialized = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)
     assert set(initialized.sites) == set(LAYERS)
-    adapter = moved(initialized)
+    adapter = with_nonzero_factors(initialized)
     with uncompiled():
         merged = leaves(jaxmix.compose(params, adapter))
     before = leaves(params)
@@ -131,15 +132,15 @@ def test_each_stacked_layer_is_targeted(form: str, axis: int) -> None:
         delta = np.take(merged[name] - before[name], int(number), axis)
         expected = update.scale * np.asarray(update.b) @ np.asarray(update.a)
         np.testing.assert_allclose(AXES[rest.rpartition(".")[2]](delta), expected, atol=1e-5)
-    touched = {f"layers.{site.split('.', 2)[2]}.kernel" for site in LAYERS}
-    assert {name for name in before if (before[name] != merged[name]).any()} == touched
+    changed = {f"layers.{site.split('.', 2)[2]}.kernel" for site in LAYERS}
+    assert {name for name in before if (before[name] != merged[name]).any()} == changed
 
 
 def test_target_names_apply_to_stacked_layers() -> None:
     """Suffixes, excludes and layer numbers apply to the layers of a stack."""
 
     def sites(**options: Any) -> set[str]:
-        return set(jaxmix.init("lora", pure(net()), _KEY, rank=1, **options).sites)
+        return set(jaxmix.init("lora", pure_dict(net()), _KEY, rank=1, **options).sites)
 
     assert sites(target_modules=["query", "up"]) == {
         site for site in LAYERS if site.endswith(("query", "up"))
@@ -155,24 +156,24 @@ def test_target_names_apply_to_stacked_layers() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "oft"])
 def test_every_layer_of_a_stack_is_trained(kind: str) -> None:
-    """The merged module starts with its own forward and has a gradient at each site."""
+    """A new adapter does not change the outputs, and has a gradient at each site."""
     model = net()
     tokens = jnp.arange(4)[None]
     adapter = jaxmix.init(kind, model, _KEY, target_modules="all-linear")
     np.testing.assert_allclose(jaxmix.compose(model, adapter)(tokens), model(tokens), atol=1e-5)
-    values, rebuild = jaxmix.trainable(adapter if kind == "oft" else moved(adapter))
+    values, rebuild = jaxmix.trainable(adapter if kind == "oft" else with_nonzero_factors(adapter))
 
     def loss(values: Any) -> jax.Array:
         return jnp.sum(jaxmix.compose(model, rebuild(values))(tokens)[..., 0] ** 2)
 
-    slopes = rebuild(jax.jit(jax.grad(loss))(values))
-    for site, update in slopes.updates.items():
+    gradients = rebuild(jax.jit(jax.grad(loss))(values))
+    for site, update in gradients.updates.items():
         assert any(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(update)), site
 
 
 def test_factored_stacks_match_the_merged_model() -> None:
     """Factored leaves of stacked layers and heads give the merged model's outputs and gradients."""
-    params = pure(net())
+    params = pure_dict(net())
     x = jax.random.normal(_KEY, (4, D))
 
     def forward(params: Any) -> jax.Array:
@@ -187,7 +188,10 @@ def test_factored_stacks_match_the_merged_model() -> None:
 
         return jnp.sum(jax.lax.scan(layer, x, params["layers"])[0] ** 2)
 
-    adapter = moved(jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)) * 0.1
+    adapter = (
+        with_nonzero_factors(jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2))
+        * 0.1
+    )
     values, rebuild = jaxmix.trainable(adapter)
     unmerged = jax.jit(
         jax.value_and_grad(lambda v: jaxmix.factored(forward)(jaxmix.attach(params, rebuild(v))))
@@ -226,7 +230,7 @@ class Eqx(eqx.Module):
 
 
 def test_equinox_modules_stacked_by_filter_vmap() -> None:
-    """The classes identify the layers without biases or norms."""
+    """Layers are identified by their classes, without biases or norms."""
     model = Eqx(_KEY)
     initialized = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=2)
     names = [f"layers.{i}.layers.{j}" for i in range(L) for j in range(2)]
@@ -234,7 +238,7 @@ def test_equinox_modules_stacked_by_filter_vmap() -> None:
         f"attention.{i}.{x}_proj" for i in range(L) for x in ("query", "key", "value", "output")
     ]
     assert set(initialized.sites) == set(names)
-    adapter = moved(initialized)
+    adapter = with_nonzero_factors(initialized)
     merged = jaxmix.compose(model, adapter)
     update: Any = adapter.updates["layers.1.layers.0"]
     delta = merged.layers.layers[0].weight[1] - model.layers.layers[0].weight[1]
@@ -267,7 +271,7 @@ class Linen(nn.Module):
 
 
 def test_linen_scan_and_cells() -> None:
-    """In a pure dict, biases and norms identify the layers, and names a cell's gates."""
+    """In a pure dict, biases and norms identify the layers, and names identify gates of cells."""
     params = jax.eval_shape(Linen().init, _KEY, jnp.arange(4))
     adapter = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
     attn = "MultiHeadDotProductAttention_0"
@@ -275,7 +279,7 @@ def test_linen_scan_and_cells() -> None:
     assert set(adapter.sites) == {f"layers.{i}.{name}" for i in range(L) for name in names}
 
 
-class Others(nnx.Module):
+class OtherLayers(nnx.Module):
     """Layers that are not linear, and two that are."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
@@ -290,12 +294,12 @@ class Others(nnx.Module):
 
 def test_only_linear_layers_are_targeted() -> None:
     """Cells, convolutions and LoRA's own factors are not targeted; a layer that LoRA wraps is."""
-    model = Others(nnx.Rngs(0))
+    model = OtherLayers(nnx.Rngs(0))
     adapter = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=1)
     sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in dict[str, Any](adapter.updates).items()}
     assert sizes == {"inside": (F, D), "around": (N * H, D), "einsum": (N * H, D)}
-    out = jaxmix.compose(model, moved(adapter))
-    update: Any = moved(adapter).updates["einsum"]
+    out = jaxmix.compose(model, with_nonzero_factors(adapter))
+    update: Any = with_nonzero_factors(adapter).updates["einsum"]
     delta = out.einsum.kernel[...] - model.einsum.kernel[...]
     expected = (update.scale * update.b @ update.a).T.reshape(D, N, H)
     np.testing.assert_allclose(delta, expected, atol=1e-5)
@@ -358,10 +362,21 @@ def test_ambiguous_leaves_are_listed() -> None:
     )
     with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", params, _KEY, target_modules="all-linear")
-    with pytest.raises(LayoutError, match=r"layers:\n  proj: \(10, 2, 3\)\nPass"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "weights that may be linear layers, but neither names, "
+            "classes nor biases show which of their axes are inputs, "
+            "outputs or layers:\n"
+            "  proj: (10, 2, 3)\n"
+            "Pass the nnx or Equinox module itself, pass "
+            "layout=jaxmix.Layout(…) with a rule for each (layout='flax' "
+            "for convolutions), or leave them out with exclude_modules."
+        ),
+    ):
         jaxmix.init("lora", params, _KEY, target_modules=["proj", "q"])
-    excluded = {"exclude_modules": ["proj", "mix_einsum"]}
-    assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **excluded).sites == (
+    exclusion = {"exclude_modules": ["proj", "mix_einsum"]}
+    assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **exclusion).sites == (
         "q",
     )
     rule = jaxmix.Rule("proj", "proj.kernel", "d n h -> (n h) d")
@@ -374,7 +389,17 @@ def test_ambiguous_leaves_are_listed() -> None:
 
 def test_stacked_norm_is_refused_by_name() -> None:
     """A stacked norm is recognised as a norm, not as a matrix (layers, width)."""
-    with pytest.raises(UnsupportedError, match=r"layers\.0\.norm: norm of shape \(10,\)"):
+    with pytest.raises(
+        UnsupportedError,
+        match=full_text(
+            "lora supports only linear, conv1d, convolution, embedding, "
+            "parameter modules, but the targets include:\n"
+            "  layers.0.norm: norm of shape (10,)\n"
+            "  layers.1.norm: norm of shape (10,)\n"
+            "  layers.2.norm: norm of shape (10,)\n"
+            "Name others, or leave these out with exclude_modules."
+        ),
+    ):
         jaxmix.init("lora", net(), _KEY, target_modules=["layers.norm"])
     adapter = jaxmix.init(
         "lora", net(), _KEY, target_modules=["up"], modules_to_save=["layers.norm"]

@@ -1,6 +1,6 @@
-"""Training is saved and resumed with Orbax, from the values of `trainable` or from whole adapters.
+"""Orbax saves and resumes training, from the values of `trainable` or from whole adapters.
 
-The recipe of docs/training.md as a test, on eight devices; it needs no code of jaxmix.
+This is the recipe of docs/training.md, on eight devices; jaxmix needs no code for it.
 """
 
 from pathlib import Path
@@ -30,19 +30,19 @@ def step(state: Any, rebuild: Any) -> Any:
         params = jaxmix.compose(PARAMS, rebuild(values))
         return sum(jnp.sum(jnp.sin(x)) for x in params.values())
 
-    slopes = jax.grad(loss)(state["values"])
-    values, inner = stepped(OPTIMIZER, slopes, state["optimizer"], state["values"])
-    return {"values": values, "optimizer": inner, "step": state["step"] + 1}
+    gradients = jax.grad(loss)(state["values"])
+    values, optimizer_state = stepped(OPTIMIZER, gradients, state["optimizer"], state["values"])
+    return {"values": values, "optimizer": optimizer_state, "step": state["step"] + 1}
 
 
 def train(state: Any, rebuild: Any, steps: int) -> Any:
-    """Applies some steps."""
+    """Applies this number of steps."""
     for _ in range(steps):
         state = step(state, rebuild)
     return state
 
 
-def start(mixed: Any) -> tuple[Any, Any]:
+def initial_state(mixed: Any) -> tuple[Any, Any]:
     """Returns the state before the first step, and the function from values to the mix."""
     values, rebuild = trainable(mixed)
     return {
@@ -64,23 +64,23 @@ def restore(folder: Path, outline: Any) -> Any:
         return reader.restore(folder, outline)
 
 
-def same(ours: Any, theirs: Any) -> None:
+def assert_same(actual: Any, expected: Any) -> None:
     """Asserts equal structures, dtypes and bits."""
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for left, right in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert np.asarray(left).dtype == np.asarray(right).dtype
         np.testing.assert_array_equal(left, right)
 
 
 def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
-    """Three steps, a restore into shardings, and three more equal six steps at once."""
+    """Three steps, a restore with shardings and three more steps equal six steps."""
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     mixed = jaxmix.mix(lora(), oft(), bank())
-    state, rebuild = start(mixed)
+    state, rebuild = initial_state(mixed)
     save(tmp_path / "step3", train(state, rebuild, 3))
 
-    # In the resuming process, adapters give only the shapes; their values are replaced.
-    state, rebuild = start(jaxmix.mix(lora(), oft(), bank()))
+    # The resuming process needs adapters only for the shapes; their values are replaced.
+    state, rebuild = initial_state(jaxmix.mix(lora(), oft(), bank()))
 
     def outline(x: Any) -> Any:
         spec = P("x") if x.ndim == 2 and x.shape[0] % 2 == 0 else P()
@@ -92,14 +92,14 @@ def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
         assert leaf.sharding == expected.sharding and leaf.shape == expected.shape
     assert restored["step"] == 3
     assert not restored["values"]["lora"]["updates"]["one"]["b"].sharding.is_fully_replicated
-    straight = train(start(mixed)[0], rebuild, 6)
-    for ours, theirs in zip(
-        *map(jax.tree.leaves, (train(restored, rebuild, 3), straight)), strict=True
+    uninterrupted = train(initial_state(mixed)[0], rebuild, 6)
+    for actual, expected in zip(
+        *map(jax.tree.leaves, (train(restored, rebuild, 3), uninterrupted)), strict=True
     ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_whole_mix_is_saved_and_restored(tmp_path: Path) -> None:
+def test_mix_is_saved_and_restored(tmp_path: Path) -> None:
     """A mix is a pytree; an outline gives its structure and the adapters' names."""
     mixed = jaxmix.mix(0.5 * lora(), with_bias())
     save(tmp_path / "mix", mixed)
@@ -108,5 +108,5 @@ def test_whole_mix_is_saved_and_restored(tmp_path: Path) -> None:
         "lora",
         "biased",
     ]
-    ours, theirs = jaxmix.compose(PARAMS, restored), jaxmix.compose(PARAMS, mixed)
-    same(ours, theirs)
+    actual, expected = jaxmix.compose(PARAMS, restored), jaxmix.compose(PARAMS, mixed)
+    assert_same(actual, expected)

@@ -29,7 +29,7 @@ def loss(params: Any) -> Any:
 
 
 def test_values_are_named_and_the_rest_is_kept() -> None:
-    """Scales, strengths and integers are kept; the updates of a Together are numbered."""
+    """Scales, strengths and integers are not trained; updates in a `Together` are numbered."""
     indices = np.array([[0, 1], [2, 3]], np.int32)
     shira = Adapter({"one": SHiRA(normal(0, 2), indices)}, 0.5, "shira")
     values, rebuild = trainable(jaxmix.mix(lora(), shira, with_bias()))
@@ -52,7 +52,6 @@ def test_values_are_named_and_the_rest_is_kept() -> None:
 
 
 def test_single_adapter_is_returned_as_an_adapter() -> None:
-    """One adapter is rebuilt as an adapter, not as a mix."""
     values, rebuild = trainable(0.5 * lora())
     rebuilt = rebuild(values)
     assert isinstance(rebuilt, Adapter) and rebuilt.name == "lora" and rebuilt.strength == 0.5
@@ -81,8 +80,8 @@ def test_strengths_are_trained_on_request() -> None:
 def test_values_keep_the_dtype() -> None:
     """Values have the adapter's dtype, float64 only with x64."""
     for dtype, expected in ((jnp.bfloat16, jnp.bfloat16), (np.float64, np.float32)):
-        half = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), lora())
-        assert {x.dtype for x in jax.tree.leaves(trainable(half)[0])} == {np.dtype(expected)}
+        cast = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), lora())
+        assert {x.dtype for x in jax.tree.leaves(trainable(cast)[0])} == {np.dtype(expected)}
 
 
 # ---------------------------------------------------------------- shared arrays
@@ -97,9 +96,11 @@ def test_shared_array_is_one_value() -> None:
     updates: Any = rebuild(values).updates
     assert updates["one"].bank is updates["two"].bank is sites["one"]["bank"]
 
-    slope = jax.jit(jax.grad(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))(values)
+    gradient = jax.jit(jax.grad(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))(
+        values
+    )
 
-    def by_site(first: Any, second: Any) -> Any:
+    def loss_by_site(first: Any, second: Any) -> Any:
         updates: Any = dict(adapter.updates)
         for site, array in (("one", first), ("two", second)):
             fields = {**vars(updates[site]), "bank": array}
@@ -107,14 +108,14 @@ def test_shared_array_is_one_value() -> None:
         return loss(jaxmix.compose(PARAMS, Adapter(updates)))
 
     array: Any = adapter.updates["one"]
-    separate = jax.grad(by_site, argnums=(0, 1))(array.bank, array.bank)
+    separate = jax.grad(loss_by_site, argnums=(0, 1))(array.bank, array.bank)
     assert min(float(jnp.abs(x).max()) for x in separate) > 1e-3
     np.testing.assert_allclose(
-        slope["bank"]["updates"]["one"]["bank"], separate[0] + separate[1], rtol=1e-5, atol=1e-6
+        gradient["bank"]["updates"]["one"]["bank"], separate[0] + separate[1], rtol=1e-5, atol=1e-6
     )
 
 
-def test_equal_arrays_are_not_shared() -> None:
+def test_equal_arrays_are_separate_values() -> None:
     """Equal arrays, such as the zeros at the start of training, are separate values."""
     zeros = jax.tree.map(np.zeros_like, lora())
     assert len(jax.tree.leaves(trainable(zeros)[0])) == 4
@@ -124,17 +125,17 @@ def test_equal_arrays_are_not_shared() -> None:
 
 
 def test_jitted_step_is_traced_once() -> None:
-    """The rest is an argument, so another adapter of equal shapes uses the same program."""
+    """Frozen arrays are arguments, so another adapter of equal shapes uses the same program."""
     traces: list[int] = []
     optimizer = optax.adam(1e-1)
 
     @jax.jit
     def step(values: Any, state: Any, rebuild: Any, params: Any) -> Any:
         traces.append(1)
-        value, slope = jax.value_and_grad(lambda v: loss(jaxmix.compose(params, rebuild(v))))(
+        value, gradient = jax.value_and_grad(lambda v: loss(jaxmix.compose(params, rebuild(v))))(
             values
         )
-        return *stepped(optimizer, slope, state, values), value
+        return *stepped(optimizer, gradient, state, values), value
 
     step_losses = []
     for mixed in (jaxmix.mix(lora(), oft()), jaxmix.mix(0.3 * lora(), oft())):
@@ -152,9 +153,9 @@ def test_jitted_step_is_traced_once() -> None:
 
 
 def test_vmap_over_seeds() -> None:
-    """`vmap` works over the function that makes an adapter and the one that trains it."""
+    """`vmap` works over functions that make an adapter and functions that train it."""
 
-    def made(key: jax.Array) -> dict[str, Any]:
+    def values_of_seed(key: jax.Array) -> dict[str, Any]:
         adapter = bank()
         factor = jax.random.normal(key, (5, 2))
         updates: Any = {
@@ -162,17 +163,17 @@ def test_vmap_over_seeds() -> None:
         }
         return trainable(Adapter(updates, name="bank"))[0]
 
-    stack = jax.vmap(made)(jax.random.split(jax.random.key(0), 3))
+    stack = jax.vmap(values_of_seed)(jax.random.split(jax.random.key(0), 3))
     rebuild = trainable(bank())[1]
     assert stack["bank"]["updates"]["one"]["bank"].shape == (3, 5, 2)
     assert "bank" not in stack["bank"]["updates"]["two"]
     losses_of = jax.jit(jax.vmap(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))
-    each = [
+    separate_losses = [
         loss(jaxmix.compose(PARAMS, rebuild(jax.tree.map(lambda x, i=i: x[i], stack))))
         for i in range(3)
     ]
-    np.testing.assert_allclose(losses_of(stack), np.array(each), rtol=1e-5)
-    assert len({float(x) for x in each}) == 3
+    np.testing.assert_allclose(losses_of(stack), np.array(separate_losses), rtol=1e-5)
+    assert len({float(x) for x in separate_losses}) == 3
 
 
 def test_optimizer_per_adapter() -> None:
@@ -192,8 +193,8 @@ def test_optimizer_per_adapter() -> None:
 def test_labels_freeze_the_rest() -> None:
     """Optax updates the labelled leaves of a whole mix and keeps the others bit for bit."""
     mixed = jaxmix.mix(lora(), oft())
-    function = labels(mixed, only=("lora",))
-    marks = function(mixed)
+    label_leaves = labels(mixed, only=("lora",))
+    marks = label_leaves(mixed)
     assert jax.tree.structure(marks) == jax.tree.structure(mixed)
     assert [path for path, label in marked(marks) if label == "trained"] == [
         ".parts[0].updates['one'].a",
@@ -203,9 +204,12 @@ def test_labels_freeze_the_rest() -> None:
     ]
     parts = {"trained": optax.adam(1e-1), "frozen": optax.set_to_zero()}
     masked = optax.masked(optax.adam(1e-1), labels(mixed, trained=True, frozen=False))
-    slope = jax.grad(lambda mixed: loss(jaxmix.compose(PARAMS, mixed)))(mixed)
-    for optimizer, frozen_too in ((optax.multi_transform(parts, function), True), (masked, False)):
-        after, _ = stepped(optimizer, slope, optimizer.init(mixed), mixed)
+    gradient = jax.grad(lambda mixed: loss(jaxmix.compose(PARAMS, mixed)))(mixed)
+    for optimizer, frozen_too in (
+        (optax.multi_transform(parts, label_leaves), True),
+        (masked, False),
+    ):
+        after, _ = stepped(optimizer, gradient, optimizer.init(mixed), mixed)
         change = jax.tree.map(lambda new, old: new - old, after, mixed)
         for (path, label), x in zip(marked(marks), jax.tree.leaves(change), strict=True):
             # `masked` passes on the gradients of leaves that it does not update.
@@ -218,7 +222,7 @@ def marked(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in pairs]
 
 
-# ---------------------------------------------------------------- refused
+# ---------------------------------------------------------------- errors
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {

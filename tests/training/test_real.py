@@ -1,4 +1,4 @@
-"""A real mix is trained in JAX on the demo's text, exported, and gives the same loss in PEFT."""
+"""A mix trained in JAX on the demo's text gives the same loss in PEFT after export."""
 
 import runpy
 import warnings
@@ -26,7 +26,7 @@ from .samples import stepped
 
 TEXT = np.frombuffer((ASSETS / "text" / "bible.txt").read_bytes(), np.uint8).astype(np.int32)
 LENGTH, ROWS, STEPS = 64, 8, 6
-# Windows for training, and others for evaluation.
+# Windows of the text, for training and for evaluation.
 SEEN = np.stack([TEXT[768 * k : 768 * k + LENGTH] for k in range(ROWS)])
 UNSEEN = np.stack([TEXT[768 * k + 384 : 768 * k + 384 + LENGTH] for k in range(4)])
 
@@ -40,7 +40,7 @@ def loss(model: Any, tokens: Any) -> Any:
     return -jnp.mean(log_probabilities)
 
 
-def loss_in_peft(folder: Path) -> float:
+def peft_loss_of(folder: Path) -> float:
     """Returns the loss of PEFT's mixed model, loaded by the exported script, in float64."""
     with exact():
         base: Any = transformers.LlamaForCausalLM.from_pretrained(ASSETS / "base").double()
@@ -65,11 +65,11 @@ def test_trained_mix_has_the_same_loss_in_peft(tmp_path: Path) -> None:
 
     @jax.jit
     def step(values: Any, state: Any, rebuild: Any, base: Any) -> Any:
-        def of(values: Any) -> Any:
+        def batch_loss(values: Any) -> Any:
             return jaxmix.factored(loss)(jaxmix.attach(base, rebuild(values)), SEEN)
 
-        value, slopes = jax.value_and_grad(of)(values)
-        return *stepped(optimizer, slopes, state, values), value
+        value, gradients = jax.value_and_grad(batch_loss)(values)
+        return *stepped(optimizer, gradients, state, values), value
 
     state, losses = optimizer.init(values), []
     for _ in range(STEPS):
@@ -81,12 +81,12 @@ def test_trained_mix_has_the_same_loss_in_peft(tmp_path: Path) -> None:
     jaxmix.export_peft(trained, tmp_path / "mix")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peft_loss = loss_in_peft(tmp_path / "mix")
+        peft_loss = peft_loss_of(tmp_path / "mix")
     with jax.enable_x64(True):
-        exactly = jaxmix.models.load(ASSETS / "base", dtype=jnp.float64)
+        base64 = jaxmix.models.load(ASSETS / "base", dtype=jnp.float64)
         run = jax.jit(loss)
-        before = float(run(exactly, UNSEEN))
-        jax_loss = float(run(jaxmix.compose(exactly, trained), UNSEEN))
+        before = float(run(base64, UNSEEN))
+        jax_loss = float(run(jaxmix.compose(base64, trained), UNSEEN))
     # transformers computes norms in float32, whatever the model's dtype.
     assert abs(jax_loss - peft_loss) < 1e-6
     assert peft_loss < before - 0.1

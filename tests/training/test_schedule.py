@@ -1,4 +1,4 @@
-"""AdaLoRA's rank schedule makes the same steps as PEFT's allocator for the same values."""
+"""AdaLoRA's rank schedule prunes like PEFT's allocator for the same values."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -34,20 +34,20 @@ def adalora() -> Adapter:
 # target_rank, steps, warmup, final, every
 SCHEDULES = {
     "from the first step": (1, 12, 0, 0, 1),
-    "with a beginning and an end": (2, 20, 3, 5, 1),
-    "every third": (1, 25, 4, 6, 3),
-    "to nothing": (0, 9, 1, 2, 2),
+    "with warmup and final steps": (2, 20, 3, 5, 1),
+    "every third step": (1, 25, 4, 6, 3),
+    "to rank 0": (0, 9, 1, 2, 2),
 }
 
 
-@pytest.mark.parametrize("numbers", SCHEDULES.values(), ids=SCHEDULES)
-def test_schedule_matches_peft_step_for_step(numbers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("settings", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedule_matches_peft_step_for_step(settings: tuple[int, ...]) -> None:
     """Singular values, kept ranks and the pattern match PEFT's while the values change."""
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     from ..parity.harness import build, exact
     from ..parity.layer_cases import NETS
 
-    target, steps, warmup, final, every = numbers
+    target, steps, warmup, final, every = settings
     config = peft.AdaLoraConfig(
         init_r=4, target_r=target, total_step=steps, tinit=warmup, tfinal=final, deltaT=every,
         beta1=0.8, beta2=0.9, target_modules=["one", "two"],
@@ -67,8 +67,8 @@ def test_schedule_matches_peft_step_for_step(numbers: tuple[int, ...]) -> None:
             for param in tensors.values():
                 param.copy_(param + 0.3 * torch.from_numpy(rng.normal(size=param.shape)))
                 param.grad = torch.from_numpy(rng.normal(size=param.shape))
-            slopes = values_of({name: param.grad for name, param in tensors.items()})
-            values, state = run(state, values_of(tensors), slopes, step)
+            gradients = values_of({name: param.grad for name, param in tensors.items()})
+            values, state = run(state, values_of(tensors), gradients, step)
             model.base_model.update_and_allocate(step)
             for site in ("one", "two"):
                 singular_values = values["ada"]["updates"][site]["e"]
@@ -92,7 +92,7 @@ def test_orthogonality_matches_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     config = peft.AdaLoraConfig(init_r=4, total_step=9, target_modules=["one", "two"])
     with exact():
         model: Any = peft.get_peft_model(build(NETS["linear"]), config)
-        theirs = parameters(model)
+        parameters_by_name = parameters(model)
         inner = model.base_model.model
         monkeypatch.setattr(
             inner, "forward", lambda: SimpleNamespace(loss=torch.zeros((), requires_grad=True) * 1)
@@ -101,13 +101,15 @@ def test_orthogonality_matches_peft(monkeypatch: pytest.MonkeyPatch) -> None:
             loss = model.base_model().loss
             loss.backward()
     with jax.enable_x64(True):
-        value, slope = jax.value_and_grad(lambda v: 0.5 * orthogonality(v))(values_of(theirs))
+        value, gradient = jax.value_and_grad(lambda v: 0.5 * orthogonality(v))(
+            values_of(parameters_by_name)
+        )
     assert float(value) == pytest.approx(loss.item(), rel=1e-12)
-    for name, param in theirs.items():
+    for name, param in parameters_by_name.items():
         site, factor = name.split(".")
         if factor != "e":
             np.testing.assert_allclose(
-                slope["ada"]["updates"][site][factor], param.grad, rtol=1e-10, atol=1e-14
+                gradient["ada"]["updates"][site][factor], param.grad, rtol=1e-10, atol=1e-14
             )
 
 
@@ -140,21 +142,21 @@ def values_of(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def test_schedule_prunes_while_training() -> None:
     """Ranks are pruned while the loss falls; another adapter of the mix is unchanged."""
-    aim = jaxmix.compose(PARAMS, adalora())
+    expected = jaxmix.compose(PARAMS, adalora())
     mixed = jaxmix.mix(lora(), jax.tree.map(lambda x: 0.5 * x, adalora()))
     schedule = RankSchedule(target_rank=2, steps=30, warmup=5, final=10)
     values, rebuild = trainable(mixed)
     state = schedule.start(values)
 
     def loss(values: Any) -> Any:
-        out = jaxmix.compose(PARAMS, rebuild(values))
-        return sum(jnp.mean((out[name] - aim[name]) ** 2) for name in aim)
+        params = jaxmix.compose(PARAMS, rebuild(values))
+        return sum(jnp.mean((params[name] - expected[name]) ** 2) for name in expected)
 
     @jax.jit
     def step(values: Any, state: Any, number: Any) -> Any:
-        value, slopes = jax.value_and_grad(loss)(values)
-        values = jax.tree.map(lambda x, slope: x - 0.1 * slope, values, slopes)
-        return *schedule.step(state, values, slopes, number), value
+        value, gradients = jax.value_and_grad(loss)(values)
+        values = jax.tree.map(lambda x, gradient: x - 0.1 * gradient, values, gradients)
+        return *schedule.step(state, values, gradients, number), value
 
     losses = []
     for number in range(30):
@@ -179,10 +181,10 @@ def test_budget_of_all_ranks_prunes_nothing() -> None:
 
 
 def test_orthonormal_factors_have_zero_gradient() -> None:
-    """The gradient is zero, not NaN."""
+    """It is zero rather than NaN."""
     eye = {"proj": {"a": jnp.eye(2, 3), "b": jnp.eye(4, 2), "e": jnp.ones(2)}}
-    value, slope = jax.value_and_grad(orthogonality)(eye)
-    assert value == 0 and not any(np.any(x) for x in jax.tree.leaves(slope))
+    value, gradient = jax.value_and_grad(orthogonality)(eye)
+    assert value == 0 and not any(np.any(x) for x in jax.tree.leaves(gradient))
 
 
 VALUES: Any = {"lora": {"updates": {"one": {"a": jnp.ones(1), "b": jnp.ones(1)}}}}

@@ -46,7 +46,7 @@ RUNS: dict[str, Run] = {
 
 @pytest.fixture(params=[TPU, GPU], ids=["TPU", "GPU"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """Runs a backend's forms, and prefers views where there are any."""
+    """Runs the forms of a backend on the CPU, and prefers views where they exist."""
 
     def run(x: Any, cpu: Any, accelerator: Any, *operands: Any) -> Any:
         return accelerator(request.param, *operands)
@@ -58,7 +58,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def check(adapters: list[Adapter], fn: Run, x: Any) -> None:
-    """Values and gradients are those of the composed weights."""
+    """Asserts that values and gradients match those of the composed weights."""
 
     def loss(run: Any, leaves: Any) -> Any:
         return jnp.sin(run(leaves, x)).sum()
@@ -72,26 +72,30 @@ def check(adapters: list[Adapter], fn: Run, x: Any) -> None:
     def by_operators(adapters: Any) -> Any:
         return loss(jaxmix.factored(run), jaxmix.attach(PARAMS, adapters))
 
-    want = run(jaxmix.compose(PARAMS, adapters), x)
-    got = jaxmix.factored(run)(jaxmix.attach(PARAMS, adapters), x)
-    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
-    wants, gots = (jax.tree.leaves(jax.grad(f)(adapters)) for f in (by_composing, by_operators))
-    for grad, expected in zip(gots, wants, strict=True):
-        np.testing.assert_allclose(grad, expected, rtol=2e-2, atol=2e-2)
+    expected = run(jaxmix.compose(PARAMS, adapters), x)
+    actual = jaxmix.factored(run)(jaxmix.attach(PARAMS, adapters), x)
+    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4)
+    expected_gradients, actual_gradients = (
+        jax.tree.leaves(jax.grad(f)(adapters)) for f in (by_composing, by_operators)
+    )
+    for actual_gradient, expected_gradient in zip(
+        actual_gradients, expected_gradients, strict=True
+    ):
+        np.testing.assert_allclose(actual_gradient, expected_gradient, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("adapters", [[LOKR], [LORA, LOKR]], ids=["LoKr", "LoRA, LoKr"])
-def test_kronecker_products_in_a_view(
+def test_kronecker_products_use_a_view_on_tpu(
     adapters: list[Adapter], name: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int | None] = []
 
-    def spied(x: Any, weight: Any, **params: Any) -> Any:
+    def recorded(x: Any, weight: Any, **params: Any) -> Any:
         calls.append(in_view.rows_of_view(weight))
         return in_view.product_in_view(x, weight, **params)
 
-    monkeypatch.setattr(products, "product_in_view", spied)
+    monkeypatch.setattr(products, "product_in_view", recorded)
     check(adapters, RUNS[name], normal(3, IN, seed=1))
     assert set(calls) == ({16} if backend is TPU else set())
 
@@ -105,16 +109,18 @@ def test_kronecker_products_in_a_view(
         ("blocks of 32", "x Wᵀ", 20),
     ],
 )
-def test_rotated_tokens(name: str, fn: str, tokens: int, backend: Backend) -> None:
-    rotated = Adapter({"a": OFTS[name]}, 0.7, "oft")
-    check([rotated, LORA], RUNS[fn], normal(tokens, IN, seed=1))
+def test_rotations_of_tokens_match_composed_weights(
+    name: str, fn: str, tokens: int, backend: Backend
+) -> None:
+    oft = Adapter({"a": OFTS[name]}, 0.7, "oft")
+    check([oft, LORA], RUNS[fn], normal(tokens, IN, seed=1))
 
 
 @pytest.mark.parametrize("backend", [TPU, GPU])
 def test_low_precision_tokens_are_rotated_in_their_dtype(backend: Backend) -> None:
     blocks = BlockDiagonal(normal(8, 32, 32), 1)
-    both, x = Product(blocks, blocks), normal(3, IN, seed=1)
-    got = backend.rotated(x, both, jnp.bfloat16)
-    assert got.dtype == jnp.bfloat16
-    want = np.asarray(x) @ np.asarray(blocks.dense()) @ np.asarray(blocks.dense())
-    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0.05, atol=2)
+    squared, x = Product(blocks, blocks), normal(3, IN, seed=1)
+    actual = backend.rotated(x, squared, jnp.bfloat16)
+    assert actual.dtype == jnp.bfloat16
+    expected = np.asarray(x) @ np.asarray(blocks.dense()) @ np.asarray(blocks.dense())
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=0.05, atol=2)

@@ -21,20 +21,21 @@ from jaxmix.families import OFT, LoRA, Replace, Tokens
 from jaxmix.models import Decoder, read_config
 
 from ..laws.crowd import UPDATES, base
+from ..messages import full_text
 
 
 def normal(*shape: int) -> Any:
     return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
 
 
-def lora(i: int = 6, o: int = 4, **more: Any) -> LoRA:
-    return LoRA(normal(2, i), normal(o, 2), 0.5, **more)
+def lora(inputs: int = 6, outputs: int = 4, **options: Any) -> LoRA:
+    return LoRA(normal(2, inputs), normal(outputs, 2), 0.5, **options)
 
 
 PARAMS = {"a.weight": normal(4, 6), "a.bias": normal(4), "b.weight": normal(4, 4)}
 
 
-def same(left: Any, right: Any) -> bool:
+def are_equal(left: Any, right: Any) -> bool:
     return jax.tree.structure(left) == jax.tree.structure(right) and all(
         np.array_equal(np.asarray(x), np.asarray(y))
         for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
@@ -42,16 +43,16 @@ def same(left: Any, right: Any) -> bool:
 
 
 def test_detach_is_the_inverse_of_attach() -> None:
-    """For updates of all families: leaves are the same objects, adapters have the same numbers."""
+    """For all families, leaves are the same objects and adapters have the same numbers."""
     params = base(UPDATES)
     first = Adapter(UPDATES, 0.3, name="first", source="here")
     second = Adapter(UPDATES, jnp.float32(0.7), name="second")
     with jax.enable_x64(True):
-        got, adapters = jaxmix.detach(jaxmix.attach(params, [first, second]))
-    assert all(got[name] is leaf for name, leaf in params.items())
-    for adapter, detached in zip(adapters, (first, second), strict=True):
-        assert (adapter.name, adapter.source) == (detached.name, detached.source)
-        assert type(adapter.strength) is type(detached.strength) and same(adapter, detached)
+        detached_params, adapters = jaxmix.detach(jaxmix.attach(params, [first, second]))
+    assert all(detached_params[name] is leaf for name, leaf in params.items())
+    for detached, original in zip(adapters, (first, second), strict=True):
+        assert (detached.name, detached.source) == (original.name, original.source)
+        assert type(detached.strength) is type(original.strength) and are_equal(detached, original)
 
 
 def test_leaves_without_adapters_are_the_same_objects() -> None:
@@ -62,21 +63,21 @@ def test_leaves_without_adapters_are_the_same_objects() -> None:
 
 
 def test_transposed_updates_round_trip() -> None:
-    """If PyTorch stores the weight as (in, out), full weights are transposed to fit, and back."""
-    whole = Replace(normal(6, 4))
+    """Full weights are transposed for PyTorch weights (in, out), and transposed back."""
+    replacement = Replace(normal(6, 4))
     params = {"a.weight": normal(6, 4), "a.bias": normal(4)}
-    _, (got,) = jaxmix.detach(jaxmix.attach(params, Adapter({"a": whole})))
-    assert same(got.updates["a"], whole)
+    _, (detached,) = jaxmix.detach(jaxmix.attach(params, Adapter({"a": replacement})))
+    assert are_equal(detached.updates["a"], replacement)
 
 
 def test_copies_without_a_leaf_round_trip() -> None:
     """A tied model has no leaf for the head's tokens."""
     tokens = Tokens(normal(2, 4), jnp.array([1, 3]))
     copy = Tokens(normal(2, 4), jnp.array([1, 3]), is_copy=True)
-    both = Adapter({"embed_tokens": tokens, "lm_head": copy}, 0.5)
-    leaves = jaxmix.attach({"embed_tokens.weight": normal(9, 4)}, both)
-    _, (got,) = jaxmix.detach(leaves)
-    assert same(got, both)
+    adapter = Adapter({"embed_tokens": tokens, "lm_head": copy}, 0.5)
+    leaves = jaxmix.attach({"embed_tokens.weight": normal(9, 4)}, adapter)
+    _, (detached,) = jaxmix.detach(leaves)
+    assert are_equal(detached, adapter)
 
 
 def test_tied_model_is_untied() -> None:
@@ -86,15 +87,15 @@ def test_tied_model_is_untied() -> None:
     )
     model = Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
     site = "model.embed_tokens"
-    mixed = Adapter({site: LoRA(normal(2, 8), normal(11, 2), 0.5, embedding=True)})
+    adapter = Adapter({site: LoRA(normal(2, 8), normal(11, 2), 0.5, embedding=True)})
     tokens = jnp.array([[1, 2, 10]])
-    leaves = jaxmix.attach(model, mixed)
-    got = jax.jit(jaxmix.factored(lambda model, t: model(t)))(leaves, tokens)
-    np.testing.assert_allclose(got, jaxmix.compose(model, mixed)(tokens), atol=1e-6)
+    leaves = jaxmix.attach(model, adapter)
+    actual = jax.jit(jaxmix.factored(lambda model, t: model(t)))(leaves, tokens)
+    np.testing.assert_allclose(actual, jaxmix.compose(model, adapter)(tokens), atol=1e-6)
 
 
-def test_ready_operators() -> None:
-    """They are computed once; the program no longer solves for the rotation."""
+def test_ready_operators_are_computed_once() -> None:
+    """The program no longer solves for the rotation."""
     mixed = jaxmix.mix(
         Adapter({"a": OFT(normal(3, 1))}, name="oft"), Adapter({"a": lora()}, 0.5, name="lora")
     )
@@ -109,26 +110,73 @@ def test_ready_operators() -> None:
     )
     assert "solve" not in str(jax.make_jaxpr(factored)(leaves, x))
     assert "solve" in str(jax.make_jaxpr(factored)(jaxmix.attach(PARAMS, mixed), x))
-    assert same(jaxmix.detach(leaves)[1], list(mixed.parts))
+    assert are_equal(jaxmix.detach(leaves)[1], list(mixed.parts))
 
 
-def test_refused() -> None:
-    mixed = Adapter({"a": lora()})
-    leaves = jaxmix.attach(PARAMS, mixed)
-    with pytest.raises(AdapterError, match=r"attach: the params have adapters attached already"):
-        jaxmix.attach(leaves, mixed)
-    with pytest.raises(AdapterError, match=r"attach got int 3 for its adapters, expected an"):
+def test_invalid_arguments_are_refused() -> None:
+    adapter = Adapter({"a": lora()})
+    leaves = jaxmix.attach(PARAMS, adapter)
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "attach: the params have adapters attached already, expected "
+            "a base. Take them off with jaxmix.detach and attach all "
+            "together, in order: attach(params, [first, second])."
+        ),
+    ):
+        jaxmix.attach(leaves, adapter)
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "attach got int 3 for its adapters, expected an adapter, a "
+            "mix, or a list of them. Read one with jaxmix.load, and "
+            "write attach(params, [a, b])."
+        ),
+    ):
         jaxmix.attach(PARAMS, 3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  z: no leaf for its weight; the nearest are b.weight, "
+            "a.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.attach(PARAMS, Adapter({"z": lora()}))
-    with pytest.raises(ShapeError, match=r"b: lora_A has shape \(2, 6\), expected \(2, 4\)"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "factors that do not fit the params:\n"
+            "  b: lora_A has shape (2, 6), expected (2, 4) from weight "
+            "(4, 4)\n"
+            "Was the adapter trained on another model, or on a base of "
+            "another size?"
+        ),
+    ):
         jaxmix.attach(PARAMS, Adapter({"b": lora()}))
-    with pytest.raises(AdapterError, match=r"detach: no leaf has adapters attached"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "detach: no leaf has adapters attached, expected a tree from jaxmix.attach."
+        ),
+    ):
         jaxmix.detach(PARAMS)
-    with pytest.raises(AdapterError, match=r"explain: no leaf has adapters attached"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "explain: no leaf has adapters attached, expected a tree from jaxmix.attach."
+        ),
+    ):
         jaxmix.explain(PARAMS)
     for tokens in (0, 1.5, True):
-        with pytest.raises(AdapterError, match=r"explain: tokens is .*, expected a whole number"):
+        with pytest.raises(
+            AdapterError,
+            match=rf"^explain: tokens is {tokens}, expected an integer of at least 1\.$",
+        ):
             jaxmix.explain(leaves, tokens)  # pyright: ignore[reportArgumentType]
     with pytest.raises(AdapterError, match=r"how is 'fast', expected one of 'auto', 'factored'"):
         jaxmix.factored(lambda x: x, "fast")  # pyright: ignore[reportArgumentType]
@@ -139,35 +187,38 @@ def test_factored_without_leaves_is_the_function() -> None:
 
 
 def test_other_arguments_are_passed_on() -> None:
-    """Numbers, strings and None, by position and by name."""
+    """Numbers, strings and None are passed by position and by name."""
     leaves = jaxmix.attach(PARAMS, Adapter({"a": lora()}))
 
     def run(params: Any, x: Any, factor: float, *, sign: str, none: None) -> Any:
         assert none is None
         return factor * (x @ params["a.weight"].T) if sign == "+" else None
 
-    got = jaxmix.factored(run)(leaves, normal(1, 6), 2.0, sign="+", none=None)
-    assert got.shape == (1, 4)
+    actual = jaxmix.factored(run)(leaves, normal(1, 6), 2.0, sign="+", none=None)
+    assert actual.shape == (1, 4)
 
 
 # ---------------------------------------------------------------- explain
 
 
-def test_explain() -> None:
-    """How each leaf is computed, its cost, and the reason."""
+def test_explain_reports_way_cost_and_reason() -> None:
     params = {"a.weight": normal(64, 64), "a.bias": normal(64), "b.weight": normal(64, 64)}
-    low, whole = lora(64, 64, bias=normal(64)), Replace(normal(64, 64))
-    explanation = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=3)
+    low_rank, replacement = lora(64, 64, bias=normal(64)), Replace(normal(64, 64))
+    explanation = jaxmix.explain(
+        jaxmix.attach(params, Adapter({"a": low_rank, "b": replacement})), tokens=3
+    )
     ways = {way.leaf: way for way in explanation.ways}
     assert ways["a.weight"].way == "factored"
     assert ways["a.weight"].operators == "Δ LowRank r=2"
     assert ways["a.weight"].base_flops == 2 * 64 * 64 * 3
     assert ways["a.weight"].added_flops == 2 * 2 * 128 * 3 + 64 * 3
     assert ways["a.weight"].dense_flops == 2 * 2 * 64 * 64 + 2 * 64 * 64
-    assert ways["a.bias"].why == "a vector, as cheap to make as to use"
+    assert ways["a.bias"].why == "a vector, as cheap to make dense as to use"
     assert ways["b.weight"].way == "factored"
-    many = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=500)
-    ways = {way.leaf: way for way in many.ways}
+    for_many_tokens = jaxmix.explain(
+        jaxmix.attach(params, Adapter({"a": low_rank, "b": replacement})), tokens=500
+    )
+    ways = {way.leaf: way for way in for_many_tokens.ways}
     assert ways["b.weight"].way == "dense" and "Δ has no structure" in ways["b.weight"].why
     assert "for this many tokens the dense weight costs less" in ways["a.weight"].why
     lines = str(explanation).splitlines()
@@ -178,60 +229,64 @@ def test_explain() -> None:
 
 @pytest.mark.parametrize("along", ["rows", "columns"])
 def test_sites_side_by_side_in_one_leaf(along: str) -> None:
-    """Ranges of a leaf's rows, as in fused projections, or of its columns."""
+    """Sites may be ranges of a leaf's rows, as in fused projections, or of its columns."""
     first, second = ("0:2", "3:6") if along == "rows" else (":, 0:2", ":, 3:6")
     rules = (jaxmix.Rule(r"q", "qv", None, first), jaxmix.Rule(r"v", "qv", None, second))
     layout, params = jaxmix.Layout("fused", rules), {"qv": normal(6, 6)}
 
-    def update(size: int, **more: Any) -> LoRA:
-        return lora(6, size, **more) if along == "rows" else lora(size, 6, **more)
+    def update(size: int, **options: Any) -> LoRA:
+        return lora(6, size, **options) if along == "rows" else lora(size, 6, **options)
 
     loras = Adapter({"q": update(2), "v": update(3)}, name="lora")
-    scaled = {"rows": LoRA(normal(2, 6), normal(3, 2), 0.5, magnitude=1 + abs(normal(3)))}
-    ways = [(loras, "factored", "")]
+    dora_updates = {"rows": LoRA(normal(2, 6), normal(3, 2), 0.5, magnitude=1 + abs(normal(3)))}
+    cases = [(loras, "factored", "")]
     if along == "rows":
-        dora = Adapter({"v": scaled["rows"]}, name="dora")
-        ways.append((jaxmix.mix(loras, dora), "factored", ""))
-        turning = Adapter({"v": OFT(normal(3, 1))}, name="oft")
-        ways.append((jaxmix.mix(loras, turning), "dense", "one of them turns what they share"))
-    for mixed, way, reason in ways:
+        dora = Adapter({"v": dora_updates["rows"]}, name="dora")
+        cases.append((jaxmix.mix(loras, dora), "factored", ""))
+        rotated = Adapter({"v": OFT(normal(3, 1))}, name="oft")
+        cases.append(
+            (jaxmix.mix(loras, rotated), "dense", "one of them rotates an axis that they share")
+        )
+    for mixed, way, reason in cases:
         leaves = jaxmix.attach(params, mixed, layout=layout)
         (report,) = jaxmix.explain(leaves).ways
         assert report.way == way and reason in report.why
         x = normal(3, 6)
         how = "factored" if way == "factored" else "dense"
-        got = jaxmix.factored(lambda p, x: x @ p["qv"].T, how)(leaves, x)
-        want = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        actual = jaxmix.factored(lambda p, x: x @ p["qv"].T, how)(leaves, x)
+        expected = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("index", "other", "reason"),
     [
-        ("0:2", ":, 2:6", "do not lie alike"),
-        ("0:6:2", "1:6:2", "no runs of the leaf's rows or columns"),
-        ("0:2, 0:2", "2:4, 2:4", "no runs of the leaf's rows or columns"),
+        ("0:2", ":, 2:6", "its sites have different axes in the leaf"),
+        ("0:6:2", "1:6:2", "its sites are not contiguous rows or columns of the leaf"),
+        ("0:2, 0:2", "2:4, 2:4", "its sites are not contiguous rows or columns of the leaf"),
     ],
 )
 def test_explain_gives_the_reason_for_dense_sites(index: str, other: str, reason: str) -> None:
     rules = (jaxmix.Rule(r"q", "qv", None, index), jaxmix.Rule(r"v", "qv", None, other))
     layout, params = jaxmix.Layout("odd", rules), {"qv": normal(6, 6)}
     sizes = {"0:2": (2, 6), ":, 2:6": (6, 4), "0:2, 0:2": (2, 2), "2:4, 2:4": (2, 2)}
-    (o, i), (p, j) = (sizes.get(text, (3, 6)) for text in (index, other))
-    if reason == "do not lie alike":
+    (first_out, first_in), (second_out, second_in) = (
+        sizes.get(text, (3, 6)) for text in (index, other)
+    )
+    if reason == "its sites have different axes in the leaf":
         params, rules = (
             {"qv": normal(8, 6)},
             (rules[0], jaxmix.Rule(r"v", "qv", "a b -> b a", "2:8")),
         )
-        layout, (p, j) = jaxmix.Layout("odd", rules), (6, 6)
-    mixed = Adapter({"q": lora(i, o), "v": lora(j, p)})
+        layout, (second_out, second_in) = jaxmix.Layout("odd", rules), (6, 6)
+    mixed = Adapter({"q": lora(first_in, first_out), "v": lora(second_in, second_out)})
     leaves = jaxmix.attach(params, mixed, layout=layout)
     (way,) = jaxmix.explain(leaves).ways
     assert way.way == "dense" and reason in way.why
     x = normal(3, 6)
     with pytest.warns(DenseWeightWarning, match=rf"qv \(\(\d, 6\) float32\): .*{reason}"):
-        got = jaxmix.factored(lambda p, x: x @ p["qv"].T)(leaves, x)
+        actual = jaxmix.factored(lambda p, x: x @ p["qv"].T)(leaves, x)
     with pytest.raises(UnsupportedError, match=rf"qv \(\(\d, 6\) float32\): .*{reason}"):
         jaxmix.factored(lambda p, x: x @ p["qv"].T, "factored")(leaves, x)
-    want = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    expected = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
+    np.testing.assert_allclose(actual, expected, atol=1e-5)

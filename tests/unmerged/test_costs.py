@@ -1,4 +1,4 @@
-"""The choice between forms by backend."""
+"""The choice of a form depends on the backend."""
 
 from typing import Any
 
@@ -21,19 +21,19 @@ def normal(*shape: int, seed: int = 0) -> Any:
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-def update(kind: str, out: int = OUT, into: int = IN) -> Any:
+def update(kind: str, outputs: int = OUT, inputs: int = IN) -> Any:
     match kind:
         case "lora":
-            return LoRA(normal(2, into), normal(out, 2), 0.5)
+            return LoRA(normal(2, inputs), normal(outputs, 2), 0.5)
         case "wide lora":
-            return LoRA(normal(64, into), normal(out, 64), 0.5)
+            return LoRA(normal(64, inputs), normal(outputs, 64), 0.5)
         case "dora":
-            return LoRA(normal(2, into), normal(out, 2), 0.5, 1 + normal(out) ** 2)
+            return LoRA(normal(2, inputs), normal(outputs, 2), 0.5, 1 + normal(outputs) ** 2)
         case "loha":
-            pair = normal(out, 2, seed=1), normal(2, into, seed=1)
-            return LoHa(*pair, *pair, 0.5)  # pyright: ignore[reportCallIssue]
+            factors = normal(outputs, 2, seed=1), normal(2, inputs, seed=1)
+            return LoHa(*factors, *factors, 0.5)  # pyright: ignore[reportCallIssue]
         case _:
-            return LoKr((normal(4, 5),), (normal(out // 4, into // 5),), 0.5)
+            return LoKr((normal(4, 5),), (normal(outputs // 4, inputs // 5),), 0.5)
 
 
 PARAMS = {"a.weight": normal(OUT, IN)}
@@ -49,29 +49,33 @@ def run(params: Any, x: Any) -> Any:
 
 @pytest.mark.parametrize("tokens", [1, 64, 4096])
 @pytest.mark.parametrize("kinds", [("wide lora", "loha", "lokr"), ("lokr", "dora"), ("lokr",)])
-def test_all_choices_give_the_composed_weights(
+def test_all_forms_match_composed_weights(
     kinds: tuple[str, ...], tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = normal(tokens, IN)
-    want = run(jaxmix.compose(PARAMS, mixed(*kinds)), x)
+    expected = run(jaxmix.compose(PARAMS, mixed(*kinds)), x)
     leaves = jaxmix.attach(PARAMS, mixed(*kinds))
     for how in ("auto", "factored", "dense"):
-        np.testing.assert_allclose(jaxmix.factored(run, how)(leaves, x), want, atol=2e-5)
-    monkeypatch.setattr(costs, "on_platform", lambda x, cpu, on, *args: on(TPU, *args))
-    np.testing.assert_allclose(jaxmix.factored(run)(leaves, x), want, atol=2e-5)
+        np.testing.assert_allclose(jaxmix.factored(run, how)(leaves, x), expected, atol=2e-5)
+    monkeypatch.setattr(
+        costs, "on_platform", lambda x, cpu, accelerator, *args: accelerator(TPU, *args)
+    )
+    np.testing.assert_allclose(jaxmix.factored(run)(leaves, x), expected, atol=2e-5)
 
 
-def chosen(
+def chosen_forms(
     kinds: tuple[str, ...], tokens: int, monkeypatch: pytest.MonkeyPatch, backend: Backend = TPU
 ) -> list[str]:
-    """The forms chosen for a CPU and for another backend, at 4096 × 4000."""
+    """Returns the forms chosen for a CPU and for another backend, for a weight (4096, 4000)."""
     names: list[str] = []
 
-    def both(x: Any, cpu: Any, on: Any, *args: Any) -> Any:
-        names.extend([cpu.__name__, costs.cheapest(on.args[0], costs.of_backend(backend)).__name__])
+    def record(x: Any, cpu: Any, accelerator: Any, *args: Any) -> Any:
+        names.extend(
+            [cpu.__name__, costs.cheapest(accelerator.args[0], costs.of_backend(backend)).__name__]
+        )
         return cpu(*args)
 
-    monkeypatch.setattr(costs, "on_platform", both)
+    monkeypatch.setattr(costs, "on_platform", record)
     shape = (4096, 4000)
     adapters = [
         Adapter({"a": jax.eval_shape(lambda k=k: update(k, *shape))}, 1.0, k) for k in kinds
@@ -87,12 +91,12 @@ def chosen(
 def test_accelerators_take_thin_operators_where_a_cpu_takes_the_dense_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A pass over a weight costs an accelerator as much as some thousand operations a number."""
-    assert chosen(("loha",), 8192, monkeypatch) == ["by_dense", "by_operators"]
-    assert chosen(("lora",), 128, monkeypatch) == []  # the same on both
-    assert chosen(("wide lora", "lokr"), 2048, monkeypatch, GPU)[1] == "by_parts"
-    assert chosen(("wide lora", "lokr"), 2048, monkeypatch)[1] == "by_view"
-    assert chosen(("wide lora", "lokr"), 8, monkeypatch) == []
+    """On an accelerator, reading a number costs as much as some thousand operations."""
+    assert chosen_forms(("loha",), 8192, monkeypatch) == ["by_dense", "by_operators"]
+    assert chosen_forms(("lora",), 128, monkeypatch) == []  # the choice is the same on both
+    assert chosen_forms(("wide lora", "lokr"), 2048, monkeypatch, GPU)[1] == "by_parts"
+    assert chosen_forms(("wide lora", "lokr"), 2048, monkeypatch)[1] == "by_view"
+    assert chosen_forms(("wide lora", "lokr"), 8, monkeypatch) == []
 
 
 @pytest.mark.parametrize(
@@ -107,8 +111,8 @@ def test_accelerators_take_thin_operators_where_a_cpu_takes_the_dense_weight(
 def test_explain_names_the_form_that_runs(
     backend: Backend | None, tokens: int, way: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = costs.CPU if backend is None else costs.of_backend(backend)
-    monkeypatch.setattr(forms, "on_this_platform", lambda: here)
+    platform_costs = costs.CPU if backend is None else costs.of_backend(backend)
+    monkeypatch.setattr(forms, "on_this_platform", lambda: platform_costs)
     kinds = ("wide lora", "lokr") if backend else ("loha",)
     shape = (4096, 4000)
     adapters = [

@@ -1,4 +1,4 @@
-"""The norms and rotations that `attach` computes once, and calls use."""
+"""`attach` computes norms and rotations once, and later calls use the held values."""
 
 from dataclasses import replace
 from typing import Any
@@ -65,8 +65,8 @@ def without_held(leaves: Any) -> Any:
     return leaves | {"a.weight": replace(leaves["a.weight"], held=())}
 
 
-def changed(leaves: Any, change: Any) -> Any:
-    """The tree with its arrays changed by their path, but for those that are held."""
+def with_changed_arrays(leaves: Any, change: Any) -> Any:
+    """Changes the arrays of the tree by their paths, except those that are held."""
 
     def apply(path: Any, x: Any) -> Any:
         name = jax.tree_util.keystr(path)
@@ -75,14 +75,14 @@ def changed(leaves: Any, change: Any) -> Any:
     return jax.tree_util.tree_map_with_path(apply, leaves)
 
 
-def check(leaves: Any, *, atol: float = 2e-5) -> None:
-    """The function of the leaves is that of the composed params."""
+def check_matches_composed(leaves: Any, *, atol: float = 2e-5) -> None:
+    """Asserts that the leaves give the same outputs as the composed params."""
     base, adapters = jaxmix.detach(leaves)
     x = X.astype(base["a.weight"].dtype)
-    want = run(jaxmix.compose(base, adapters), x)
-    got = jaxmix.factored(run)(leaves, x)
+    expected = run(jaxmix.compose(base, adapters), x)
+    actual = jaxmix.factored(run)(leaves, x)
     np.testing.assert_allclose(
-        got.astype(jnp.float32), np.asarray(want).astype(np.float32), atol=atol
+        actual.astype(jnp.float32), np.asarray(expected).astype(np.float32), atol=atol
     )
 
 
@@ -91,8 +91,8 @@ def test_values_are_computed_when_adapters_are_attached(kind: str) -> None:
     leaves = jaxmix.attach(PARAMS, mixed("lora", kind))
     before, after = held(leaves)[0]
     assert before is None
-    check(leaves)
-    # If the value is wrong, so is the result: it is used.
+    check_matches_composed(leaves)
+    # A wrong value gives a wrong result, so the held value is used.
     wrong = replace(leaves["a.weight"], held=((before, HeldValue(2 * after.value, after.mark)),))
     difference = jaxmix.factored(run)(leaves | {"a.weight": wrong}, X) - jaxmix.factored(run)(
         leaves, X
@@ -103,7 +103,7 @@ def test_values_are_computed_when_adapters_are_attached(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["dora", "oft", "oft series"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_are_those_of_values_computed_in_each_call(kind: str, dtype: str) -> None:
-    """By the base, the factors and the strengths."""
+    """Gradients by the base, the factors and the strengths match."""
     with jax.enable_x64(dtype == "float64"):
         wide = jax.tree.map(lambda x: jnp.asarray(x, dtype), (PARAMS, mixed(kind), X))
         params, adapters, x = wide
@@ -114,13 +114,15 @@ def test_gradients_are_those_of_values_computed_in_each_call(kind: str, dtype: s
         def gradient(leaves: Any) -> Any:
             return jax.grad(lambda leaves: (jaxmix.factored(run)(leaves, x) ** 2).sum())(leaves)
 
-        ours, theirs = gradient(leaves), gradient(without_held(leaves))
+        gradient_of_held, gradient_of_computed = gradient(leaves), gradient(without_held(leaves))
         atol = 1e-5 if dtype == "float32" else 1e-13
-        for got, want in zip(
-            jax.tree.leaves(without_held(ours)), jax.tree.leaves(theirs), strict=True
+        for actual, expected in zip(
+            jax.tree.leaves(without_held(gradient_of_held)),
+            jax.tree.leaves(gradient_of_computed),
+            strict=True,
         ):
-            np.testing.assert_allclose(got, want, atol=atol, rtol=atol)
-        assert not any(np.any(x) for x in jax.tree.leaves(held(ours)))
+            np.testing.assert_allclose(actual, expected, atol=atol, rtol=atol)
+        assert not any(np.any(x) for x in jax.tree.leaves(held(gradient_of_held)))
 
 
 def is_factor(name: str, x: Any) -> bool:
@@ -140,21 +142,21 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", ["dora", "oft series", "boft"])
 def test_changed_arrays_get_their_own_values(kind: str, change: str) -> None:
-    """As after a step of an optimizer on the attached tree."""
-    new = changed(jaxmix.attach(PARAMS, mixed(kind)), CHANGES[change])
+    """An optimizer step on the attached tree changes arrays in this way."""
+    new = with_changed_arrays(jaxmix.attach(PARAMS, mixed(kind)), CHANGES[change])
     assert held(new)
-    check(new)
+    check_matches_composed(new)
 
 
 @pytest.mark.parametrize("kind", ["dora", "oft"])
 def test_cast_trees_get_their_own_values(kind: str) -> None:
-    """A cast rounds the held values. They are not used, even if it changes no factor."""
+    """A cast rounds the held values, so they are not used, even if it changes no factor."""
     exact = jax.tree.map(
         lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), mixed(kind)
     )
     leaves = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), jaxmix.attach(PARAMS, exact))
     assert held(leaves)
-    check(leaves, atol=3e-2)
+    check_matches_composed(leaves, atol=3e-2)
     x = X.astype(jnp.bfloat16)
     fresh = jaxmix.factored(run)(without_held(leaves), x)
     np.testing.assert_array_equal(jaxmix.factored(run)(leaves, x), fresh)
@@ -162,24 +164,24 @@ def test_cast_trees_get_their_own_values(kind: str) -> None:
 
 def test_traced_adapters_and_other_leaves_hold_nothing() -> None:
     for kind in ("dora", "oft"):
-        assert held(jax.jit(lambda a: jaxmix.attach(PARAMS, a))(mixed(kind))) == ()
+        assert held(jax.jit(lambda adapters: jaxmix.attach(PARAMS, adapters))(mixed(kind))) == ()
         assert held(jaxmix.attach(PARAMS, mixed(kind), ready=True)) == ()
     assert held(jaxmix.attach(PARAMS, mixed("lora"))) == ()
 
 
 def test_norms_after_a_change_of_the_base_are_not_held() -> None:
-    """They depend on the strength of that change; rotations do not."""
+    """Such norms depend on the strength of that change; rotations do not."""
     first = Rebase(normal(OUT, IN))
     updates = {"first": first, "dora": update("dora"), "oft": update("oft")}
-    parts = [Adapter({"a": u}, 0.7, name) for name, u in updates.items()]
+    parts = [Adapter({"a": update}, 0.7, name) for name, update in updates.items()]
     leaves = jaxmix.attach(PARAMS, parts)
     assert [value is None for value in held(leaves)[0]] == [True, True, False]
-    check(leaves)
+    check_matches_composed(leaves)
 
 
 @pytest.mark.parametrize("kind", ["dora", "oft"])
-def test_known_arrays_within_jit_have_their_values_computed_once(kind: str) -> None:
-    """While the function is traced; those of its arguments are computed at each call."""
+def test_constants_within_jit_have_their_values_computed_once(kind: str) -> None:
+    """They are computed while the function is traced; values of arguments, at each call."""
     adapters, values = mixed(kind), []
 
     @jax.jit
@@ -202,32 +204,34 @@ def test_new_strengths_and_adapters_do_not_retrace(kind: str) -> None:
 
     step = jax.jit(jaxmix.factored(counted))
     for adapters in (mixed(kind) * 0.2, mixed(kind) * 0.9, mixed(kind, seed=1)):
-        got = step(jaxmix.attach(PARAMS, adapters), X)
-        np.testing.assert_allclose(got, run(jaxmix.compose(PARAMS, adapters), X), atol=2e-5)
+        actual = step(jaxmix.attach(PARAMS, adapters), X)
+        np.testing.assert_allclose(actual, run(jaxmix.compose(PARAMS, adapters), X), atol=2e-5)
     assert count[0] == 1
 
 
-def test_under_vmap_and_scan() -> None:
-    """Strengths of which one is that of the held value."""
+def test_strengths_vary_under_vmap_and_scan() -> None:
+    """One of the strengths is that of the held value."""
     leaves = jaxmix.attach(PARAMS, mixed("oft"))
     strengths = jnp.array([0.7, 0.2])
 
-    def at(strength: Any) -> Any:
-        return changed(leaves, lambda name, x: strength if np.ndim(x) == 0 else x)
+    def with_strength(strength: Any) -> Any:
+        return with_changed_arrays(leaves, lambda name, x: strength if np.ndim(x) == 0 else x)
 
-    def each(strength: Any) -> Any:
-        return jaxmix.factored(run)(at(strength), X)
+    def run_with_strength(strength: Any) -> Any:
+        return jaxmix.factored(run)(with_strength(strength), X)
 
-    want = [run(jaxmix.compose(PARAMS, mixed("oft") * (s / 0.7)), X) for s in (0.7, 0.2)]
-    got = jax.jit(jax.vmap(each))(strengths)
-    np.testing.assert_allclose(got, jnp.stack(want), atol=2e-5)
-    _, got = jax.jit(lambda s: jax.lax.scan(lambda _, s: (None, each(s)), None, s))(strengths)
-    np.testing.assert_allclose(got, jnp.stack(want), atol=2e-5)
+    expected = [run(jaxmix.compose(PARAMS, mixed("oft") * (s / 0.7)), X) for s in (0.7, 0.2)]
+    actual = jax.jit(jax.vmap(run_with_strength))(strengths)
+    np.testing.assert_allclose(actual, jnp.stack(expected), atol=2e-5)
+    _, actual = jax.jit(lambda s: jax.lax.scan(lambda _, s: (None, run_with_strength(s)), None, s))(
+        strengths
+    )
+    np.testing.assert_allclose(actual, jnp.stack(expected), atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["dora", "oft"])
-def test_layers_of_a_stack(kind: str) -> None:
-    """Each layer has its own values, also if another layer's weight changes."""
+def test_layers_of_a_stack_hold_their_own_values(kind: str) -> None:
+    """A changed weight of one layer does not affect the values of another."""
     rules = tuple(jaxmix.Rule(f"a{i}", "stack", None, f"{i}") for i in range(2))
     layout, params = jaxmix.Layout("stack", rules), {"stack": jnp.asarray(normal(2, OUT, IN))}
     adapter = Adapter({f"a{i}": update(kind, i) for i in range(2)}, 0.7)
@@ -238,8 +242,8 @@ def test_layers_of_a_stack(kind: str) -> None:
         return jax.lax.scan(lambda _, w: (None, x @ w.T), None, params["stack"])[1]
 
     for scale in (1.0, 2.0):
-        now = replace(leaves["stack"], base=leaves["stack"].base.at[1].multiply(scale))
-        base, adapters = jaxmix.detach({"stack": now})
-        want = product(jaxmix.compose(base, adapters, layout=layout), X)
-        got = jaxmix.factored(product)({"stack": now}, X)
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+        changed_stack = replace(leaves["stack"], base=leaves["stack"].base.at[1].multiply(scale))
+        base, adapters = jaxmix.detach({"stack": changed_stack})
+        expected = product(jaxmix.compose(base, adapters, layout=layout), X)
+        actual = jaxmix.factored(product)({"stack": changed_stack}, X)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""qwix's quantized bases stay quantized in factored leaves; composed weights can be requantized."""
+"""qwix's bases stay quantized in factored leaves, and composed weights can be requantized."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -20,7 +20,7 @@ def normal(*shape: int) -> Any:
     return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
 
 
-WAYS = {
+QUANTIZATIONS = {
     "int8 by channel": dict(qtype=jnp.int8, channelwise_axes=[1]),
     "int4 in tiles": dict(qtype=jnp.int4, channelwise_axes=[1], tiled_axes={0: 4}),
     "nf4": dict(qtype="nf4", tiled_axes={0: 8}),
@@ -38,26 +38,32 @@ def run(params: Any, x: Any) -> Any:
     return x @ params["a"]["kernel"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_quantized(way: str) -> None:
-    """Factored and composed agree; after requantization they differ by the stated error."""
-    kernel = qwix.quantize(normal(16, 24), **WAYS[way])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_factored_and_composed_match_for_quantized_bases(quantization: str) -> None:
+    """After requantization the weights differ by the reported error."""
+    kernel = qwix.quantize(normal(16, 24), **QUANTIZATIONS[quantization])
     params, x = {"a": {"kernel": kernel, "bias": normal(24)}}, normal(5, 16)
     leaves = jaxmix.attach(params, MIXED)
     assert leaves["a"]["kernel"].base is kernel and leaves["a"]["kernel"].shape == (16, 24)
     composed = jaxmix.compose(params, MIXED)
-    want = run(composed, x)
-    got = jax.jit(jaxmix.factored(run, "factored"))(leaves, x)
-    np.testing.assert_allclose(got, want, atol=2e-5)
+    expected = run(composed, x)
+    actual = jax.jit(jaxmix.factored(run, "factored"))(leaves, x)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
     assert jaxmix.detach(leaves)[0]["a"]["kernel"] is kernel
-    again, errors = jaxmix.requantized(composed, params)
-    new = again["a"]["kernel"]
-    assert jax.tree.structure(new) == jax.tree.structure(kernel)
-    assert new.qvalue.dtype == kernel.qvalue.dtype and new.scale.shape == kernel.scale.shape
-    w = composed["a"]["kernel"]
-    off = float(jnp.linalg.norm(qwix.dequantize(new) - w) / jnp.linalg.norm(w))
-    assert errors == {"a.kernel": pytest.approx(off)} and 1e-3 < off < 0.2
-    assert again["a"]["bias"] is composed["a"]["bias"]
+    requantized, errors = jaxmix.requantized(composed, params)
+    requantized_kernel = requantized["a"]["kernel"]
+    assert jax.tree.structure(requantized_kernel) == jax.tree.structure(kernel)
+    assert (
+        requantized_kernel.qvalue.dtype == kernel.qvalue.dtype
+        and requantized_kernel.scale.shape == kernel.scale.shape
+    )
+    composed_kernel = composed["a"]["kernel"]
+    error = float(
+        jnp.linalg.norm(qwix.dequantize(requantized_kernel) - composed_kernel)
+        / jnp.linalg.norm(composed_kernel)
+    )
+    assert errors == {"a.kernel": pytest.approx(error)} and 1e-3 < error < 0.2
+    assert requantized["a"]["bias"] is composed["a"]["bias"]
 
 
 def scanned(params: Any, x: Any) -> Any:
@@ -84,16 +90,16 @@ SCALES = {
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("run", [scanned, looped, unrolled])
 def test_layers_stay_quantized(run: Any, scales: str) -> None:
-    """Each layer is dequantized in the loop's body, not before."""
+    """Each layer is dequantized inside the loop, not before it."""
     params = {"w": qwix.quantize(normal(4, 16, 16), jnp.int8, **SCALES[scales])}
     layout = Layout("stack", (Rule(r"l\.(\d+)", "w", "i o -> o i", r"\1"),))
     mixed = Adapter({f"l.{i}": LoRA(normal(3, 16), normal(16, 3), 0.1) for i in range(4)})
 
     leaves, x = jaxmix.attach(params, mixed, layout=layout), normal(5, 16)
-    want = run(jaxmix.compose(params, mixed, layout=layout), x)
-    apart = jax.jit(jaxmix.factored(run, "factored"))
-    np.testing.assert_allclose(apart(leaves, x), want, atol=2e-5)
-    assert "f32[4,16,16]" not in str(jax.make_jaxpr(apart)(leaves, x))
+    expected = run(jaxmix.compose(params, mixed, layout=layout), x)
+    factored_run = jax.jit(jaxmix.factored(run, "factored"))
+    np.testing.assert_allclose(factored_run(leaves, x), expected, atol=2e-5)
+    assert "f32[4,16,16]" not in str(jax.make_jaxpr(factored_run)(leaves, x))
 
 
 def heads(params: Any, x: Any) -> Any:
@@ -101,18 +107,20 @@ def heads(params: Any, x: Any) -> Any:
 
 
 def test_heads_stay_quantized() -> None:
-    """Scales per channel follow the axes of heads; scales of tiles across heads can't."""
+    """Scales per channel can be split into heads; scales of tiles across heads can't."""
     kernel = normal(16, 24)
     channels = qwix.quantize(kernel, jnp.int8, channelwise_axes=[1])
     tiles = qwix.quantize(kernel, jnp.int8, tiled_axes={1: 8})
     for base in (channels, tiles):
         params, x = {"a": {"kernel": base}}, normal(5, 16)
-        leaves, want = jaxmix.attach(params, MIXED), heads(jaxmix.compose(params, MIXED), x)
+        leaves, expected = jaxmix.attach(params, MIXED), heads(jaxmix.compose(params, MIXED), x)
         how = "factored" if base is channels else "auto"
         run = jax.jit(jaxmix.factored(heads, how))
-        text = r"a.kernel \(\(16, 24\) float32, dequantized\): reshape at test_quantized.py:\d+"
-        with nullcontext() if how == "factored" else pytest.warns(DenseWeightWarning, match=text):
-            np.testing.assert_allclose(run(leaves, x), want, atol=2e-5)
+        message = r"a.kernel \(\(16, 24\) float32, dequantized\): reshape at test_quantized.py:\d+"
+        with (
+            nullcontext() if how == "factored" else pytest.warns(DenseWeightWarning, match=message)
+        ):
+            np.testing.assert_allclose(run(leaves, x), expected, atol=2e-5)
 
 
 def test_requantizing_another_tree_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Experts run by `jax.lax.ragged_dot` stay factored: the same function as with dense weights."""
+"""Experts run by `jax.lax.ragged_dot` stay factored and give the outputs of dense weights."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ from jaxmix import Layout, Rule
 from jaxmix.errors import DenseWeightWarning, UnsupportedError
 from jaxmix.families import IA3, OFT, ExpertLoRA, Replace, Update
 
+from ..messages import full_text
 from .test_uses import adapter, difference, dora, loha, lora, made_dense, normal
 
 pytestmark = pytest.mark.usefixtures("no_compiling")
@@ -33,20 +34,24 @@ def run(params: Any, x: Any) -> Any:
     return jax.lax.ragged_dot(x, params["experts"], SIZES)
 
 
-def of_each(name: str, make: Callable[[], Update]) -> jaxmix.Adapter:
-    """An update for each expert except the last."""
+RUN_LINE = run.__code__.co_firstlineno + 1
+
+
+def for_each_expert(name: str, make: Callable[[], Update]) -> jaxmix.Adapter:
+    """Returns an adapter with an update for each expert except the last."""
     return jaxmix.Adapter({f"experts.{i}": make() for i in range(EXPERTS - 1)}, name=name)
 
 
-def low(r: int, in_first: bool) -> ExpertLoRA:
+def expert_lora(r: int, in_first: bool) -> ExpertLoRA:
     return ExpertLoRA(normal(EXPERTS, r, IN), normal(EXPERTS, OUT, r), 0.5, in_first=in_first)
 
 
 @pytest.mark.parametrize("in_first", [True, False])
-def test_low_ranks_of_experts(in_first: bool, made_dense: list[int]) -> None:
+def test_low_ranks_of_experts_stay_factored(in_first: bool, made_dense: list[int]) -> None:
     """PEFT's ``target_parameters``, in the leaf's axis order and transposed."""
     mixed = jaxmix.mix(
-        adapter("a", experts=low(2, in_first)), 0.3 * adapter("b", experts=low(3, in_first))
+        adapter("a", experts=expert_lora(2, in_first)),
+        0.3 * adapter("b", experts=expert_lora(3, in_first)),
     )
 
     def transposed(params: Any, x: Any) -> Any:
@@ -57,7 +62,7 @@ def test_low_ranks_of_experts(in_first: bool, made_dense: list[int]) -> None:
     assert made_dense == [0]
 
 
-WORDS: dict[str, tuple[Callable[[], Update], ...]] = {
+CHAINS: dict[str, tuple[Callable[[], Update], ...]] = {
     "lora": (lambda: lora(IN, OUT),),
     "dora": (lambda: dora(IN, OUT),),
     "loha, lora": (lambda: loha(IN, OUT), lambda: lora(IN, OUT)),
@@ -69,86 +74,100 @@ WORDS: dict[str, tuple[Callable[[], Update], ...]] = {
 }
 
 
-@pytest.mark.parametrize("chain", WORDS.values(), ids=WORDS)
-def test_experts_with_different_updates(
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_experts_with_different_updates_stay_factored(
     chain: tuple[Callable[[], Update], ...], made_dense: list[int]
 ) -> None:
     """Diagonals and low ranks per expert; the last expert is unchanged."""
-    mixed = jaxmix.mix(*(of_each(f"part{i}", make) for i, make in enumerate(chain)))
+    mixed = jaxmix.mix(*(for_each_expert(f"part{i}", make) for i, make in enumerate(chain)))
     assert difference(run, KERNEL, mixed, X, EACH) < 2e-6
     assert made_dense == [0]
 
 
 @pytest.mark.parametrize("how", ["auto", "factored", "dense"])
 def test_rotations_use_the_dense_weights(how: Any, made_dense: list[int]) -> None:
-    """They have no factored form here, and a warning says so."""
-    mixed = of_each("oft", lambda: OFT(0.3 * normal(IN // 2, 1)))
+    """Rotations of experts have no factored form, and a warning says so."""
+    mixed = for_each_expert("oft", lambda: OFT(0.3 * normal(IN // 2, 1)))
     leaves = jaxmix.attach(KERNEL, mixed, layout=EACH)
     if how == "factored":
-        with pytest.raises(UnsupportedError, match=r"experts \(.*\): ragged_dot_general at"):
+        with pytest.raises(
+            UnsupportedError,
+            match=full_text(
+                'factored got how="factored", expected a factored form for '
+                "each use of a weight; 1 weight would be made dense:\n"
+                "  experts ((3, 6, 4) float32): ragged_dot_general at "
+                f"test_ragged.py:{RUN_LINE} (run)\n"
+                "Multiply tokens by the whole weight, convolve with it or "
+                "look up its rows, or merge the adapters of these leaves "
+                'with jaxmix.compose. With how="auto" these uses take the '
+                "dense weight, with a warning."
+            ),
+        ):
             jaxmix.factored(run, how)(leaves, X)
         return
     context = nullcontext()
     if how == "auto":
         context = pytest.warns(DenseWeightWarning, match=r"experts \(.*\): ragged_dot_general at")
     with context:
-        got = jaxmix.factored(run, how)(leaves, X)
-    want = run(jaxmix.compose(KERNEL, mixed, layout=EACH), X)
-    np.testing.assert_allclose(got, want, atol=2e-6)
+        actual = jaxmix.factored(run, how)(leaves, X)
+    expected = run(jaxmix.compose(KERNEL, mixed, layout=EACH), X)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
     assert made_dense == [1]
 
 
-def test_messages() -> None:
-    """For experts whose maps have no factored form."""
-    big = {"experts": jnp.zeros((EXPERTS, 64, 64))}
-    makers: dict[str, Callable[[], Update]] = {
+def test_explain_reports_that_ragged_dot_needs_dense_weights() -> None:
+    params = {"experts": jnp.zeros((EXPERTS, 64, 64))}
+    updates: dict[str, Callable[[], Update]] = {
         "lora": lambda: lora(64, 64),
         "oft": lambda: OFT(0.3 * normal(32, 1)),
     }
-    whys = {}
-    for name, make in makers.items():
-        leaves = jaxmix.attach(big, of_each(name, make), layout=EACH)
+    reasons = {}
+    for name, update in updates.items():
+        leaves = jaxmix.attach(params, for_each_expert(name, update), layout=EACH)
         (way,) = jaxmix.explain(leaves).ways
         assert way.way == "factored"
-        whys[name] = way.why
-    assert whys["lora"] == "the operators cost less than a pass over the weight"
-    assert whys["oft"] == f"{whys['lora']}; lax.ragged_dot takes the dense weight"
+        reasons[name] = way.why
+    assert reasons["lora"] == "the operators cost less than a pass over the weight"
+    assert reasons["oft"] == f"{reasons['lora']}; lax.ragged_dot takes the dense weight"
 
 
-def test_gradients_and_16_bits() -> None:
-    """Gradients by the factors equal those through dense weights; the sum is rounded once."""
-    mixed = adapter("a", experts=low(2, True))
+def test_gradients_and_bfloat16_match() -> None:
+    """Gradients by the factors match those of dense weights; sums are rounded only once."""
+    mixed = adapter("a", experts=expert_lora(2, True))
 
     def loss(params: Any) -> Any:
         return jnp.sum(jnp.sin(run(params, X)))
 
-    def apart(mixed: Any) -> Any:
+    def factored_loss(mixed: Any) -> Any:
         return jaxmix.factored(loss, "factored")(jaxmix.attach(KERNEL, mixed))
 
-    ours = jax.grad(apart)(mixed)
-    theirs = jax.grad(lambda mixed: loss(jaxmix.compose(KERNEL, mixed)))(mixed)
-    for ours_leaf, their_leaf in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(ours_leaf, their_leaf, atol=1e-5)
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), KERNEL)
-    out = jaxmix.factored(run, "factored")(jaxmix.attach(half, mixed), X.astype(jnp.bfloat16))
-    want = run(jaxmix.compose(KERNEL, mixed), X)
+    actual_gradients = jax.grad(factored_loss)(mixed)
+    expected_gradients = jax.grad(lambda mixed: loss(jaxmix.compose(KERNEL, mixed)))(mixed)
+    for actual, expected in zip(
+        jax.tree.leaves(actual_gradients), jax.tree.leaves(expected_gradients), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    params16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), KERNEL)
+    out = jaxmix.factored(run, "factored")(jaxmix.attach(params16, mixed), X.astype(jnp.bfloat16))
+    expected = run(jaxmix.compose(KERNEL, mixed), X)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(np.float32), want, atol=0.03 * np.abs(want).max())
+    np.testing.assert_allclose(out.astype(np.float32), expected, atol=0.03 * np.abs(expected).max())
 
 
-def test_unsupported_products(made_dense: list[int]) -> None:
-    """A weight as the tokens' operand; experts changed by one adapter by more than low ranks."""
+def test_unsupported_products_use_the_dense_weight(made_dense: list[int]) -> None:
+    """A weight in the place of the tokens, or an adapter that replaces the experts' weights."""
 
     def on_the_left(params: Any, w: Any) -> Any:
         return jax.lax.ragged_dot(params["proj.weight"], w, SIZES)
 
     proj = {"proj.weight": normal(TOKENS, IN)}
-    both = jaxmix.mix(
-        adapter("a", experts=low(2, True)), adapter("b", experts=Replace(normal(EXPERTS, IN, OUT)))
+    low_rank_and_dense = jaxmix.mix(
+        adapter("a", experts=expert_lora(2, True)),
+        adapter("b", experts=Replace(normal(EXPERTS, IN, OUT))),
     )
     for fn, params, mixed, x in (
         (on_the_left, proj, adapter("a", proj=lora(IN, TOKENS)), KERNEL["experts"]),
-        (run, KERNEL, both, X),
+        (run, KERNEL, low_rank_and_dense, X),
     ):
         made_dense[0] = 0
         with pytest.warns(DenseWeightWarning, match=r"1 weight dense .*\n.*: ragged_dot_general"):

@@ -27,13 +27,13 @@ LEAVES = jaxmix.attach(PARAMS, Adapter({"a": lora(), "b": lora()}))
 
 
 def ordered(params: Any, x: Any) -> Any:
-    """A product, and two operations without a factored form."""
+    """Computes a product and two operations without a factored form."""
     return x @ params["a.weight"].T + jnp.sort(params["b.weight"]).sum() + params["a.weight"].max()
 
 
 SORT = ordered.__code__.co_firstlineno + 2
 X = normal(3, 6)
-LINES = (
+USES = (
     f"\n  b.weight ((4, 6) float32): sort at test_running.py:{SORT} (ordered)"
     f"\n  a.weight ((4, 6) float32): reduce_max at test_running.py:{SORT} (ordered)\n"
 )
@@ -42,12 +42,12 @@ ADVICE = (
     "adapters of these leaves with jaxmix.compose."
 )
 WARNING = (
-    f"factored makes 2 weights dense at each call, where there is no factored form:{LINES}This "
+    f"factored makes 2 weights dense at each call, where there is no factored form:{USES}This "
     f"takes a pass over the weight and memory for a copy of it. {ADVICE}"
 )
 REFUSAL = (
     'factored got how="factored", expected a factored form for each use of a weight; 2 weights '
-    f'would be made dense:{LINES}{ADVICE} With how="auto" these uses take the dense weight, with a '
+    f'would be made dense:{USES}{ADVICE} With how="auto" these uses take the dense weight, with a '
     "warning."
 )
 
@@ -55,12 +55,12 @@ REFUSAL = (
 @pytest.mark.parametrize("is_jitted", [True, False])
 def test_auto_warns_once(is_jitted: bool) -> None:
     run = jaxmix.factored(ordered)
-    want = ordered(jaxmix.compose(PARAMS, Adapter({"a": lora(), "b": lora()})), X)
+    expected = ordered(jaxmix.compose(PARAMS, Adapter({"a": lora(), "b": lora()})), X)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for count in (1, 2, 3):
-            got = (jax.jit(run) if is_jitted else run)(LEAVES, jnp.concatenate([X] * count))
-            np.testing.assert_allclose(got[:3], want, rtol=1e-5)
+            actual = (jax.jit(run) if is_jitted else run)(LEAVES, jnp.concatenate([X] * count))
+            np.testing.assert_allclose(actual[:3], expected, rtol=1e-5)
     assert [(str(w.message), w.category) for w in caught] == [(WARNING, DenseWeightWarning)]
 
 
@@ -78,16 +78,16 @@ def test_dense_does_not_warn() -> None:
 
 
 def test_cheaper_dense_does_not_warn() -> None:
-    """There is a factored form, so this is a choice."""
-    big = {"a.weight": normal(8, 8)}
-    leaves = jaxmix.attach(big, Adapter({"a": Replace(normal(8, 8))}))
+    """There is a factored form, so `factored` is free to choose."""
+    params = {"a.weight": normal(8, 8)}
+    leaves = jaxmix.attach(params, Adapter({"a": Replace(normal(8, 8))}))
     (way,) = jaxmix.explain(leaves, tokens=500).ways
     assert way.way == "dense"
     jaxmix.factored(lambda p, x: x @ p["a.weight"].T)(leaves, normal(500, 8))
 
 
 def test_vectors_do_not_warn() -> None:
-    """A bias or a norm's weight, alone or one per layer of a stack."""
+    """Biases and norms are cheap to make dense, alone or stacked by layer."""
     params = {"norm": normal(3, 4), "a.weight": normal(4, 6), "a.bias": normal(4)}
     rules = (
         Rule(r"norm(\d)", "norm", None, r"\1"),
@@ -102,19 +102,21 @@ def test_vectors_do_not_warn() -> None:
         return jax.lax.scan(lambda y, norm: (jnp.tanh(y * norm[None]), None), y, params["norm"])[0]
 
     leaves = jaxmix.attach(params, mixed, layout=layout)
-    got = jaxmix.factored(run, "factored")(leaves, X)
-    np.testing.assert_allclose(got, run(jaxmix.compose(params, mixed, layout=layout), X), rtol=1e-5)
+    actual = jaxmix.factored(run, "factored")(leaves, X)
+    np.testing.assert_allclose(
+        actual, run(jaxmix.compose(params, mixed, layout=layout), X), rtol=1e-5
+    )
     ways = {way.leaf: way.why for way in jaxmix.explain(leaves).ways}
-    assert ways["norm"] == ways["a.bias"] == "a vector, as cheap to make as to use"
+    assert ways["norm"] == ways["a.bias"] == "a vector, as cheap to make dense as to use"
 
 
-def test_returned_weight() -> None:
+def test_returned_weight_is_named() -> None:
     with pytest.raises(UnsupportedError, match=r"\n  a.weight \(.*\): the function returns it\n"):
         jaxmix.factored(lambda p: p["a.weight"].T, "factored")(LEAVES)
 
 
-def test_names_by_argument() -> None:
-    """A leaf that is itself an argument has no name except its site's."""
+def test_messages_name_leaves_of_any_argument() -> None:
+    """A leaf that is itself an argument is named after its site."""
     leaf = LEAVES["a.weight"]
     for run in (
         lambda f: f(leaf),
@@ -128,25 +130,25 @@ def test_names_by_argument() -> None:
 
 
 def test_bank_warns_about_dense_rows_unless_requested() -> None:
-    """Once per call of `bank(fn)`; how="factored" refuses and how="dense" is silent."""
+    """`bank(fn)` warns once; how="factored" raises an error and how="dense" is silent."""
     bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
 
     def run(params: Any, x: Any) -> Any:
         return x @ jnp.sort(params["a.weight"]).T
 
-    want = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
-    text = (
+    expected = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
+    message = (
         r"^Bank makes 1 weight dense for each row, where there is no factored form:\n"
         r"  a.weight \(\(4, 6\) float32\): sort at test_running.py:\d+ \(.*run\)\nThis takes a "
         r"pass over the weight and memory for a copy of it. Multiply tokens by the whole weight, "
         r"convolve with it or look up its rows, or merge the adapters of these leaves with "
         r"jaxmix.compose.$"
     )
-    with pytest.warns(DenseWeightWarning, match=text) as found:
-        got = bank(run)(PARAMS, X[:1], ["a"])
-    assert len(found) == 1 and found[0].filename == __file__
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    np.testing.assert_allclose(bank(run, "dense")(PARAMS, X[:1], ["a"]), want, rtol=1e-5)
+    with pytest.warns(DenseWeightWarning, match=message) as caught:
+        actual = bank(run)(PARAMS, X[:1], ["a"])
+    assert len(caught) == 1 and caught[0].filename == __file__
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(bank(run, "dense")(PARAMS, X[:1], ["a"]), expected, rtol=1e-5)
     with pytest.raises(
         UnsupportedError,
         match=r'^Bank got how="factored", expected a factored form for each use of a weight; 1 '
@@ -166,23 +168,23 @@ def test_bank_computes_dense_products_on_request() -> None:
     def run(params: Any, x: Any) -> Any:
         return x @ params["a.weight"].T
 
-    want = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
-    np.testing.assert_allclose(bank(run, "dense")(PARAMS, X[:1], ["a"]), want, rtol=1e-5)
+    expected = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
+    np.testing.assert_allclose(bank(run, "dense")(PARAMS, X[:1], ["a"]), expected, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- explain
 
 
 def test_explain_names_uses_without_a_form() -> None:
-    """With the function to run; without it, `explain` assumes a product."""
+    """`explain` reads the given function; without one it assumes a product."""
     x = jax.ShapeDtypeStruct(X.shape, X.dtype)
     assert [way.way for way in jaxmix.explain(LEAVES).ways] == ["factored", "factored"]
     for args in ((X,), (x,)):
         ways = {way.leaf: way for way in jaxmix.explain(LEAVES, fn=ordered, args=args).ways}
         assert {way.way for way in ways.values()} == {"dense"}
-        where = f"at test_running.py:{SORT} (ordered)"
-        assert ways["b.weight"].why == f"no factored form for sort {where}"
-        assert ways["a.weight"].why == f"no factored form for reduce_max {where}"
+        location = f"at test_running.py:{SORT} (ordered)"
+        assert ways["b.weight"].why == f"no factored form for sort {location}"
+        assert ways["a.weight"].why == f"no factored form for reduce_max {location}"
 
     def product(params: Any, x: Any, *, scale: float = 1.0) -> Any:
         return scale * (x @ params["a.weight"].T)

@@ -21,14 +21,14 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 
 def mixed(seed: int = 0) -> jaxmix.Mix:
-    """A LoRA, a rotation, a LoHa and a DoRA on a weight (8, 16)."""
+    """Returns a mix of a LoRA, an OFT, a LoHa and a DoRA on a weight (8, 16)."""
     magnitude = 1 + abs(normal(8))
     first = {"a": LoRA(normal(2, 16, seed=seed), normal(8, 2), 0.5)}
     second = {"a": OFT(0.3 * normal(8, 1, seed=seed))}
     third = {"a": LoHa(normal(8, 2), normal(2, 16), normal(8, 2), normal(2, 16), 0.1)}
     fourth = {"a": LoRA(normal(2, 16), normal(8, 2), 0.5, magnitude=magnitude)}
     updates = {"lora": first, "oft": second, "loha": third, "dora": fourth}
-    return jaxmix.mix(*(Adapter(u, 0.7, name=n) for n, u in updates.items()))
+    return jaxmix.mix(*(Adapter(update, 0.7, name=name) for name, update in updates.items()))
 
 
 PARAMS = {"a.weight": normal(8, 16), "a.bias": normal(8)}
@@ -43,37 +43,44 @@ def loss(params: Any, x: Any) -> Any:
     return (run(params, x) ** 2).sum()
 
 
-factored_run, factored_loss = (jaxmix.factored(f, "factored") for f in (run, loss))
+factored_run, factored_loss = (jaxmix.factored(function, "factored") for function in (run, loss))
 
 
-def close(left: Any, right: Any, bound: float = 3e-5) -> None:
+def assert_close(left: Any, right: Any, bound: float = 3e-5) -> None:
     for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         assert float(jnp.abs(x - y).max() / (1e-3 + jnp.abs(y).max())) < bound
 
 
 def test_gradients_match_composed_weights() -> None:
-    """By adapters and strengths, by the base, by leaves, and of second order."""
+    """Gradients by adapters, strengths, base and leaves match, and second derivatives do."""
     adapters = mixed()
-    ours = jax.jit(jax.grad(lambda a, p: factored_loss(jaxmix.attach(p, a), X), (0, 1)))
-    theirs = jax.jit(jax.grad(lambda a, p: loss(jaxmix.compose(p, a), X), (0, 1)))
-    close(ours(adapters, PARAMS), theirs(adapters, PARAMS))
+    factored_gradients = jax.jit(
+        jax.grad(lambda a, p: factored_loss(jaxmix.attach(p, a), X), (0, 1))
+    )
+    composed_gradients = jax.jit(jax.grad(lambda a, p: loss(jaxmix.compose(p, a), X), (0, 1)))
+    assert_close(factored_gradients(adapters, PARAMS), composed_gradients(adapters, PARAMS))
     by_leaf = jax.jit(jax.grad(factored_loss))(jaxmix.attach(PARAMS, adapters), X)
-    close(by_leaf["a.weight"].chains[0][0][1].a, ours(adapters, PARAMS)[0].parts[0].updates["a"].a)
+    assert_close(
+        by_leaf["a.weight"].chains[0][0][1].a,
+        factored_gradients(adapters, PARAMS)[0].parts[0].updates["a"].a,
+    )
 
-    def along(f: Any, combined: Any) -> Any:
-        gradient = jax.grad(lambda s: f(combined(PARAMS, adapters * s), X))
+    def second_derivative(function: Any, combine: Any) -> Any:
+        gradient = jax.grad(lambda s: function(combine(PARAMS, adapters * s), X))
         return jax.jit(lambda s: jax.jvp(gradient, (s,), (s,)))(1.0)
 
-    close(along(factored_loss, jaxmix.attach), along(loss, jaxmix.compose))
+    assert_close(
+        second_derivative(factored_loss, jaxmix.attach), second_derivative(loss, jaxmix.compose)
+    )
 
 
 def test_vmap_over_adapters() -> None:
-    """Adapters of equal shapes."""
-    both = [mixed(1), mixed(2)]
-    stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *both)
-    got = jax.jit(jax.vmap(lambda a: factored_run(jaxmix.attach(PARAMS, a), X)))(stack)
+    """Adapters of equal shapes can be stacked and mapped over."""
+    mixes = [mixed(1), mixed(2)]
+    stack = jax.tree.map(lambda *arrays: jnp.stack([jnp.asarray(v) for v in arrays]), *mixes)
+    actual = jax.jit(jax.vmap(lambda a: factored_run(jaxmix.attach(PARAMS, a), X)))(stack)
     with uncompiled():
-        close(got, jnp.stack([run(jaxmix.compose(PARAMS, a), X) for a in both]))
+        assert_close(actual, jnp.stack([run(jaxmix.compose(PARAMS, a), X) for a in mixes]))
 
 
 def test_new_strengths_and_adapters_do_not_retrace() -> None:
@@ -87,89 +94,91 @@ def test_new_strengths_and_adapters_do_not_retrace() -> None:
     for adapters in (mixed(), mixed(3), 0.2 * mixed(), mixed() * jnp.float32(0.4)):
         renamed = jaxmix.mix(*(part.renamed(f"new {part.name}") for part in adapters.parts))
         for mix in (adapters, renamed):
-            close(jitted(jaxmix.attach(PARAMS, mix), X), run(jaxmix.compose(PARAMS, mix), X))
+            assert_close(jitted(jaxmix.attach(PARAMS, mix), X), run(jaxmix.compose(PARAMS, mix), X))
     assert count == [1]
 
 
-def test_eval_shape() -> None:
+def test_eval_shape_gives_the_output_shape() -> None:
     shapes = jax.eval_shape(lambda: jaxmix.attach(PARAMS, mixed()))
     assert jax.eval_shape(factored_run, shapes, X).shape == (5, 8)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("kept", [True, False], ids=["tokens too", "weights only"])
-def test_16_bits(dtype: Any, kept: bool) -> None:
-    """Under strict promotion; tokens and weights keep their dtypes."""
+@pytest.mark.parametrize("has_narrow_tokens", [True, False], ids=["tokens too", "weights only"])
+def test_16_bit_weights_keep_their_dtype(dtype: Any, has_narrow_tokens: bool) -> None:
+    """Tokens and weights keep their dtypes under strict promotion."""
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
-    x = X.astype(dtype) if kept else X
+    x = X.astype(dtype) if has_narrow_tokens else X
 
     def product(params: Any, x: Any) -> Any:
         return x @ params["a.weight"].T.astype(x.dtype)
 
     with jax.numpy_dtype_promotion("strict"):
-        got = jax.jit(jaxmix.factored(product, "factored"))(jaxmix.attach(params, mixed()), x)
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        actual = jax.jit(jaxmix.factored(product, "factored"))(jaxmix.attach(params, mixed()), x)
+    params32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     with uncompiled():
-        want = product(jaxmix.compose(wide, mixed()), X)
-    assert got.dtype == x.dtype
-    close(got.astype(jnp.float32), want, 2e-2 if kept else 1e-2)
+        expected = product(jaxmix.compose(params32, mixed()), X)
+    assert actual.dtype == x.dtype
+    assert_close(actual.astype(jnp.float32), expected, 2e-2 if has_narrow_tokens else 1e-2)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_sharded(kind: AxisType) -> None:
-    """Over eight devices: the result of one device, sharded like x."""
+def test_sharded_weights_give_sharded_outputs(kind: AxisType) -> None:
+    """On eight devices the result is that of one device, sharded like x."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
-    place = NamedSharding(mesh, P("model", None))
-    weight = jax.device_put(PARAMS["a.weight"], place)
+    sharding = NamedSharding(mesh, P("model", None))
+    weight = jax.device_put(PARAMS["a.weight"], sharding)
     x = jax.device_put(normal(4, 16), NamedSharding(mesh, P("data", None)))
     with jax.set_mesh(mesh):
         leaves = jaxmix.attach({"a.weight": weight}, mixed())
-        assert leaves["a.weight"].base.sharding == place
+        assert leaves["a.weight"].base.sharding == sharding
 
         def product(params: Any, x: Any) -> Any:
             return x @ params["a.weight"].T
 
-        got = jax.jit(jaxmix.factored(product, "factored"))(leaves, x)
-    want = normal(4, 16) @ jaxmix.compose(PARAMS, mixed())["a.weight"].T
-    close(np.asarray(got), np.asarray(want))
-    assert got.sharding.spec == P("data", "model")
+        actual = jax.jit(jaxmix.factored(product, "factored"))(leaves, x)
+    expected = normal(4, 16) @ jaxmix.compose(PARAMS, mixed())["a.weight"].T
+    assert_close(np.asarray(actual), np.asarray(expected))
+    assert actual.sharding.spec == P("data", "model")
 
 
-def test_within_shard_map() -> None:
-    """Rows over devices, leaves replicated."""
+def test_factored_leaves_run_within_shard_map() -> None:
+    """Rows are split over the devices, and leaves replicated."""
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     leaves = jaxmix.attach(PARAMS, mixed())
-    over = jax.shard_map(factored_run, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows"))
+    sharded_run = jax.shard_map(
+        factored_run, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows")
+    )
     x = normal(16, 16)
-    close(jax.jit(over)(leaves, x), run(jaxmix.compose(PARAMS, mixed()), x))
+    assert_close(jax.jit(sharded_run)(leaves, x), run(jaxmix.compose(PARAMS, mixed()), x))
 
 
 def test_leaves_returned_by_jit_detach_unchanged() -> None:
-    """The adapters at each site are part of the structure, so they select the program."""
+    """The adapters at each site are part of the structure, so each structure is compiled."""
     params = {**PARAMS, "b.weight": normal(8, 16, seed=1)}
 
     def lora(site: str, seed: int) -> dict[str, Any]:
         return {site: LoRA(normal(2, 16, seed=seed), normal(8, 2, seed=seed), 0.5)}
 
-    same = jax.jit(lambda leaves: leaves)
+    identity = jax.jit(lambda leaves: leaves)
     for first, second in (("a", "b"), ("b", "a")):
         parts = [Adapter(lora(first, 1), name="one"), Adapter(lora(second, 2), name="two")]
-        _, got = jaxmix.detach(same(jaxmix.attach(params, parts)))
-        assert [part.sites for part in got] == [(first,), (second,)]
-        close(jax.tree.leaves(got[0].updates), jax.tree.leaves(parts[0].updates))
+        _, actual = jaxmix.detach(identity(jaxmix.attach(params, parts)))
+        assert [part.sites for part in actual] == [(first,), (second,)]
+        assert_close(jax.tree.leaves(actual[0].updates), jax.tree.leaves(parts[0].updates))
 
 
 def test_sharding_constraint_applies_to_the_base() -> None:
-    """`jax.lax.with_sharding_constraint` of a weight makes no dense weight."""
+    """`jax.lax.with_sharding_constraint` of a weight does not make it dense."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
-    place = NamedSharding(mesh, P("model", None))
+    sharding = NamedSharding(mesh, P("model", None))
 
     def product(params: Any, x: Any) -> Any:
-        return x @ jax.lax.with_sharding_constraint(params["a.weight"], place).T
+        return x @ jax.lax.with_sharding_constraint(params["a.weight"], sharding).T
 
     leaves = jaxmix.attach(PARAMS, mixed())
-    run_it = jax.jit(jaxmix.factored(product, "factored"))
-    close(run_it(leaves, X), X @ jaxmix.compose(PARAMS, mixed())["a.weight"].T)
-    text = str(jax.make_jaxpr(jaxmix.factored(product, "factored"))(leaves, X))
-    constrained = next(line for line in text.splitlines() if "sharding_constraint" in line)
+    jitted = jax.jit(jaxmix.factored(product, "factored"))
+    assert_close(jitted(leaves, X), X @ jaxmix.compose(PARAMS, mixed())["a.weight"].T)
+    jaxpr = str(jax.make_jaxpr(jaxmix.factored(product, "factored"))(leaves, X))
+    constrained = next(line for line in jaxpr.splitlines() if "sharding_constraint" in line)
     assert "f32[8,16]" in constrained

@@ -1,4 +1,4 @@
-"""Uses of weights: each is computed with the operators, or reported as dense."""
+"""Each use of a weight is computed with the operators, or reported as dense."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,20 +29,26 @@ def normal(*shape: int) -> Any:
     return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
-def lora(i: int, o: int, r: int = 3, **more: Any) -> LoRA:
-    return LoRA(normal(r, i), normal(o, r), 0.5, **more)
+def lora(inputs: int, outputs: int, rank: int = 3, **options: Any) -> LoRA:
+    return LoRA(normal(rank, inputs), normal(outputs, rank), 0.5, **options)
 
 
-def loha(i: int, o: int, r: int = 2) -> LoHa:
-    return LoHa(normal(o, r), normal(r, i), normal(o, r), normal(r, i), 0.5)
+def loha(inputs: int, outputs: int, rank: int = 2) -> LoHa:
+    return LoHa(
+        normal(outputs, rank),
+        normal(rank, inputs),
+        normal(outputs, rank),
+        normal(rank, inputs),
+        0.5,
+    )
 
 
-def oft(i: int) -> OFT:
-    return OFT(0.3 * normal(i // 2, 1))
+def oft(inputs: int) -> OFT:
+    return OFT(0.3 * normal(inputs // 2, 1))
 
 
-def dora(i: int, o: int) -> LoRA:
-    return lora(i, o, magnitude=1 + abs(normal(o)))
+def dora(inputs: int, outputs: int) -> LoRA:
+    return lora(inputs, outputs, magnitude=1 + abs(normal(outputs)))
 
 
 def adapter(name: str, **updates: Any) -> Adapter:
@@ -71,19 +77,22 @@ def made_dense(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def difference(
     run: Run, params: Any, mixed: Any, x: Any, layout: Layout | None = None, how: Any = "factored"
 ) -> float:
-    """The error of the factored run against composed weights, relative to the largest number."""
+    """Returns the largest error of the factored run, relative to the largest expected number."""
     with uncompiled():
-        want = jax.tree.leaves(run(jaxmix.compose(params, mixed, layout=layout), x))
+        expected = jax.tree.leaves(run(jaxmix.compose(params, mixed, layout=layout), x))
     leaves = jaxmix.attach(params, mixed, layout=layout)
-    got = jax.tree.leaves(eqx.filter_jit(jaxmix.factored(run, how))(leaves, x))
-    pairs = zip(got, want, strict=True)
-    return max(float(jnp.abs(g - w).max() / jnp.abs(w).max()) for g, w in pairs)
+    actual = jax.tree.leaves(eqx.filter_jit(jaxmix.factored(run, how))(leaves, x))
+    pairs = zip(actual, expected, strict=True)
+    return max(
+        float(jnp.abs(actual_leaf - expected_leaf).max() / jnp.abs(expected_leaf).max())
+        for actual_leaf, expected_leaf in pairs
+    )
 
 
 # ---------------------------------------------------------------- one matrix
 
 PLAIN = {"a.weight": normal(6, 6)}
-TURNED = jaxmix.mix(adapter("lora", a=lora(6, 6)), adapter("oft", a=oft(6)))
+ROTATED = jaxmix.mix(adapter("lora", a=lora(6, 6)), adapter("oft", a=oft(6)))
 
 
 @jax.custom_vjp
@@ -107,13 +116,13 @@ def branched(params: Any, x: Any) -> Any:
 
 
 FACTORED: dict[str, Run] = {
-    "on the right": lambda p, x: x @ p["a.weight"].T,
-    "on the left": lambda p, x: p["a.weight"] @ x.T,
+    "as the right operand": lambda p, x: x @ p["a.weight"].T,
+    "as the left operand": lambda p, x: p["a.weight"] @ x.T,
     "over its rows": lambda p, x: x @ p["a.weight"],
     "mapped over tokens": lambda p, x: jax.vmap(lambda v: p["a.weight"] @ v)(x),
     "split in heads": lambda p, x: jnp.einsum("bi,ink->bnk", x, p["a.weight"].T.reshape(6, 2, 3)),
     "with axes of one": lambda p, x: x @ p["a.weight"][None, :, None][0].squeeze(1),
-    "beside a custom derivative": lambda p, x: doubled(x @ p["a.weight"].T),
+    "next to a custom derivative": lambda p, x: doubled(x @ p["a.weight"].T),
     "within jit": lambda p, x: jax.jit(lambda w, x: x @ w.T)(p["a.weight"], x),
     "with a name": lambda p, x: x @ checkpoint_name(p["a.weight"], "a"),
     "put on a device": lambda p, x: x @ jax.device_put(p["a.weight"], jax.devices()[0]),
@@ -132,10 +141,10 @@ FACTORED: dict[str, Run] = {
     "in another dtype": lambda p, x: x @ p["a.weight"].astype(jnp.float16).astype(x.dtype),
 }
 DENSE: dict[str, Run] = {
-    "its norm": lambda p, _: jnp.linalg.norm(p["a.weight"]),
-    "handed through": lambda p, _: p,
+    "in a norm": lambda p, _: jnp.linalg.norm(p["a.weight"]),
+    "returned": lambda p, _: p,
     "in a custom derivative": lambda p, x: x @ doubled(p["a.weight"]),
-    "by itself": lambda p, _: p["a.weight"] @ p["a.weight"],
+    "multiplied by itself": lambda p, _: p["a.weight"] @ p["a.weight"],
     "one column": lambda p, x: x @ p["a.weight"][:, :1],
     "part of its inputs": lambda p, x: jnp.einsum(
         "bi,ink->bnk", x[:, :3], p["a.weight"].reshape(3, 2, 6)
@@ -147,21 +156,21 @@ DENSE: dict[str, Run] = {
 
 
 @pytest.mark.parametrize("use", FACTORED)
-def test_factored(use: str, made_dense: list[int]) -> None:
+def test_use_stays_factored(use: str, made_dense: list[int]) -> None:
     bound = 2e-3 if "dtype" in use or "cast" in use else 2e-6
-    assert difference(FACTORED[use], PLAIN, TURNED, normal(4, 6)) < bound
+    assert difference(FACTORED[use], PLAIN, ROTATED, normal(4, 6)) < bound
     assert made_dense == [0]
 
 
 @pytest.mark.parametrize("use", DENSE)
-def test_dense(use: str, made_dense: list[int]) -> None:
-    """Correct, with a warning; refused if ``how="factored"``."""
+def test_use_makes_the_weight_dense(use: str, made_dense: list[int]) -> None:
+    """The result is correct, with a warning; ``how="factored"`` raises an error."""
     with pytest.warns(DenseWeightWarning, match=r"makes 1 weight dense .*\n  a.weight \("):
-        assert difference(DENSE[use], PLAIN, TURNED, normal(4, 6), how="auto") < 2e-6
+        assert difference(DENSE[use], PLAIN, ROTATED, normal(4, 6), how="auto") < 2e-6
     assert made_dense == [1]
-    assert difference(DENSE[use], PLAIN, TURNED, normal(4, 6), how="dense") < 2e-6
+    assert difference(DENSE[use], PLAIN, ROTATED, normal(4, 6), how="dense") < 2e-6
     with pytest.raises(UnsupportedError, match=r"1 weight would be made dense:\n  a.weight"):
-        difference(DENSE[use], PLAIN, TURNED, normal(4, 6))
+        difference(DENSE[use], PLAIN, ROTATED, normal(4, 6))
 
 
 # ---------------------------------------------------------------- layers in one leaf
@@ -175,12 +184,12 @@ LAYERS = Layout(
     ),
 )
 # Ranks and kinds differ by layer, and one layer has only a rotation.
-LAYERED = jaxmix.mix(
-    Adapter({f"layers.{i}.fc": lora(6, 6, r=i) for i in (1, 2, 3)}, name="a"),
+LAYER_MIX = jaxmix.mix(
+    Adapter({f"layers.{i}.fc": lora(6, 6, rank=i) for i in (1, 2, 3)}, name="a"),
     Adapter({"layers.0.fc": oft(6), "layers.3.fc": dora(6, 6)}, name="b"),
     Adapter({"layers.2.fc": loha(6, 6), "layers.3.fc": loha(6, 6, 1)}, name="c"),
 )
-PADDED = jaxmix.mix(LAYERED.parts[0], LAYERED.parts[2])
+ADDITIVE_LAYER_MIX = jaxmix.mix(LAYER_MIX.parts[0], LAYER_MIX.parts[2])
 
 
 def layer(x: Any, params: Any) -> tuple[Any, None]:
@@ -201,7 +210,7 @@ def unrolled(params: Any, x: Any) -> Any:
     return x
 
 
-def passed_on(params: Any, x: Any) -> Any:
+def scanned_twice(params: Any, x: Any) -> Any:
     """Runs the layers twice; the first scan returns them as outputs, as Flax's scans do."""
 
     def body(x: Any, fc: Any) -> Any:
@@ -224,13 +233,13 @@ LAYERWISE: dict[str, Run] = {
         x,
         jnp.arange(4),
     )[0],
-    "picked for each token": lambda p, x: jnp.einsum(
+    "looked up for each token": lambda p, x: jnp.einsum(
         "bi,bio->bo", x, p["layers"]["fc"]["kernel"][jnp.array([3, 0, 1, 3])]
     ),
     "scanned in parts": lambda p, x: jax.lax.map(
         lambda part: part @ x.T, p["layers"]["fc"]["kernel"].swapaxes(1, 2)
     ),
-    "handed on by scan": passed_on,
+    "returned by scan": scanned_twice,
     "carried by scan": lambda p, x: jax.lax.scan(
         lambda c, i: ((c[0], layer(c[1], layer_params(c[0], i))[0]), None), (p, x), jnp.arange(4)
     )[0][1],
@@ -239,7 +248,7 @@ LAYERWISE: dict[str, Run] = {
         lambda c: (c[0] + 1, c[1], layer(c[2], layer_params(c[1], c[0]))[0]),
         (0, p, x),
     )[2],
-    "handed on by cond": lambda p, x: unrolled(
+    "returned by cond": lambda p, x: unrolled(
         *jax.lax.cond(x[0, 0] > 0, lambda p, x: (p, x), lambda p, x: (p, -x), p, x)
     ),
     "each with its tokens": lambda p, x: jnp.einsum(
@@ -249,14 +258,14 @@ LAYERWISE: dict[str, Run] = {
 
 
 @pytest.mark.parametrize("use", LAYERWISE)
-def test_layers(use: str, made_dense: list[int]) -> None:
-    assert difference(LAYERWISE[use], STACK, LAYERED, normal(4, 6), LAYERS) < 1e-5
+def test_layers_stay_factored(use: str, made_dense: list[int]) -> None:
+    assert difference(LAYERWISE[use], STACK, LAYER_MIX, normal(4, 6), LAYERS) < 1e-5
     assert made_dense == [0]
 
 
-def test_layers_outside_the_stack_are_nan() -> None:
-    """As with `jnp.take`; a lookup that clips gives the last layer."""
-    leaves = jaxmix.attach(STACK, PADDED, layout=LAYERS)
+def test_layers_outside_the_stack_are_nan_unless_clipped() -> None:
+    """`jnp.take` does the same; a lookup that clips gives the last layer."""
+    leaves = jaxmix.attach(STACK, ADDITIVE_LAYER_MIX, layout=LAYERS)
 
     def run(mode: str) -> Any:
         def fn(p: Any, x: Any) -> Any:
@@ -264,26 +273,26 @@ def test_layers_outside_the_stack_are_nan() -> None:
 
         return jaxmix.factored(fn, "factored")(leaves, jnp.ones((2, 6)))
 
-    last = jaxmix.compose(STACK, PADDED, layout=LAYERS)["layers"]["fc"]["kernel"][3]
+    last = jaxmix.compose(STACK, ADDITIVE_LAYER_MIX, layout=LAYERS)["layers"]["fc"]["kernel"][3]
     assert jnp.isnan(run("fill")).all()
     np.testing.assert_allclose(run("clip"), jnp.ones((2, 6)) @ last, rtol=1e-5)
 
 
-def test_layers_that_share_tokens(made_dense: list[int]) -> None:
-    """If there is no rotation; a rotation per layer needs the dense weights."""
+def test_layers_that_share_tokens_stay_factored_without_rotations(made_dense: list[int]) -> None:
+    """A rotation per layer needs the dense weights."""
 
     def run(params: Any, x: Any) -> Any:
         return jnp.einsum("bi,lio->lbo", x, params["layers"]["fc"]["kernel"])
 
-    assert difference(run, STACK, PADDED, normal(4, 6), LAYERS) < 2e-6
+    assert difference(run, STACK, ADDITIVE_LAYER_MIX, normal(4, 6), LAYERS) < 2e-6
     assert made_dense == [0]
     with pytest.warns(DenseWeightWarning, match=r"layers.fc.kernel \(.*\): dot_general at"):
-        assert difference(run, STACK, LAYERED, normal(4, 6), LAYERS, "auto") < 2e-6
+        assert difference(run, STACK, LAYER_MIX, normal(4, 6), LAYERS, "auto") < 2e-6
     assert made_dense == [1]
 
 
-def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
-    """As in MaxText: the layers are the second axis, and the scan moves it."""
+def test_heads_and_layers_in_one_leaf_stay_factored(made_dense: list[int]) -> None:
+    """In MaxText the layers are the second axis, which the scan moves to the front."""
     params = {"q": normal(6, 4, 2, 3), "o": normal(2, 4, 3, 6)}
     rules = (
         Rule(r"l\.(\d+)\.q", "q", "d n h -> (n h) d", r":, \1"),
@@ -294,9 +303,9 @@ def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
         Adapter({f"l.{i}.{m}": oft(6) for i in range(3) for m in "qo"}, name="b"),
     )
 
-    def body(x: Any, own: Any) -> tuple[Any, None]:
-        heads = jnp.einsum("bd,dnh->bnh", x, own["q"])
-        return jnp.tanh(jnp.einsum("bnh,nhd->bd", heads, own["o"])), None
+    def body(x: Any, weights: Any) -> tuple[Any, None]:
+        heads = jnp.einsum("bd,dnh->bnh", x, weights["q"])
+        return jnp.tanh(jnp.einsum("bnh,nhd->bd", heads, weights["o"])), None
 
     def run(params: Any, x: Any) -> Any:
         moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), params)
@@ -316,8 +325,8 @@ def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_convolution(groups: int, made_dense: list[int]) -> None:
-    """Strides, Flax's axes and groups."""
+def test_convolution_stays_factored(groups: int, made_dense: list[int]) -> None:
+    """Strides, Flax's axis order and groups are supported."""
     params = {"c": {"kernel": normal(3, 2, 4, 6)}}
     mixed = jaxmix.mix(
         adapter("a", c=lora(24, 6)), adapter("b", c=dora(24, 6)), adapter("c", c=loha(24, 6))
@@ -349,9 +358,9 @@ LOOKED_UP: dict[str, Run] = {
 
 
 @pytest.mark.parametrize("use", LOOKED_UP)
-def test_embedding(use: str, made_dense: list[int]) -> None:
-    def table(**more: Any) -> LoRA:
-        return LoRA(normal(2, 4), normal(10, 2), 0.5, embedding=True, **more)
+def test_embedding_stays_factored(use: str, made_dense: list[int]) -> None:
+    def table(**options: Any) -> LoRA:
+        return LoRA(normal(2, 4), normal(10, 2), 0.5, embedding=True, **options)
 
     mixed = jaxmix.mix(
         adapter("a", e=table()),
@@ -364,18 +373,18 @@ def test_embedding(use: str, made_dense: list[int]) -> None:
 
 
 def test_token_out_of_range_gives_nan() -> None:
-    """As without adapters."""
+    """The result is NaN without adapters too."""
     leaves = jaxmix.attach({"e.weight": normal(10, 4)}, adapter("a", e=lora(4, 10)))
     run = jaxmix.factored(lambda p, t: jnp.take(p["e.weight"], t, axis=0, mode="fill"))
     assert jnp.isnan(run(leaves, jnp.array([12]))).all()
 
 
 @pytest.mark.parametrize("spec", ["ecd,efd->ecf", "cd,efd->ecf", "ecf,efd->ecd"])
-def test_experts(spec: str, made_dense: list[int]) -> None:
-    def low(r: int) -> ExpertLoRA:
+def test_experts_stay_factored(spec: str, made_dense: list[int]) -> None:
+    def expert_lora(r: int) -> ExpertLoRA:
         return ExpertLoRA(normal(3, r, 5), normal(3, 4, r), 0.5)
 
-    mixed = jaxmix.mix(adapter("a", ex=low(2)), adapter("b", ex=low(3)))
+    mixed = jaxmix.mix(adapter("a", ex=expert_lora(2)), adapter("b", ex=expert_lora(3)))
     shape = [{"e": 3, "c": 7, "d": 5, "f": 4}[axis] for axis in spec.split(",")[0]]
 
     def run(params: Any, x: Any) -> Any:
@@ -401,14 +410,14 @@ class Net(nnx.Module):
 
 
 @pytest.fixture
-def lenient() -> Any:
-    """Flax's layers broadcast their biases."""
+def rank_promotion_allowed() -> Any:
+    """Allows rank promotion, since Flax's layers broadcast their biases."""
     with jax.numpy_rank_promotion("allow"):
         yield
 
 
-def test_nnx(made_dense: list[int], lenient: None) -> None:
-    """A module as an argument, and through split and merge."""
+def test_nnx_modules_stay_factored(made_dense: list[int], rank_promotion_allowed: None) -> None:
+    """The module may be an argument itself, or be split and merged."""
     mixed = jaxmix.mix(
         adapter("x", a=lora(6, 8), e=LoRA(normal(2, 6), normal(10, 2), 0.5), c=lora(18, 5)),
         adapter("y", a=dora(6, 8)),
@@ -420,7 +429,7 @@ def test_nnx(made_dense: list[int], lenient: None) -> None:
     assert made_dense == [0]
 
 
-def test_linen(made_dense: list[int], lenient: None) -> None:
+def test_linen_modules_stay_factored(made_dense: list[int], rank_promotion_allowed: None) -> None:
     net = nn.Sequential([nn.Dense(8), nn.tanh, nn.DenseGeneral((2, 3))])
     params = net.init(jax.random.key(0), jnp.ones((2, 6)))
     rules = (Rule(r"up", "params.layers_0.kernel", "i o -> o i"),)
@@ -429,7 +438,7 @@ def test_linen(made_dense: list[int], lenient: None) -> None:
     assert made_dense == [0]
 
 
-def test_equinox(made_dense: list[int]) -> None:
+def test_equinox_modules_stay_factored(made_dense: list[int]) -> None:
     net = eqx.nn.MLP(6, 6, 6, 2, key=jax.random.key(0))
     mixed = jaxmix.mix(adapter("x", layers_0=lora(6, 6)), adapter("y", layers_1=oft(6)))
     assert difference(lambda net, x: jax.vmap(net)(x), net, mixed, normal(4, 6)) < 2e-6

@@ -1,7 +1,11 @@
 """Small files and paths: those that would hang or exhaust memory are refused without a read."""
 
+import errno
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +23,10 @@ from jaxmix.untrusted.files import (
     output_path,
     parse_json,
     read_small,
+    shown,
 )
+
+from ..messages import full_text
 
 
 def test_named_pipes_devices_and_folders(tmp_path):
@@ -33,7 +40,8 @@ def test_named_pipes_devices_and_folders(tmp_path):
             assert str(caught.value) == (
                 f"{tmp_path / name} is {description}, expected a regular file. Put one there."
             )
-    with pytest.raises(CheckpointError, match="is a folder, expected a regular file"):
+    message = f"{tmp_path / 'folder'} is a folder, expected a regular file. Put one there."
+    with pytest.raises(CheckpointError, match=full_text(message)):
         check_regular(tmp_path / "folder")
     check_regular(tmp_path / "nothing")
 
@@ -41,27 +49,38 @@ def test_named_pipes_devices_and_folders(tmp_path):
 def test_sparse_file_is_not_read(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(CheckpointError, match=r"has 1,099,511,627,776 bytes, expected at most"):
+    message = (
+        f"{tmp_path / 'config.json'} has 1,099,511,627,776 bytes, expected at most 67,108,864. Is "
+        "it the right file?"
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         read_small(tmp_path / "config.json")
     (tmp_path / "small").write_bytes(b"12345")
     assert read_small(tmp_path / "small", 5) == b"12345"
-    with pytest.raises(CheckpointError, match="has 5 bytes, expected at most 4"):
+    message = f"{tmp_path / 'small'} has 5 bytes, expected at most 4. Is it the right file?"
+    with pytest.raises(CheckpointError, match=full_text(message)):
         read_small(tmp_path / "small", 4)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 101 + "]" * 101, "nested more than 100 deep"),
-        ("[" * 100_000, "nested more than 100 deep"),
-        ('{"a":' * 5000 + "1" + "}" * 5000, "nested more than 100 deep"),
+        ("[" * 101 + "]" * 101, "it is nested more than 100 deep"),
+        ("[" * 100_000, "it is nested more than 100 deep"),
+        ('{"a":' * 5000 + "1" + "}" * 5000, "it is nested more than 100 deep"),
         ("9" * 1001, "an integer has 1,001 digits, expected at most 1000"),
-        ("{", "Expecting property name"),
-        (b"\xff", "invalid start byte"),
     ],
 )
 def test_json_beyond_its_limits(text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=full_text(message)):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("text", ["{", b"\xff"])
+def test_invalid_json_has_the_message_of_python(text):
+    with pytest.raises(ValueError) as expected:
+        json.loads(text.decode() if isinstance(text, bytes) else text)
+    with pytest.raises(ValueError, match=full_text(str(expected.value))):
         parse_json(text)
 
 
@@ -77,53 +96,91 @@ def test_adapter_whose_file_is_a_named_pipe(tmp_path, name):
     save_file(factors, tmp_path / "adapter_model.safetensors")
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
-    with pytest.raises(CheckpointError):
+    message = f"{tmp_path / name} is a named pipe, expected a regular file. Put one there."
+    with pytest.raises(CheckpointError, match=full_text(message)):
         jaxmix.load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", ["mix.json", "model.safetensors", "model.safetensors.index.json", "config.json"]
+    ("name", "read"),
+    [
+        ("mix.json", jaxmix.load),
+        ("model.safetensors", read_checkpoint),
+        ("model.safetensors.index.json", read_checkpoint),
+        ("config.json", jaxmix.models.read_config),
+    ],
 )
-def test_checkpoint_or_mix_with_a_named_pipe(tmp_path, name):
+def test_checkpoint_or_mix_with_a_named_pipe(tmp_path, name, read):
     os.mkfifo(tmp_path / name)
-    for read in (jaxmix.load, read_checkpoint):
-        with pytest.raises(CheckpointError):
-            read(tmp_path)
+    message = f"{tmp_path / name} is a named pipe, expected a regular file. Put one there."
+    with pytest.raises(CheckpointError, match=full_text(message)):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("depth", [200, 20_000])
 def test_deeply_nested_config(tmp_path, depth):
     (tmp_path / "adapter_config.json").write_text('{"a":' * depth + "1" + "}" * depth)
-    with pytest.raises(CheckpointError, match="nested more than 100 deep"):
+    message = (
+        f"{tmp_path / 'adapter_config.json'} is not JSON: it is nested more than 100 deep. "
+        "Expected the object that save_pretrained writes; save or download it again."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         jaxmix.load(tmp_path)
+
+
+def readers_and_writers(out: Path) -> list[tuple[str, Callable[[Any], object]]]:
+    """Returns functions that take a path, and what their messages call it."""
+    adapter = jaxmix.Adapter({}, name="a")
+    return [
+        ("adapter", jaxmix.load),
+        ("output", lambda path: jaxmix.save(adapter, path)),
+        ("base", read_checkpoint),
+        ("base", lambda path: jaxmix.merge_checkpoint(path, adapter, out)),
+    ]
+
+
+def lookup_error(path: str) -> str:
+    """Returns the reason why Python itself can't look up a path."""
+    try:
+        Path(path).expanduser().stat()
+    except OSError as error:
+        return str(error.strerror)
+    except (RuntimeError, ValueError) as error:
+        return str(error).rstrip(".")
+    raise AssertionError(path)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "~nobody-of-this-name/x", "x" * 5000])
 def test_impossible_paths(path, tmp_path):
-    adapter = jaxmix.Adapter({}, name="a")
-    for use in (
-        lambda: local_path(path),
-        lambda: jaxmix.load(path),
-        lambda: jaxmix.save(adapter, path),
-        lambda: read_checkpoint(path),
-        lambda: jaxmix.merge_checkpoint(path, adapter, tmp_path / "out"),
-    ):
-        with pytest.raises(CheckpointError, match=r"can't be looked up: .*Check its spelling"):
-            use()
+    for subject, use in [("path", local_path), *readers_and_writers(tmp_path / "out")]:
+        message = (
+            f"the {subject} {shown(path)} can't be looked up: {lookup_error(path)}. Check its "
+            "spelling."
+        )
+        with pytest.raises(CheckpointError, match=full_text(message)):
+            use(path)
+
+
+def test_long_paths_are_shortened_in_messages():
+    assert shown("x" * 300) == repr("x" * 300)
+    assert shown("x" * 301) == repr("x" * 299 + "…")
 
 
 def test_circular_links(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    for use in (jaxmix.load, read_checkpoint, lambda p: jaxmix.save(jaxmix.Adapter({}), p)):
-        with pytest.raises(
-            CheckpointError, match="can't be looked up: Too many levels of symbolic"
-        ):
+    for subject, use in readers_and_writers(tmp_path / "out"):
+        message = (
+            f"the {subject} {shown(str(tmp_path / 'a'))} can't be looked up: "
+            f"{os.strerror(errno.ELOOP)}. Check its spelling."
+        )
+        with pytest.raises(CheckpointError, match=full_text(message)):
             use(tmp_path / "a")
 
 
 def test_path_of_bytes():
-    with pytest.raises(CheckpointError, match="the path is b'x', expected a string or a pathlib"):
+    message = "the path is b'x', expected a string or a pathlib.Path."
+    with pytest.raises(CheckpointError, match=full_text(message)):
         local_path(b"x")  # pyright: ignore[reportArgumentType]
 
 
@@ -147,21 +204,17 @@ def test_truncated_files_are_described(tmp_path):
 
 
 def test_folder_without_permission(tmp_path, monkeypatch):
-    """Simulated, since root may enter all folders."""
-    (tmp_path / "mine").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "mine")
-    adapter = jaxmix.Adapter({}, name="a")
-    for use in (
-        jaxmix.load,
-        read_checkpoint,
-        lambda path: jaxmix.save(adapter, path),
-        lambda path: jaxmix.merge_checkpoint(path, adapter, tmp_path / "out"),
-    ):
-        with pytest.raises(CheckpointError) as caught:
-            use(tmp_path / "mine")
-        assert str(caught.value).endswith(
-            "can't be looked up: Permission denied. Check its spelling."
+    """The missing permission is simulated, since root may enter all folders."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked)
+    for subject, use in readers_and_writers(tmp_path / "out"):
+        message = (
+            f"the {subject} {shown(str(locked))} can't be looked up: {os.strerror(errno.EACCES)}. "
+            "Check its spelling."
         )
+        with pytest.raises(CheckpointError, match=full_text(message)):
+            use(locked)
 
 
 def test_sizes_on_disk(tmp_path):
@@ -172,21 +225,22 @@ def test_sizes_on_disk(tmp_path):
         file.write(b"x")
         file.truncate(1 << 33)
     if occupied(path) == 1 << 33:
-        pytest.skip("the file system does not say, or has no sparse files")
-    with pytest.raises(
-        CheckpointError, match=r"claims 8,589,934,592 bytes, but only [0-9,]+ are stored on disk"
-    ):
+        pytest.skip("the file system has no sparse files, or does not report them")
+    message = (
+        f"{path} claims 8,589,934,592 bytes, but only {occupied(path):,} are stored on disk. Was "
+        "the download interrupted? Download or save it again."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         check_on_disk(path)
     check_on_disk(tmp_path / "nothing")
 
 
 def test_output_paths(tmp_path):
     assert output_path(tmp_path / "x") == tmp_path / "x"
-    for path, text in (
+    for path, message in (
         ("", "the picture is an empty string, expected a path. Pass one."),
         ("/", "the picture / is the root of the file system, expected a folder or file in it."),
         ("/..", "the picture /.. is the root of the file system, expected a folder or file in it."),
     ):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(CheckpointError, match=full_text(message)):
             output_path(path, "picture")
-        assert text in str(caught.value)

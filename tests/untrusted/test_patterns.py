@@ -12,6 +12,8 @@ from jaxmix.training.targets import Rules
 from jaxmix.untrusted import patterns
 from jaxmix.untrusted.patterns import find, is_match
 
+from ..messages import full_text
+
 SITE = "model.layers.10.self_attn.q_proj"
 # What Unsloth writes, which is slow for a backtracking engine.
 LONG = (
@@ -71,7 +73,14 @@ def test_invalid_expression():
 def test_groups():
     groups = find(r".*?\.(\d+)\.", SITE)
     assert groups is not None and groups[1] == "10" and find("x", SITE) is None
-    with pytest.raises(UnsupportedError, match="its groups can match in too many ways"):
+    with pytest.raises(
+        UnsupportedError,
+        match=full_text(
+            "the regular expression '([\\\\w.]+)*q_proj' could take "
+            "forever: its groups can match in too many ways. Write it "
+            "without nested repeats, or list the modules' names."
+        ),
+    ):
         find(r"([\w.]+)*q_proj", SITE)
 
 

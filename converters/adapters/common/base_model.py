@@ -238,7 +238,7 @@ def _of_params(params: Any) -> BaseModel:
     except LayoutError as error:
         raise _no_base(params) from error
     place_of = {}
-    for leaf in tree.where:
+    for leaf in tree.positions:
         end = next((end for end in _ENDS if leaf.endswith(end)), "")
         module = leaf.removesuffix(end).removeprefix("params.")
         places = [place for place in NAMES.places(module, "weight") if place.leaf == leaf]
@@ -254,21 +254,21 @@ def _of_params(params: Any) -> BaseModel:
             return np.asarray(place_of[name].get(_array(leaf)))
 
     def read_bias(name: str) -> np.ndarray | None:
-        places = [place for place in NAMES.places(name, "bias") if place.leaf in tree.where]
+        places = [place for place in NAMES.places(name, "bias") if place.leaf in tree.positions]
         if not places:
             return None
         with jax.enable_x64(True):
             return np.asarray(_array(tree.leaf(places[0])))
 
     # jax sorts a dict, but a flat one still has its own order.
-    is_flat = isinstance(params, Mapping) and set(params) == set(tree.where)
+    is_flat = isinstance(params, Mapping) and set(params) == set(tree.positions)
     order = tuple(params) if is_flat else ()
     at = {name: NAMES.places(name, "bias") for name in place_of}
     biases = {
         f"{name}.bias": tuple(tree.leaf(place).shape)
         for name, places in at.items()
         for place in places
-        if place.leaf in tree.where
+        if place.leaf in tree.positions
     }
     conv1d = orientations(shapes, biases, None)
     description = "the params given as base"

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 import jaxmix
 from jaxmix.errors import CheckpointError
 
+from ...messages import full_text
 from ..bases import save_adapter
 
 MODULES = [
@@ -82,7 +83,13 @@ def test_part_selects_the_keys_of_its_role(tmp_path: Path) -> None:
     for part in ("transformer", "transformer_2"):
         (site,) = jaxmix.load(mixed_file, base=base, part=part).parts[0].sites
         assert site == f"{part}.a.b"
-    with pytest.raises(CheckpointError, match="has no keys for part='text_encoder_3'"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/y.safetensors has no keys for part='text_encoder_3', "
+            "expected one of diffusion_model, text_encoder."
+        ),
+    ):
         jaxmix.load(mixed_file, base=base, part="text_encoder_3")
 
 

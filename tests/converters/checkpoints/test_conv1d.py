@@ -15,6 +15,7 @@ from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.errors import LayoutError
 from jaxmix.placement.orientation import CONV1D_NAMES
 
+from ...messages import full_text
 from ..bases import Adapters, load, save_adapter, save_base
 from ..cli.running import Captured, main, run_json
 
@@ -119,7 +120,21 @@ def test_merge_follows_the_config(square: Adapters, tmp_path: Path) -> None:
 def test_ambiguous_merge_is_refused(square: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """The error states the remedy in Python and on the command line."""
     adapter, out = jaxmix.load(square["lora"]), tmp_path / "out"
-    with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "weights whose orientation is unknown:\n"
+            "  h.0.attn.c_proj: h.0.attn.c_proj.weight (4, 4)\n"
+            "PyTorch stores them as (out, in) if they are "
+            "torch.nn.Linear, as (in, out) if they are transformers' "
+            "Conv1D; config.json, the shapes and the biases do not show "
+            "which. The adapter's fan_in_fan_out = true is that of the "
+            "last layer that PEFT wrapped, and may be wrong for others. "
+            "State which modules are Conv1D by a regular expression, '' "
+            "for none: layout=jaxmix.Layout('mine', "
+            "conv1d=r'.*\\.c_proj')."
+        ),
+    ):
         jaxmix.merge_checkpoint(square["unknown"], adapter, out)
     args = ("merge", square["unknown"], "-a", square["lora"], "-o", out)
     assert main(*args) == 1

@@ -18,6 +18,7 @@ from jaxmix.converters.files.wrong_inputs import is_model
 from jaxmix.errors import CheckpointError
 from jaxmix.models.checkpoint import read_tensors
 
+from ...messages import full_text
 from ..pipelines import save_pipeline, save_weights, tensors_of
 
 
@@ -140,7 +141,7 @@ def test_base_model_of_a_pipeline(tmp_path: Path) -> None:
 def test_pipeline_without_weights(tmp_path: Path) -> None:
     """For a pipeline of .bin files, the error states the remedy."""
     base = save_pipeline(tmp_path / "base", "sd")
-    for file in base.rglob("*.safetensors"):
+    for file in sorted(base.rglob("*.safetensors")):
         file.rename(file.with_suffix(".bin"))
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(base)
@@ -158,5 +159,8 @@ def test_damaged_pipelines(tmp_path: Path) -> None:
     (base / "model_index.json").write_text(json.dumps(outside | index))
     assert list(read_checkpoint(base).components) == ["text_encoder", "unet"]
     (base / "model_index.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="holds a list, expected a JSON object"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(f"{tmp_path}/base/model_index.json holds a list, expected a JSON object."),
+    ):
         read_checkpoint(base)

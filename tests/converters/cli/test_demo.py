@@ -1,6 +1,7 @@
 """``jaxmix demo`` runs the demo and copies its files."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ def test_copy_writes_model_adapters_and_texts(tmp_path: Path, capsys: Captured) 
     done = program("demo", "--copy", tmp_path / "try")
     assert (done.returncode, done.stderr) == (0, "")
     place = tmp_path / "try"
+    base, lora, oft = (shlex.quote(str(place / name)) for name in ("base", "lora", "oft"))
     assert done.stdout == (
         f"{place}: base, lora, loha, oft, text\n"
-        f"Try: jaxmix inspect {place}/lora {place}/oft --base {place}/base --measure\n"
+        f"Try: jaxmix inspect {lora} {oft} --base {base} --measure\n"
     )
     expected = {k: v for k, v in contents(ASSETS).items() if "/" in k and "__pycache__" not in k}
     assert contents(tmp_path / "try") == expected

@@ -15,6 +15,7 @@ from jaxmix.converters.files import hub_connection, path_suggestions
 from jaxmix.converters.files.terminal import escape, printable
 from jaxmix.errors import CheckpointError
 
+from ...messages import full_text
 from ..bases import Adapters
 from .running import Captured, main
 
@@ -126,7 +127,14 @@ def test_errors_name_the_command_lines_options(folder: Path, capsys: Captured) -
     message = capsys.readouterr().err
     assert "There is one in final: pass --subfolder final." in message
     assert main("inspect", "my-adapter", "--subfolder", "final") == 0
-    with pytest.raises(CheckpointError, match="There is one in final: pass subfolder='final'"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "my-adapter has no adapter_config.json; found final. Pass "
+            "the folder that PEFT's save_pretrained wrote. There is one "
+            "in final: pass subfolder='final'."
+        ),
+    ):
         jaxmix.load("my-adapter")
 
 

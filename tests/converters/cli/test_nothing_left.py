@@ -16,6 +16,7 @@ from jaxmix.converters.merging import staged_output
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
+from ...messages import full_text
 from ..bases import Adapters, contents
 from .running import Captured, main, run_json
 
@@ -125,7 +126,15 @@ def test_partly_made_folders_are_removed(
 
     lora = jaxmix.load(adapters["lora"])
     monkeypatch.setattr(os, "mkdir", mkdir)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/new/deep/out could not be written: [Errno "
+            "28] No space left on device. What was written is deleted, "
+            "and nothing else has changed. Free some space, or choose "
+            "another disk."
+        ),
+    ):
         jaxmix.save(lora, tmp_path / NEW)
     assert _tree(tmp_path) == before
 

@@ -14,6 +14,7 @@ from jaxmix.converters.files import output
 from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError
 
+from ...messages import full_text
 from ..bases import Adapters, contents, save_base
 
 Write = Callable[[Path], object]
@@ -118,7 +119,15 @@ def test_file_that_appears_during_the_merge_is_kept(
     def progress(*_: Any) -> None:
         (out / "thesis.tex").write_text("a user's")
 
-    with pytest.raises(CheckpointError, match=r"(?s)also holds .*thesis.tex"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out can't be replaced, since it also holds "
+            "other files:\n"
+            "  thesis.tex\n"
+            "Move these files, or choose another folder."
+        ),
+    ):
         merge_checkpoint(base, jaxmix.load(adapters["oft"]), out, force=True, progress=progress)
     assert (out / "thesis.tex").read_text() == "a user's"
 
@@ -139,12 +148,24 @@ def test_unlistable_folder_is_refused(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", scandir)
-        with pytest.raises(CheckpointError, match=r"base can't be listed completely: .*denied"):
+        with pytest.raises(
+            CheckpointError,
+            match=full_text(
+                f"{tmp_path}/base can't be listed completely: [Errno 13] Permission "
+                f"denied: '{tmp_path}/base/closed'. The unreadable folder may hold "
+                "files of the checkpoint. Make it readable, or move it "
+                "elsewhere."
+            ),
+        ):
             _merge(base, adapters)(tmp_path / "new")
         (base / "closed").rmdir()
         with pytest.raises(
             CheckpointError,
-            match=r"out can't be replaced, since its files can't be listed: .*denied",
+            match=full_text(
+                f"the output {tmp_path}/out can't be replaced, since its files "
+                "can't be listed: [Errno 13] Permission denied: "
+                f"'{tmp_path}/out/closed'. Choose another folder."
+            ),
         ):
             _merge(base, adapters)(out)
     assert not (tmp_path / "new").exists()
@@ -155,7 +176,13 @@ def test_foreign_mix_json_is_kept(adapters: Adapters, base: Path, tmp_path: Path
     out = tmp_path / "out"
     out.mkdir()
     (out / "mix.json").write_text('{"songs": []}')
-    with pytest.raises(CheckpointError, match=r"jaxmix did not write its mix.json"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out is not replaced, since jaxmix did not "
+            "write its mix.json. Choose another folder, or move it."
+        ),
+    ):
         _save(base, adapters)(out)
     package = tmp_path / "package.json"
     package.write_text(json.dumps({"name": "mine"}))

@@ -10,6 +10,8 @@ from jaxmix.converters.files.path_suggestions import (
     suggest_paths,
 )
 
+from ...messages import full_text
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -49,5 +51,8 @@ def test_names_that_differ_in_numbers_are_ids(tmp_path: Path) -> None:
     """They are different models, so the hub is asked."""
     (tmp_path / "model-3b").mkdir()
     refuse_mistyped(f"{tmp_path}/model-1b", "pass --revision main")
-    with pytest.raises(MistypedPathError, match=r"Did you mean .*/model-3b\?$"):
+    with pytest.raises(
+        MistypedPathError,
+        match=full_text(f"'{tmp_path}/model-1b' does not exist. Did you mean {tmp_path}/model-3b?"),
+    ):
         refuse_mistyped(f"{tmp_path}/model-1b")

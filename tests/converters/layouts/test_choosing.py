@@ -14,6 +14,8 @@ from jaxmix.families import LoRA
 from jaxmix.placement import choosing
 from jaxmix.placement.layout import LAYOUTS, libraries, named
 
+from ...messages import full_text
+
 Q, V, GATE = (
     f"model.layers.0.{x}" for x in ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj")
 )
@@ -98,7 +100,18 @@ def test_shapes_that_fit_no_layout_are_refused() -> None:
 def test_sites_without_a_leaf_are_listed() -> None:
     """The error is that of the table that finds the most sites."""
     other = at("model.layers.0.mlp.extra", 12, 12).renamed("b")
-    with pytest.raises(LayoutError, match=r"1 site .* by the layout 'maxtext_llama'") as caught:
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'maxtext_llama':\n"
+            "  model.layers.0.mlp.extra: the layout has no rule for its "
+            "weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ) as caught:
         jaxmix.compose(scanned(), [at(V, 12, 12), other])
     assert "model.layers.0.mlp.extra: the layout has no rule for its weight" in str(caught.value)
 

@@ -47,7 +47,7 @@ def test_all_linear_matches_peft(path: Path) -> None:
     leaves = golden(path)[1]
     targeted = {p.leaf for s in sizes for p in table(path).places(s, "weight")} & set(leaves)
     for name, leaf in leaves.items():
-        output = np.asarray(new.leaves[new.where[name]])
+        output = np.asarray(new.leaves[new.positions[name]])
         assert (
             (output != leaf).all() if name in targeted else output is leaf or (output == leaf).all()
         )

@@ -142,8 +142,8 @@ def nested(leaves: dict[str, np.ndarray]) -> Any:
 
 
 def _flat(tree: Any, leaves: dict[str, np.ndarray]) -> list[Any]:
-    where = Tree.of(tree)
-    return [where.leaves[where.where[name]] for name in leaves]
+    flat_tree = Tree.of(tree)
+    return [flat_tree.leaves[flat_tree.positions[name]] for name in leaves]
 
 
 def test_every_table_has_a_golden() -> None:

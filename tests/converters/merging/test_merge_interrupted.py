@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jaxmix
 from jaxmix.converters.merging import exchange, merge, merge_checkpoint, recipe, staged_output
 from jaxmix.errors import CheckpointError, LayoutError
 
+from ...messages import full_text
 from ..bases import Adapters, contents, header, mixed
 
 
@@ -126,8 +128,8 @@ def test_last_step_fails(
     with monkeypatch.context() as patched:
         patched.setattr(staged_output, "exchange_paths", failing)
         text = (
-            r"could not be written.* 1 of 1 shards are complete in \S+out\.partial\. Use "
-            r"resume=True"
+            r"could not be written.* 1 of 1 shards are complete in "
+            rf"{re.escape(str(out))}\.partial\. Use resume=True"
         )
         with pytest.raises(CheckpointError, match=text + r".*Choose a folder to which you"):
             merge_checkpoint(base, mixed(adapters), out, force=True)
@@ -161,7 +163,15 @@ def test_exchange_by_two_renames(
     monkeypatch.setattr(staged_output, "exchange_paths", lambda *_: False)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", failing)
-        with pytest.raises(CheckpointError, match=r"could not be written.*Choose a folder to wh"):
+        with pytest.raises(
+            CheckpointError,
+            match=full_text(
+                f"the output {tmp_path}/out could not be written: [Errno 13] no. 1 "
+                f"of 1 shards are complete in {tmp_path}/out.partial. Use "
+                "resume=True to continue from there. Choose a folder to "
+                "which you can write."
+            ),
+        ):
             merge_checkpoint(base, mixed(adapters), out, force=True)
     assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}
     merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
@@ -197,7 +207,13 @@ def test_output_that_appears_during_the_merge(
         out.mkdir(exist_ok=True)
         (out / "config.json").write_text("{}")
 
-    with pytest.raises(CheckpointError, match=r"the output \S+out exists\. Choose another"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out exists. Choose another folder, or use "
+            "force=True to replace it once the new one is complete."
+        ),
+    ):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, progress=meddle)
     assert contents(out) == {"config.json": b"{}"}
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, resume=True, force=True)

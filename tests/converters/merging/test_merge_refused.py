@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
 from jaxmix.families import LoRA, SHiRA
 
+from ...messages import full_text
 from ..bases import Adapters, contents, load, save_base
 
 
@@ -62,11 +64,24 @@ def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
 def test_invalid_mixes(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """The messages are those of `mix`."""
     lora: Any = jaxmix.load(adapters["lora"])
-    with pytest.raises(AdapterError, match="two adapters of a mix have the name 'lora'"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "two adapters of a mix have the name 'lora'. Give each its "
+            "own: jaxmix.load(…, name='other') or "
+            "adapter.renamed('other')."
+        ),
+    ):
         merge_checkpoint(base, [lora, lora], tmp_path / "out")
-    path: Any = [adapters["lora"]]
-    with pytest.raises(AdapterError, match="expected adapters and mixes"):
-        merge_checkpoint(base, path, tmp_path / "out")
+    path: Any = Path("lora")
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            f"mix got {type(path).__name__} {path!r}, expected adapters and mixes. Read one with "
+            "jaxmix.load(path)."
+        ),
+    ):
+        merge_checkpoint(base, [path], tmp_path / "out")
 
 
 def _damage(name: str, work: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -120,24 +135,36 @@ def test_invalid_bases(adapters: Adapters, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize(
-    ("out", "text"),
+    ("out", "message"),
     [
-        ("base", r"is the input \S*base\. Choose a separate folder\."),
-        ("base/sub/out", r"is in the input \S*base\. Choose another name for the output\."),
-        ("link/out", r"is in the input \S*base\. Choose another name for the output\."),
-        (".", r"contains the input \S*base\. Choose a separate folder\."),
-        ("file", r"the output \S*file is a file\. Choose the path of a folder\."),
-        ("file/out", r"the output \S*file/out could not be written: .*Not a directory"),
+        ("base", "the output {0}/base is the input {0}/base. Choose a separate folder."),
+        (
+            "base/sub/out",
+            "the folder for the unfinished output {0}/base/sub/out.partial is in the input "
+            "{0}/base. Choose another name for the output.",
+        ),
+        (
+            "link/out",
+            "the folder for the unfinished output {0}/base/out.partial is in the input {0}/base. "
+            "Choose another name for the output.",
+        ),
+        (".", "the output {0} contains the input {0}/base. Choose a separate folder."),
+        ("file", "the output {0}/file is a file. Choose the path of a folder."),
+        (
+            "file/out",
+            "the output {0}/file/out could not be written: [Errno 20] Not a directory: "
+            "'{0}/file/out.partial'. What was written is deleted, and nothing else has changed.",
+        ),
     ],
 )
 def test_impossible_outputs(
-    out: str, text: str, force: bool, base: Path, adapters: Adapters, tmp_path: Path
+    out: str, message: str, force: bool, base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
     """They are refused with and without `force`, and nothing changes."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(base)
     before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match=text):
+    with pytest.raises(CheckpointError, match=full_text(message.format(tmp_path))):
         lora = jaxmix.load(adapters["lora"])
         merge_checkpoint(base, lora, tmp_path / out, force=force)
     assert contents(tmp_path) == before
@@ -185,6 +212,9 @@ def test_too_little_disk_space(
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(
         CheckpointError,
-        match=r"out needs [\d,]+ bytes, and \S+ has 99 bytes free\. Free some space",
+        match=(
+            rf"out needs [\d,]+ bytes, and {re.escape(str(tmp_path))} has 99 bytes free\. "
+            r"Free some space"
+        ),
     ):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")

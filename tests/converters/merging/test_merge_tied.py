@@ -1,6 +1,7 @@
 """`merge_checkpoint` where the head shares the embedding's tensor."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.families import LoRA, Tokens
 
+from ...messages import full_text
 from ..bases import (
     VOCAB,
     WIDTH,
@@ -80,7 +82,21 @@ def test_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
         "model.embed_tokens is the embedding and, since the tree has no lm_head, the head" in text
     )
     assert "Use untie=True to untie them in the output: lm_head.weight is then written" in text
-    with pytest.raises(LayoutError, match=r"lm_head is tied to model.embed_tokens"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"{tmp_path}/base ties the tensors of these sites to others:\n"
+            "  lm_head is tied to model.embed_tokens. The tree has one "
+            "leaf for both, and PEFT's forward changes one side only. "
+            "Untie it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()).\n"
+            "Use untie=True to untie them in the output: lm_head.weight "
+            "is then written as a separate tensor, and "
+            "tie_word_embeddings set to false in config.json."
+        ),
+    ):
         merge_checkpoint(base, jaxmix.load(adapters["head"]), tmp_path / "out")
     known = save_base(tmp_path / "known", tied=True)
     with pytest.raises(LayoutError) as caught:
@@ -99,7 +115,24 @@ def test_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
     """It is tied only if its config says so; untying then changes the config."""
     tied = save_base(tmp_path / "tied", config={"tie_word_embeddings": True})
     adapter = jaxmix.load(adapters["embedding"])
-    with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"{tmp_path}/tied ties the tensors of these sites to others:\n"
+            "  model.embed_tokens is the embedding and, since the tree "
+            "has no lm_head, the head too (tied). The tree has one leaf "
+            "for both, and PEFT's forward changes one side only. Untie "
+            "it: add a leaf lm_head.weight, a copy of "
+            "model.embed_tokens.weight, and run the model with "
+            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
+            "model.untied()). If the model has no head at all, pass "
+            "layout=jaxmix.Layout('headless', "
+            "jaxmix.layout.NAMES.rules)\n"
+            "Use untie=True to untie them in the output: lm_head.weight "
+            "is then written as a separate tensor, and "
+            "tie_word_embeddings set to false in config.json."
+        ),
+    ):
         merge_checkpoint(tied, adapter, tmp_path / "out")
     merged = merge_checkpoint(tied, adapter, tmp_path / "out", untie=True)
     assert merged.untied == "lm_head.weight" and merged.changed == ("model.embed_tokens.weight",)
@@ -117,7 +150,15 @@ def test_untie_without_a_tie(base: Path, adapters: Adapters, tmp_path: Path) -> 
     assert merge_checkpoint(tied, mix, tmp_path / "2", untie=True).untied is None
     assert contents(tmp_path / "2")["config.json"] == contents(tied)["config.json"]
     (tied / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"tied has no config.json; found README.md"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/tied has no config.json; found README.md, "
+            "generation_config.json, model.safetensors, templates, "
+            "tokenizer.json, tokenizer.model.\n"
+            "Pass a folder that transformers' save_pretrained wrote."
+        ),
+    ):
         merge_checkpoint(tied, embedding, tmp_path / "3", untie=True)
     no_head = save_base(tmp_path / "none", tied=True, config={"tie_word_embeddings": False})
     merged = merge_checkpoint(no_head, embedding, tmp_path / "3")
@@ -142,7 +183,8 @@ def test_heads_that_cannot_be_untied(site: str, others: list[str], tmp_path: Pat
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     adapter = jaxmix.Adapter({site: LoRA(jnp.ones((1, 3)), jnp.ones((7, 1)), 1.0)})
     text = (
-        r"^untie=True supports decoders with a plain lm_head.weight, which \S+base is not: found "
+        r"^untie=True supports decoders with a plain lm_head.weight, which "
+        rf"{re.escape(str(tmp_path))}/base is not: found "
     )
     with pytest.raises(
         LayoutError, match=rf"{text}.* for {site}\. Untie the model with transformers instead"
@@ -159,7 +201,16 @@ def test_tokens_keep_the_tie(adapters: Adapters, tmp_path: Path) -> None:
     tokens = jaxmix.Adapter({"model.embed_tokens": update}, name="tokens")
     merged = merge_checkpoint(base, tokens, tmp_path / "out")
     assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
-    with pytest.raises(LayoutError, match="and another changes only one of them"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "one adapter trained tokens, which changes both tied "
+            "tensors, and another changes only one of them:\n"
+            "  model.embed_tokens\n"
+            "  lm_head\n"
+            "Merge the adapters one after the other."
+        ),
+    ):
         merge_checkpoint(base, [tokens, jaxmix.load(adapters["head"])], tmp_path / "no", untie=True)
 
 

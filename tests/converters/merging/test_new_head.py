@@ -15,6 +15,7 @@ from jaxmix.converters.merging.head_classes import TABLE
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import LoRA, Replace
 
+from ...messages import full_text
 from ..bases import Adapters, header, load, mixed, save_base
 from ..cli.running import Captured, main
 
@@ -209,12 +210,45 @@ def test_doubtful_heads_are_refused_by_default(tmp_path: Path) -> None:
 def test_heads_of_no_known_class(tmp_path: Path) -> None:
     """The model is not in the table, or the head is of another kind."""
     base = save(tmp_path / "base", {"model_type": "mine"}, "x.weight")
-    with pytest.raises(LayoutError, match="jaxmix knows no transformers class of this model with"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"the adapters have a head that {tmp_path}/base lacks (config.json "
+            "names mine):\n"
+            "  classifier.out_proj.weight (3, 6)\n"
+            "  classifier.out_proj.bias (3,)\n"
+            "jaxmix knows no transformers class of this model with such "
+            "a head. Save the base with the class that the adapter was "
+            "trained with, and merge into that."
+        ),
+    ):
         merge_checkpoint(base, head("classifier.out_proj"), tmp_path / "no", new_head=True)
-    with pytest.raises(LayoutError, match=r"config\.json names mine"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"the adapters have a head that {tmp_path}/base lacks (config.json "
+            "names mine):\n"
+            "  score.weight (3, 6)\n"
+            "  score.bias (3,)\n"
+            "jaxmix knows no transformers class of this model with such "
+            "a head. Save the base with the class that the adapter was "
+            "trained with, and merge into that."
+        ),
+    ):
         merge_checkpoint(base, head("score"), tmp_path / "no")
     unknown = save(tmp_path / "other", {}, "x.weight")
-    with pytest.raises(LayoutError, match=r"config\.json names no class"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"the adapters have a head that {tmp_path}/other lacks (config.json "
+            "names no class):\n"
+            "  score.weight (3, 6)\n"
+            "  score.bias (3,)\n"
+            "jaxmix knows no transformers class of this model with such "
+            "a head. Save the base with the class that the adapter was "
+            "trained with, and merge into that."
+        ),
+    ):
         merge_checkpoint(unknown, head("score"), tmp_path / "no")
 
 
@@ -243,7 +277,20 @@ def test_base_has_another_head_of_that_name(tmp_path: Path) -> None:
     tensors = {**load(base), "classifier.weight": draw(2, D), "classifier.bias": draw(2)}
     save_file(tensors, base / "model.safetensors")
     tokens = head("classifier", rows=2, task="TOKEN_CLS")
-    with pytest.raises(LayoutError, match="It is the head of BertForTokenClassification"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"the adapters have a head that {tmp_path}/base lacks (config.json "
+            "names BertForSequenceClassification):\n"
+            "  classifier.weight (2, 6)\n"
+            "  classifier.bias (2,)\n"
+            "It is the head of BertForTokenClassification. Use "
+            "new_head=True to write it as new tensors, and the class and "
+            "its labels to config.json. Or save such a base with "
+            "transformers, and merge into that: "
+            "BertForTokenClassification.from_pretrained(base).save_pretrained(folder)."
+        ),
+    ):
         merge_checkpoint(base, tokens, tmp_path / "out", new_head=False)
     merged = merge_checkpoint(base, tokens, tmp_path / "out", verify=True)
     assert merged.new_head == "BertForTokenClassification"
@@ -255,7 +302,20 @@ def test_base_has_another_head_of_that_name(tmp_path: Path) -> None:
     }
     # For the same task with more labels it is resized, with either option.
     more = head("classifier", rows=4, task="SEQ_CLS")
-    with pytest.raises(ShapeError, match="another number of tokens or labels"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            f"{tmp_path}/base has another number of tokens or labels than the "
+            "adapters:\n"
+            "  classifier: the adapter fits shape (4, 6), "
+            "classifier.weight has shape (2, 6)\n"
+            "  classifier: the adapter fits shape (4,), classifier.bias "
+            "has shape (2,)\n"
+            "If they were trained on this model after resizing, use "
+            "resize=True to give these tensors the adapters' rows, and "
+            "update config.json."
+        ),
+    ):
         merge_checkpoint(base, more, tmp_path / "more")
     merged = merge_checkpoint(base, more, tmp_path / "more", new_head=True)
     assert merged.new_head is None and set(merged.resized.values()) == {(2, 4)}

@@ -12,6 +12,7 @@ import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, LayoutError, ShapeError
 
+from ...messages import full_text
 from ..pipelines import (
     assert_merged,
     attention,
@@ -186,9 +187,24 @@ def test_resuming(tmp_path: Path) -> None:
     last = "diffusion_pytorch_model-00002-of-00002.safetensors"  # of the UNet
     with breaking(tmp_path / "out.partial", Stop(), last), pytest.raises(Stop):
         merge_checkpoint(base, lora, out)
-    with pytest.raises(CheckpointError, match="Different: their strengths"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/out.partial belongs to another merge, which can't be "
+            "resumed. Different: their strengths. Merge with the same "
+            "arguments as before, or use force=True without resume=True "
+            "to start over."
+        ),
+    ):
         merge_checkpoint(base, 0.5 * lora, out, resume=True)
-    with pytest.raises(CheckpointError, match=r"of 8 shards of this merge, which was interrupted"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/out.partial holds 5 of 8 shards of this merge, which "
+            "was interrupted. Use resume=True to continue, force=True to "
+            "start over, or delete the folder."
+        ),
+    ):
         merge_checkpoint(base, lora, out)
     merged = merge_checkpoint(base, lora, out, resume=True, verify=True)
     assert 0 < merged.resumed < 8

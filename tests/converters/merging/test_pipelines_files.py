@@ -13,6 +13,7 @@ import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, LayoutError
 
+from ...messages import full_text
 from ..bases import contents
 from ..pipelines import (
     assert_merged,
@@ -69,7 +70,7 @@ def test_pipeline_in_the_hub_cache(tmp_path: Path) -> None:
     base = tmp_path / "models--owner--name" / "snapshots" / "0123"
     save_pipeline(base, "sd")
     blobs.mkdir()
-    for number, path in enumerate(path for path in base.rglob("*") if path.is_file()):
+    for number, path in enumerate(sorted(path for path in base.rglob("*") if path.is_file())):
         shutil.move(path, blobs / str(number))
         path.symlink_to(blobs / str(number))
     lora = jaxmix.load(kohya(tmp_path / "x.safetensors", tensors_of(base), "unet"), base=base)
@@ -83,10 +84,24 @@ def test_replacing_a_pipeline(tmp_path: Path) -> None:
     base = save_pipeline(tmp_path / "base", "sd")
     out = save_pipeline(tmp_path / "out", "sd", shards=3)
     lora = jaxmix.load(kohya(tmp_path / "x.safetensors", tensors_of(base), "unet"), base=base)
-    with pytest.raises(CheckpointError, match=r"exists\. Choose another folder"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out exists. Choose another folder, or use "
+            "force=True to replace it once the new one is complete."
+        ),
+    ):
         merge_checkpoint(base, lora, out)
     (out / "unet" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"also holds other files:\n  unet/notes.txt\nMove"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out can't be replaced, since it also holds "
+            "other files:\n"
+            "  unet/notes.txt\n"
+            "Move these files, or choose another folder."
+        ),
+    ):
         merge_checkpoint(base, lora, out, force=True)
     (out / "unet" / "notes.txt").unlink()
     merge_checkpoint(base, lora, out, force=True)

@@ -15,6 +15,8 @@ from jaxmix.converters.merging import merge_checkpoint, recipe, verify_merge
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
 
+from ...messages import full_text
+
 BF16, E4, E5 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 SHAPE = (5, 7)
 SITE = "model.layers.0.proj"
@@ -331,7 +333,19 @@ def test_method_without_a_name(tmp_path: Path) -> None:
     """The error says that the config names no method."""
     tensors = {f"{SITE}.weight": np.ones(SHAPE, np.int8), "z": np.ones(1)}
     base = save(tmp_path / "base", tensors, {"bits": 8})
-    with pytest.raises(LayoutError, match="quantized by an unknown method"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"{tmp_path}/base (quantized by an unknown method): adapters can't "
+            "be merged into these tensors, expected dtypes F64, F32, "
+            "F16, BF16:\n"
+            "  model.layers.0.proj.weight in model-1.safetensors: I8\n"
+            "dequantize=True reads awq, bitsandbytes, fp8, gptq, mxfp4, "
+            "not an unknown method. Load the model in transformers, call "
+            "model.dequantize() and save it; or merge into the "
+            "unquantized model, and quantize the result."
+        ),
+    ):
         merge_checkpoint(base, lora(), tmp_path / "out")
 
 

@@ -14,6 +14,7 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import LoRA, Rebase, Replace, Together, Tokens, Update
 
+from ...messages import full_text
 from ..bases import VOCAB, WIDTH, Adapters, contents, header, load, mixed, save_base
 from .test_resume import Stop, breaking
 
@@ -235,10 +236,33 @@ def test_adapters_that_disagree(tmp_path: Path) -> None:
     """They disagree about one site, or about the embedding and the head."""
     base = save_base(tmp_path / "base")
     both = [saved(VOCAB + 1, EMBED, HEAD), saved(VOCAB + 2, EMBED, HEAD, name="other")]
-    with pytest.raises(ShapeError, match=r"different numbers .*:\n  model.*: 15, 16 rows\n  lm_h"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "adapters were trained with different numbers of tokens or "
+            "labels:\n"
+            "  model.embed_tokens: 15, 16 rows\n"
+            "  lm_head: 15, 16 rows\n"
+            "Merge only adapters of the same size."
+        ),
+    ):
         merge_checkpoint(base, both, tmp_path / "out", resize=True)
     disagreeing = [saved(VOCAB + 1, EMBED), saved(VOCAB + 2, HEAD, name="other")]
-    with pytest.raises(ShapeError, match=r"can't be resized"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            f"{tmp_path}/base can't be resized, since no adapter has the "
+            "missing rows:\n"
+            "  lm_head: the adapter fits shape (16, 6), lm_head.weight "
+            "has shape (14, 6)\n"
+            "  model.embed_tokens: the adapter fits shape (15, 6), "
+            "model.embed_tokens.weight has shape (14, 6)\n"
+            "Save the adapter with its embeddings "
+            "(save_embedding_layers=True in PEFT's save_pretrained), or "
+            "merge into the resized base that it was trained on, saved "
+            "with transformers."
+        ),
+    ):
         merge_checkpoint(base, disagreeing, tmp_path / "out", resize=True)
 
 
@@ -261,7 +285,15 @@ def test_interrupted_resize_resumes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop):
         merge_checkpoint(base, [adapter, layer], out, resize=True)
-    with pytest.raises(CheckpointError, match="the base's tensors, the changed side files"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/out.partial belongs to another merge, which can't be "
+            "resumed. Different: the base's tensors, the changed side "
+            "files, the adapters. Merge with the same arguments as "
+            "before, or use force=True without resume=True to start over."
+        ),
+    ):
         larger = saved(VOCAB + 2, EMBED, HEAD)
         merge_checkpoint(base, [larger, layer], out, resize=True, resume=True)
     merged = merge_checkpoint(base, [adapter, layer], out, resize=True, resume=True)

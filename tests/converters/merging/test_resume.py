@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from jaxmix.converters.merging.journal import adapter_hash
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
+from ...messages import full_text
 from ..bases import Adapters, contents, mixed, save_base
 from .conftest import SECOND, Stop, breaking
 
@@ -110,11 +112,24 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
         ):
             merge_checkpoint(sharded, adapters_now, out, resume=True, **options)
         with pytest.raises(
-            CheckpointError, match=r"holds another merge, which was interrupted\. Use force=True"
+            CheckpointError,
+            match=full_text(
+                f"{tmp_path}/out.partial holds another merge, which was "
+                "interrupted. Use force=True to start over, or delete the "
+                "folder."
+            ),
         ):
             merge_checkpoint(sharded, adapters_now, out, **options)
     os.utime(sharded / SECOND)
-    with pytest.raises(CheckpointError, match=r"Different: the base's files\."):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/out.partial belongs to another merge, which can't be "
+            "resumed. Different: the base's files. Merge with the same "
+            "arguments as before, or use force=True without resume=True "
+            "to start over."
+        ),
+    ):
         merge_checkpoint(sharded, mix, out, resume=True)
     assert contents(broken).keys() == before.keys()
     assert merge_checkpoint(sharded, mix, out, force=True).resumed == 0
@@ -148,7 +163,10 @@ def test_incomplete_shards_are_written_again(
 def test_full_disk(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """The disk is full in the third shard: complete shards stay, and the error says what to do."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    text = r"device. [12] of 3 shards are complete in \S+\. Use resume=True .* Free some space"
+    partial = re.escape(str(tmp_path / "out.partial"))
+    text = (
+        rf"device. [12] of 3 shards are complete in {partial}\. Use resume=True .* Free some space"
+    )
     with breaking(tmp_path / "out.partial", full), pytest.raises(CheckpointError, match=text):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     assert merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True).resumed
@@ -180,7 +198,13 @@ def test_killed_during_cleanup(
     assert contents(out) == before and not (tmp_path / "out.partial").exists()
     # Without `resume` the output counts as existing; the rest is removed once it may be replaced.
     (tmp_path / "saved").rename(tmp_path / "out.partial")
-    with pytest.raises(CheckpointError, match=r"out exists\. Choose another folder"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out exists. Choose another folder, or use "
+            "force=True to replace it once the new one is complete."
+        ),
+    ):
         merge_checkpoint(sharded, [], out)
     merge_checkpoint(sharded, [], out, force=True)
     assert contents(out) != before and not (tmp_path / "out.partial").exists()

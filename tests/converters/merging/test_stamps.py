@@ -15,6 +15,7 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.converters.merging.stamps import check_unchanged, stamps_of
 from jaxmix.errors import CheckpointError
 
+from ...messages import full_text
 from ..bases import Adapters, contents, mixed
 
 
@@ -110,7 +111,16 @@ def test_old_output_stays(sharded: Path, adapters: Adapters, tmp_path: Path) -> 
     def progress(*_: Any) -> None:
         _in_place(sharded / "model-00002-of-00003.safetensors")
 
-    with pytest.raises(CheckpointError, match="the base changed while it was being read"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "the base changed while it was being read:\n"
+            f"  {tmp_path}/sharded/model-00002-of-00003.safetensors: it was "
+            "written to\n"
+            "The output computed from it is not used. Merge again when "
+            "no other program writes to the base."
+        ),
+    ):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", force=True, progress=progress)
     assert contents(tmp_path / "out") == before and not list(tmp_path.glob("out?*"))
 
@@ -137,5 +147,13 @@ def test_header_of_invalid_length(tmp_path: Path) -> None:
     save_file({"norm.weight": np.ones(3, np.float32)}, file)
     stamps = stamps_of(read_checkpoint(tmp_path))
     file.write_bytes(b"\xff" * file.stat().st_size)
-    with pytest.raises(CheckpointError, match="its header changed"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "the base changed while it was being read:\n"
+            f"  {tmp_path}/model.safetensors: its header changed\n"
+            "The output computed from it is not used. Merge again when "
+            "no other program writes to the base."
+        ),
+    ):
         check_unchanged(stamps)

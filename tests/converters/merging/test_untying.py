@@ -14,6 +14,7 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA, Replace, Tokens
 
+from ...messages import full_text
 from ..bases import load
 
 V, D = 7, 3
@@ -135,7 +136,23 @@ def test_tensors_that_were_trained_as_one_stay_tied(tmp_path: Path) -> None:
         "and tie_word_embeddings set to false in config.json."
     )
     mixed = jaxmix.mix(lora("model.shared", "lm_head"), lora("lm_head").renamed("more"))
-    with pytest.raises(LayoutError, match=r"change lm_head and model\.shared, differently"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"{tmp_path}/base ties the tensors of these sites to others:\n"
+            "  lm_head.weight is tied to model.shared.weight; adapters "
+            "change lm_head and model.shared, differently\n"
+            "  model.decoder.embed_tokens.weight is tied to "
+            "model.shared.weight; adapters change model.shared, not the "
+            "other\n"
+            "  model.encoder.embed_tokens.weight is tied to "
+            "model.shared.weight; adapters change model.shared, not the "
+            "other\n"
+            "Use untie=True to untie them in the output: each is then "
+            "written as a separate tensor, and tie_word_embeddings set "
+            "to false in config.json."
+        ),
+    ):
         merge_checkpoint(base, mixed, tmp_path / "no")
 
 

@@ -16,6 +16,7 @@ from jaxmix.converters.merging import Verified, merge_checkpoint, pipeline, veri
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
+from ...messages import full_text
 from ..bases import Adapters, contents, load, mixed, save_base
 
 BF16 = ml_dtypes.bfloat16
@@ -274,5 +275,11 @@ def test_invalid_outputs(base: Path, adapters: Adapters, tmp_path: Path) -> None
             CheckpointError, match=f"is not a merged checkpoint, expected {description}, as the"
         ):
             verify_merge(base, mixed(adapters), out)
-    with pytest.raises(CheckpointError, match="expected a safetensors file, as the base is"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/base is not a merged checkpoint, expected a "
+            "safetensors file, as the base is. Check the path."
+        ),
+    ):
         verify_merge(base / "model.safetensors", mixed(adapters), base)

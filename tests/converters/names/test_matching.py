@@ -17,6 +17,8 @@ from jaxmix.placement.layout import NAMES
 from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.transforms import Transform
 
+from ...messages import full_text
+
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
 ON_DISK = "language_model.model.layers.{}.mlp.up_proj"
 IN_MEMORY = "model.language_model.layers.{}.mlp.up_proj"
@@ -107,7 +109,19 @@ def test_names_disable_or_choose_the_map(tmp_path: Path) -> None:
 def test_model_renamed_by_code(tmp_path: Path) -> None:
     """Its names are compared as they are: another model's map would be a guess."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], {"model_type": "dory"})
-    with pytest.raises(LayoutError, match=r"mlp\.up_proj: no leaf"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  model.language_model.layers.0.mlp.up_proj: no leaf for "
+            "its weight; the nearest are "
+            "language_model.model.layers.0.mlp.up_proj.weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
 
 
@@ -135,5 +149,15 @@ def test_name_of_another_module_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     checkpoint = read_checkpoint(base_of(tmp_path / "base", ["norm0.weight", "norm1.weight"], {}))
     both = with_stored_names(jaxmix.mix(lora("norm1", "norm2")), checkpoint, NAMES)[0]
     assert tuple(both.parts[0].updates) == ("norm0", "norm1")
-    with pytest.raises(LayoutError, match=r"several ways:\n  norm1: norm1 and norm0\n"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "adapter 'style': sites that match the weights' modules in "
+            "several ways:\n"
+            "  norm1: norm1 and norm0\n"
+            "The names in memory are those of the name map mine. Rename "
+            "the adapter's sites to those of the weights, or disable the "
+            "map: names=''."
+        ),
+    ):
         with_stored_names(jaxmix.mix(lora("norm1")), checkpoint, NAMES)

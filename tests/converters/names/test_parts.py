@@ -12,6 +12,8 @@ import jaxmix
 from jaxmix.errors import LayoutError
 from jaxmix.families import DiagOFT, LoHa, LoRA, Replace, Update
 
+from ...messages import full_text
+
 RNG = np.random.default_rng(0)
 MOLMO = {
     "model_type": "molmo2",
@@ -115,5 +117,14 @@ def test_config_of_another_model_is_refused(tmp_path: Path) -> None:
     """Its sizes do not match the leaf."""
     leaf = "model.transformer.blocks.0.self_attn.att_proj.weight"
     site = "model.language_model.layers.0.self_attn.q_proj"
-    with pytest.raises(LayoutError, match="can't be split into parts of 16, 4, 4 rows"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "adapter 'style': sites that can't be mapped to the weights, "
+            "which have the names of molmo2:\n"
+            "  model.language_model.layers.0.self_attn.q_proj: "
+            "model.transformer.blocks.0.self_attn.att_proj.weight (20, "
+            "6) can't be split into parts of 16, 4, 4 rows"
+        ),
+    ):
         merged(tmp_path, MOLMO, {leaf: random(20, 6)}, {site: lora(16, 6)})

@@ -17,6 +17,7 @@ from jaxmix.converters.adapters.kohya import export_kohya
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError
 from jaxmix.families import OFT, AdaLoRA, Delta, DiagOFT, LoHa, LoKr, LoRA, Normed, Together
 
+from ....messages import full_text
 from .test_goldens import golden
 
 pytestmark = pytest.mark.usefixtures("no_compiling")
@@ -224,23 +225,47 @@ def test_invalid_exports_are_refused(tmp_path):
     """Refuses a mix, two sites of one key, existing files, wrong suffixes and missing folders."""
     adapter, path = jaxmix.Adapter({"x": LoRA(A, B, 1.0)}), tmp_path / "x.safetensors"
     mixed: Any = jaxmix.mix(adapter, adapter.renamed("b"))
-    with pytest.raises(AdapterError, match="got a Mix, expected one adapter"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "got a Mix, expected one adapter. Convert a mix to one: jaxmix.to_lora(mix, params)."
+        ),
+    ):
         export_kohya(mixed, path)
     ambiguous = jaxmix.Adapter(dict.fromkeys(["a.b_c", "a_b.c"], LoRA(A, B, 1.0)))
-    with pytest.raises(AdapterError, match=r"lora_unet_a_b_c: a\.b_c and a_b\.c"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "adapter: sites that have the same name with underscores for "
+            "dots:\n"
+            "  lora_unet_a_b_c: a.b_c and a_b.c\n"
+            "Export them with dots: jaxmix.converters.comfyui."
+        ),
+    ):
         export_kohya(ambiguous, path)
     export_kohya(adapter, path)
     with pytest.raises(
         CheckpointError, match=r"exists\. Choose another name, or replace it: force=True\."
     ):
         export_kohya(adapter, path)
-    with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/x.bin is not a valid name for the file, expected one "
+            "that ends in .safetensors."
+        ),
+    ):
         export_kohya(adapter, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="can't be written"):
         export_kohya(adapter, tmp_path / "none" / "x.safetensors")
     both = {"x": LoRA(A, B, 1.0), "y": LoRA(A, B, 1.0, magnitude=drawn(6))}
     with pytest.raises(
-        UnsupportedError, match="y: some modules of one model have DoRA's norm, or a bias"
+        UnsupportedError,
+        match=full_text(
+            "y: some modules of one model have DoRA's norm, or a bias, "
+            "and others do not; diffusers has one flag for all. Export "
+            "them as separate files."
+        ),
     ):
         export_diffusers(jaxmix.Adapter(both), path, force=True)
 

@@ -20,6 +20,7 @@ from jaxmix.converters.names.images.models import image_models
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, UnsupportedError
 from jaxmix.families import Delta, DiagOFT, LoHa, LoKr, LoRA, Normed, Together, Update
 
+from ....messages import full_text
 from ...names.test_images import rows_of, trees
 from . import readers
 
@@ -433,7 +434,13 @@ def test_sites_that_are_one_module(tmp_path: Path) -> None:
         "style: sites that are one module:\n  unet.x and diffusion_model.x"
     )
     for program in EXPORTS:
-        with pytest.raises(AdapterError, match="got a Mix, expected one adapter"):
+        with pytest.raises(
+            AdapterError,
+            match=full_text(
+                "got a Mix, expected one adapter. Convert a mix to one: "
+                "jaxmix.to_lora(mix, params)."
+            ),
+        ):
             adapter = jaxmix.Adapter({"x": ONE})
             EXPORTS[program](jaxmix.mix(adapter, adapter.renamed("b")), tmp_path / "x.safetensors")
 

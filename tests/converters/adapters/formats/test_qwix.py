@@ -14,6 +14,7 @@ from jaxmix.converters.adapters.qwix import qwix_adapter
 from jaxmix.errors import AdapterError, CheckpointError, ShapeError
 
 from ....goldens.archive import Archive
+from ....messages import full_text
 from ..peft.folders import refused
 
 GOLDEN = Archive("formats/qwix")
@@ -79,14 +80,37 @@ def test_ambiguous_layer_axis_must_be_given():
     """If ranks and layers are equal, the user must give the layers' axis."""
     tree = {"layers.w_lora_a": drawn(2, 2, 2), "layers.w_lora_b": drawn(2, 2, 2, seed=1)}
     a, b = tree.values()
-    with pytest.raises(ShapeError, match="either axis may be that of the layers"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "the tree: factors that do not fit each other:\n"
+            "  layers.w: (2, 2, 2) and (2, 2, 2): either axis may be "
+            "that of the layers\n"
+            "Expected lora_a (in …, r) and lora_b (r, out …); or for "
+            "stacked layers (layers, in …, r) and (layers, r, out …), or "
+            "(in, layers …, r) and (r, layers, out …). If both are "
+            "possible, pass the axis of the layers, 0 or 1: load(path, "
+            "axis=…)."
+        ),
+    ):
         qwix_adapter(tree, alpha=1)
     for axis, pattern in ((0, "lir,lro->lio"), (1, "ilr,rlo->ilo")):
         adapter = qwix_adapter(tree, alpha=2, axis=axis)
         product = np.take(np.einsum(pattern, a, b), 1, axis)
         update: Any = adapter.updates["layers.1"]
         np.testing.assert_allclose(update.b @ update.a, product.T)
-    with pytest.raises(ShapeError, match="no axis of layers"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "the tree: factors that do not fit each other:\n"
+            "  layers.w: (2, 3, 2) and (2, 4): no axis of layers\n"
+            "Expected lora_a (in …, r) and lora_b (r, out …); or for "
+            "stacked layers (layers, in …, r) and (layers, r, out …), or "
+            "(in, layers …, r) and (r, layers, out …). If both are "
+            "possible, pass the axis of the layers, 0 or 1: load(path, "
+            "axis=…)."
+        ),
+    ):
         qwix_adapter({"layers.w_lora_a": drawn(2, 3, 2), "layers.w_lora_b": drawn(2, 4)}, alpha=1)
 
 
@@ -114,15 +138,50 @@ def test_invalid_factors_are_refused(tmp_path):
     assert "Pass it: load(path, alpha=…)." in refused(CheckpointError, path)
     save_file({"q/kernel_lora_a": drawn(4, 2)}, path)
     assert "q.kernel: only lora_a" in refused(CheckpointError, path, alpha=1)
-    with pytest.raises(CheckpointError, match="has no leaves of qwix's LoRA"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "the tree has no leaves of qwix's LoRA, expected "
+            "<leaf>_lora_a and <leaf>_lora_b, or lora_a and lora_b of a "
+            "module. Was it saved without the LoRA parameters?"
+        ),
+    ):
         qwix_adapter({"kernel": drawn(2, 2)}, alpha=1)
-    with pytest.raises(ShapeError, match=r"q.kernel: \(4, 3, 2\) and \(2, 3, 5\)"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "the tree: factors that do not fit each other:\n"
+            "  q.kernel: (4, 3, 2) and (2, 3, 5)\n"
+            "Expected lora_a (in …, r) and lora_b (r, out …); or for "
+            "stacked layers (layers, in …, r) and (layers, r, out …), or "
+            "(in, layers …, r) and (r, layers, out …). If both are "
+            "possible, pass the axis of the layers, 0 or 1: load(path, "
+            "axis=…)."
+        ),
+    ):
         qwix_adapter(
             {"q.kernel_lora_a": drawn(4, 3, 2), "q.kernel_lora_b": drawn(2, 3, 5)}, alpha=1
         )
-    with pytest.raises(ShapeError, match=r"q.kernel: \(4,\) and \(2, 3\)"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "the tree: factors that do not fit each other:\n"
+            "  q.kernel: (4,) and (2, 3)\n"
+            "Expected lora_a (in …, r) and lora_b (r, out …); or for "
+            "stacked layers (layers, in …, r) and (layers, r, out …), or "
+            "(in, layers …, r) and (r, layers, out …). If both are "
+            "possible, pass the axis of the layers, 0 or 1: load(path, "
+            "axis=…)."
+        ),
+    ):
         qwix_adapter({"q.kernel_lora_a": drawn(4), "q.kernel_lora_b": drawn(2, 3)}, alpha=1)
-    with pytest.raises(AdapterError, match="kernel_lora_a has numbers that are NaN or infinite"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "the tree: q.kernel_lora_a has numbers that are NaN or "
+            "infinite. Take an earlier checkpoint."
+        ),
+    ):
         leaves = {"q.kernel_lora_a": np.full((4, 2), np.nan), "q.kernel_lora_b": drawn(2, 3)}
         qwix_adapter(leaves, alpha=1)
     with pytest.raises(CheckpointError, match="kernel_lora_a has dtype int64, expected floats"):
@@ -132,12 +191,28 @@ def test_invalid_factors_are_refused(tmp_path):
     assert "tensors that are not factors of qwix:\n  step\n" in refused(CheckpointError, path)
     with pytest.raises(
         CheckpointError,
-        match="kernel_lora_c is neither <leaf>_lora_a nor <leaf>_lora_b, nor a lora_a",
+        match=full_text(
+            "the tree: leaves of LoRA with unknown names:\n"
+            "  q.kernel_lora_c is neither <leaf>_lora_a nor "
+            "<leaf>_lora_b, nor a lora_a\n"
+            "Remove or rename them."
+        ),
     ):
         qwix_adapter({**pair("q"), "q.kernel_lora_c": drawn(2)}, alpha=1)
     assert qwix_adapter({**pair("q"), "step": drawn(2)}, alpha=1).sites == ("q",)
     doubled = {f"q.{leaf}_lora_{x}": drawn(2, 2) for leaf in ("kernel", "w") for x in "ab"}
-    with pytest.raises(ShapeError, match="a duplicate of the site q"):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "the tree: factors that do not fit each other:\n"
+            "  q.w: a duplicate of the site q\n"
+            "Expected lora_a (in …, r) and lora_b (r, out …); or for "
+            "stacked layers (layers, in …, r) and (layers, r, out …), or "
+            "(in, layers …, r) and (r, layers, out …). If both are "
+            "possible, pass the axis of the layers, 0 or 1: load(path, "
+            "axis=…)."
+        ),
+    ):
         qwix_adapter(doubled, alpha=1)
     folder = tmp_path / "broken"
     folder.mkdir()

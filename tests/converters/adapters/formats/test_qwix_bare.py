@@ -16,6 +16,7 @@ import jaxmix
 from jaxmix.converters.adapters.qwix import is_qwix, qwix_adapter
 from jaxmix.errors import CheckpointError, ShapeError
 
+from ....messages import full_text
 from ....uncompiled import uncompiled
 
 L, N, K, D, H, F, R = 3, 4, 2, 10, 6, 7, 2
@@ -88,7 +89,15 @@ def test_alpha_of_flax_lora_must_be_the_rank() -> None:
     tree = {"up": {"kernel": drawn(4, 6), "lora": {"lora_a": drawn(4, 2), "lora_b": drawn(2, 6)}}}
     update: Any = qwix_adapter(tree, alpha=2).updates["up"]
     assert update.scale == 1.0
-    with pytest.raises(CheckpointError, match=r"no alpha, and its scale is 1:\n  up: rank 2\n"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "the tree: alpha = 6 was given, but flax.nnx.LoRA has no "
+            "alpha, and its scale is 1:\n"
+            "  up: rank 2\n"
+            "Leave alpha out."
+        ),
+    ):
         qwix_adapter(tree, alpha=6)
 
 
@@ -191,14 +200,32 @@ def test_misshaped_openpi_einsums_are_listed() -> None:
         "layers.attn.kv_einsum.lora_a": drawn(L, 2, K, D, R),
         "layers.attn.kv_einsum.lora_b": drawn(L, 2, K, R + 1, H),
     }
-    with pytest.raises(ShapeError, match=r"kv_einsum: .*\n  layers\.attn\.q_einsum: "):
+    with pytest.raises(
+        ShapeError,
+        match=full_text(
+            "the tree: factors that do not fit each other:\n"
+            "  layers.attn.kv_einsum: (2, 2, 10, 2) and (2, 2, 3, 6)\n"
+            "  layers.attn.q_einsum: (4, 10, 2) and (5, 2, 6)\n"
+            "Expected lora_a (in …, r) and lora_b (r, out …); or for "
+            "stacked layers (layers, in …, r) and (layers, r, out …), or "
+            "(in, layers …, r) and (r, layers, out …). If both are "
+            "possible, pass the axis of the layers, 0 or 1: load(path, "
+            "axis=…)."
+        ),
+    ):
         qwix_adapter(leaves, alpha=1)
 
 
 def test_use_rslora_needs_openpi() -> None:
     """Qwix always divides by the rank, so `use_rslora` is refused."""
     tree = {"q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}
-    with pytest.raises(CheckpointError, match="use_rslora is for openpi's einsums"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "the tree: use_rslora is for openpi's einsums, and qwix has "
+            "no such scale. Leave it out."
+        ),
+    ):
         qwix_adapter(tree, alpha=2, use_rslora=True)
 
 
@@ -354,5 +381,11 @@ def test_invalid_alpha_in_metadata_is_refused(tmp_path: Path) -> None:
         writer.save(tmp_path / "0" / "items", tree)
     metadata = {"custom_metadata": {"lora": {"lora_alpha": [1]}}}
     (tmp_path / "0" / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
-    with pytest.raises(CheckpointError, match=r"metadata has alpha = \[1\], expected a number"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/0: the metadata has alpha = [1], expected a number. "
+            "Pass it: load(path, alpha=…)."
+        ),
+    ):
         jaxmix.load(tmp_path / "0")

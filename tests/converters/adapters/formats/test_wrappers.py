@@ -8,6 +8,7 @@ import pytest
 import jaxmix
 from jaxmix.errors import CheckpointError
 
+from ....messages import full_text
 from ..peft.folders import refused
 from .files import drawn, factors, kohya, save
 from .test_diffusers import ab
@@ -96,5 +97,12 @@ def test_wrapped_peft_file_needs_its_config(tmp_path):
     tensors = {f"_orig_mod.base_model.model.mid.{k}": x for k, x in factors("lora").items()}
     tensors = {key: x for key, x in tensors.items() if not key.endswith("alpha")}
     path = save(tmp_path / "x.safetensors", tensors)
-    with pytest.raises(jaxmix.errors.UnsupportedError, match=r"is a file of PEFT \(base_model"):
+    with pytest.raises(
+        jaxmix.errors.UnsupportedError,
+        match=full_text(
+            f"{tmp_path}/x.safetensors is a file of PEFT (base_model.model.…), "
+            "whose alpha is in its config and not in the file. Pass the "
+            "folder that contains it and its adapter_config.json."
+        ),
+    ):
         jaxmix.load(path)

@@ -7,6 +7,8 @@ from jaxmix.converters.adapters.lycoris.program import COMFYUI, DIFFUSERS, KOHYA
 from jaxmix.errors import LayoutError
 from jaxmix.placement.naming import Names
 
+from ....messages import full_text
+
 # Modules that the U-Nets of Stable Diffusion 1.5 and XL have in common.
 IN_BOTH = ("down_blocks.1.attentions.0.proj_in",)
 ONLY_SD15 = ("down_blocks.0.attentions.0.proj_in",)
@@ -55,7 +57,15 @@ def test_other_modules_of_the_base_decide() -> None:
 
 
 def test_base_with_unknown_names_decides_nothing() -> None:
-    with pytest.raises(LayoutError, match="may be those of sd15 or sdxl"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "style: its modules (down_blocks.1.attentions.0.proj_in …) "
+            "may be those of sd15 or sdxl, which have different names in "
+            "files of kohya's scripts. Say which model it is: "
+            "names='sd15', or pass its base: base=…."
+        ),
+    ):
         chosen(IN_BOTH, base=("proj",))
 
 

@@ -13,6 +13,8 @@ from jaxmix.converters.adapters.mixfile.hashing import fingerprint
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace
 
+from ....messages import full_text
+
 PINNED = "af6db2b8c1079f3b1aa44cf73bb02da996dfad983d65f228522acf3a3eac2da5"
 
 
@@ -78,5 +80,14 @@ def test_each_array_is_hashed_once() -> None:
 
 
 def test_update_that_cannot_be_written() -> None:
-    with pytest.raises(AdapterError, match="complex64"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "factors that are not arrays of numbers:\n"
+            "  a: weight has dtype complex64, expected float64, float32, "
+            "float16 or bfloat16\n"
+            "Expected NumPy or JAX arrays of floats, and a finite number "
+            "or an array without axes as scale."
+        ),
+    ):
         fingerprint(Adapter({"a": Replace(np.ones((2, 2), np.complex64))}))

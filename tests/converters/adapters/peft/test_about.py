@@ -15,6 +15,7 @@ from jaxmix import Adapter
 from jaxmix.errors import AdapterError, CheckpointError
 from jaxmix.metadata import checked_metadata, shared_metadata
 
+from ....messages import full_text
 from .test_export import CONFIG, FORMS, lora, n
 
 SAID = {
@@ -150,5 +151,14 @@ def test_saved_mix_with_other_metadata(tmp_path: Path) -> None:
     jaxmix.save(Adapter(FORMS["lora"], metadata={"revision": "x"}), tmp_path / "mix")
     path = tmp_path / "mix" / "mix.json"
     path.write_text(path.read_text().replace('{"revision": "x"}', "3"))
-    with pytest.raises(CheckpointError, match="part 1: metadata is 3, expected an object"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/mix/mix.json: not a valid mix:\n"
+            "  part 1: metadata is 3, expected an object\n"
+            "Expected the file that jaxmix writes, or a recipe: "
+            '{"format": "jaxmix", "version": 1, "parts": [{"source": '
+            '"…", "strength": 1}]}.'
+        ),
+    ):
         jaxmix.load(tmp_path / "mix")

@@ -13,6 +13,7 @@ from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.families import AdaMSS, FourierFT, SuperTuning, TinyLoRA, Update, VeRA
 
+from ....messages import full_text
 from .folders import SITE, Form, keyed, refused, save
 
 # Drawing and clustering need PEFT's packages; the messages without them are tested too.
@@ -273,5 +274,13 @@ def test_equal_arrays_are_saved_once() -> None:
     """Compared by content if they are two objects; their dtypes must agree."""
     first = z(2)
     assert same_array({"a": first, "b": z(2)}, "bank", lambda array: array) is first
-    with pytest.raises(UnsupportedError, match="PEFT stores one bank for all sites"):
+    with pytest.raises(
+        UnsupportedError,
+        match=full_text(
+            "PEFT stores one bank for all sites, and that of these sites "
+            "differs from a:\n"
+            "  b\n"
+            "Export them as separate adapters."
+        ),
+    ):
         same_array({"a": first, "b": np.zeros(2, np.float32)}, "bank", lambda array: array)

@@ -11,6 +11,7 @@ from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 from jaxmix.errors import CheckpointError, UnsupportedError
 
+from ....messages import full_text
 from .folders import FORMS, SITE, one, refused, save
 
 CONFIG = "adapter_config.json"
@@ -275,7 +276,14 @@ def test_inits_that_need_the_base(init, tmp_path):
         CheckpointError, match=r"several modules of the params given as base match: a\.layer"
     ):
         jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
-    with pytest.raises(CheckpointError, match="base is a dict without weights that have PyTorch"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            "base is a dict without weights that have PyTorch's names, "
+            "expected params, a Hugging Face folder, or a list of module "
+            "names."
+        ),
+    ):
         jaxmix.load(folder, base={})
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 from jaxmix.errors import CheckpointError, UnsupportedError
 
+from ....messages import full_text
 from .folders import Form, save
 
 EXPERTS = "model.layers.0.mlp.experts"
@@ -71,7 +72,19 @@ def test_class_with_any_text_model_does_not_determine_the_order(tmp_path: Path) 
     file = folder / "adapter_model.safetensors"
     site = EXPERTS.replace("model.", "model.language_model.")
     save_file({k.replace(EXPERTS, site): t for k, t in load_file(file).items()}, file)
-    with pytest.raises(UnsupportedError, match="neither the file nor the base states"):
+    with pytest.raises(
+        UnsupportedError,
+        match=full_text(
+            f"{tmp_path}/adapter_model.safetensors: factors that are not a "
+            "valid LORA update:\n"
+            "  model.language_model.layers.0.mlp.experts.down_proj: the "
+            "experts' matrices are square, (4, 4), and neither the file "
+            "nor the base states whether they are stored as (out, in) or "
+            "(in, out). Pass the base's folder with its config.json\n"
+            "Was the file edited, or saved before the shards of its "
+            "factors were gathered?"
+        ),
+    ):
         jaxmix.load(folder, base={f"{site}.down_proj": np.ones((3, 4, 4), np.float32)})
 
 

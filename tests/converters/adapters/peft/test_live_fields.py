@@ -16,6 +16,7 @@ from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.peft_type import WHERE
 from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 
+from ....messages import full_text
 from .made import Linears, composed, difference, quiet, reload, run, save
 
 TOLERANCE = 2e-6
@@ -149,7 +150,12 @@ def test_named_adapter_is_in_a_subfolder(tmp_path):
         adapted = peft.get_peft_model(Linears(), LoraConfig(**T), adapter_name="style")
         adapted.save_pretrained(str(tmp_path))
     with pytest.raises(
-        jaxmix.errors.CheckpointError, match="There is one in style: pass subfolder='style'"
+        jaxmix.errors.CheckpointError,
+        match=full_text(
+            f"{tmp_path} has no adapter_config.json; found README.md, style. "
+            "Pass the folder that PEFT's save_pretrained wrote. There is "
+            "one in style: pass subfolder='style'."
+        ),
     ):
         jaxmix.load(tmp_path)
     assert jaxmix.load(tmp_path, subfolder="style").sites == ("one", "two")

@@ -13,6 +13,8 @@ from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.errors import AdapterError, UnsupportedError
 from jaxmix.families import OFT, LoRA, Replace, Together
 
+from ....messages import full_text
+
 ONE, ROW, BIAS = jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(2)
 TURN = jnp.full((1, 1), 0.3)
 UPDATES = {
@@ -160,7 +162,14 @@ def test_invalid_arguments_are_refused():
     a, b = adapters("R", "L")
     stack: Any = peft_stack  # to allow wrong types
     with pytest.raises(
-        AdapterError, match=r"(?s)peft_stack got mix of 2 .*expected single adapters"
+        AdapterError,
+        match=full_text(
+            "peft_stack got mix of 2 adapters, applied in this order:\n"
+            "  1. a: OFT block 2 at 1 site, strength 1 (s0)\n"
+            "  2. b: LoRA rank 1 at 1 site, strength 1 (s0), expected "
+            "single adapters: PEFT loads no mixes. Pass their parts, in "
+            "order."
+        ),
     ):
         stack([mix(a, b)])
     for bare in (a, mix(a, b)):
@@ -169,13 +178,27 @@ def test_invalid_arguments_are_refused():
         ):
             stack(bare)
     with pytest.raises(
-        AdapterError, match=r"peft_stack got 'a', expected single adapters: PEFT loads"
+        AdapterError,
+        match=full_text(
+            "peft_stack got 'a', expected single adapters: PEFT loads no "
+            "mixes. Pass their parts, in order."
+        ),
     ):
         stack(["a"])
-    with pytest.raises(AdapterError, match=r"two adapters of a mix have the name 'a'"):
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            "two adapters of a mix have the name 'a'. Give each its own: "
+            "jaxmix.load(…, name='other') or adapter.renamed('other')."
+        ),
+    ):
         stack([a, a])
     with pytest.raises(
-        AdapterError, match=r"the name 'a'"
+        AdapterError,
+        match=full_text(
+            "two adapters of a mix have the name 'a'. Give each its own: "
+            "jaxmix.load(…, name='other') or adapter.renamed('other')."
+        ),
     ):  # before adapters are split and numbered
         stack([adapter.renamed("a") for adapter in adapters("RL", "RL")])
 

@@ -15,6 +15,8 @@ from jaxmix.converters.checkpoints.quantization import find_packed
 from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import LayoutError
 
+from ....messages import full_text
+
 FP8 = ml_dtypes.float8_e4m3fn
 NAME, KEY = "model.diffusion_model.blocks.0.qkv", "blocks.0.qkv"
 SCALE = 0.3125
@@ -113,5 +115,16 @@ def test_packed_weights_without_a_reader_are_named(tmp_path: Path) -> None:
     with pytest.raises(LayoutError) as refused:
         merge_checkpoint(base, lora, tmp_path / "out.safetensors")
     assert f"{NAME}.weight in base.safetensors: I8" in str(refused.value)
-    with pytest.raises(LayoutError, match="tensors that can't be dequantized"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"{tmp_path}/base.safetensors: tensors that can't be dequantized:\n"
+            "  model.diffusion_model.blocks.0.qkv.weight in "
+            "base.safetensors: I8 (12, 4)\n"
+            "dequantize=True reads awq, bitsandbytes, fp8, gptq, mxfp4, "
+            "but config.json names no method. Load the model in "
+            "transformers, call model.dequantize() and save it; or merge "
+            "into the unquantized model, and quantize the result."
+        ),
+    ):
         merge_checkpoint(base, lora, tmp_path / "out.safetensors", dequantize=True)

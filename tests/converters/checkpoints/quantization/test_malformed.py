@@ -14,6 +14,7 @@ from jaxmix.converters.checkpoints.quantization import find_packed
 from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 
+from ....messages import full_text
 from .bases import CASES, packed, save
 
 Tensors = dict[str, Any]
@@ -233,7 +234,13 @@ def test_groups_out_of_range_are_refused(tmp_path: Path) -> None:
         packed("gptq_4") | {"proj.g_idx": groups, "z": np.ones(1)},
         CASES["gptq_4"]["settings"],
     )
-    with pytest.raises(CheckpointError, match="has groups from 4 to 4, expected 0 to 3"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"proj.g_idx in {tmp_path}/base/model-1.safetensors has groups from "
+            "4 to 4, expected 0 to 3. Download or save it again."
+        ),
+    ):
         merge_checkpoint(base, jaxmix.Adapter({}), tmp_path / "out", dequantize=True)
     assert not list(tmp_path.glob("out*"))
 

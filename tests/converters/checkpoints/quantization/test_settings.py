@@ -19,6 +19,7 @@ from jaxmix.converters.merging.staged_output import StagedOutput
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 
+from ....messages import full_text
 from .bases import CASES, packed, save, unpacked
 
 BF16 = ml_dtypes.bfloat16
@@ -176,9 +177,24 @@ def test_interrupted_dequantization_resumes(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(StagedOutput, "finish_shard", failing)
-        with pytest.raises(CheckpointError, match="1 of 2 shards are complete"):
+        with pytest.raises(
+            CheckpointError,
+            match=full_text(
+                f"the output {tmp_path}/out could not be written: no more. 1 of 2 "
+                f"shards are complete in {tmp_path}/out.partial. Use resume=True to "
+                "continue from there."
+            ),
+        ):
             merge_checkpoint(base, NOTHING, out, dequantize=True)
-    with pytest.raises(CheckpointError, match="Different: the base's tensors"):
+    with pytest.raises(
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/out.partial belongs to another merge, which can't be "
+            "resumed. Different: the base's tensors, the changed side "
+            "files. Merge with the same arguments as before, or use "
+            "force=True without resume=True to start over."
+        ),
+    ):
         merge_checkpoint(base, NOTHING, out, resume=True)
     merged = merge_checkpoint(base, NOTHING, out, dequantize=True, resume=True, verify=True)
     assert merged.resumed == 1 and merged.verified is not None and merged.verified.ok

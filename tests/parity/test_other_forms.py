@@ -1,4 +1,4 @@
-"""Cases outside the table of forms: BOFT's butterfly, PSOFT in float32, FRoD's bases, Bone."""
+"""Forms that do not fit the table: BOFT's butterfly, PSOFT in float32, FRoD's bases, Bone."""
 
 import copy
 import json
@@ -35,13 +35,13 @@ def composed(model: nn.Module, folder: Path, base: Any = None) -> dict[str, Any]
 
 def with_weights(model: TorchNet, weights: dict[str, Any]) -> nn.Module:
     """Returns a copy of the model with these weights."""
-    twin = copy.deepcopy(model)
-    twin.load_state_dict(weights)
-    return twin.eval()
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(weights)
+    return copied.eval()
 
 
 class _Blocks:
-    """Computes what PEFT's CUDA kernel computes: block-diagonal matrices, one per factor."""
+    """Replaces PEFT's CUDA kernel, which makes a block-diagonal matrix of each factor."""
 
     @staticmethod
     def apply(blocks: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ class _Blocks:
 
 @pytest.fixture
 def butterfly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives PEFT the kernel without which it trains one factor only."""
+    """Lets PEFT train several factors, for which it needs a CUDA kernel."""
     monkeypatch.setattr(boft_layer, "get_fbd_cuda", lambda: True)
     monkeypatch.setattr(boft_layer, "FastBlockDiag", _Blocks)
     yield
@@ -93,9 +93,9 @@ PSOFT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", PSOFT.values(), ids=PSOFT)
 def test_psoft_matches(options: dict[str, Any], tmp_path: Path, record_property: Record) -> None:
-    """PSOFT does not accept a float64 base, so the adapter is made in float32 and run in float64.
+    """PSOFT needs a float32 base, so the adapter is made in float32 and run in float64.
 
-    The base that "pissa" leaves is computed in float32, so its last bits depend on the machine.
+    PEFT subtracts "pissa" from the base in float32, so the last bits depend on the machine.
     """
     x = inputs(NETS["linear"])
     model = build(NETS["linear"]).float()
@@ -105,8 +105,8 @@ def test_psoft_matches(options: dict[str, Any], tmp_path: Path, record_property:
     with torch.no_grad():
         for name, param in adapted.named_parameters():
             if param.requires_grad:
-                spread = 1.0 if "vector" in name else 0.3
-                param.copy_(spread * torch.randn(param.shape, generator=generator))
+                std = 1.0 if "vector" in name else 0.3
+                param.copy_(std * torch.randn(param.shape, generator=generator))
     adapted.save_pretrained(str(tmp_path))
     reloaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path)).double().eval()
     model = model.double()
@@ -160,24 +160,24 @@ def test_ln_tuning_matches(tmp_path: Path) -> None:
     assert difference(forward(reloaded, x), forward(adapted, x)) < 1e-14
 
 
-T: dict[str, Any] = {"target_modules": ["one", "two"]}
-AFTER: dict[str, tuple[peft.PeftConfig, float]] = {
-    "ia3": (peft.IA3Config(feedforward_modules=["two"], **T), 1e-12),
-    "boft": (peft.BOFTConfig(boft_block_size=4, **T), 1e-12),
-    "road": (peft.RoadConfig(group_size=2, **T), 1e-12),
-    "deft": (peft.DeftConfig(r=3, **T), 3e-6),
-    "hira": (peft.HiraConfig(r=3, **T), 1e-12),
-    "beft": (peft.BeftConfig(**T), 1e-12),
+TARGETS: dict[str, Any] = {"target_modules": ["one", "two"]}
+OUTER: dict[str, tuple[peft.PeftConfig, float]] = {
+    "ia3": (peft.IA3Config(feedforward_modules=["two"], **TARGETS), 1e-12),
+    "boft": (peft.BOFTConfig(boft_block_size=4, **TARGETS), 1e-12),
+    "road": (peft.RoadConfig(group_size=2, **TARGETS), 1e-12),
+    "deft": (peft.DeftConfig(r=3, **TARGETS), 3e-6),
+    "hira": (peft.HiraConfig(r=3, **TARGETS), 1e-12),
+    "beft": (peft.BeftConfig(**TARGETS), 1e-12),
 }
 
 
-@pytest.mark.parametrize("after", AFTER)
-def test_added_bias_is_transformed(after: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outer", OUTER)
+def test_added_bias_is_transformed(outer: str, tmp_path: Path) -> None:
     """BOFT and DEFT transform an added bias but not the base's; IA3 and RoAd transform both."""
     model, x = build(NETS["linear"]), inputs(NETS["linear"])
-    config, tolerance = AFTER[after]
-    lora = peft.LoraConfig(r=3, lora_alpha=5, lora_bias=True, **T)
-    folders = [tmp_path / "lora", tmp_path / after]
+    config, tolerance = OUTER[outer]
+    lora = peft.LoraConfig(r=3, lora_alpha=5, lora_bias=True, **TARGETS)
+    folders = [tmp_path / "lora", tmp_path / outer]
     for i, (adapter_config, folder) in enumerate(zip((lora, config), folders, strict=True)):
         save_adapter(model, copy.deepcopy(adapter_config), folder, seed=i)
     truth = forward(nested(model, folders), x)
@@ -187,11 +187,15 @@ def test_added_bias_is_transformed(after: str, tmp_path: Path) -> None:
     assert difference(forward(with_weights(model, weights), x), truth) < tolerance
 
 
-@pytest.mark.parametrize("form", [True, "bat"])
-def test_bone_is_read_as_miss(form: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("init_weights", [True, "bat"])
+def test_bone_is_read_as_miss(init_weights: Any, tmp_path: Path) -> None:
     """Bone, which peft 0.19 renamed to MiSS, has the same tensors and formula."""
     model = build(NETS["linear"])
-    options: dict[str, Any] = {"target_modules": ["one", "two"], "r": 2, "init_weights": form}
+    options: dict[str, Any] = {
+        "target_modules": ["one", "two"],
+        "r": 2,
+        "init_weights": init_weights,
+    }
     save_adapter(model, peft.MissConfig(**options), tmp_path / "miss", seed=1)
     shutil.copytree(tmp_path / "miss", tmp_path / "bone")
     config = json.loads((tmp_path / "miss" / "adapter_config.json").read_text())

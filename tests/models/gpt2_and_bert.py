@@ -51,15 +51,15 @@ BERTS = [case for case in CASES if case.startswith("bert")]
 @cache
 def torch_model(case: str) -> Any:
     """Returns a case's model with every leaf random, so every leaf affects the output."""
-    auto: Any = AutoModelForCausalLM if case in GPTS else AutoModel
+    auto_class: Any = AutoModelForCausalLM if case in GPTS else AutoModel
     config = AutoConfig.for_model(**CASES[case])
-    model = auto.from_config(config, attn_implementation="eager").eval()
+    model = auto_class.from_config(config, attn_implementation="eager").eval()
     randomize(model, seed=sum(map(ord, case)))
     return model
 
 
 def randomize(model: Any, seed: int) -> None:
-    """Draws every leaf, norms and biases included."""
+    """Fills every leaf with random numbers, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
@@ -75,7 +75,7 @@ def torch_model64(case: str) -> Any:
 
 
 def save(case: str, folder: Path, model: Any = None) -> Path:
-    """Saves a case with transformers; returns the folder."""
+    """Saves a case with transformers and returns the folder."""
     (torch_model(case) if model is None else model).save_pretrained(folder)
     return folder
 
