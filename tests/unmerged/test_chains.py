@@ -74,7 +74,7 @@ def differing(chains: Sequence[Sequence[str]], kind: str, module: Module) -> lis
     ]
 
 
-def thorough(*values: int) -> list[Any]:
+def thorough(*values: Any) -> list[Any]:
     """Parameter values that only `make test-all` runs."""
     return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
@@ -95,7 +95,7 @@ def test_every_pair_of_all_families(part: int) -> None:
         assert differing(CHAINS[part::4], "linear", LINEAR) == []
 
 
-@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "embedding"])
+@pytest.mark.parametrize("kind", ["conv1d", *thorough("conv2d", "conv3d"), "embedding"])
 def test_other_modules(kind: str) -> None:
     """Every family alone, and before and after a LoRA; with experts for convolutions."""
     module = KINDS[kind]
