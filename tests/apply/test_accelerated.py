@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import jax
@@ -78,23 +79,32 @@ def compiled_for(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     jax.clear_caches()
 
 
-@pytest.fixture(params=[True, False], ids=["slabs", "one product"])
-def by_slabs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Rotates the tests' weights slab by slab, like large ones, or by one product."""
-    if request.param:
+# Weights are rotated slab by slab, as large ones are, or by one product.
+WAYS = ("slabs", "one product")
+
+
+def rotate(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chooses how the test's weights are rotated."""
+    if way == "slabs":
         monkeypatch.setattr(accelerated, "SMALL", 0)
-    return request.param
+
+
+# Each backend, layout and way is in one of the three; the other combinations are thorough.
+QUICK = {("tpu-torch", "slabs"), ("tpu-flax", "one product"), ("gpu-torch", "slabs")}
+BACKENDS = {"tpu-torch": (TPU, "torch"), "tpu-flax": (TPU, "flax"), "gpu-torch": (GPU, "torch")}
 
 
 @pytest.mark.parametrize(
-    ("backend", "layout"),
-    [(TPU, "torch"), (TPU, "flax"), (GPU, "torch")],
-    ids=["tpu-torch", "tpu-flax", "gpu-torch"],
+    ("name", "way"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.thorough)
+        for pair in product(BACKENDS, WAYS)
+    ],
 )
-def test_chains_match_float64(
-    backend: Backend, layout: str, by_slabs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chains_match_float64(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 leaves agree with float64 to float32's noise, bfloat16 leaves to one rounding."""
+    rotate(way, monkeypatch)
+    backend, layout = BACKENDS[name]
     sites = {
         f"{name} {kind}".replace(",", "").replace(".", ""): (shape, word)
         for name, shape in SHAPES.items()
@@ -123,7 +133,7 @@ def test_chains_match_float64(
     with compiled_for(backend, monkeypatch):
         run = jax.jit(lambda p, a: jaxmix.compose(p, a, layout=layout))
         loops = str(jax.make_jaxpr(run)(params(np.float32), adapters)).count("scan[")
-        assert (loops > 0) == by_slabs
+        assert (loops > 0) == (way == "slabs")
         single, half = run(params(np.float32), adapters), run(params(jnp.bfloat16), adapters)
     for found, bound in ((single, 3e-6), (half, 2.0**-8)):
         for (path, got), expected in zip(
@@ -170,9 +180,10 @@ def test_split_products_are_as_accurate_as_float32() -> None:
     np.testing.assert_array_equal(parts.reshape(3, 64, 16).sum(0), b)
 
 
-@pytest.mark.usefixtures("by_slabs")
-def test_gradients_match_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_match_the_cpu(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through slabs, products and views, gradients equal those of the CPU's program."""
+    rotate(way, monkeypatch)
     shape = (256, 512)
     adapters = [
         Adapter({"a": made(kind, shape)}, 0.7, kind) for kind in ("lora", "loha", "lokr", "oft")

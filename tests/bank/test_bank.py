@@ -83,7 +83,7 @@ def test_all_families(backend: str) -> None:
     """A bank with one member per family, and of chains of three, on a layer with a bias."""
     module = Module("linear", (6, 8), True)
     kinds = [kind for kind in FLAT if kind in ALL]
-    chains = [(kind,) for kind in kinds] + [tuple(kinds[i : i + 3]) for i in range(0, 36, 3)]
+    chains = [(kind,) for kind in kinds] + [tuple(kinds[i : i + 3]) for i in range(0, 36, 6)]
     params = tree({"site": module}, 1)
     members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(chains)}
     x = np.random.default_rng(2).normal(size=(len(chains) + 1, 2, 8))

@@ -214,7 +214,10 @@ def test_passes_are_traced_once_and_donate_buffers() -> None:
     assert all(params[f"{site}.weight"].is_deleted() for site in TWO)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+EXPLICIT = pytest.param(AxisType.Explicit, marks=pytest.mark.thorough)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, EXPLICIT], ids=str)
 def test_sharded(kind: AxisType) -> None:
     """Sharded leaves have the values of unsharded ones, and keep their shardings."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))

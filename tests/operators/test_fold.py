@@ -41,7 +41,9 @@ from .kinds import (
 )
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize(
+    "shape", [SHAPES[0], pytest.param(SHAPES[1], marks=pytest.mark.thorough)], ids=str
+)
 def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
     """Every pair of kinds."""
     kinds = [kind for kind in KINDS if shape in shapes_of(kind)]
@@ -62,7 +64,13 @@ def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outer", "inner"), [(WIDE, SQUARE), (SQUARE, TALL), (SQUARE, SQUARE)], ids=str
+    ("outer", "inner"),
+    [
+        (WIDE, SQUARE),
+        pytest.param(SQUARE, TALL, marks=pytest.mark.thorough),
+        (SQUARE, SQUARE),
+    ],
+    ids=str,
 )
 def test_multiply_agrees_with_dense(outer: tuple[int, int], inner: tuple[int, int]) -> None:
     """Every pair of kinds; two square shapes test the kinds that are always square."""

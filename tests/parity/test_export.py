@@ -79,9 +79,19 @@ def test_exported_layer_matches(case: Case, tmp_path: Path, record_property: Rec
 # PEFT loads these only in torch's default dtype, which is float64 here.
 FLOAT32_FORMS = [form for form in FORMS if form.name.startswith("vblora-topk")]
 FLOAT64_FORMS = [form for form in FORMS if form not in FLOAT32_FORMS]
+# Forms of one type differ in what is read, which `test_forms` compares; they are written alike.
+FIRST = {form.name.partition("-")[0]: form for form in reversed(FLOAT64_FORMS)}
+BY_TYPE = [
+    pytest.param(
+        form,
+        id=form.name,
+        marks=[] if form in FIRST.values() else pytest.mark.thorough,
+    )
+    for form in FLOAT64_FORMS
+]
 
 
-@pytest.mark.parametrize("form", FLOAT64_FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", BY_TYPE)
 def test_exported_form_matches(form: Form, tmp_path: Path, record_property: Record) -> None:
     """Every form of the other types is exported."""
     model, x = build(NETS[form.net]), inputs(NETS[form.net])

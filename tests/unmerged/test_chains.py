@@ -82,7 +82,7 @@ def mismatched_chains(chains: Sequence[Sequence[str]], kind: str, module: Module
     ]
 
 
-def thorough(*values: int) -> list[Any]:
+def thorough(*values: Any) -> list[Any]:
     """Marks parameter values that only `make test-all` runs."""
     return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
@@ -103,7 +103,7 @@ def test_every_pair_of_families_matches(part: int) -> None:
         assert mismatched_chains(CHAINS[part::4], "linear", LINEAR) == []
 
 
-@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "embedding"])
+@pytest.mark.parametrize("kind", ["conv1d", *thorough("conv2d", "conv3d"), "embedding"])
 def test_convolutions_and_embeddings_match(kind: str) -> None:
     """Every family alone, and before and after a LoRA; with experts for convolutions."""
     module = KINDS[kind]
