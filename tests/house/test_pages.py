@@ -36,10 +36,13 @@ THOROUGH = {
     "docs/combining.md",
     "docs/from_other_tools.md",
     "docs/from_peft.md",
+    "docs/index.md",
     "docs/scale.md",
+    "docs/start/peft.md",
     "docs/start/serving.md",
     "docs/start/training.md",
     "docs/training.md",
+    "docs/unmerged.md",
 }
 
 

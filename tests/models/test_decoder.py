@@ -143,6 +143,7 @@ def test_token_beyond_the_vocabulary_gives_nan() -> None:
     assert jnp.all(jnp.isnan(tiny.run(tiny.model(), jnp.full((2, 9), 23))))
 
 
+@pytest.mark.usefixtures("no_compiling")
 def test_invalid_arguments_are_refused() -> None:
     model, tokens = tiny.model(), tiny.tokens()
     with pytest.raises(

@@ -238,20 +238,23 @@ def test_arguments_are_unchanged() -> None:
     ],
 )
 def test_invalid_arguments_are_refused(error: type[Exception], message: str, changes: Any) -> None:
-    tokens = tiny.tokens().at[0, 0].set(0).at[0, 1].set(22)
-    mask = jnp.ones((2, 9), bool)
+    tokens, mask = np.array(tiny.tokens()), np.ones((2, 9), bool)
+    tokens[0, :2] = 0, 22
+    beyond, below, right, nothing = tokens.copy(), tokens.copy(), mask.copy(), mask.copy()
+    beyond[1, 1], below[1, 1], right[1, 8], nothing[1] = 23, -1, False, False
     invalid: dict[str, dict[str, Any]] = {
         "flat": {"tokens": tokens[0]},
         "empty": {"tokens": tokens[:, :0]},
-        "floats": {"tokens": tokens.astype(jnp.float32)},
-        "beyond": {"tokens": tokens.at[1, 1].set(23)},
-        "below": {"tokens": tokens.at[1, 1].set(-1)},
+        "floats": {"tokens": tokens.astype(np.float32)},
+        "beyond": {"tokens": beyond},
+        "below": {"tokens": below},
         "mask": {"mask": mask[:, 1:]},
-        "number mask": {"mask": mask.astype(jnp.int32)},
-        "right": {"mask": mask.at[1, 8].set(False)},
-        "nothing": {"mask": mask.at[1].set(False)},
+        "number mask": {"mask": mask.astype(np.int32)},
+        "right": {"mask": right},
+        "nothing": {"mask": nothing},
     }
-    arguments = {"tokens": tokens, "max_new_tokens": 2}
-    arguments |= invalid[changes] if isinstance(changes, str) else changes
+    changed = invalid[changes] if isinstance(changes, str) else changes
+    arrays = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, changed)
+    arguments = {"tokens": jnp.asarray(tokens), "max_new_tokens": 2, **arrays}
     with pytest.raises(error, match=full_text(message)):
         generate(model=tiny.model(), **arguments)

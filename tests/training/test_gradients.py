@@ -117,7 +117,10 @@ def gradients_of(kinds: tuple[str, ...], how: str, only: tuple[str, ...] | None)
 
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]], ids=["forward", "reversed"])
 def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
-    """Each part's gradient matches; dense weights, or training it alone, give the same."""
+    """Each part's gradient matches differences.
+
+    In one order, dense weights and training it alone give the same gradient.
+    """
     with jax.enable_x64(True):
         values, rebuild, run = gradients_of(kinds, "factored", None)
         gradients, directions = run(values, rebuild)[1], directions_of(values)
@@ -132,7 +135,8 @@ def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
             assert derivative_along(gradients, partial) == pytest.approx(
                 expected, rel=TOLERANCE, abs=TOLERANCE
             ), kind
-        for how, only in (("dense", None), ("factored", kinds[1:2])):
+        others = (("dense", None), ("factored", kinds[1:2])) if kinds == KINDS else ()
+        for how, only in others:
             values, rebuild, run = gradients_of(kinds, how, only)
             gradients_again = run(values, rebuild)[1]
             assert list(gradients_again) == list(only or sorted(kinds))
@@ -148,7 +152,7 @@ def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
 
 def test_base_gets_no_gradient() -> None:
     """The compiled program needs far less memory than the base's weights take."""
-    sites, size, tokens = [f"layers.{i}" for i in range(6)], 512, 16
+    sites, size, tokens = [f"layers.{i}" for i in range(3)], 512, 16
     outline = jax.ShapeDtypeStruct
     params = {f"{site}.weight": outline((size, size), jnp.float32) for site in sites}
     make_ones: Any = np.ones

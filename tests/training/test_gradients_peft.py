@@ -31,6 +31,7 @@ from jaxmix.training import trainable
 from ..parity.harness import build, exact, inputs, mixed_model, save_adapter, state
 from ..parity.layer_cases import NETS
 from ..parity.nested import Form
+from ..uncompiled import uncompiled
 from .peft_forms import CASES, CONSTANT_IN_PEFT, FLOAT32
 
 Record = Callable[[str, object], None]
@@ -109,11 +110,11 @@ def prefixed(adapter: jaxmix.Adapter, name: str) -> jaxmix.Adapter:
 
 @pytest.fixture(scope="module")
 def gradient_pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
-    """Returns PEFT's gradients and ours by form. One program computes all of ours."""
+    """Returns PEFT's gradients and ours by form; ours from one backward pass."""
     root = tmp_path_factory.mktemp("gradients")
     theirs: dict[str, Any] = {}
     parts: list[jaxmix.Adapter] = []
-    with exact(), jax.enable_x64(True):
+    with exact(), jax.enable_x64(True), uncompiled():
         params = state(build(NET))
         for form in CASES:
             model = save_with_peft(form, root / form.name)
@@ -194,7 +195,7 @@ def test_gradients_match_peft_with_its_constants(
     hold_constants(monkeypatch)
     for form in CASES:
         if form.name in CONSTANT_IN_PEFT:
-            with exact(), jax.enable_x64(True):
+            with exact(), jax.enable_x64(True), uncompiled():
                 save_with_peft(form, tmp_path / form.name)
                 values, rebuild = trainable(jaxmix.load(tmp_path / form.name))
                 gradient = jax.jit(jax.grad(net_loss))(values, rebuild, state(build(NET)))
@@ -220,7 +221,7 @@ def test_mix_gradients_match_peft(
     """Gradients match PEFT's mixed model; training one adapter alone gives the same."""
     forms_by_name = {form.name: form for form in CASES}
     folders = [tmp_path / name for name in names]
-    with exact(), jax.enable_x64(True):
+    with exact(), jax.enable_x64(True), uncompiled():
         params = state(build(NET))
         for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
             save_adapter(build(NET), forms_by_name[name].config(), folder, seed=i)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -72,8 +73,9 @@ class Net(nnx.Module):
         return self.head(self.norm(run(self.layers, x)))
 
 
+@cache
 def net(**options: Any) -> Net:
-    """Returns a model."""
+    """Returns a model, the same one for equal options; no test changes it."""
     return Net(nnx.Rngs(0), **options)
 
 
@@ -154,7 +156,7 @@ def test_target_names_apply_to_stacked_layers() -> None:
     assert sites(target_modules=["layers.up"]) == {f"layers.{i}.up" for i in range(L)}
 
 
-@pytest.mark.parametrize("kind", ["lora", "oft"])
+@pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.thorough), "oft"])
 def test_every_layer_of_a_stack_is_trained(kind: str) -> None:
     """A new adapter does not change the outputs, and has a gradient at each site."""
     model = net()

@@ -24,10 +24,11 @@ from jaxmix.placement.layout import Place, libraries, named
 
 from ...goldens.image_layouts.state import state
 from ...laws.truth import fold
-from ...uncompiled import uncompiled
 
 GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "image_layouts").glob("*.json"))
 by_golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
+# The leaves have hundreds of shapes, and each would compile programs that run once.
+pytestmark = pytest.mark.usefixtures("no_compiling")
 
 # Tensors whose halves are swapped in a leaf, or are in another order in the last layer, and those
 # leaves, which have rules for the original names; and a buffer.
@@ -76,7 +77,7 @@ def test_every_tensor_is_at_its_place(path: Path) -> None:
         place = place_of(path, name)
         if place is None:
             continue
-        leaf = jnp.asarray(leaves[place.leaf], jnp.float32)
+        leaf = jnp.asarray(leaves[place.leaf].astype(np.float32))
         assert place.shape(leaf.shape) == tensor.shape, name
         if place.leaf in stored:
             np.testing.assert_array_equal(np.asarray(place.get(leaf)), tensor, err_msg=name)
@@ -173,8 +174,8 @@ def test_composed_trees_match_the_formulas(path: Path) -> None:
     """Every kind changes the library's tree, whose layout is inferred from its names."""
     _, leaves, tensors = golden(path)
     mixed = adapters(path)
-    with jax.enable_x64(True), uncompiled():
-        tree = nested({name: jnp.asarray(leaf, jnp.float64) for name, leaf in leaves.items()})
+    with jax.enable_x64(True):
+        tree = nested({name: jnp.asarray(leaf.astype(float)) for name, leaf in leaves.items()})
         new = flat(jaxmix.compose(tree, mixed))
         for name, tensor in tensors.items():
             site, _, part = name.rpartition(".")
@@ -406,8 +407,7 @@ def test_queries_and_keys_of_a_stack_stay_apart() -> None:
     )
     tree = jax.tree.map(lambda leaf: leaf + 1.0, tree_of("maxdiffusion-flux"))
     mixed = [Adapter(lora, 0.5, "lora"), Adapter(dora, 0.5, "dora")]
-    with uncompiled():
-        leaf = jaxmix.attach(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]["attn"]
-        weight = leaf["i_qkv"]["kernel"].apart()
-        expected = jaxmix.compose(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]
-        np.testing.assert_allclose(weight.dense(), expected["attn"]["i_qkv"]["kernel"], rtol=1e-5)
+    leaf = jaxmix.attach(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]["attn"]
+    weight = leaf["i_qkv"]["kernel"].apart()
+    expected = jaxmix.compose(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]
+    np.testing.assert_allclose(weight.dense(), expected["attn"]["i_qkv"]["kernel"], rtol=1e-5)

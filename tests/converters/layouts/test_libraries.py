@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from jaxmix.converters.layouts.maxtext import maxtext_gemma3
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.tree import Tree
 
-from ...uncompiled import uncompiled
 from .models import adapters, linears, state
 
+# The leaves have many shapes, and each would compile programs that run once.
+pytestmark = pytest.mark.usefixtures("no_compiling")
 GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "layouts").glob("*.json"))
 # Which table is for which golden, where it is not the library's name.
 TABLE: dict[str, Layout | str] = {
@@ -102,20 +104,41 @@ def test_library_matches_torch(path: Path) -> None:
     assert np.abs(outputs["base"] - outputs["composed"]).max() > 0.1
 
 
+_OUTPUTS = ("o_proj", "down_proj")
+
+
+@cache
+def mixed(kind: str) -> jaxmix.Mix:
+    """Returns a mix for the second layer: OFTs of the outputs of MLP and attention, else DoRAs.
+
+    What adds is the DoRA's too, and every kind is tried on every form of rule elsewhere.
+    """
+    _, oft, dora = (_at(part, ".1.") for part in adapters(kind).parts)
+    rotated = {site: update for site, update in oft.updates.items() if site.endswith(_OUTPUTS)}
+    rescaled = {site: update for site, update in dora.updates.items() if site not in rotated}
+    return jaxmix.mix(
+        jaxmix.Adapter(rotated, oft.strength, oft.name),
+        jaxmix.Adapter(rescaled, dora.strength, dora.name),
+    )
+
+
+@cache
+def composed(kind: str) -> dict[str, jax.Array]:
+    """Returns the flat dict of a kind with its mix, for all libraries that have this kind."""
+    return jaxmix.compose(state(kind), mixed(kind))
+
+
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_composed_trees_match(path: Path) -> None:
     """The layout is inferred, and the library's tree changes as the flat dict does."""
     _, leaves, _ = golden(path)
     kind = kind_of(path)
     layout = table(path) if path.stem.removesuffix("-unscanned") in SAID else None
-    # What adds is the DoRA's too, and every kind is tried on every form of rule elsewhere.
-    mixed = jaxmix.mix(*(_at(part, ".1.") for part in adapters(kind).parts[1:]))
-    with uncompiled():
-        expected = jaxmix.compose(state(kind), mixed)
-        tree = nested(leaves)
-        output = dict(
-            zip(leaves, _flat(jaxmix.compose(tree, mixed, layout=layout), leaves), strict=True)
-        )
+    expected = composed(kind)
+    tree = nested(leaves)
+    output = dict(
+        zip(leaves, _flat(jaxmix.compose(tree, mixed(kind), layout=layout), leaves), strict=True)
+    )
     for site in (s for s in linears(kind) if ".1." in s):
         (place,) = [p for p in table(path).places(site, "weight") if p.leaf in leaves]
         array = np.asarray(place.get(jnp.asarray(output[place.leaf])))
@@ -157,6 +180,6 @@ def test_every_table_has_a_golden() -> None:
 def test_torchax_keeps_the_state_dict() -> None:
     """Its tree is PyTorch's own, with its names and axes."""
     tensors = state("llama")
-    mixed = adapters("llama").parts[0]
-    plain, named_ = (jaxmix.compose(tensors, mixed, layout=layout) for layout in (None, "torchax"))
+    lora = adapters("llama").parts[0]
+    plain, named_ = (jaxmix.compose(tensors, lora, layout=layout) for layout in (None, "torchax"))
     assert all(bool((plain[name] == named_[name]).all()) for name in tensors)

@@ -163,7 +163,7 @@ def test_factored_leaves_match_the_composed(held: Held) -> None:
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True), uncompiled():
         params = jax.tree.map(jnp.asarray, old)
-        for mixed in (adapters(held)[:2], adapters(held)[2:4]):
+        for mixed in (adapters(held)[:2], adapters(held)[3:4]):
             leaves = jaxmix.attach(params, mixed, layout=layout)
             factored = [x for x in jax.tree.leaves(leaves, is_leaf=_held) if _held(x)]
             all_expected = jax.tree.leaves(jaxmix.compose(params, mixed, layout=layout))

@@ -90,9 +90,16 @@ def opened(folder: Path, dtype: torch.dtype) -> Any:
     return net.eval()
 
 
-@pytest.mark.parametrize("size", ["1GB", "3KB"])
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("names", [("lora", "loha", "oft"), ("oft", "lora"), ("head", "oft")])
+# Each mix, each dtype, and shards or none; `test_merge.py` has every dtype with and without shards.
+LOGITS = (
+    (("lora", "loha", "oft"), torch.float64, "1GB"),
+    (("lora", "loha", "oft"), torch.bfloat16, "3KB"),
+    (("oft", "lora"), torch.float32, "3KB"),
+    (("head", "oft"), torch.float32, "1GB"),
+)
+
+
+@pytest.mark.parametrize(("names", "dtype", "size"), LOGITS)
 def test_logits_of_peft(
     names: tuple[str, ...],
     dtype: torch.dtype,

@@ -34,7 +34,10 @@ PEFT = ("lora_A.weight", "lora_B.weight")
     [
         ("sd", ("unet", "text_encoder"), 2, "fp16", np.float16),
         ("sdxl", ("unet", "text_encoder", "text_encoder_2"), 1, "", np.float32),
-        ("sdxl", ("unet", "text_encoder", "text_encoder_2"), 1, "fp16", np.float16),
+        pytest.param(
+            *("sdxl", ("unet", "text_encoder", "text_encoder_2"), 1, "fp16", np.float16),
+            marks=pytest.mark.thorough,  # the rows around it have its variant and its components
+        ),
         ("flux", ("transformer", "text_encoder"), 3, "", ml_dtypes.bfloat16),
     ],
 )

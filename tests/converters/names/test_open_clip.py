@@ -147,10 +147,27 @@ def assert_equal(tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> Non
         np.testing.assert_allclose(np.asarray(tensors[name]), x, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "difference"])
+SPELLED = (
+    (SDXL, "lora_te2_"),
+    (SD2, "lora_te_"),
+    (REFINER, "text_encoder_2."),
+    (SD2, "text_encoder."),
+)
+OTHER_KINDS = ("dora", "loha", "lokr", "difference")
+
+
 @pytest.mark.parametrize(
-    ("at", "prefix"),
-    [(SDXL, "lora_te2_"), (SD2, "lora_te_"), (REFINER, "text_encoder_2."), (SD2, "text_encoder.")],
+    ("at", "prefix", "kind"),
+    [
+        *((*spelled, "lora") for spelled in SPELLED),
+        *((*SPELLED[0], kind) for kind in OTHER_KINDS),
+        # How the parts are joined depends on the kind, not on the spelling of their names.
+        *(
+            pytest.param(*spelled, kind, marks=pytest.mark.thorough)
+            for spelled in SPELLED[1:]
+            for kind in OTHER_KINDS
+        ),
+    ],
 )
 def test_text_encoder_of_a_single_file(at: str, prefix: str, kind: str, tmp_path: Path) -> None:
     """The file has the weights of transformers' modules with the adapter, joined afterwards."""

@@ -57,6 +57,7 @@ def composed(path: Path, base: dict[str, np.ndarray], **options: Any) -> dict[st
         return {name: np.asarray(leaf) for name, leaf in out.items()}
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize(("writer", "name", "is_float32"), CASES)
 def test_weights_match_the_original_forward(
     writer: str, name: str, is_float32: bool, folder: Path

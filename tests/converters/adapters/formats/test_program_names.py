@@ -3,6 +3,8 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ MODELS = "flux flux2 hidream hunyuan_video ltx lumina2 qwen_image sd3 wan z_imag
 Arrays = dict[str, np.ndarray]
 
 
+@cache
 def sides(name: str) -> tuple[Arrays, Arrays]:
     """A small model's weights in the original names and in those of diffusers."""
     (model,) = [model for model in image_models() if model.name == name]
@@ -113,6 +116,26 @@ def assert_close(tensors: Mapping[str, np.ndarray], expected: Mapping[str, np.nd
         np.testing.assert_allclose(tensors[key], x, atol=3e-6, err_msg=key)
 
 
+@dataclass(frozen=True)
+class Case:
+    """An adapter in the names of one scheme, and the weights of both schemes before and after."""
+
+    adapter: jaxmix.Adapter
+    original: Arrays
+    memory: Arrays
+    on_disk: Arrays
+    in_memory: Arrays
+
+
+@cache
+def case_of(model: str, scheme: str, kind: Callable[..., Update]) -> Case:
+    """An adapter of a kind on a small model, for all programs."""
+    original, memory = sides(model)
+    adapter = adapter_on(memory if scheme == "diffusers" else original, kind)
+    after = (composed(tree, adapter, model) for tree in (original, memory))
+    return Case(adapter, original, memory, *after)
+
+
 def exported(program: str, adapter: jaxmix.Adapter, folder: Path, **options: Any) -> Path:
     """A file, without its warnings."""
     with warnings.catch_warnings():
@@ -168,14 +191,13 @@ def test_lora_is_read_by_each_program(
     model: str, scheme: str, program: str, tmp_path: Path
 ) -> None:
     """LoRAs of either scheme have the same effect in every program, and in jaxmix."""
-    original, memory = sides(model)
-    adapter = adapter_on(memory if scheme == "diffusers" else original, lora)
-    file = exported(program, adapter, tmp_path, names=model)
-    in_memory, on_disk = composed(memory, adapter, model), composed(original, adapter, model)
-    reloaded = jaxmix.load(file, base=memory)
-    assert_close(composed(memory, reloaded, model), in_memory)
-    output = read_by(program, model, file, original, memory)
-    assert_close(output, in_memory if output.keys() == in_memory.keys() else on_disk)
+    case = case_of(model, scheme, lora)
+    file = exported(program, case.adapter, tmp_path, names=model)
+    reloaded = jaxmix.load(file, base=case.memory)
+    assert_close(composed(case.memory, reloaded, model), case.in_memory)
+    output = read_by(program, model, file, case.original, case.memory)
+    is_memory = output.keys() == case.in_memory.keys()
+    assert_close(output, case.in_memory if is_memory else case.on_disk)
 
 
 @pytest.mark.parametrize("kind", [dora, loha, lokr, diff, rotation], ids=lambda kind: kind.__name__)
@@ -185,21 +207,20 @@ def test_kinds_of_flux(
     program: str, scheme: str, kind: Callable[..., Update], tmp_path: Path
 ) -> None:
     """Every kind keeps its effect, or the error lists the kinds that diffusers reads."""
-    original, memory = sides("flux")
-    adapter = adapter_on(memory if scheme == "diffusers" else original, kind)
+    case = case_of("flux", scheme, kind)
     if program == "diffusers" and kind is not dora:
         with pytest.raises(UnsupportedError) as caught:
-            export_diffusers(adapter, tmp_path / "x.safetensors")
+            export_diffusers(case.adapter, tmp_path / "x.safetensors")
         if kind is not rotation or scheme == "diffusers":
             assert str(caught.value).startswith(
                 "style: files for diffusers hold LoRA and DoRA only, and "
             )
         return
-    file = exported(program, adapter, tmp_path)
-    in_memory, on_disk = composed(memory, adapter, "flux"), composed(original, adapter, "flux")
-    assert_close(composed(memory, jaxmix.load(file, base=memory), "flux"), in_memory)
-    output = read_by(program, "flux", file, original, memory)
-    assert_close(output, in_memory if program == "diffusers" else on_disk)
+    file = exported(program, case.adapter, tmp_path)
+    reloaded = jaxmix.load(file, base=case.memory)
+    assert_close(composed(case.memory, reloaded, "flux"), case.in_memory)
+    output = read_by(program, "flux", file, case.original, case.memory)
+    assert_close(output, case.in_memory if program == "diffusers" else case.on_disk)
 
 
 @pytest.mark.parametrize("scheme", ["diffusers", "original"])

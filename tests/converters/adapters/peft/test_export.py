@@ -171,6 +171,7 @@ def size(update: Any) -> tuple[int, int]:
     return (6, 4) if isinstance(update, LoHa | LoKr) else (update.b.shape[0], update.a.shape[1])
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("strength", [0.5, -2.0, 0.0, np.float32(0.25), jnp.float32(0.5)])
 @pytest.mark.parametrize("name", SCALED.split(", "))
 def test_strength_is_multiplied_into_the_scale(name: str, strength: Any, tmp_path: Path) -> None:
