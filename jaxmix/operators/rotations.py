@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmix.operators.backends import Backend, by_platform
+from jaxmix.operators.solving import inverse
+
 __all__ = [
     "MAX_TERMS",
     "blocks_side_by_side",
@@ -73,7 +76,8 @@ def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
 
     It is computed as ``2 (I − Q²)⁻¹ (I − Q) − I``. ``I − Q²`` is symmetric positive definite, so a
     Cholesky decomposition solves it. That compiles and runs much faster than LU with pivoting, but
-    loses precision where the norm of Q is far above 1.
+    loses precision where the norm of Q is far above 1. For a TPU, XLA unrolls decompositions of
+    small matrices; there it is ``2 (I + Q)⁻¹ − I`` by a loop, with about the same precision.
 
     Args:
         q: The matrices Q.
@@ -88,16 +92,32 @@ def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
         True
     """
     wide = q.astype(np.promote_types(q.dtype, np.float32))
-    eye = jnp.eye(q.shape[-1], dtype=wide.dtype)[None]
-    square = wide @ wide
+
+    def on_accelerator(backend: Backend, q: Array) -> Array:
+        return _cayley_in_loops(q) if backend.has_loops else _cayley_by_cholesky(q)
+
+    return by_platform(_cayley_by_cholesky, on_accelerator, wide).astype(q.dtype)
+
+
+def _cayley_by_cholesky(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
+    """``2 (I − Q²)⁻¹ (I − Q) − I``."""
+    eye = jnp.eye(q.shape[-1], dtype=q.dtype)[None]
+    square = q @ q
     factor = jax.lax.linalg.cholesky(eye - square, symmetrize_input=False)
-    half = jax.lax.linalg.triangular_solve(factor, eye - wide, left_side=True, lower=True)
+    half = jax.lax.linalg.triangular_solve(factor, eye - q, left_side=True, lower=True)
     inverse = jax.lax.linalg.triangular_solve(
         factor, half, left_side=True, lower=True, transpose_a=True
     )
     # Of infinite numbers LAPACK can make finite ones.
     is_finite = jnp.isfinite(square).all((1, 2), keepdims=True)
-    return jnp.where(is_finite, 2 * inverse - eye, jnp.nan).astype(q.dtype)
+    return jnp.where(is_finite, 2 * inverse - eye, jnp.nan)
+
+
+def _cayley_in_loops(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
+    """``2 (I + Q)⁻¹ − I``."""
+    eye = jnp.eye(q.shape[-1], dtype=q.dtype)[None]
+    is_finite = jnp.isfinite(jnp.sum(q * q, (1, 2), keepdims=True))
+    return jnp.where(is_finite, 2 * inverse(eye + q) - eye, jnp.nan)
 
 
 def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Array:

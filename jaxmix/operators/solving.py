@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxmix.operators.backends import Backend, by_platform
 
-__all__ = ["product", "solve", "solve_by_blocks"]
+__all__ = ["inverse", "product", "solve", "solve_by_blocks"]
 
 # The width of the TPU's matrix unit.
 _BLOCK = 128
@@ -110,6 +110,43 @@ def solve_by_blocks(a: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Arr
     system = jnp.concatenate([above, below])
     system = jax.lax.fori_loop(0, (n + more) // _BLOCK, _eliminate_block, system)
     return system[:n, n + more :]
+
+
+@jax.custom_jvp
+def inverse(a: Float[Array, "k n n"]) -> Float[Array, "k n n"]:
+    """Returns the inverses of matrices whose symmetric part is the identity, or larger.
+
+    These need no pivots: what an elimination leaves has such a symmetric part too.
+
+    Args:
+        a: The matrices, in float32 or wider.
+
+    Example:
+        >>> inverse(jnp.array([[[1.0, 1.0], [-1.0, 1.0]]])).tolist()
+        [[[0.5, -0.5], [0.5, 0.5]]]
+    """
+    count, n, _ = a.shape
+    if n > _BLOCK:
+        eye = jnp.eye(n, dtype=a.dtype)
+        return jax.vmap(lambda a: solve_by_blocks(a, eye))(a)
+    # The last axis fills the lanes of a TPU.
+    return jnp.moveaxis(jax.lax.fori_loop(0, n, _invert_column, jnp.moveaxis(a, 0, 2)), 2, 0)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    inverses = inverse(*primals)
+    return inverses, -_matmul(_matmul(inverses, tangents[0]), inverses)
+
+
+def _invert_column(k: Array, a: Float[Array, "n n k"]) -> Float[Array, "n n k"]:
+    """One step of an inversion in place by Gauss-Jordan elimination."""
+    is_pivot = (jnp.arange(a.shape[0], dtype=k.dtype) == k)[:, None]
+    column = jax.lax.dynamic_index_in_dim(a, k, 1, keepdims=False)
+    row = jax.lax.dynamic_index_in_dim(a, k, 0, keepdims=False)
+    row = jnp.where(is_pivot, 1, row) / jax.lax.dynamic_index_in_dim(row, k, 0)
+    others = jnp.where(is_pivot[None], 0, a) - column[:, None] * row[None]
+    return jnp.where(is_pivot[:, None], row[None], others)
 
 
 def _eliminate_block(block: Array, system: Array) -> Array:
