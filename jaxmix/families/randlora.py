@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Dense
+from jaxmix.operators.solving import product
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["RandLoRA"]
@@ -66,7 +67,7 @@ class RandLoRA(Update):
         weights = strength * self.scale * self.weights
         inner = weights[:, :, None] * self.a[:, :, :small] * self.gamma[None]
         outer = self.b[:large, :bases].reshape(large, -1)
-        delta = outer @ inner.reshape(-1, small)
+        delta = product(outer, inner.reshape(-1, small), precision=None)
         return shift(Dense(delta if small == in_size else delta.T))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:

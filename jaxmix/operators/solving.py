@@ -4,6 +4,7 @@ Compiled for a v5e at 1024 × 4096 × 4096, one float32 product takes 14 to 21 s
 loop over rows alone it takes from 1 to 26 s, by the layouts that XLA chooses for its operands.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -17,48 +18,64 @@ __all__ = ["inverse", "product", "solve", "solve_by_blocks"]
 
 # The width of the TPU's matrix unit.
 _BLOCK = 128
-# The rows and the inner dimension of a product in one iteration.
-_ROWS, _INNER = 256, 512
+# The rows, the inner dimension and the columns of a product in one iteration, at most. XLA unrolls
+# a product whose operands are in the chip's fast memory.
+_BLOCKS = 1024, 512, 512
 
 
-def product(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n m"]:
-    """Returns ``A B`` at the highest precision.
+def product(
+    a: Float[Array, "n k"], b: Float[Array, "k m"], *, precision: str | None = "highest"
+) -> Float[Array, "n m"]:
+    """Returns ``A B``.
 
     Args:
         a: A, in float32 or wider.
-        b: B. For a TPU it should not be a transpose: XLA would transpose it in each iteration, and
-            compile for as long as without a loop.
+        b: B.
+        precision: The precision, as in `jax.numpy.matmul`; None for that of the context.
 
     Example:
         >>> product(jnp.eye(2), jnp.array([[2.0], [3.0]])).tolist()
         [[2.0], [3.0]]
     """
+    plain = partial(jnp.matmul, precision=precision)
 
     def on_accelerator(backend: Backend, a: Array, b: Array) -> Array:
-        return _product_in_blocks(a, b) if backend.has_loops else _matmul(a, b)
+        return _product_in_blocks(a, b, plain) if backend.has_loops else plain(a, b)
 
-    return by_platform(_matmul, on_accelerator, a, b)
+    return by_platform(plain, on_accelerator, a, b)
 
 
 def _matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-def _product_in_blocks(a: Array, b: Array) -> Array:
-    """The product by loops over the rows of A and over the inner dimension."""
-    count, dtype = -(-a.shape[1] // _INNER), jnp.result_type(a, b)
-    more = count * _INNER - a.shape[1]
-    a, b = jnp.pad(a, ((0, 0), (0, more))), jnp.pad(b, ((0, more), (0, 0)))
+def _product_in_blocks(a: Array, b: Array, plain: Callable[[Array, Array], Array]) -> Array:
+    """The product by loops over blocks of the result and over the inner dimension."""
+    (n, k), m = a.shape, b.shape[1]
+    counts = [-(-size // block) for size, block in zip((n, k, m), _BLOCKS, strict=True)]
+    rows, inner, cols = (-(-size // count) for size, count in zip((n, k, m), counts, strict=True))
+    a = jnp.pad(a, ((0, counts[0] * rows - n), (0, counts[1] * inner - k)))
+    b = jnp.pad(b, ((0, counts[1] * inner - k), (0, counts[2] * cols - m)))
 
-    def of_row(row: Array) -> Array:
-        def step(i: Array, total: Array) -> Array:
-            start = i * _INNER
-            part = jax.lax.dynamic_slice_in_dim(row, start, _INNER)
-            return total + _matmul(part, jax.lax.dynamic_slice_in_dim(b, start, _INNER))
+    numbers = [jnp.arange(count, dtype=np.int32) for count in counts]
 
-        return jax.lax.fori_loop(0, count, step, jnp.zeros(b.shape[1], dtype))
+    # Otherwise a gradient stores the operands of all iterations.
+    @jax.checkpoint
+    def block(i: Array, j: Array) -> Array:
+        def step(total: Array, k: Array) -> tuple[Array, None]:
+            left = jax.lax.dynamic_slice(a, (i * rows, k * inner), (rows, inner))
+            right = jax.lax.dynamic_slice(b, (k * inner, j * cols), (inner, cols))
+            return total + plain(left, right), None
 
-    return jax.lax.map(of_row, a, batch_size=_ROWS)
+        zeros = jnp.zeros((rows, cols), jnp.result_type(a, b))
+        return jax.lax.scan(step, zeros, numbers[1])[0]
+
+    def strip(i: Array) -> Array:
+        blocks = jax.lax.map(lambda j: block(i, j), numbers[2])
+        return jnp.moveaxis(blocks, 0, 1).reshape(rows, -1)
+
+    strips = jax.lax.map(strip, numbers[0])
+    return strips.reshape(-1, strips.shape[2])[:n, :m]
 
 
 def solve(a: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]:
