@@ -20,7 +20,7 @@ from jaxmix.pytrees import register_dataclass
 __all__ = ["FourierFT"]
 
 # The coefficients that are added at once; their low rank has twice this rank.
-_RUN = 256
+_RUN = 128
 
 
 @register_dataclass

@@ -20,7 +20,7 @@ __all__ = ["inverse", "product", "solve", "solve_by_blocks"]
 _BLOCK = 128
 # The rows, the inner dimension and the columns of a product in one iteration, at most. XLA unrolls
 # a product whose operands are in the chip's fast memory.
-_BLOCKS = 1024, 512, 512
+_BLOCKS = 512, 512, 512
 
 
 def product(
