@@ -122,4 +122,4 @@ def _by_waves(kernels: Float[Array, "m n b"], x: Float[Array, "n b c"]) -> Array
     products = jnp.einsum("fsmtn,ftnc->fsmc", turned, parts)
     # Each frequency stands for its negative too, except for 0 and the last one of an even size.
     weights = jnp.where((f == 0) | (2 * f == size), 1, 2).astype(x.dtype) / size
-    return exact("fsmc,sbf->mbc", products, waves * weights.T)
+    return exact("fsmc,sbf->mbc", products, waves * weights.T[None])
