@@ -1,7 +1,7 @@
 """RandLoRA: fixed random bases shared by all sites, combined to full rank at each site."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,18 @@ def _product(outer: Float[Array, "large nr"], inner: Float[Array, "nr small"]) -
     def on_accelerator(backend: Backend, outer: Array, inner: Array) -> Array:
         if not (backend.has_split_products and is_exact):
             return outer @ inner
-        factors = backend.prepared(LowRank(outer, inner))
-        return backend.matmul(factors.b, factors.a, outer.dtype)
+
+        # Gradients of the parts would be bfloat16 numbers.
+        @jax.custom_jvp
+        def split_product(outer: Array, inner: Array) -> Array:
+            factors = backend.prepared(LowRank(outer, inner))
+            return backend.matmul(factors.b, factors.a, outer.dtype)
+
+        def derivative(primals: Any, tangents: Any) -> tuple[Array, Array]:
+            (x, y), (dx, dy) = primals, tangents
+            return split_product(x, y), dx @ y + x @ dy
+
+        split_product.defjvp(derivative)
+        return split_product(outer, inner)
 
     return by_platform(jnp.matmul, on_accelerator, outer, inner)
