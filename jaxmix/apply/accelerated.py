@@ -24,6 +24,7 @@ from jaxmix.operators import (
     Kronecker,
     LowRank,
     Operator,
+    Product,
 )
 from jaxmix.operators.adding import added_in_one_pass, plus, prepared
 from jaxmix.operators.backends import Backend
@@ -96,6 +97,8 @@ def _in_large_blocks(step: AffineMap) -> AffineMap:
     """The same step, with blocks that fill the matrix units."""
 
     def large(side: Operator) -> Operator:
+        if isinstance(side, Product):
+            return Product(large(side.first), large(side.second))
         if not isinstance(side, BlockDiagonal) or BLOCK % side.block_size or side.shape[0] % BLOCK:
             return side
         return side.coarse(BLOCK)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import pairwise
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -108,11 +109,14 @@ class BOFT(Update):
         """Returns the butterfly of these blocks."""
         by_factor = blocks.reshape(self.generator.shape)
         factors: list[Operator] = [BlockDiagonal(factor, 1) for factor in by_factor]
-        if self.orders is not None:
-            permutations = [Permutation(order) for order in as_int32(self.orders)]
-            pairs = zip(permutations, factors, strict=True)
-            factors = [multiply(multiply(p, d), p.T) for p, d in pairs]
-        return reduce(lambda before, after: multiply(after, before), factors)
+        if self.orders is None:
+            return reduce(lambda before, after: multiply(after, before), factors)
+        permutations = [Permutation(order) for order in as_int32(self.orders)]
+        # Between two factors, the inverse of a permutation and the next one are one permutation.
+        between = [multiply(after.T, before) for before, after in pairwise(permutations)]
+        steps = zip(factors, [permutations[0].T, *between], strict=True)
+        turned = [multiply(factor, permutation) for factor, permutation in steps]
+        return multiply(permutations[-1], reduce(lambda x, y: multiply(y, x), turned))
 
     def _rescaling(self, strength: Float[Array, ""]) -> Float[Array, " out"]:
         """Returns r at a strength."""

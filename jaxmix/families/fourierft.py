@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -12,9 +13,14 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.families.positions import position_misfit
 from jaxmix.operators import Dense, LowRank, Operator
+from jaxmix.operators.backends import Backend, by_platform
+from jaxmix.operators.solving import product
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["FourierFT"]
+
+# The coefficients that are added at once; their low rank has twice this rank.
+_RUN = 128
 
 
 @register_dataclass
@@ -79,10 +85,41 @@ class FourierFT(Update):
 
 
 def _inverse(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:
-    """Computes Δ with the inverse transform of the whole spectrum."""
+    """Computes Δ as a dense matrix.
+
+    A TPU's compiler takes a minute for the transform of a spectrum (1024, 4096). There Δ is a sum
+    of low ranks.
+    """
     exact = jnp.asarray(values, np.promote_types(values.dtype, np.float32))
-    spectrum = jnp.zeros(shape, exact.dtype).at[indices[0], indices[1]].add(exact)
-    return Dense(jnp.fft.ifft2(spectrum).real.astype(values.dtype))
+
+    def by_transform(values: Array, indices: Array) -> Array:
+        spectrum = jnp.zeros(shape, values.dtype).at[indices[0], indices[1]].add(values)
+        return jnp.fft.ifft2(spectrum).real
+
+    def on_accelerator(backend: Backend, values: Array, indices: Array) -> Array:
+        by_xla = backend.has_transforms
+        return by_transform(values, indices) if by_xla else _sum_of_waves(values, indices, shape)
+
+    delta = by_platform(by_transform, on_accelerator, exact, jnp.asarray(indices))
+    return Dense(delta.astype(values.dtype))
+
+
+def _sum_of_waves(
+    values: Float[Array, " n"], indices: Int[Array, "2 n"], shape: tuple[int, int]
+) -> Float[Array, "out in"]:
+    """Computes Δ by a loop over runs of coefficients."""
+    more = -values.shape[0] % _RUN
+    runs = jnp.pad(values, (0, more)).reshape(-1, _RUN)
+    places = jnp.pad(indices, ((0, 0), (0, more))).reshape(2, -1, _RUN)
+
+    # A gradient computes the waves again instead of storing all of them.
+    @jax.checkpoint
+    def add_run(total: Array, run: tuple[Array, Array]) -> tuple[Array, None]:
+        waves = _waves(*run, shape)
+        return total + product(waves.b, waves.a), None
+
+    zeros = jnp.zeros(shape, values.dtype)
+    return jax.lax.scan(add_run, zeros, (runs, jnp.moveaxis(places, 1, 0)))[0]
 
 
 def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:

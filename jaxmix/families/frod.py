@@ -11,6 +11,7 @@ from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.operators import Dense, Sparse
+from jaxmix.operators.scattering import scattered
 from jaxmix.operators.solving import product, solve
 from jaxmix.pytrees import register_dataclass
 
@@ -65,7 +66,7 @@ class FRoD(Update):
         """``(I, I, s·(U (S + diag(l)) Vᵀ − W₀))``."""
         w, v = base.read("matrix"), jnp.asarray(self.v)
         inner = Sparse(jnp.asarray(self.values), as_int32(self.indices), *v.shape)
-        coefficients = inner.T.added_to(jnp.diag(jnp.asarray(self.lengths)))
+        coefficients = scattered(jnp.diag(jnp.asarray(self.lengths)), inner.T)
         directions = _directions(w, v) if self.directions is None else self.directions
         directions = jnp.asarray(directions)
         # The order that takes fewer operations.

@@ -1,13 +1,16 @@
 """RandLoRA: fixed random bases shared by all sites, combined to full rank at each site."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.operators import Dense
+from jaxmix.operators import Dense, LowRank
+from jaxmix.operators.backends import Backend, by_platform
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["RandLoRA"]
@@ -66,7 +69,7 @@ class RandLoRA(Update):
         weights = strength * self.scale * self.weights
         inner = weights[:, :, None] * self.a[:, :, :small] * self.gamma[None]
         outer = self.b[:large, :bases].reshape(large, -1)
-        delta = outer @ inner.reshape(-1, small)
+        delta = _product(outer, inner.reshape(-1, small))
         return shift(Dense(delta if small == in_size else delta.T))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
@@ -90,3 +93,31 @@ class RandLoRA(Update):
     def size(self) -> str:
         """The number of bases and their rank."""
         return f"{self.weights.shape[1]} bases of rank {self.weights.shape[0]}"
+
+
+def _product(outer: Float[Array, "large nr"], inner: Float[Array, "nr small"]) -> Array:
+    """Returns ``outer inner``.
+
+    A TPU's compiler takes 10 s for this product at the highest precision, and 4 s if its factors
+    are split.
+    """
+    is_exact = jax.config.jax_default_matmul_precision == "highest"
+
+    def on_accelerator(backend: Backend, outer: Array, inner: Array) -> Array:
+        if not (backend.has_split_products and is_exact):
+            return outer @ inner
+
+        # Gradients of the parts would be bfloat16 numbers.
+        @jax.custom_jvp
+        def split_product(outer: Array, inner: Array) -> Array:
+            factors = backend.prepared(LowRank(outer, inner))
+            return backend.matmul(factors.b, factors.a, outer.dtype)
+
+        def derivative(primals: Any, tangents: Any) -> tuple[Array, Array]:
+            (x, y), (dx, dy) = primals, tangents
+            return split_product(x, y), dx @ y + x @ dy
+
+        split_product.defjvp(derivative)
+        return split_product(outer, inner)
+
+    return by_platform(jnp.matmul, on_accelerator, outer, inner)

@@ -41,6 +41,7 @@ class Backend:
         has_split_products: Whether float32 products become one bfloat16 product of split factors.
         has_tiles: Whether arrays are stored in tiles, and XLA chooses their order.
         has_loops: Whether large products and decompositions are loops, as XLA would unroll them.
+        has_transforms: Whether XLA compiles Fourier transforms in seconds.
         block_size: Tokens are rotated in blocks of at least this size, where they fit.
         least_tokens: Fewer tokens are filled up with zeros.
     """
@@ -50,6 +51,7 @@ class Backend:
     has_split_products: bool
     has_tiles: bool
     has_loops: bool
+    has_transforms: bool
     block_size: int = 1
     least_tokens: int = 1
 
@@ -123,13 +125,19 @@ TPU = Backend(
     has_split_products=True,
     has_tiles=True,
     has_loops=True,
+    has_transforms=False,
     block_size=128,
     least_tokens=8,
 )
 # Above a rank of 32, the sum's loads from the caches are expected to cost more than Δ's in HBM;
 # without a GPU, neither was measured.
 GPU = Backend(
-    khatri_rao_rank=0, summed_rank=32, has_split_products=False, has_tiles=False, has_loops=False
+    khatri_rao_rank=0,
+    summed_rank=32,
+    has_split_products=False,
+    has_tiles=False,
+    has_loops=False,
+    has_transforms=True,
 )
 
 # A GPU's sums are over this many numbers each. Longer ones are kernels of their own: one from 32,

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmix.operators.backends import Backend, by_platform
 from jaxmix.operators.base import Operator, slice_indices
 from jaxmix.operators.blocks import covering_blocks, rows_within
 from jaxmix.operators.compound import Product
@@ -14,6 +16,9 @@ from jaxmix.operators.simple import Zero
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["Circulant"]
+
+# Larger blocks are left to XLA's transforms: the matrices of waves have a block's size.
+_LARGEST = 4096
 
 
 @register_dataclass
@@ -58,10 +63,13 @@ class Circulant(Operator):
         _, n, b = self.kernels.shape
         out_dtype = jnp.result_type(self.kernels, x)
         dtype = np.promote_types(out_dtype, np.float32)  # the FFT needs at least float32
-        waves = jnp.fft.rfft(jnp.asarray(self.kernels).astype(dtype), axis=2)
-        parts = jnp.fft.rfft(x.reshape(n, b, count).astype(dtype), axis=1)
-        # The kernel's conjugate makes it a correlation (q − p) instead of a convolution (p − q).
-        out = jnp.fft.irfft(jnp.einsum("mnf,nfc->mfc", waves.conj(), parts), b, axis=1)
+        kernels, parts = jnp.asarray(self.kernels).astype(dtype), x.reshape(n, b, count)
+
+        def on_accelerator(backend: Backend, kernels: Array, parts: Array) -> Array:
+            by_xla = backend.has_transforms or b > _LARGEST
+            return (_by_transforms if by_xla else _by_waves)(kernels, parts)
+
+        out = by_platform(_by_transforms, on_accelerator, kernels, parts.astype(dtype))
         return out.reshape(self.shape[0], count).astype(out_dtype)
 
     def rows(self, part: slice) -> Operator:
@@ -87,3 +95,31 @@ class Circulant(Operator):
         m, n, b = self.kernels.shape
         transform = int(2.5 * b * math.log2(max(b, 2)))
         return (m * n + (m + n) * count) * transform + 8 * m * n * (b // 2 + 1) * count
+
+
+def _by_transforms(kernels: Float[Array, "m n b"], x: Float[Array, "n b c"]) -> Array:
+    """The product (m, b, c) by real Fourier transforms."""
+    waves, parts = jnp.fft.rfft(kernels, axis=2), jnp.fft.rfft(x, axis=1)
+    # The kernel's conjugate makes it a correlation (q − p) instead of a convolution (p − q).
+    return jnp.fft.irfft(jnp.einsum("mnf,nfc->mfc", waves.conj(), parts), x.shape[1], axis=1)
+
+
+def _by_waves(kernels: Float[Array, "m n b"], x: Float[Array, "n b c"]) -> Array:
+    """The same by products with cosines and sines.
+
+    For 2048 tokens and blocks of 256, a v5e's compiler takes 44 s for the transforms and 6 s for
+    these products, and expects the products to take a third of the time.
+    """
+    size = x.shape[1]
+    count, exact = size // 2 + 1, partial(jnp.einsum, precision="highest")
+    # XLA computes them: as constants they would be as large as a block.
+    at, f = (jnp.arange(n, dtype=np.int32)[:, None] for n in (size, count))
+    angles = (at * f.T % size).astype(x.dtype) * (2 * math.pi / size)
+    waves = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    spectrum, parts = exact("mnb,tbf->ftmn", kernels, waves), exact("nbc,tbf->ftnc", x, waves)
+    cosines, sines = spectrum[:, 0], spectrum[:, 1]
+    turned = jnp.stack([jnp.stack([cosines, sines], 2), jnp.stack([-sines, cosines], 2)], 1)
+    products = jnp.einsum("fsmtn,ftnc->fsmc", turned, parts)
+    # Each frequency stands for its negative too, except for 0 and the last one of an even size.
+    weights = jnp.where((f == 0) | (2 * f == size), 1, 2).astype(x.dtype) / size
+    return exact("fsmc,sbf->mbc", products, waves * weights.T[None])

@@ -6,6 +6,7 @@ It prints each figure as soon as it is known, with the seconds since the start, 
 table as soon as it is complete.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from jaxmix import Bank
 
 from ..benchmarks.chips import MODELS
 from ..house.sources import ROOT
-from . import llama
+from . import compile_times, llama
 from .compilers import GOALS, MIXES, TPUS, Program, compiled, has_tpu_compiler, ratio, update
 from .gpu import has_gpu_compiler
 from .llama import LLAMA_8B
@@ -200,6 +201,39 @@ def seconds() -> Table:
     return Table(("program", "s"), tuple(rows))
 
 
+# Families that take longer than this have rows of their own.
+LONG = 5
+
+
+def families() -> Table:
+    """The seconds of CPU time to compile each family, for one weight."""
+    found: dict[str, dict[str, float]] = {}
+    for kind, program, took in compile_times.measured(compile_times.KINDS):
+        say("compile", kind, program, "stopped" if took is None else f"{took:.1f} s of CPU time")
+        found.setdefault(kind, {})[program] = math.inf if took is None else took
+    rows = by_family(found)
+    return Table(("family", "`compose`", f"unmerged, {compile_times.TOKENS} tokens"), rows)
+
+
+def by_family(found: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], ...]:
+    """Returns a row for each family that takes long, and one row for all others.
+
+    Args:
+        found: The seconds of each program of each family; infinity if it was stopped.
+    """
+
+    def cell(seconds: float) -> str:
+        return f"{seconds:.1f}" if seconds < math.inf else f"over {compile_times.LIMIT}"
+
+    long = {kind: times for kind, times in found.items() if max(times.values()) > LONG}
+    rows = [(kind, *map(cell, times.values())) for kind, times in sorted(long.items())]
+    others = [tuple(times.values()) for kind, times in found.items() if kind not in long]
+    if others:
+        most = (f"at most {max(column):.1f}" for column in zip(*others, strict=True))
+        rows.append((f"the other {len(others)}", *most))
+    return tuple(rows)
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -234,6 +268,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Table]]] = {
     "factored": (DOCS / "accelerators.md", factored),
     "bank": (DOCS / "accelerators.md", bank),
     "seconds": (DOCS / "accelerators.md", seconds),
+    "families": (DOCS / "accelerators.md", families),
     "memory": (DOCS / "scale.md", memory),
 }
 

@@ -1,11 +1,14 @@
 """Circulant blocks large enough for Fourier transforms to be cheaper."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmix.operators import Circulant
+from jaxmix.operators import Circulant, backends
+from jaxmix.operators import circulant as module
 
 from .kinds import close
 
@@ -40,3 +43,22 @@ def test_16_bits_are_computed_in_float32() -> None:
     assert product.dtype == jnp.bfloat16
     exact = np.asarray(narrow.kernels, np.float32).sum()
     np.testing.assert_allclose(np.asarray(product, np.float32), exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("b", [60, 61], ids=["even", "odd"])
+def test_waves_equal_transforms(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TPU's form, in both precisions, with its gradient."""
+    op, x = circulant(2, 3, b), jnp.asarray(np.random.default_rng(0).normal(size=(3 * b, 40)))
+    truth = np.asarray(op.dense()) @ np.asarray(x)
+
+    def on_tpu(cpu: Any, accelerator: Any, *operands: Any) -> Any:
+        return accelerator(backends.TPU, *operands)
+
+    slope = jax.grad(lambda kernels: jnp.sum((Circulant(kernels) @ x) ** 2))
+    expected = slope(op.kernels)
+    monkeypatch.setattr(module, "by_platform", on_tpu)
+    assert "fft" not in str(jax.make_jaxpr(lambda o, v: o @ v)(op, x))
+    close(op @ x, truth)
+    close(slope(op.kernels), expected)
+    narrow = Circulant(op.kernels.astype(np.float32)) @ x.astype(np.float32)
+    np.testing.assert_allclose(narrow, truth, atol=1e-6 * np.abs(truth).max())
