@@ -25,9 +25,8 @@ __all__ = [
 # The most terms of a series: each term is a separate product in the program.
 MAX_TERMS = 1000
 
-# For at least so many matrices of at most this size, an inversion in a loop takes a TPU less time:
-# for 1024 of 8 × 8 a v5e's compiler expects 0.7 times that of a decomposition, for 32 of 32 × 32
-# 3.5 times.
+# For at least this many matrices of at most this size, a TPU inverts faster in a loop: for 1024 of
+# 8 × 8, a v5e's compiler expects 0.7 times the time of a decomposition; for 32 of 32 × 32, 3.5 times.
 _SMALL = 16
 
 
@@ -81,8 +80,8 @@ def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
 
     It is computed as ``2 (I − Q²)⁻¹ (I − Q) − I``. ``I − Q²`` is symmetric positive definite, so a
     Cholesky decomposition solves it. That compiles and runs much faster than LU with pivoting, but
-    loses precision where the norm of Q is far above 1. For a TPU, XLA
-    compiles decompositions of many small matrices for 12 s; there they are ``2 (I + Q)⁻¹ − I``.
+    loses precision where the norm of Q is far above 1. A TPU's compiler takes 12 s to compile the
+    decompositions of many small matrices; there it is computed as ``2 (I + Q)⁻¹ − I``.
 
     Args:
         q: The matrices Q.

@@ -1,4 +1,4 @@
-"""The sum of a matrix and many single numbers, in a form that a TPU compiler handles in seconds."""
+"""The sum of a matrix and many single numbers, which a TPU's compiler compiles in seconds."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxmix.operators.sparse import Sparse
 
 __all__ = ["scattered"]
 
-# XLA sorts the numbers by position, and compiles the sort of 170,000 numbers for 13 s.
+# XLA sorts the numbers by position; it takes 13 s to compile a sort of 170,000 numbers.
 _RUN = 4096
 
 
