@@ -26,7 +26,7 @@ __all__ = [
 MAX_TERMS = 1000
 
 # For at least this many matrices of at most this size, a TPU inverts faster in a loop: for 1024 of
-# 8 × 8, a v5e's compiler expects 0.7 times the time of a decomposition; for 32 of 32 × 32, 3.5 times.
+# 8 × 8, its compiler expects 0.7 times the time of a decomposition; for 32 of 32 × 32, 3.5 times.
 _SMALL = 16
 
 
