@@ -278,6 +278,9 @@ def test_components_of_a_pipeline(tmp_path: Path) -> None:
         # diffusers renames CLIP's modules in the keys only, so the file has no metadata.
         assert file.metadata() == {"format": "pt"}
         assert f"text_encoder_2.text_model.{clip}.lora_A.weight" in file.keys()
+    projection = {f"unet.{sdxl}": update, "text_encoder_2.text_projection": update}
+    keys = set(load_file(exported("comfyui", jaxmix.Adapter(projection), tmp_path)))
+    assert "text_encoders.clip_g.transformer.text_projection.alpha" in keys
     only_text = jaxmix.Adapter({f"text_model.{clip}": update, "text_projection": update})
     keys = set(load_file(exported("comfyui", only_text, tmp_path)))
     assert f"text_encoder.text_model.{clip}.alpha" in keys
