@@ -202,8 +202,7 @@ def seconds() -> Table:
     return Table(("program", "s"), tuple(rows))
 
 
-# Families that take longer than this have rows of their own.
-LONG = 5
+LONG = 5  # a family that takes longer has its own row
 
 
 def families() -> Table:
@@ -226,8 +225,8 @@ def by_family(found: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], ...]
     def cell(seconds: float) -> str:
         return f"{seconds:.1f}" if seconds < math.inf else f"over {compile_times.LIMIT}"
 
-    long = {kind: times for kind, times in found.items() if max(times.values()) > LONG}
-    rows = [(kind, *map(cell, times.values())) for kind, times in sorted(long.items())]
+    long = {kind: times for kind, times in sorted(found.items()) if max(times.values()) > LONG}
+    rows = [(kind, *map(cell, times.values())) for kind, times in long.items()]
     others = [tuple(times.values()) for kind, times in found.items() if kind not in long]
     if others:
         most = (f"at most {max(column):.1f}" for column in zip(*others, strict=True))
