@@ -122,7 +122,7 @@ def _sum_of_waves(
     return jax.lax.scan(add_run, zeros, (runs, jnp.moveaxis(places, 1, 0)))[0]
 
 
-def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:
+def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> LowRank:
     """Computes Δ as a low rank with ``cos(α + β) = cos α cos β − sin α sin β``."""
     exact = np.promote_types(values.dtype, np.float32)
     rows, cols = (_angles(jnp.asarray(i), n, exact) for i, n in zip(indices, shape, strict=True))

@@ -101,7 +101,7 @@ def _product(outer: Float[Array, "large nr"], inner: Float[Array, "nr small"]) -
     A TPU's compiler takes 10 s for this product at the highest precision, and 4 s if its factors
     are split.
     """
-    is_exact = jax.config.jax_default_matmul_precision == "highest"
+    is_exact = getattr(jax.config, "jax_default_matmul_precision", None) == "highest"
 
     def on_accelerator(backend: Backend, outer: Array, inner: Array) -> Array:
         if not (backend.has_split_products and is_exact):

@@ -135,3 +135,4 @@ def measured(kinds: list[str]) -> Iterator[tuple[str, str, float | None]]:
                     pool.terminate()
                     yield kind, program, None
                     break
+        pool.join()  # counts its CPU time as this process's

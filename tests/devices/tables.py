@@ -7,6 +7,7 @@ table as soon as it is complete.
 """
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from .llama import LLAMA_8B
 from .sharded_memory import USES
 from .test_compiled_factored import attached
 
-__all__ = ["TABLES", "Table", "main", "written"]
+__all__ = ["TABLES", "Table", "by_family", "main", "written"]
 
 CHIPS = {"v5e": "v5e", "v6e": "v6e", "tpu7x": "tpu7x", "h100": "H100"}
 SHAPES = ((14336, 4096), (4096, 14336), (1024, 4096))
@@ -201,8 +202,7 @@ def seconds() -> Table:
     return Table(("program", "s"), tuple(rows))
 
 
-# Families that take longer than this have rows of their own.
-LONG = 5
+LONG = 5  # a family that takes longer has its own row
 
 
 def families() -> Table:
@@ -225,8 +225,8 @@ def by_family(found: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], ...]
     def cell(seconds: float) -> str:
         return f"{seconds:.1f}" if seconds < math.inf else f"over {compile_times.LIMIT}"
 
-    long = {kind: times for kind, times in found.items() if max(times.values()) > LONG}
-    rows = [(kind, *map(cell, times.values())) for kind, times in sorted(long.items())]
+    long = {kind: times for kind, times in sorted(found.items()) if max(times.values()) > LONG}
+    rows = [(kind, *map(cell, times.values())) for kind, times in long.items()]
     others = [tuple(times.values()) for kind, times in found.items() if kind not in long]
     if others:
         most = (f"at most {max(column):.1f}" for column in zip(*others, strict=True))
@@ -288,9 +288,9 @@ def main(names: Sequence[str]) -> None:
     versions = f"JAX {version('jax')}, libtpu {version('libtpu')}"
     for name in names or TABLES:
         page, make = TABLES[name]
-        before = time.process_time()
+        before = sum(os.times()[:4])  # with that of processes that ended
         table = make()
-        minutes = (time.process_time() - before) / 60
+        minutes = (sum(os.times()[:4]) - before) / 60
         content = f"{table.markdown()}\n\n{versions}; {minutes:.1f} minutes of CPU time."
         page.write_text(written(page.read_text(encoding="utf-8"), name, content), encoding="utf-8")
         say("written:", name, "in", page.relative_to(ROOT))

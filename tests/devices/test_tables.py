@@ -1,8 +1,10 @@
 """The tables that ``make aot`` writes stand on their pages."""
 
+import math
+
 import pytest
 
-from .tables import END, TABLES, Table, main, written
+from .tables import END, TABLES, Table, by_family, main, written
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -28,3 +30,15 @@ def test_unknown_table_is_refused() -> None:
     """A mistyped name lists those that exist."""
     with pytest.raises(SystemExit, match=r"unknown tables \['compse'\]; there are compose, "):
         main(["compse"])
+
+
+def test_families_that_compile_fast_share_a_row() -> None:
+    """A family with one slow program has its own row; a stopped compilation is said to be."""
+    found = {
+        "B": {"compose": 1.0, "unmerged": 5.1},
+        "A": {"compose": math.inf, "unmerged": 0.5},
+        "C": {"compose": 2.0, "unmerged": 3.0},
+        "D": {"compose": 4.0, "unmerged": 1.0},
+    }
+    others = ("the other 2", "at most 4.0", "at most 3.0")
+    assert by_family(found) == (("A", "over 120", "0.5"), ("B", "1.0", "5.1"), others)
