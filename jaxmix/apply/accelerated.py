@@ -28,6 +28,7 @@ from jaxmix.operators import (
 )
 from jaxmix.operators.adding import added_in_one_pass, plus, prepared
 from jaxmix.operators.backends import Backend
+from jaxmix.operators.loops import carry
 from jaxmix.operators.sharded import sharded_matmul, transposed_sharding
 from jaxmix.placement.form import arithmetic
 
@@ -165,7 +166,8 @@ def _by_slabs(
             x = plus(backend, x.astype(wide), terms)
         return jax.lax.dynamic_update_slice_in_dim(matrix, x.astype(matrix.dtype), start, axis)
 
-    return jax.lax.fori_loop(0, matrix.shape[axis] // SLAB, change, matrix, unroll=UNROLL)
+    start = carry(matrix, steps)
+    return jax.lax.fori_loop(0, matrix.shape[axis] // SLAB, change, start, unroll=UNROLL)
 
 
 def _slab_step(backend: Backend, step: AffineMap, axis: Literal[0, 1]) -> _SlabStep:

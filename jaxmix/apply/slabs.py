@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxmix.operators import Dense, Hadamard, Kronecker, LowRank, Operator
+from jaxmix.operators.loops import carry
 
 __all__ = ["added", "has_slabs"]
 
@@ -50,7 +51,8 @@ def added(
         return lax.dynamic_update_slice_in_dim(total, slab, at, 0)
 
     # For one run of columns a third axis would make XLA copy the matrix.
-    total = matrix if width == cols else matrix.reshape(rows, cols // width, width)
+    total = carry(matrix, terms)
+    total = total if width == cols else total.reshape(rows, cols // width, width)
     if rows > size:
         total = lax.fori_loop(0, rows // size, lambda i, x: change(i * size, x, size), total)
     if rows == size or rows % size:

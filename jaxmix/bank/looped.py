@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from jaxmix.bank.slots import Selection, Use, count_slots, entry
 from jaxmix.operators import Sparse
+from jaxmix.operators.loops import carry
 
 __all__ = ["apply_by_loops"]
 
@@ -43,7 +44,7 @@ def apply_by_loops(
     Returns:
         The result, with the shape of `start`.
     """
-    result = start
+    result = carry(start, x, stacks, picks)
     for stack, pick in zip(stacks, picks, strict=True):
         if pick.strengths is not None:
             result = _by_strength(use, result, x, stack, pick.strengths)

@@ -14,6 +14,7 @@ from jaxmix.families.base import Update, mismatch
 from jaxmix.families.positions import position_misfit
 from jaxmix.operators import Dense, LowRank, Operator
 from jaxmix.operators.backends import Backend, by_platform
+from jaxmix.operators.loops import carry
 from jaxmix.operators.solving import product
 from jaxmix.pytrees import register_dataclass
 
@@ -118,7 +119,7 @@ def _sum_of_waves(
         waves = _waves(*run, shape)
         return total + product(waves.b, waves.a), None
 
-    zeros = jnp.zeros(shape, values.dtype)
+    zeros = carry(jnp.zeros(shape, values.dtype), values, indices)
     return jax.lax.scan(add_run, zeros, (runs, jnp.moveaxis(places, 1, 0)))[0]
 
 

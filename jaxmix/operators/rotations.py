@@ -25,8 +25,8 @@ __all__ = [
 # The most terms of a series: each term is a separate product in the program.
 MAX_TERMS = 1000
 
-# For at least this many matrices of at most this size, a TPU inverts faster in a loop: for 1024 of
-# 8 × 8, its compiler expects 0.7 times the time of a decomposition; for 32 of 32 × 32, 3.5 times.
+# At least this many matrices of at most this size are inverted in a loop on a TPU: for 1024 of
+# 8 × 8, a v5e's compiler expects two thirds of the time of a decomposition.
 _SMALL = 16
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.operators.backends import Backend, by_platform
+from jaxmix.operators.loops import carry
 from jaxmix.operators.sparse import Sparse
 
 __all__ = ["scattered"]
@@ -43,4 +44,4 @@ def _by_runs(x: Array, sparse: Sparse) -> Array:
     def add_run(flat: Array, run: tuple[Array, Array]) -> tuple[Array, None]:
         return flat.at[run[0]].add(run[1]), None
 
-    return jax.lax.scan(add_run, x.reshape(-1), (at, values))[0].reshape(x.shape)
+    return jax.lax.scan(add_run, carry(x.reshape(-1), sparse), (at, values))[0].reshape(x.shape)

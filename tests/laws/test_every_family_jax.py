@@ -90,6 +90,23 @@ def test_vmap_over_stacked_adapters() -> None:
         )
 
 
+def test_shard_map_over_adapters() -> None:
+    """Each device applies its own adapter to the same params."""
+    params = base(TWO, np.float32)
+    scaled = jax.tree.map(lambda x: 0.8 * x if is_float(x) else x, TWO)
+    stack = jax.tree.map(lambda *x: np.stack(x), TWO, scaled)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+
+    def run(stack: Any) -> Any:
+        updates = jax.tree.map(lambda x: x[0], stack)
+        return jax.tree.map(lambda x: x[None], jaxmix.compose(params, Adapter(updates, 0.7)))
+
+    out = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(stack)
+    for i, updates in enumerate((TWO, scaled)):
+        leaves = {name: np.asarray(leaf)[i] for name, leaf in out.items()}
+        assert leaves_off(leaves, folds(params, updates, 0.7), 5e-6) == {}
+
+
 # ---------------------------------------------------------------- gradients
 
 
