@@ -151,8 +151,9 @@ def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     return inverses, -_matmul(_matmul(inverses, tangents[0]), inverses)
 
 
-def _invert_column(k: Array, a: Float[Array, "n n k"]) -> Float[Array, "n n k"]:
+def _invert_column(k: Array | int, a: Float[Array, "n n k"]) -> Float[Array, "n n k"]:
     """One step of an inversion in place by Gauss-Jordan elimination."""
+    k = jnp.asarray(k)  # a number under `jax.disable_jit`
     is_pivot = (jnp.arange(a.shape[0], dtype=k.dtype) == k)[:, None]
     column = jax.lax.dynamic_index_in_dim(a, k, 1, keepdims=False)
     row = jax.lax.dynamic_index_in_dim(a, k, 0, keepdims=False)

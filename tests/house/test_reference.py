@@ -111,10 +111,10 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert "| triples of LoRA, LoHa, LoKr, AdaLoRA, OFT | 125 | 41 |" in divergence
     rows = len(re.findall(r"^\| [A-Z0-9_]+ \|", types, re.MULTILINE))
     assert f"all [{rows} types that act on weights]" in readme
-    assert "they add 72% to a token's time, in PEFT 1470%" in readme
-    assert "| LoRA, LoHa, LoKr, OFT | +72% | +1470% |" in speed
-    assert "64 mixes in one batch take 1.8 times as long as one" in readme
-    assert "it takes 1.8 times as long as a batch that shares one mix" in " ".join(speed.split())
+    row = re.search(r"\| LoRA, LoHa, LoKr, OFT \| \+(\d+%) \| \+(\d+%) \|", speed)
+    assert row and f"they add {row[1]} to a token's time, in PEFT {row[2]}" in readme
+    bank = re.search(r"it takes (\S+) times as long as a batch that", " ".join(speed.split()))
+    assert bank and f"64 mixes in one batch take {bank[1]} times as long as one" in readme
     kinds = f"{len(KINDS)} kinds"
     for page in ("index.md", "training.md", "start/training.md"):
         assert kinds in (DOCS / page).read_text(encoding="utf-8"), (page, kinds)
