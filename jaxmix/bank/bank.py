@@ -15,6 +15,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.bank import assignment, building, calls
 from jaxmix.bank.blending import attached
 from jaxmix.bank.leaves import BankLeaf
+from jaxmix.bank.maps import SlotCounts
 from jaxmix.errors import AdapterError, UnsupportedError
 from jaxmix.mixing import Mix
 from jaxmix.placement.layout import Layout
@@ -239,10 +240,7 @@ class Bank:
 
     def _fill(self, base: Any, numbers: Mapping[int, Member], layout: Any, capacity: int) -> None:
         """Builds the arrays from the members by their numbers."""
-
-        def slots(count: int) -> int:
-            return -(-count * capacity // max(len(numbers), 1))
-
+        slots = SlotCounts(capacity, len(numbers))
         self.leaves, owners = building.build_leaves(base, numbers, layout, slots)
         self.owners, self.broken = jnp.asarray(owners), building.broken_slots(self.leaves)
         self.taken = jnp.asarray(np.isin(np.arange(capacity), list(numbers)))

@@ -15,8 +15,7 @@ from jaxmix.errors import AdapterError, listing
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.names import leaf_names
-from jaxmix.unmerged import attach
-from jaxmix.unmerged.attaching import is_factored
+from jaxmix.unmerged.attaching import attach_only, is_factored
 from jaxmix.unmerged.leaf import Factored
 
 __all__ = [
@@ -91,13 +90,13 @@ def factored_by_name(tree: Any) -> dict[str, Any]:
 
 def untied_base(params: Any, members: Mapping[str, Mixable], layout: Layout | str | None) -> Any:
     """Returns the params, untied if some member changes only one side of a tie."""
-    tree = attach(params, mix_all(members), layout=layout)
+    tree = attach_only(params, mix_all(members), layout)
     return jax.tree.map(lambda x: x.base if is_factored(x) else x, tree, is_leaf=is_factored)
 
 
 def attach_member(base: Any, member: Mixable, layout: Layout | str | None) -> dict[str, Factored]:
-    """Returns the leaves that a member changes, with their maps, by name."""
-    tree = attach(base, member, layout=layout, ready=True)
+    """Returns the leaves that a member changes, by name."""
+    tree = attach_only(base, member, layout)
     return {name: leaf for name, leaf in factored_by_name(tree).items() if is_factored(leaf)}
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.affine import AffineMap
-from jaxmix.bank.padding import padded_factors, padded_terms
+from jaxmix.bank.maps import SIDES, maps_of, stacked_maps
 from jaxmix.bank.slots import Selection
 from jaxmix.bank.stacks import (
     OperatorStack,
@@ -23,9 +23,6 @@ from jaxmix.pytrees import register_dataclass
 from jaxmix.unmerged.leaf import Factored, NotApart, Tags
 
 __all__ = ["BankLeaf", "build_leaf"]
-
-# The sides of an affine map, and whether a missing operator is the identity there (or zero).
-_SIDES = {"left": True, "right": True, "shift": False}
 
 
 @register_dataclass
@@ -82,7 +79,7 @@ class BankLeaf:
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
             side: select(self.stacks[side], routes, shapes[side], is_factor, rows_per_slot)
-            for side, is_factor in _SIDES.items()
+            for side, is_factor in SIDES.items()
         }
         names = tuple("" for _ in self.forms)
         tags = Tags(names, tuple(() for _ in names), tuple(False for _ in names), ())
@@ -107,7 +104,7 @@ class BankLeaf:
 
     @property
     def _sides(self) -> tuple[str, ...]:
-        return ("whole",) if self.reason else tuple(_SIDES)
+        return ("whole",) if self.reason else tuple(SIDES)
 
     def put(self, number: int, leaf: Factored, owners: np.ndarray) -> "BankLeaf | None":
         """Returns the leaf with another member in free slots, or None if it does not fit.
@@ -117,11 +114,15 @@ class BankLeaf:
             leaf: Its factored leaf, with its map.
             owners: The bank's table of owners, which is changed.
         """
-        items = _items(leaf, not self.reason)
-        if items is None or (not self.reason and _axes(leaf) != self.axes):
-            return None
+        if self.reason:
+            items: Mapping[str, Sequence[Any]] = {"whole": [leaf.dense()]}
+            is_linear = False
+        else:
+            maps = maps_of(leaf)
+            if isinstance(maps, NotApart) or maps.axes != self.axes:
+                return None
+            items, is_linear = maps.sides, self.is_linear and maps.is_linear
         now = {side: insert(self.stacks[side], owners, number, items[side]) for side in items}
-        is_linear = self.is_linear and _is_linear(leaf)
         if is_linear != self.is_linear or any(stacks is None for stacks in now.values()):
             return None
         return replace(self, stacks=now)
@@ -142,63 +143,17 @@ def build_leaf(
         The leaf, and the owners of each stack's slots.
     """
     first = next(iter(leaves.values()))
-    items = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
-    axes = {_axes(leaf) for leaf in leaves.values()}
-    refusals = [
-        weight
-        for leaf in leaves.values()
-        if isinstance(weight := leaf.apart(as_matrix=True), NotApart)
-    ]
-    reason = refusals[0].why if refusals else ""
-    if not reason and len(axes) > 1:
-        reason = "its members see its axes differently"
-    if reason:
-        items = {number: _items(leaf, apart=False) for number, leaf in leaves.items()}
-        sides, shape, axis = ("whole",), (), 0
+    maps = stacked_maps(leaves, slots_for)
+    if isinstance(maps, NotApart):
+        merged = [((number,), [leaf.dense()[None]]) for number, leaf in leaves.items()]
+        whole, owners = build_stacks(merged, slots_for, 0)
+        sides: Mapping[str, Sequence[OperatorStack]] = {"whole": whole}
+        static = first.shape, first.forms, None, (), False, maps.why, maps.is_vector
     else:
-        assert first.ready_map is not None
-        axis = int(first.forms[0].index is not None)
-        sides, shape = tuple(_SIDES), _shape(first)
-    stacks: dict[str, tuple[OperatorStack, ...]] = {}
-    owners: list[Sequence[int]] = []
-    for side in sides:
-        operators = {number: by_side[side] for number, by_side in items.items() if by_side}
-        stacks[side], new_owners = build_stacks(operators, slots_for, axis, row + len(owners))
-        owners += new_owners
-    is_linear = not reason and all(map(_is_linear, leaves.values()))
-    common_axes = None if reason else axes.pop()
-    is_vector = any(refusal.is_vector for refusal in refusals)
-    static = (first.shape, first.forms, common_axes, shape, is_linear, reason, is_vector)
-    return BankLeaf(stacks, name, *static), owners
-
-
-def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
-    """Returns a member's operators on each side, or the merged leaf."""
-    if not apart:
-        return {"whole": [leaf.dense()]}
-    if leaf.ready_map is None:
-        return None
-    return {
-        "left": padded_factors(leaf.ready_map.left),
-        "right": padded_factors(leaf.ready_map.right),
-        "shift": padded_terms(leaf.ready_map.shift),
+        sides, owners = maps.sides, maps.owners
+        static = first.shape, first.forms, maps.axes, maps.shape, maps.is_linear, ""
+    stacks = {
+        side: tuple(replace(stack, row=stack.row + row) for stack in of_side)
+        for side, of_side in sides.items()
     }
-
-
-def _axes(leaf: Factored) -> Any:
-    """Returns the leaf's axes of rows, columns and layers; None without a separate map."""
-    weight = leaf.apart(as_matrix=True)
-    return None if isinstance(weight, NotApart) else (weight.out, weight.into, weight.stack)
-
-
-def _shape(leaf: Factored) -> tuple[int, int]:
-    """Returns the shape (out, in) of the leaf's maps."""
-    weight = leaf.apart(as_matrix=True)
-    assert not isinstance(weight, NotApart)
-    return weight.matrix_shape
-
-
-def _is_linear(leaf: Factored) -> bool:
-    """Whether a member only adds to the leaf, in proportion to its strength."""
-    is_base_side = any(update.is_base_side for chain in leaf.chains for _, update in chain)
-    return leaf.ready_map is not None and leaf.ready_map.is_shift and not is_base_side
+    return BankLeaf(stacks, name, *static), list(owners)

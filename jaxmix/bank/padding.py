@@ -20,6 +20,7 @@ from jaxmix.operators import (
     Sparse,
     Sum,
     Zero,
+    multiply,
     terms,
 )
 from jaxmix.operators.lowrank import KHATRI_RAO_RANK
@@ -39,14 +40,16 @@ def padded_factors(side: Operator) -> list[Operator]:
     return [] if isinstance(side, Identity) else [_padded(side)]
 
 
-def structure_key(item: Any) -> Hashable:
+def structure_key(item: Any, axis: int | None = None) -> Hashable:
     """Returns a key that is equal for items that can share a stack.
 
     Args:
         item: An operator, or an array.
+        axis: An axis of its arrays that is not part of the item, such as that of slots.
     """
     leaves, structure = jax.tree.flatten(item)
-    return structure, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
+    shapes = (tuple(n for k, n in enumerate(x.shape) if k != axis) for x in leaves)
+    return structure, tuple(zip(shapes, (str(x.dtype) for x in leaves), strict=True))
 
 
 def _padded(x: Any) -> Any:
@@ -65,9 +68,17 @@ def _padded(x: Any) -> Any:
         case Sum():
             return Sum(tuple(map(_padded, x.terms)))
         case Product():
-            return Product(_padded(x.first), _padded(x.second))
+            return _padded_product(_padded(x.first), _padded(x.second))
         case _:
             return x
+
+
+def _padded_product(first: Any, second: Any) -> Any:
+    """Returns a product; a small Hadamard product that became a low rank takes the other in."""
+    low = next((x for x in (first, second) if isinstance(x, LowRank)), None)
+    if low is None:
+        return Product(first, second)
+    return (multiply if low.a.ndim == 2 else jax.vmap(multiply))(first, second)
 
 
 def _pad(x: Array, axis: int) -> Array:

@@ -10,8 +10,9 @@ would change the rows of other members. Its slot holds zeros instead and is flag
 the rows that select it become NaN.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,59 +61,67 @@ class OperatorStack:
     @property
     def key(self) -> Hashable:
         """A key that is equal to `structure_key` of the operators that fit this stack."""
-        leaves, structure = jax.tree.flatten(self.stack)
-        shapes = ((*x.shape[: self.axis], *x.shape[self.axis + 1 :]) for x in leaves)
-        return structure, tuple(zip(shapes, (str(x.dtype) for x in leaves), strict=True))
+        return structure_key(self.stack, self.axis)
 
 
 def build_stacks(
-    members: Mapping[int, Sequence[Any]], slots_for: Callable[[int], int], axis: int, row: int
+    groups: Sequence[tuple[Sequence[int], Sequence[Any]]],
+    slots_for: Callable[[int], int],
+    axis: int,
 ) -> tuple[tuple[OperatorStack, ...], list[Sequence[int]]]:
     """Builds the stacks of all members' operators.
 
     Args:
-        members: Each member's operators, or arrays, by its number.
+        groups: Groups of members that have the same structures: their numbers, and their operators
+            or arrays, each with an axis of members where the stack has that of slots.
         slots_for: Returns the number of slots for a number of members with one structure.
         axis: The axis of slots.
-        row: The first stack's row in the table of owners.
 
     Returns:
         One stack per structure, or several if a member has several operators of that structure; and
         the number of the member that owns each slot that is not free, by stack.
     """
-    groups: dict[Hashable, dict[int, Any]] = {}
-    for number, items in members.items():
+    found: dict[Hashable, list[tuple[Sequence[int], Any]]] = {}
+    for numbers, items in groups:
         counts: dict[Hashable, int] = {}
         for item in items:
-            key = structure_key(item)
+            key = structure_key(item, axis)
             counts[key] = counts.get(key, 0) + 1
-            groups.setdefault((key, counts[key]), {})[number] = item
-    stacks = tuple(
-        _build(items, slots_for(len(items)), axis, row + i)
-        for i, items in enumerate(groups.values())
-    )
-    return stacks, [list(items) for items in groups.values()]
+            found.setdefault((key, counts[key]), []).append((numbers, item))
+    stacks: list[OperatorStack] = []
+    owners: list[Sequence[int]] = []
+    for parts in found.values():
+        owners.append([number for numbers, _ in parts for number in numbers])
+        slots = slots_for(len(owners[-1]))
+        stacks.append(_build([item for _, item in parts], slots, axis, len(stacks)))
+    return tuple(stacks), owners
 
 
-def _build(items: Mapping[int, Any], slots: int, axis: int, row: int) -> OperatorStack:
-    """Builds one stack of the members' items."""
+def _build(items: Sequence[Any], slots: int, axis: int, row: int) -> OperatorStack:
+    """Builds one stack of several groups' items."""
 
-    def stacked(*leaves: Array) -> Array:
-        free = [jnp.zeros_like(leaves[0])] * (slots - len(leaves))
-        return jnp.stack([*leaves, *free], axis)
+    def joined(*leaves: Array) -> Array:
+        taken = sum(leaf.shape[axis] for leaf in leaves)
+        shape = (*leaves[0].shape[:axis], slots - taken, *leaves[0].shape[axis + 1 :])
+        return jnp.concatenate([*leaves, jnp.zeros(shape, leaves[0].dtype)], axis)
 
-    flags, finite = zip(*map(_checked, items.values()), strict=True)
-    broken = jnp.zeros(slots, bool).at[: len(flags)].set(jnp.stack(flags))
-    return OperatorStack(jax.tree.map(stacked, *finite), broken, slots, axis, row)
+    broken, stack = _checked(jax.tree.map(joined, *items), axis, slots)
+    return OperatorStack(stack, broken, slots, axis, row)
 
 
-@jax.jit
-def _checked(item: Any) -> tuple[Bool[Array, ""], Any]:
-    """Returns whether an operator holds inf or NaN, and the operator, or zeros if it does."""
-    if isinstance(item, Diagonal) or not isinstance(item, Operator):
-        return jnp.zeros((), bool), item  # each row selects its own
-    is_finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(item)]).all()
-    return ~is_finite, jax.tree.map(lambda x: jnp.where(is_finite, x, jnp.zeros_like(x)), item)
+def _checked(stack: Any, axis: int, slots: int) -> tuple[Bool[Array, " slots"], Any]:
+    """Returns which slots' operators hold inf or NaN, and the stack with zeros in their place."""
+    if isinstance(stack, Diagonal) or not isinstance(stack, Operator):
+        return jnp.zeros(slots, bool), stack  # each row selects its own
+    is_finite = jnp.ones(slots, bool)
+    for x in jax.tree.leaves(stack):
+        is_finite &= jnp.isfinite(x).all([k for k in range(x.ndim) if k != axis])
+
+    def finite(x: Array) -> Array:
+        mask = is_finite.reshape([slots if k == axis else 1 for k in range(x.ndim)])
+        return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+    return ~is_finite, jax.tree.map(finite, stack)
 
 
 def owner_table(stacks: Sequence[OperatorStack], owners: Sequence[Sequence[int]]) -> np.ndarray:
@@ -134,10 +143,14 @@ def owner_table(stacks: Sequence[OperatorStack], owners: Sequence[Sequence[int]]
 def broken_table(stacks: Sequence[OperatorStack]) -> Array:
     """Returns the flags of all stacks (stacks, slots), in the form of `owner_table`."""
     width = max((stack.slots for stack in stacks), default=0)
-    table = jnp.zeros((len(stacks), width), bool)
-    for i, stack in enumerate(stacks):
-        table = table.at[i, : stack.slots].set(stack.broken)
-    return table
+    return _table([stack.broken for stack in stacks], width)
+
+
+@partial(jax.jit, static_argnums=1)
+def _table(flags: Sequence[Array], width: int) -> Array:
+    """Returns flags of different lengths as rows of a table."""
+    rows = [jnp.pad(row, (0, width - len(row))) for row in flags]
+    return jnp.stack(rows) if rows else jnp.zeros((0, width), bool)
 
 
 def insert(
@@ -164,12 +177,23 @@ def insert(
         unused.remove(at)
         old = new[at]
         slot = int(_free(old, owners)[0])
-        index = (slice(None),) * old.axis + (slot,)
-        is_broken, finite = _checked(item)
-        stack = jax.tree.map(lambda x, value, i=index: x.at[i].set(value), old.stack, finite)
-        new[at] = replace(old, stack=stack, broken=old.broken.at[slot].set(is_broken))
+        new[at] = _with_item(old, item, np.int32(slot))
         owners[old.row, slot] = number
     return tuple(new)
+
+
+@jax.jit
+def _with_item(old: OperatorStack, item: Any, slot: Any) -> OperatorStack:
+    """Returns a stack with an item in a slot."""
+    single = jax.tree.map(lambda x: jnp.expand_dims(x, old.axis), item)
+    broken, finite = _checked(single, old.axis, 1)
+
+    def put(x: Array, value: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, value, slot, old.axis)
+
+    stack = jax.tree.map(put, old.stack, finite)
+    flags = jax.lax.dynamic_update_slice_in_dim(old.broken, broken, slot, 0)
+    return replace(old, stack=stack, broken=flags)
 
 
 def _free(stack: OperatorStack, owners: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """`attach` and `detach`: store adapters next to the leaves of a tree, and remove them again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from jaxmix.placement.tree import Tree
 from jaxmix.unmerged.leaf import Factored, Tags
 from jaxmix.unmerged.weight import Weight
 
-__all__ = ["attach", "detach", "is_factored"]
+__all__ = ["attach", "attach_only", "detach", "is_factored", "unnamed"]
 
 
 def is_factored(x: Any) -> bool:
@@ -82,6 +82,33 @@ def attach(
 
     Source: docs/design.md.
     """
+    return _attached(params, adapters, layout, names, _ready if ready else _with_held)
+
+
+def attach_only(
+    params: Any, adapters: Mixable | Iterable[Mixable], layout: Layout | str | None
+) -> Any:
+    """Attaches adapters like `attach`, without computing anything.
+
+    Args:
+        params: The base.
+        adapters: An adapter, a mix, or several of them in order of application.
+        layout: Where the sites are in the tree.
+
+    Returns:
+        The tree, with a `Factored` in place of each leaf that adapters change.
+    """
+    return _attached(params, adapters, layout, None, lambda leaf: leaf)
+
+
+def _attached(
+    params: Any,
+    adapters: Mixable | Iterable[Mixable],
+    layout: Layout | str | None,
+    names: Names,
+    finish: Callable[[Factored], Factored],
+) -> Any:
+    """The tree, with a finished `Factored` in place of each leaf that adapters change."""
     if any(map(is_factored, jax.tree.leaves(params, is_leaf=is_factored))):
         raise AdapterError(
             "attach: the params have adapters attached already, expected a base. Take them off "
@@ -115,7 +142,6 @@ def attach(
     for at, sites in sites_by_leaf.items():
         leaves[at] = _leaf(tree, at, sites, numbers, labels, unplaced)
         unplaced = []
-    finish = _ready if ready else _with_held
     leaves = [finish(leaf) if is_factored(leaf) else leaf for leaf in leaves]
     return tree.with_leaves(leaves)
 
@@ -133,7 +159,7 @@ def _placed(
 
 def _ready(leaf: Factored) -> Factored:
     """A leaf with its map computed."""
-    ready_map = _map_of(leaf)
+    ready_map = _map_of(unnamed(leaf))
     return leaf if ready_map is None else replace(leaf, ready_map=ready_map)
 
 
@@ -159,6 +185,20 @@ def _map_of(leaf: Factored) -> AffineMap | None:
     """The map of a leaf; None if it has none separate from the dense weight."""
     weight = leaf.apart(as_matrix=True)
     return weight.map if isinstance(weight, Weight) else None
+
+
+def unnamed(leaf: Factored) -> Factored:
+    """Returns what a leaf's map is made of: leaves of one shape then share compiled functions.
+
+    Args:
+        leaf: The leaf.
+
+    Returns:
+        The leaf without its sites' names, and without what its map does not read.
+    """
+    count = len(leaf.forms)
+    tags = Tags(("",) * count, ((),) * count, (False,) * count, ())
+    return replace(leaf, reads=None, reads_form=None, unplaced=(), tags=tags)
 
 
 def _as_array(strength: Any) -> Any:

@@ -34,6 +34,11 @@ def broken(operator: Operator, value: float) -> Iterator[Operator]:
             yield jax.tree.unflatten(structure, [*leaves[:i], spoiled, *leaves[i + 1 :]])
 
 
+def alone(operator: Operator) -> Any:
+    """A stack of a single operator."""
+    return jax.tree.map(lambda x: x[None], operator)
+
+
 @pytest.mark.parametrize("name, use", CASES)
 def test_rows_of_others_are_equal_bit_for_bit(name: str, use: str, backend: str) -> None:
     is_factor, is_lookup = name in SQUARE, use == "lookup"
@@ -55,8 +60,8 @@ def test_rows_of_others_are_equal_bit_for_bit(name: str, use: str, backend: str)
         return jax.vmap(row)(x, bank_stacks.route(table, bank_stacks.broken_table(stacks), who))
 
     def run(last: Operator) -> Any:
-        items = {i: [operator] for i, operator in enumerate((*sound[:BROKEN], last))}
-        stacks, owners = bank_stacks.build_stacks(items, lambda count: count, 0, 0)
+        items = [((i,), [alone(operator)]) for i, operator in enumerate((*sound[:BROKEN], last))]
+        stacks, owners = bank_stacks.build_stacks(items, lambda count: count, 0)
         return np.asarray(rows(stacks, bank_stacks.owner_table(stacks, owners)))
 
     want = run(sound[BROKEN])
