@@ -10,10 +10,14 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxmix.adapter import Mixable
+from jaxmix.affine import AffineMap
+from jaxmix.apply.plan import compiled_maps
 from jaxmix.bank.building import mix_all
 from jaxmix.bank.leaves import BankLeaf
 from jaxmix.errors import UnsupportedError
+from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.quantized import dequantized
 from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.leaf import Factored
@@ -30,8 +34,9 @@ def attached(
 ) -> Any:
     """Attaches all members to the params, in order, each at its strength.
 
-    At a strength of zero a member changes nothing, even if it has inf or NaN in a factor. At any
-    other strength such a member makes the leaf NaN.
+    At a strength of zero a member changes nothing, even if it has inf or NaN in a factor or in its
+    map: DoRA over a row of zeros divides zero by zero. At any other strength such a member makes
+    the leaf NaN.
 
     Args:
         params: The base.
@@ -58,17 +63,32 @@ def attached(
 
 
 def _guarded(leaf: Factored) -> Factored:
-    """The leaf with finite updates, whose strengths are NaN where inf or NaN took part."""
-    chains = tuple(tuple(_finite(*pair) for pair in chain) for chain in leaf.chains)
+    """The leaf with finite updates and maps, whose strengths are NaN where others took part."""
+    array, reads = leaf.base, leaf.reads
+    if any(update.reads_base for chain in leaf.chains for _, update in chain):
+        array = jnp.asarray(dequantized(array))
+        reads = None if reads is None else jnp.asarray(dequantized(reads))
+
+    def finite(form: Form, strength: Array, update: Any) -> tuple[Array, Any]:
+        # At a strength of one, so that this is computed once and not for each row; and alone, so
+        # that it does not depend on other members.
+        (own,) = compiled_maps(array, reads, ((1.0, update),), form, leaf.reads_form)
+        return _finite(strength, update, own)
+
+    chains = tuple(
+        tuple(finite(form, *pair) for pair in chain)
+        for form, chain in zip(leaf.forms, leaf.chains, strict=True)
+    )
     return replace(leaf, chains=chains)
 
 
-def _finite(strength: Array, update: Any) -> tuple[Array, Any]:
-    """Replaces inf and NaN by ones, and the strength by NaN unless it is zero.
+def _finite(strength: Array, update: Any, own: AffineMap) -> tuple[Array, Any]:
+    """Replaces an update by ones, and its strength by NaN unless it is zero, if it is not finite.
 
-    Families divide by norms of their factors, so zeros would not do.
+    Families divide by norms of their factors and of the weight, so zeros would not do.
     """
-    is_finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(update)]).all()
+    arrays = jax.tree.leaves((update, own))
+    is_finite = jnp.stack([jnp.isfinite(x).all() for x in arrays]).all()
     takes_part = ~is_finite & (strength != 0)
-    finite = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.ones_like(x)), update)
+    finite = jax.tree.map(lambda x: jnp.where(is_finite, x, jnp.ones_like(x)), update)
     return jnp.where(takes_part, jnp.full_like(strength, np.nan), strength), finite

@@ -15,7 +15,7 @@ from jaxmix.bank.assignment import is_unknown
 from jaxmix.bank.building import factored_by_name
 from jaxmix.bank.leaves import BankLeaf
 from jaxmix.bank.slots import Selection
-from jaxmix.bank.stacks import route
+from jaxmix.bank.stacks import route, schedules
 from jaxmix.errors import (
     DenseWeightWarning,
     LayoutError,
@@ -104,15 +104,16 @@ def run(
         if len(stacked) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
         for leaf in stacked:
-            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, rows_per_slot)
+            at = numbers[leaf.name]
+            flat[at] = leaf.of_row(bases[at], routes, rows_per_slot, orders)
         single = jax.tree.map(lambda x: x[None], row)
         on_leaves = quietly_factored(fn, how if how == "dense" else "factored", uses.setdefault)
         return jax.tree.map(_single, on_leaves(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
-    out = jax.vmap(run_row)(
-        pick, route(slots.owners, slots.broken, pick), jax.tree.map(jnp.asarray, batch)
-    )
+    routed = route(slots.owners, slots.broken, pick)
+    orders = schedules([x for leaf in leaves for x in leaf.all_stacks], routed, rows_per_slot)
+    out = jax.vmap(run_row)(pick, routed, jax.tree.map(jnp.asarray, batch))
     if uses and how == "factored":
         raise UnsupportedError(refusal(tuple(uses), "Bank"))
     if uses and how == "auto":

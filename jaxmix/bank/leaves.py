@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.affine import AffineMap
+from jaxmix.bank.looped import Schedule
 from jaxmix.bank.maps import SIDES, maps_of, stacked_maps
 from jaxmix.bank.slots import Selection
 from jaxmix.bank.stacks import (
@@ -56,13 +57,16 @@ class BankLeaf:
     reason: str = field(metadata={"static": True})
     is_vector: bool = field(default=False, metadata={"static": True})
 
-    def of_row(self, base: Any, routes: Selection, rows_per_slot: int) -> Any:
+    def of_row(
+        self, base: Any, routes: Selection, rows_per_slot: int, schedules: Schedule | None
+    ) -> Any:
         """Returns the leaf for one row.
 
         Args:
             base: The base's leaf.
             routes: What the row selects from every stack of the bank, as in `stacks.route`.
             rows_per_slot: The average number of rows of a batch per slot.
+            schedules: How all rows go through every stack of the bank, as in `stacks.schedules`.
 
         Returns:
             A factored leaf, or an array if the leaf is whole.
@@ -78,7 +82,9 @@ class BankLeaf:
         out, into = self.shape
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
-            side: select(self.stacks[side], routes, shapes[side], is_factor, rows_per_slot)
+            side: select(
+                self.stacks[side], routes, shapes[side], is_factor, rows_per_slot, schedules
+            )
             for side, is_factor in SIDES.items()
         }
         names = tuple("" for _ in self.forms)

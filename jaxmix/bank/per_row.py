@@ -15,7 +15,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-from jaxmix.bank.looped import apply_by_loops
+from jaxmix.bank.looped import Schedule, apply_by_loops
 from jaxmix.bank.masked import apply_by_masks
 from jaxmix.bank.slots import BROKEN, Selection, entry
 from jaxmix.operators import Dense, Identity, Operator, Product
@@ -44,6 +44,7 @@ class PerRow(Operator):
         is_factor: Whether selecting nothing gives the identity instead of zero.
         is_transposed: Whether the operators are the transposes of those in the stacks.
         rows_per_slot: The average number of rows of a batch per slot.
+        schedules: How all rows go through each stack on CPU; empty to find it at each use.
 
     Example:
         >>> from jaxmix.operators import Diagonal
@@ -63,6 +64,7 @@ class PerRow(Operator):
     is_factor: bool = static()
     is_transposed: bool = static(False)
     rows_per_slot: int = static(1)
+    schedules: tuple[Schedule, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,7 +91,7 @@ class PerRow(Operator):
         product = _grouped(
             _matmul, self.is_transposed, self.n_cols, self.is_factor, self.rows_per_slot
         )
-        return product(x, self.stacks, self.picks)
+        return product(x, self.stacks, self.picks, self.schedules)
 
     def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
         return (x.T @ self.T).T
@@ -98,7 +100,7 @@ class PerRow(Operator):
         if self.is_factor:
             return self.dense()[at]
         take = _grouped(_take_rows, self.is_transposed, self.n_cols, False, self.rows_per_slot)
-        return take(at, self.stacks, self.picks)
+        return take(at, self.stacks, self.picks, self.schedules)
 
     def rows(self, part: slice) -> Dense:
         return Dense(self.dense()[part])
@@ -182,36 +184,40 @@ def _grouped(
 
     # As compiled functions they are traced once for all leaves of one shape.
     @jax.jit
-    def on_cpu(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
-        return apply_by_loops(apply, is_factor, start, x, stacks, picks, rows_per_slot)
+    def on_cpu(start: Array, x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
+        return apply_by_loops(apply, is_factor, start, x, stacks, picks, schedules, rows_per_slot)
 
     @jax.jit
-    def on_accelerator(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
+    def on_accelerator(start: Array, x: Array, stacks: Any, picks: Any, _: Any) -> Array:
         is_lookup = use is _take_rows
         return apply_by_masks(is_transposed, is_lookup, is_factor, start, x, stacks, picks)
 
     @custom_vmap
-    def grouped(x: Array, stacks: Any, picks: Any) -> Array:
+    def grouped(x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
         return single(x, stacks, picks)
 
     @grouped.def_vmap
-    def batched(size: int, is_batched: Any, x: Array, stacks: Any, picks: Any) -> Any:
-        if any(jax.tree.leaves(is_batched[1])) or not all(jax.tree.leaves(is_batched[2])):
-            axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(is_batched))
+    def batched(
+        size: int, is_batched: Any, x: Array, stacks: Any, picks: Any, schedules: Any
+    ) -> Any:
+        in_x, in_stacks, in_picks, in_schedules = is_batched
+        if any(jax.tree.leaves(in_stacks)) or not all(jax.tree.leaves(in_picks)):
+            axes = jax.tree.map(lambda flag: 0 if flag else None, (in_x, in_stacks, in_picks))
             return jax.vmap(single, axes, axis_size=size)(x, stacks, picks), True
-        x = x if is_batched[0] else jnp.broadcast_to(x[None], (size, *x.shape))
-        args = _with_nan(start(x, stacks), picks), x, stacks, picks
+        x = x if in_x else jnp.broadcast_to(x[None], (size, *x.shape))
+        schedules = () if any(jax.tree.leaves(in_schedules)) else schedules
+        args = _with_nan(start(x, stacks), picks), x, stacks, picks, schedules
         return by_platform(on_cpu, lambda backend, *args: on_accelerator(*args), *args), True
 
     @jax.custom_vjp
-    def product(x: Array, stacks: Any, picks: Any) -> Array:
-        return grouped(x, stacks, picks)
+    def product(x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
+        return grouped(x, stacks, picks, schedules)
 
-    def forward(x: Array, stacks: Any, picks: Any) -> Any:
-        return grouped(x, stacks, picks), (x, stacks, picks)
+    def forward(x: Array, stacks: Any, picks: Any, schedules: Any) -> Any:
+        return grouped(x, stacks, picks, schedules), (x, stacks, picks)
 
     def backward(residuals: Any, cotangent: Array) -> Any:
-        return jax.vjp(single, *residuals)[1](cotangent)
+        return *jax.vjp(single, *residuals)[1](cotangent), None
 
     product.defvjp(forward, backward)
     return product

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from jaxmix.bank.looped import Schedule, no_schedule, schedule
 from jaxmix.bank.padding import structure_key
 from jaxmix.bank.per_row import PerRow
 from jaxmix.bank.slots import BROKEN, NOTHING, Selection
 from jaxmix.operators import Diagonal, Identity, Operator, Zero
+from jaxmix.operators.backends import by_platform
 from jaxmix.pytrees import register_dataclass
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "insert",
     "owner_table",
     "route",
+    "schedules",
     "select",
     "selection",
 ]
@@ -228,6 +231,33 @@ def route(owners: Array, broken: Array, pick: Array) -> Selection:
     return Selection(slot)
 
 
+def schedules(
+    stacks: Sequence[OperatorStack], routes: Selection, rows_per_slot: int
+) -> Schedule | None:
+    """Returns how the rows of a batch go through every stack of a bank; None with strengths.
+
+    Args:
+        stacks: All stacks, in the order of their rows.
+        routes: What every row selects, from `route`.
+        rows_per_slot: The average number of rows of a batch per slot.
+    """
+    if routes.slot is None or not stacks:
+        return None
+    shapes = [_first_axis(stack) for stack in stacks]
+    on_cpu = partial(schedule, shapes, rows_per_slot)
+    on_accelerator = partial(no_schedule, shapes, rows_per_slot)
+    return by_platform(on_cpu, lambda _, slot: on_accelerator(slot), routes.slot)
+
+
+def _first_axis(stack: OperatorStack) -> Any:
+    """The shapes of a stack, with slots as the first axis."""
+
+    def shape(x: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((stack.slots, *x.shape[stack.axis + 1 :]), x.dtype)
+
+    return jax.tree.map(shape, stack.stack)
+
+
 def selection(stack: OperatorStack, routes: Selection) -> Selection:
     """Returns what a row selects from a stack.
 
@@ -247,6 +277,7 @@ def select(
     shape: tuple[int, int],
     is_factor: bool,
     rows_per_slot: int,
+    schedules: Schedule | None = None,
 ) -> Operator:
     """Returns the operator that a row selects on one side of its map.
 
@@ -256,6 +287,7 @@ def select(
         shape: The shape of the operators.
         is_factor: Whether they are an L or R.
         rows_per_slot: The average number of rows of a batch per slot.
+        schedules: How all rows go through every stack of the bank; None to find it at each use.
 
     Returns:
         An operator, or a stack of them for a leaf with layers.
@@ -266,11 +298,16 @@ def select(
     if is_factor and all(isinstance(stack.stack, Diagonal) for stack in stacks):
         # One vector per row is small and is read during the multiplication: no loop is needed.
         return Diagonal(_diagonal(stacks, picks))
+    own: tuple[Schedule, ...] = ()
+    if schedules is not None:
+        own = tuple(replace(schedules, number=jnp.int32(stack.row)) for stack in stacks)
     if stacks[0].axis:
         layers = jax.tree.leaves(stacks[0].stack)[0].shape[0]
-        picks = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (layers, *x.shape)), picks)
+        picks, own = jax.tree.map(
+            lambda x: jnp.broadcast_to(x[None], (layers, *x.shape)), (picks, own)
+        )
     operators = tuple(stack.stack for stack in stacks)
-    return PerRow(operators, tuple(picks), *shape, is_factor, rows_per_slot=rows_per_slot)
+    return PerRow(operators, tuple(picks), *shape, is_factor, False, rows_per_slot, own)
 
 
 def _diagonal(stacks: Sequence[OperatorStack], picks: Sequence[Selection]) -> Array:

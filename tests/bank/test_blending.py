@@ -1,4 +1,4 @@
-"""Rows with a strength for each member, where one of the members has inf or NaN in a factor."""
+"""Rows with a strength for each member, where one of the members has inf or NaN, or makes it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +12,7 @@ import jaxmix
 from jaxmix import Adapter, Bank
 from jaxmix.bank.per_row import PerRow
 from jaxmix.bank.slots import Selection
+from jaxmix.families import LoRA, Normed
 from jaxmix.operators import Diagonal
 
 from ..laws.chains import chain
@@ -56,6 +57,57 @@ def test_rows_of_strength_zero_are_those_without_the_member(kind: str) -> None:
                 got = np.asarray(bank(layer)(PARAMS, X, STRENGTHS))
                 np.testing.assert_allclose(got[:2], np.stack(rows[:2]), atol=1e-12)
                 assert not np.isfinite(got[2]).all()
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+def test_rows_of_strength_zero_are_those_without_a_map_that_is_not_finite(axis: Any) -> None:
+    """DoRA over zeros divides zero by zero, though its factors are finite."""
+    (second,) = chain(("LoRA",), MODULE, 5)
+    params = dict(PARAMS)
+    weight = np.array(params["site.weight"])
+    weight[(1,) if axis == "out" else (slice(None), 1)] = 0
+    params["site.weight"] = weight
+    out, into = weight.shape
+    nothing = LoRA(np.zeros((1, into)), np.zeros((out, 1)), 1.0)
+    magnitude = np.ones(weight.shape[axis == "in"])
+    member = Adapter({"site": Normed(nothing, magnitude, axis=axis)}, name="first")
+    with jax.enable_x64(True), uncompiled():
+        alone = jaxmix.compose(params, member)["site.weight"]
+        assert not np.isfinite(alone).all()
+        rows = [
+            layer(jaxmix.compose(params, float(strength) * second), row[None])[0]
+            for row, (_, strength) in zip(X, STRENGTHS, strict=True)
+        ]
+        bank = Bank({"first": member, "second": second}, params)
+        got = np.asarray(bank(layer)(params, X, STRENGTHS))
+        np.testing.assert_allclose(got[:2], np.stack(rows[:2]), atol=1e-12)
+        assert not np.isfinite(got[2]).all()
+        # Members by number: the row of the second, and the base's.
+        got = np.asarray(bank(layer)(params, X, np.array([1, -1, 0])))
+        plain = layer(jaxmix.compose(params, second), X[:1]), layer(params, X[1:2])
+        np.testing.assert_allclose(got[:2], np.concatenate(plain), atol=1e-12)
+        assert not np.isfinite(got[2]).all()
+
+
+def test_a_bias_whose_map_is_not_finite() -> None:
+    """DoRA's map of the bias divides by the norms of the weight."""
+    params = dict(PARAMS)
+    params["site.weight"] = np.array(params["site.weight"])
+    params["site.weight"][1] = 0
+    out, into = params["site.weight"].shape
+    nothing = np.zeros((1, into)), np.zeros((out, 1))
+    member = Adapter({"site": LoRA(*nothing, 1.0, np.ones(out), np.ones(out))}, name="first")
+    (second,) = chain(("LoRA",), MODULE, 5)
+
+    def bias(params: Any, x: Any) -> Any:
+        return x + jnp.asarray(params["site.bias"])[None, None]
+
+    with jax.enable_x64(True), uncompiled():
+        bank = Bank({"first": member, "second": second}, params)
+        x = np.zeros((3, 1, 1))
+        got = np.asarray(bank(bias)(params, x, STRENGTHS))
+        np.testing.assert_allclose(got[:2], bias(params, x[:2]), atol=1e-12)
+        assert not np.isfinite(got[2]).all()
 
 
 def test_dense_operators_of_strength_zero_are_left_out() -> None:
