@@ -169,7 +169,7 @@ def is_unknown(who: Any, taken: Any) -> Any:
         who: Integers (rows,), traced or not.
         taken: Whether each number belongs to a member (capacity,), traced or not.
     """
-    size = taken.shape[0]
-    inside = (who >= 0) & (who < size)
-    is_known = inside & taken[who * inside.astype(who.dtype)] if size else inside
-    return ~(is_known | (who == -1))
+    # Comparisons with all members are fewer kernels on accelerators than a gather.
+    numbers = np.arange(taken.shape[0], dtype=who.dtype)
+    is_member = ((who[:, None] == numbers[None]) & taken[None]).any(1)
+    return ~(is_member | (who == -1))

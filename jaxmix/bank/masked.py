@@ -64,9 +64,11 @@ def apply_by_masks(
     """
     result = start
     for stack, pick in zip(stacks, picks, strict=True):
-        share = _shares(pick, count_slots(stack), start.dtype)
-        apply = _looked_up if is_lookup else _multiplied
-        output = apply(x, stack, share, pick.slot, is_transposed).astype(result.dtype)
+        if is_lookup:
+            output = _by_operator(x, stack, pick, is_transposed, is_lookup=True)
+        else:
+            output = _multiplied(x, stack, pick, is_transposed)
+        output = output.astype(result.dtype)
         if is_factor and pick.slot is not None:
             result = jnp.where((pick.slot >= 0)[:, None, None], output, result)
         else:
@@ -74,53 +76,37 @@ def apply_by_masks(
     return result
 
 
-def _shares(pick: Selection, slots: int, dtype: Any) -> Float[Array, "rows slots"]:
-    """The strengths of all slots, or 1 for the selected slot and 0 for the others.
-
-    They are computed for each leaf, since XLA fuses this into products, which it does not do with
-    slices of a table of shares.
-    """
-    if pick.strengths is not None:
-        return pick.strengths.astype(dtype)
-    assert pick.slot is not None
-    return (pick.slot[:, None] == np.arange(slots, dtype=np.int32)[None]).astype(dtype)
-
-
 def _multiplied(
-    x: Float[Array, "rows tokens n"],
-    stack: Any,
-    share: Array,
-    slot: Array | None,
-    is_transposed: bool,
+    x: Float[Array, "rows tokens n"], stack: Any, pick: Selection, is_transposed: bool
 ) -> Float[Array, "rows tokens cols"]:
-    """``Σₛ shareₛ · x Mₛ``, or of the transposes."""
-    if slot is not None and not _is_cheaper_masked(stack, x.shape[1]):
-        return _by_operator(x, stack, share, slot, is_transposed, is_lookup=False)
+    """``x M`` of the selected slots, or ``Σₛ strengthₛ · x Mₛ``; or of the transposes."""
+    if pick.slot is not None and not _is_cheaper_masked(stack, x.shape[1]):
+        return _by_operator(x, stack, pick, is_transposed, is_lookup=False)
     match stack:
         case LowRank():
-            return _by_low_rank(x, stack, share, is_transposed)
+            return _by_low_rank(x, stack, pick, is_transposed)
         case Hadamard() if stack.left.a.shape[1] * stack.right.a.shape[1] <= _KHATRI_RAO_RANK:
             low = jax.vmap(Hadamard.low_rank)(stack)
-            return _by_low_rank(x, low, share, is_transposed)
+            return _by_low_rank(x, low, pick, is_transposed)
         case Kronecker():
-            return _by_kronecker(x, stack, share, is_transposed)
+            return _by_kronecker(x, stack, pick, is_transposed)
         case BlockDiagonal():
-            return _by_blocks(x, stack, share, is_transposed)
+            return _by_blocks(x, stack, pick, is_transposed)
         case Sum():
             return sum(
-                (_multiplied(x, term, share, slot, is_transposed) for term in stack.terms),
+                (_multiplied(x, term, pick, is_transposed) for term in stack.terms),
                 start=jnp.zeros((), x.dtype),
             )
-        case Product() if slot is not None:
+        case Product() if pick.slot is not None:
             first, second = stack.first, stack.second
             if is_transposed:
                 first, second = second, first
-            inner = _multiplied(x, first, share, slot, is_transposed)
-            return _multiplied(inner, second, share, slot, is_transposed)
+            inner = _multiplied(x, first, pick, is_transposed)
+            return _multiplied(inner, second, pick, is_transposed)
         case Identity():
             return x
         case _:
-            return _by_operator(x, stack, share, slot, is_transposed, is_lookup=False)
+            return _by_operator(x, stack, pick, is_transposed, is_lookup=False)
 
 
 def _is_cheaper_masked(stack: Any, tokens: int) -> bool:
@@ -132,15 +118,15 @@ def _is_cheaper_masked(stack: Any, tokens: int) -> bool:
     return tokens * (count_slots(stack) - 1) * operator.matmul_flops(1) <= _GATHERED * size
 
 
-def _by_low_rank(x: Array, stack: LowRank, share: Array, is_transposed: bool) -> Array:
+def _by_low_rank(x: Array, stack: LowRank, pick: Selection, is_transposed: bool) -> Array:
     if is_transposed:
-        inner = _weighted(jnp.einsum("bti,sri->btsr", x, stack.a), share[:, None, :, None])
+        inner = _kept(jnp.einsum("bti,sri->btsr", x, stack.a), pick, 2)
         return jnp.einsum("btsr,sor->bto", inner, stack.b)
-    inner = _weighted(jnp.einsum("bti,sir->btsr", x, stack.b), share[:, None, :, None])
+    inner = _kept(jnp.einsum("bti,sir->btsr", x, stack.b), pick, 2)
     return jnp.einsum("btsr,sro->bto", inner, stack.a)
 
 
-def _by_kronecker(x: Array, stack: Kronecker, share: Array, is_transposed: bool) -> Array:
+def _by_kronecker(x: Array, stack: Kronecker, pick: Selection, is_transposed: bool) -> Array:
     """``x (X ⊗ Y)`` with all members' Y, a mask, and all members' X; or X first."""
     first, second = stack.x, stack.y
     if is_transposed:
@@ -148,34 +134,50 @@ def _by_kronecker(x: Array, stack: Kronecker, share: Array, is_transposed: bool)
     (_, rows, m), (_, k, n) = first.shape, second.shape
     parts = x.reshape(*x.shape[:2], rows, k)
     if n * rows * (k + m) <= m * k * (rows + n):
-        inner = _weighted(
-            jnp.einsum("btlk,skn->btlsn", parts, second), share[:, None, None, :, None]
-        )
+        inner = _kept(jnp.einsum("btlk,skn->btlsn", parts, second), pick, 3)
         out = jnp.einsum("btlsn,slm->btmn", inner, first)
     else:
-        inner = _weighted(
-            jnp.einsum("btlk,slm->btksm", parts, first), share[:, None, None, :, None]
-        )
+        inner = _kept(jnp.einsum("btlk,slm->btksm", parts, first), pick, 3)
         out = jnp.einsum("btksm,skn->btmn", inner, second)
     return out.reshape(*x.shape[:2], m * n)
 
 
-def _by_blocks(x: Array, stack: BlockDiagonal, share: Array, is_transposed: bool) -> Array:
+def _by_blocks(x: Array, stack: BlockDiagonal, pick: Selection, is_transposed: bool) -> Array:
     """Each block contracts over its own part of all members' masked tokens."""
-    _, k, size, _ = stack.blocks.shape
+    slots, k, size, _ = stack.blocks.shape
     parts = x.reshape(*x.shape[:2], stack.copies, k, 1, size)
-    parts = _weighted(parts, share[:, None, None, None, :, None])
+    parts = _kept(jnp.broadcast_to(parts, (*parts.shape[:4], slots, size)), pick, 4)
     pattern = "btcksa,skda->btckd" if is_transposed else "btcksa,skad->btckd"
     return jnp.einsum(pattern, parts, stack.blocks).reshape(x.shape)
 
 
-def _weighted(results: Array, share: Array) -> Array:
-    """The results times the shares; zero where the share is, even if a result overflows."""
-    return jnp.where(share != 0, results * share, jnp.zeros((), results.dtype))
+def _kept(results: Array, pick: Selection, axis: int) -> Array:
+    """The results of each row's own slot, or of all slots times their strengths.
+
+    The others are zero, even if a result overflows.
+
+    Args:
+        results: The results (rows, ..., slots, ...).
+        pick: What the rows select.
+        axis: The axis of slots.
+    """
+    zero = jnp.zeros((), results.dtype)
+    shape = [1] * results.ndim
+    shape[0] = results.shape[0]
+    if pick.slot is not None:
+        # With the results' shape it fuses into the product; a smaller mask is a kernel of its own.
+        at = jax.lax.broadcasted_iota(pick.slot.dtype, results.shape, axis)
+        return jnp.where(
+            at == jnp.broadcast_to(pick.slot.reshape(shape), results.shape), results, zero
+        )
+    assert pick.strengths is not None
+    shape[axis] = results.shape[axis]
+    share = pick.strengths.astype(results.dtype).reshape(shape)
+    return jnp.where(share != 0, results * share, zero)
 
 
 def _by_operator(
-    x: Array, stack: Any, share: Array, slot: Array | None, is_transposed: bool, *, is_lookup: bool
+    x: Array, stack: Any, pick: Selection, is_transposed: bool, *, is_lookup: bool
 ) -> Array:
     """Each row gathers its own operator; with strengths all rows use all operators."""
 
@@ -183,16 +185,12 @@ def _by_operator(
         operator = operator.T if is_transposed else operator
         return operator.take_rows(x) if is_lookup else x @ operator
 
-    if slot is not None:
+    if pick.slot is not None:
+        slot = pick.slot
         operators = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(slot, 0), axis=0), stack)
         out = jax.vmap(use)(operators, x)
         return jnp.where((slot >= 0)[:, None, None], out, jnp.zeros((), out.dtype))
-    every = jax.vmap(lambda operator: jax.vmap(lambda row: use(operator, row))(x))(stack)
-    return _weighted(every, share.astype(every.dtype).T[:, :, None, None]).sum(0)
-
-
-def _looked_up(
-    x: Array, stack: Any, share: Array, slot: Array | None, is_transposed: bool
-) -> Float[Array, "rows tokens cols"]:
-    """``Σₛ shareₛ · Mₛ[x]``, or of the transposes."""
-    return _by_operator(x, stack, share, slot, is_transposed, is_lookup=True)
+    every = jax.vmap(lambda operator: jax.vmap(lambda row: use(operator, row))(x), out_axes=1)(
+        stack
+    )
+    return _kept(every, pick, 1).sum(1)

@@ -216,19 +216,22 @@ def route(owners: Array, broken: Array, pick: Array) -> Selection:
     Returns:
         Slots (rows, stacks), or strengths (rows, stacks, slots).
     """
-    is_owned = owners >= 0
     if jnp.issubdtype(pick.dtype, jnp.floating):
+        is_owned = owners >= 0
         strengths = pick.at[:, jnp.maximum(owners, 0)].get(mode="fill", fill_value=np.nan)
         strengths = jnp.where(is_owned[None], strengths, 0)
         nan = jnp.full((), np.nan, strengths.dtype)
         return Selection(strengths=jnp.where(broken[None] & (strengths != 0), nan, strengths))
-    selected = is_owned[None] & (owners[None] == pick[:, None, None])
-    slots = jnp.arange(owners.shape[1], dtype=np.int32)
-    slots = jnp.where(broken, np.int32(BROKEN), slots[None])
+    # On accelerators each kernel counts. All of this is one, since everything has the shape of
+    # the sum's terms, and the sum starts where a row selects nothing.
+    shape = (pick.shape[0], *owners.shape)
+    member = jnp.broadcast_to(pick[:, None, None], shape)
+    selected = (owners[None] == member) & (member >= 0)
+    slot = jax.lax.broadcasted_iota(np.int32, shape, 2)
+    found = jnp.where(broken[None], np.int32(BROKEN), slot) - np.int32(NOTHING)
     # A row selects at most one slot of a stack.
-    nothing = np.int32(NOTHING)
-    slot = jnp.where(selected, slots[None] - nothing, 0).sum(-1, dtype=np.int32) + nothing
-    return Selection(slot)
+    terms = jnp.where(selected, found, 0)
+    return Selection(jax.lax.reduce(terms, np.int32(NOTHING), jax.lax.add, (2,)))
 
 
 def schedules(

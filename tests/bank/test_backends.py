@@ -179,7 +179,7 @@ def test_accelerators_have_no_branches_sorts_or_loops(platform: str) -> None:
 def test_routes_are_computed_once_per_call(platform: str) -> None:
     """The rows' members are compared with the owners of all slots in one operation."""
     text = program(platform, ("lora", "lokr", "lora"), rows=5)
-    stacks = 4  # LowRank and Kronecker, at two layers
+    stacks, slots = 4, 3  # LowRank and Kronecker, at two layers
     compared = [line for line in text.splitlines() if "stablehlo.compare" in line]
     equal = [line for line in compared if " EQ," in line]
-    assert len([line for line in equal if f"<5x{stacks}x" in line]) == 1
+    assert len([line for line in equal if f"<5x{stacks}x{slots}x" in line]) == 1
