@@ -14,8 +14,8 @@ from jaxtyping import Array
 from jaxmix.bank.assignment import is_unknown
 from jaxmix.bank.building import factored_by_name
 from jaxmix.bank.leaves import BankLeaf
+from jaxmix.bank.routing import route, schedules
 from jaxmix.bank.slots import Selection
-from jaxmix.bank.stacks import route, schedules
 from jaxmix.errors import (
     DenseWeightWarning,
     LayoutError,

@@ -10,14 +10,9 @@ import numpy as np
 from jaxmix.affine import AffineMap
 from jaxmix.bank.looped import Schedule
 from jaxmix.bank.maps import SIDES, maps_of, stacked_maps
+from jaxmix.bank.routing import select, selection
 from jaxmix.bank.slots import Selection
-from jaxmix.bank.stacks import (
-    OperatorStack,
-    build_stacks,
-    insert,
-    select,
-    selection,
-)
+from jaxmix.bank.stacks import OperatorStack, build_stacks, insert
 from jaxmix.placement.form import Form
 from jaxmix.placement.quantized import dequantized
 from jaxmix.pytrees import register_dataclass
@@ -64,9 +59,9 @@ class BankLeaf:
 
         Args:
             base: The base's leaf.
-            routes: What the row selects from every stack of the bank, as in `stacks.route`.
+            routes: What the row selects from every stack of the bank, as in `routing.route`.
             rows_per_slot: The average number of rows of a batch per slot.
-            schedules: How all rows go through every stack of the bank, as in `stacks.schedules`.
+            schedules: How all rows go through every stack of the bank, as in `routing.schedules`.
 
         Returns:
             A factored leaf, or an array if the leaf is whole.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmix import Adapter, Bank
+from jaxmix.bank import routing
 from jaxmix.bank import stacks as bank_stacks
 from jaxmix.bank.slots import entry
 from jaxmix.families import IA3, OFT, LoRA
@@ -54,10 +55,10 @@ def test_rows_of_others_are_equal_bit_for_bit(name: str, use: str, backend: str)
     @jax.jit
     def rows(stacks: Any, table: Any) -> Any:
         def row(x: Any, routes: Any) -> Any:
-            own = bank_stacks.select(stacks, routes, sound[0].shape, is_factor, 1)
+            own = routing.select(stacks, routes, sound[0].shape, is_factor, 1)
             return own.take_rows(x) if is_lookup else x @ own
 
-        return jax.vmap(row)(x, bank_stacks.route(table, bank_stacks.broken_table(stacks), who))
+        return jax.vmap(row)(x, routing.route(table, bank_stacks.broken_table(stacks), who))
 
     def run(last: Operator) -> Any:
         items = [((i,), [alone(operator)]) for i, operator in enumerate((*sound[:BROKEN], last))]
