@@ -145,6 +145,7 @@ def build_leaf(
     """
     first = next(iter(leaves.values()))
     maps = stacked_maps(leaves, slots_for)
+    static: tuple[Any, ...]
     if isinstance(maps, NotApart):
         merged = [((number,), [leaf.dense()[None]]) for number, leaf in leaves.items()]
         whole, owners = build_stacks(merged, slots_for, 0)

@@ -69,7 +69,7 @@ def schedule(
     numbers = jnp.arange(slots + 1, dtype=np.int32)
     first = jax.vmap(lambda x: jnp.searchsorted(x, numbers))(by_slot).astype(np.int32)
     taken = jnp.minimum(first[:, 1:] - first[:, :-1], rows_per_slot).sum(1, dtype=np.int32)
-    is_full = is_batchable & (2 * taken >= counts * np.int32(rows_per_slot))
+    is_full = jnp.asarray(is_batchable) & (2 * taken >= counts * np.int32(rows_per_slot))
 
     places = first[:, :slots, None] + jnp.arange(rows_per_slot, dtype=np.int32)[None, None]
     places = jnp.minimum(places, rows - 1).reshape(len(counts), -1)
