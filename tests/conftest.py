@@ -4,7 +4,8 @@ JAX starts with eight host devices, so sharding is tested everywhere. Torch gets
 two workers share the machine. Most programs here run once, so compiling takes longer than running
 them: LLVM does not optimize them, and XLA does not split them into parts to compile in parallel.
 Up to JAX 0.10, XLA's emitter of fusions takes two thirds of a compilation on CPU, so it is off;
-later versions stop at this unknown flag. Modules and JAX's caches live as long as the process, so
+later versions stop at this unknown flag. Operations outside of compiled functions run on NumPy where
+it gives the same bits. Modules and JAX's caches live as long as the process, so
 the garbage collector runs rarely, and only over new objects.
 """
 
@@ -38,8 +39,7 @@ from .uncompiled import uncompiled
 
 gc.set_threshold(50_000, 20, 20)
 take_shortcuts()
-_exactly = by_numpy(EXACT)
-_exactly.__enter__()
+by_numpy(EXACT).__enter__()  # before the tests are imported, for as long as they run
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

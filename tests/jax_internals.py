@@ -1,12 +1,12 @@
 """Two shortcuts within JAX, which halve what a small program costs the tests.
 
-This is the only file that uses JAX's private modules. Where a version of JAX differs, nothing
-changes but the time.
+This is the only file that uses JAX's private modules. On a JAX that differs, nothing changes but
+the time.
 
-- JAX makes a context of MLIR for every program: 5 ms, and 5 more to take it apart. The tests share
-  one for many programs. It keeps the constants of all of them, so now and then it is replaced.
-- Since JAX 0.10 `jnp.asarray` compiles a program, for each shape, that returns its argument. Here it
-  is a transfer to the device.
+- JAX makes a context of MLIR for each program, which takes 5 ms, and 5 more to free it. The tests
+  share one. It keeps the constants of its programs, so after some of them a new one is made.
+- Since JAX 0.10 `jnp.asarray` compiles a program for each shape, which returns its argument. Here
+  the array is transferred instead.
 """
 
 from collections.abc import Callable
