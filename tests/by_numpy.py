@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from jax.extend.core import Primitive, primitives
+from jax.extend.core import primitives
 
 from .index_operations import (
     dynamic_slice,
@@ -24,7 +24,7 @@ from .index_operations import (
     scatter_add,
 )
 
-__all__ = ["EXACT", "OPERATIONS", "by_numpy"]
+__all__ = ["EXACT", "OPERATIONS", "by_numpy", "use_numpy"]
 
 # Maps operands and parameters to the result; None where XLA must compute it.
 Operation = Callable[..., np.ndarray | None]
@@ -266,22 +266,31 @@ def _run_by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[...
     return run
 
 
-@contextmanager
-def by_numpy(operations: Mapping[str, Operation]) -> Iterator[None]:
-    """Within the context, NumPy runs operations outside of compiled functions.
+def use_numpy(operations: Mapping[str, Operation]) -> Callable[[], None]:
+    """From now on NumPy runs operations outside of compiled functions.
 
     Args:
         operations: NumPy's form of each, by the name of its primitive.
+
+    Returns:
+        A function that undoes it.
     """
-    changed: dict[Primitive, Any] = {
-        getattr(primitives, name): _run_by_numpy(operation, getattr(primitives, name).impl)
-        for name, operation in operations.items()
-    }
-    old = {primitive: primitive.impl for primitive in changed}
-    for primitive, impl in changed.items():
-        primitive.def_impl(impl)
+    old = {getattr(primitives, name): getattr(primitives, name).impl for name in operations}
+    for (primitive, impl), operation in zip(old.items(), operations.values(), strict=True):
+        primitive.def_impl(_run_by_numpy(operation, impl))
+
+    def undo() -> None:
+        for primitive, impl in old.items():
+            primitive.def_impl(impl)
+
+    return undo
+
+
+@contextmanager
+def by_numpy(operations: Mapping[str, Operation]) -> Iterator[None]:
+    """The same within the context."""
+    undo = use_numpy(operations)
     try:
         yield
     finally:
-        for primitive, impl in old.items():
-            primitive.def_impl(impl)
+        undo()
