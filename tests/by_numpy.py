@@ -250,6 +250,13 @@ def _operand(x: Any, keeps_weak: bool) -> np.ndarray | None:
     return np.asarray(x)
 
 
+def _transferred(x: np.ndarray) -> jax.Array:
+    """A copy on the device, so that no two arrays share a buffer."""
+    # Operations on numbers of 64 bits keep them outside of `enable_x64` too, transfers do not.
+    with jax.enable_x64(x.dtype.itemsize == 8 or jax.config.jax_enable_x64):
+        return jax.device_put(np.array(x, order="C"))
+
+
 def _run_by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[..., Any]:
     """Runs an operation by NumPy where it can, otherwise by XLA."""
 
@@ -259,8 +266,7 @@ def _run_by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[...
             with np.errstate(all="ignore"):
                 result = operation(*values, **parameters)
             if result is not None:
-                # A copy, so that no two arrays share a buffer.
-                return jax.device_put(np.array(result, order="C"))
+                return _transferred(result)
         return old(*operands, **parameters)
 
     return run

@@ -163,3 +163,11 @@ def test_devices_keys_and_weak_types_are_kept() -> None:
         assert lax.neg(jnp.asarray(1.0)).weak_type
         keys = lax.broadcast_in_dim(jax.random.key(1), (2,), ())
         assert jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+
+
+def test_numbers_of_64_bits_are_kept() -> None:
+    """Outside of `enable_x64` too, as XLA keeps them."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(X)
+    assert x[1:].dtype == np.float64
+    np.testing.assert_array_equal(x[1:], X[1:])
