@@ -4,8 +4,9 @@ JAX starts with eight host devices, so sharding is tested everywhere. Torch gets
 two workers share the machine. Most programs here run once, so compiling takes longer than running
 them: LLVM does not optimize them, and XLA does not split them into parts to compile in parallel.
 Up to JAX 0.10, XLA's emitter of fusions takes two thirds of a compilation on CPU, so it is off;
-later versions stop at this unknown flag. Modules and JAX's caches live as long as the process, so
-the garbage collector runs rarely, and only over new objects.
+later versions stop at this unknown flag. NumPy runs operations outside of compiled functions where
+its results are the same. Modules and JAX's caches live as long as the process, so the garbage
+collector runs rarely, and only over new objects.
 """
 
 import gc
@@ -30,11 +31,15 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from .by_numpy import EXACT, use_numpy
 from .house import checking
+from .jax_internals import take_shortcuts
 from .longest import start_first
 from .uncompiled import uncompiled
 
 gc.set_threshold(50_000, 20, 20)
+take_shortcuts()
+use_numpy(EXACT)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
