@@ -154,17 +154,18 @@ def test_nothing_compiles_for_long_on_a_tpu(kind: str, program: str) -> None:
     assert largest_product(text) < LARGEST_PRODUCT
 
 
-def test_frod_has_no_large_scatter_on_a_tpu() -> None:
+@pytest.mark.parametrize("kind", ["FRoD", "SHiRA", "SuperTuning"])
+def test_no_scatter_is_large_on_a_tpu(kind: str) -> None:
     """XLA sorts what it adds by position, and compiles a sort of 170,000 numbers for 13 s."""
     run, args = compile_times.PROGRAMS["compose"]
-    traced = jax.jit(run).trace(*args, compile_times.adapter("FRoD"))
+    traced = jax.jit(run).trace(*args, compile_times.adapter(kind))
 
     def counts(platform: str) -> list[int]:
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         found = re.findall(r"\(tensor<[\dx]+xf32>, tensor<[\dx]+xi32>, tensor<(\d+)xf32>\)", text)
         return [int(count) for count in found]
 
-    assert max(counts("cpu")) > 100_000 and max(counts("tpu")) <= 8192
+    assert max(counts("cpu")) > 40_000 and 0 < max(counts("tpu")) <= 2**14
 
 
 @needs_compiler

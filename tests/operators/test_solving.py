@@ -10,7 +10,7 @@ import pytest
 
 from jaxmix.operators import Sparse, backends, rotations, scattering, solving
 from jaxmix.operators.adding import added_in_view, plus
-from jaxmix.operators.backends import TPU, Backend
+from jaxmix.operators.backends import GPU, TPU, Backend
 from jaxmix.operators.rotations import cayley
 from jaxmix.operators.scattering import scattered
 from jaxmix.operators.solving import inverse, product, solve, solve_by_blocks
@@ -134,3 +134,11 @@ def test_numbers_outside_are_dropped_in_runs(monkeypatch: pytest.MonkeyPatch) ->
     sparse = Sparse(jnp.asarray(2.0 ** np.arange(7)), indices, 2, 3)
     x = jnp.zeros((2, 3))
     np.testing.assert_array_equal(added_in(TPU, x, sparse), sparse.added_to(x))
+
+
+def test_numbers_of_huge_weights_are_added_at_once() -> None:
+    """Their array of zeros would be on every device."""
+    values, indices = jnp.ones(5000), jnp.zeros((2, 5000), np.int32)
+    assert scattering.is_in_runs(TPU, Sparse(values, indices, 2**13, 2**13))
+    assert not scattering.is_in_runs(TPU, Sparse(values, indices, 2**13, 2**13 + 1))
+    assert not scattering.is_in_runs(GPU, Sparse(values, indices, 2**13, 2**13))
