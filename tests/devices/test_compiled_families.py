@@ -28,8 +28,6 @@ from .test_compiled import needs_compiler
 MODULE = Module("linear", (256, 384), True)
 SIZE = 256 * 384
 KINDS = [kind for kind, sample in SAMPLES.items() if not sample.shaped]
-# A decomposition of a large weight takes minutes to compile; these get a smaller one.
-DECOMPOSING = {"KaSA": Module("linear", (64, 96), True)}
 # Kinds whose Δ, or its input, is written in float32: XLA fuses no scatter, product of many axes or
 # Fourier transform with the sum, and FRoD and KaSA decompose the weight.
 WRITES_COMPOSED = {
@@ -58,27 +56,22 @@ def of_kinds(kinds: Any) -> list[Any]:
     return [pytest.param(kind, marks=marks[kind]) for kind in kinds]
 
 
-def module(kind: str) -> Module:
-    """Returns the module at which a family is compiled."""
-    return DECOMPOSING.get(kind, MODULE)
-
-
 @cache
 def adapter(kind: str) -> Adapter:
     """Returns an adapter of a family."""
-    return Adapter({"a": small(SAMPLES[kind].draw(np.random.default_rng(1), module(kind)))}, 0.7)
+    return Adapter({"a": small(SAMPLES[kind].draw(np.random.default_rng(1), MODULE))}, 0.7)
 
 
-def base(kind: str) -> dict[str, Any]:
+def base() -> dict[str, Any]:
     """Returns the shapes of the base."""
-    out, into = module(kind).shape
+    out, into = MODULE.shape
     shapes = {"a.weight": (out, into), "a.bias": (out,)}
     return {name: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for name, shape in shapes.items()}
 
 
-def tokens(kind: str) -> Any:
+def tokens() -> Any:
     """Returns the shape of the tokens."""
-    return jax.ShapeDtypeStruct((16, module(kind).shape[1]), jnp.bfloat16)
+    return jax.ShapeDtypeStruct((16, MODULE.shape[1]), jnp.bfloat16)
 
 
 def forward(params: Any, x: Any) -> Any:
@@ -97,9 +90,9 @@ def check(text: str) -> None:
 @pytest.mark.parametrize("kind", of_kinds(KINDS))
 def test_composed(kind: str, on: str) -> None:
     """No float32 array of the weight's size is written where XLA can fuse it."""
-    program = compiled(lambda p, a: jaxmix.compose(p, a), base(kind), adapter(kind), on=on)
+    program = compiled(lambda p, a: jaxmix.compose(p, a), base(), adapter(kind), on=on)
     check(program.text)
-    out, into = module(kind).shape
+    out, into = MODULE.shape
     assert bool(written(program.text, "f32", out * into)) == (kind in WRITES_COMPOSED)
 
 
@@ -112,9 +105,9 @@ def test_factored(kind: str, on: str) -> None:
     def run(donated: None, params: Any, adapter: Any, x: Any) -> Any:
         return jaxmix.factored(forward, "factored")(jaxmix.attach(params, adapter), x)
 
-    program = compiled(run, None, base(kind), adapter(kind), tokens(kind), on=on)
+    program = compiled(run, None, base(), adapter(kind), tokens(), on=on)
     check(program.text)
-    out, into = module(kind).shape
+    out, into = MODULE.shape
     assert bool(written(program.text, "f32", out * into)) == (kind in WRITES_FACTORED)
 
 
@@ -122,7 +115,7 @@ def test_frod_has_no_lu_decomposition_on_a_tpu() -> None:
     """XLA unrolls it there: at 4096 inputs its program took minutes to compile."""
     update = small(SAMPLES["FRoD"].draw(np.random.default_rng(1), MODULE))
     assert isinstance(update, FRoD)
-    params = {name: jnp.ones(leaf.shape, leaf.dtype) for name, leaf in base("FRoD").items()}
+    params = {name: jnp.ones(leaf.shape, leaf.dtype) for name, leaf in base().items()}
 
     def text(platform: str) -> str:
         traced = jax.jit(jaxmix.compose).trace(params, Adapter({"a": update}))
@@ -151,8 +144,7 @@ def largest_product(text: str) -> float:
 
 
 @pytest.mark.parametrize("program", compile_times.PROGRAMS)
-# KaSA decomposes the weight, which compiles for minutes where the weight is unknown.
-@pytest.mark.parametrize("kind", of_kinds([kind for kind in KINDS if kind != "KaSA"]))
+@pytest.mark.parametrize("kind", of_kinds(KINDS))
 def test_nothing_compiles_for_long_on_a_tpu(kind: str, program: str) -> None:
     """At 1024 × 4096 no large product is outside of a loop, and no transform is XLA's own."""
     run, args = compile_times.PROGRAMS[program]
@@ -162,17 +154,18 @@ def test_nothing_compiles_for_long_on_a_tpu(kind: str, program: str) -> None:
     assert largest_product(text) < LARGEST_PRODUCT
 
 
-def test_frod_has_no_large_scatter_on_a_tpu() -> None:
+@pytest.mark.parametrize("kind", ["FRoD", "SHiRA", "SuperTuning"])
+def test_no_scatter_is_large_on_a_tpu(kind: str) -> None:
     """XLA sorts what it adds by position, and compiles a sort of 170,000 numbers for 13 s."""
     run, args = compile_times.PROGRAMS["compose"]
-    traced = jax.jit(run).trace(*args, compile_times.adapter("FRoD"))
+    traced = jax.jit(run).trace(*args, compile_times.adapter(kind))
 
     def counts(platform: str) -> list[int]:
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         found = re.findall(r"\(tensor<[\dx]+xf32>, tensor<[\dx]+xi32>, tensor<(\d+)xf32>\)", text)
         return [int(count) for count in found]
 
-    assert max(counts("cpu")) > 100_000 and max(counts("tpu")) <= 8192
+    assert max(counts("cpu")) > 40_000 and 0 < max(counts("tpu")) <= 2**14
 
 
 @needs_compiler
@@ -189,7 +182,7 @@ def test_sharded_weights_are_not_gathered(kind: str, spec: tuple[Any, ...], layo
     places: Any = {f"a.{name}": NamedSharding(mesh, P(*part)) for name, part in specs.items()}
     shapes: Any = {
         name: jax.ShapeDtypeStruct(leaf.shape[:: 1 if torch else -1], leaf.dtype, sharding=place)
-        for (name, place), leaf in zip(places.items(), base(kind).values(), strict=True)
+        for (name, place), leaf in zip(places.items(), base().values(), strict=True)
     }
     if not torch:
         shapes, places = ({"a": {k[2:]: v for k, v in x.items()}} for x in (shapes, places))

@@ -11,7 +11,7 @@ import jaxmix
 from .compiled import written
 from .compilers import compiled
 from .test_compiled import needs_compiler
-from .test_compiled_families import KINDS, adapter, base, check, forward, module, of_kinds, tokens
+from .test_compiled_families import KINDS, MODULE, adapter, base, check, forward, of_kinds, tokens
 
 # Rebase has nothing to train.
 TRAINED = [kind for kind in KINDS if kind != "Rebase"]
@@ -41,8 +41,8 @@ def test_gradients_of_adapters(kind: str, on: str) -> None:
     def slopes(donated: None, values: Any, whole: Any, params: Any, x: Any) -> Any:
         return jax.grad(loss)(values, whole, params, x)
 
-    program = compiled(slopes, None, values, whole, base(kind), tokens(kind), on=on)
+    program = compiled(slopes, None, values, whole, base(), tokens(), on=on)
     check(program.text)
-    out, into = module(kind).shape
+    out, into = MODULE.shape
     sizes = written(program.text, "f32", out * into)
     assert bool(sizes) == (kind in WHOLE)

@@ -12,7 +12,8 @@ import jaxmix
 from jaxmix import Adapter, Mix
 from jaxmix.families import BOFT, OFT, DiagOFT, LoKr, LoRA, Normed, Rebase
 from jaxmix.families.boft import butterfly
-from jaxmix.unmerged.held import HeldValue
+from jaxmix.operators.backends import TPU
+from jaxmix.unmerged.held import HeldValue, _checksum, _checksum_of_first
 
 OUT, IN = 24, 20
 
@@ -247,3 +248,20 @@ def test_layers_of_a_stack_hold_their_own_values(kind: str) -> None:
         expected = product(jaxmix.compose(base, adapters, layout=layout), X)
         actual = jaxmix.factored(product)({"stack": changed_stack}, X)
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (300, 7), (3, 200, 5), (9,)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+def test_tiles_have_the_checksum_of_a_row_or_column(
+    shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree that is attached on a CPU keeps its values on a TPU."""
+    x = jnp.asarray(normal(*shape), dtype)
+    expected = [_checksum_of_first(x, axis, 3) for axis in (0, x.ndim - 1)]
+    assert expected[1] == _checksum(x[..., 0], 3)
+
+    def on_tpu(cpu: Any, accelerator: Any, x: Any) -> Any:
+        return accelerator(TPU, x)
+
+    monkeypatch.setattr("jaxmix.unmerged.held.by_platform", on_tpu)
+    assert expected == [_checksum_of_first(x, axis, 3) for axis in (0, x.ndim - 1)]
