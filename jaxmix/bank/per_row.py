@@ -161,8 +161,8 @@ def _with_nan(start: Array, picks: Any) -> Array:
     """The start of one row or of many, NaN for rows that select a broken operator."""
     if not (slots := [pick.slot for pick in picks if pick.slot is not None]):
         return start
-    least = reduce(jnp.minimum, slots)
-    is_broken = (least == BROKEN).reshape(least.shape + (1,) * (start.ndim - least.ndim))
+    is_broken = reduce(jnp.logical_or, (slot == BROKEN for slot in slots))
+    is_broken = is_broken.reshape(is_broken.shape + (1,) * (start.ndim - is_broken.ndim))
     return jnp.where(is_broken, jnp.full((), np.nan, start.dtype), start)
 
 

@@ -39,15 +39,15 @@ def route(owners: Array, broken: Array, pick: Array) -> Selection:
         nan = jnp.full((), np.nan, strengths.dtype)
         return Selection(strengths=jnp.where(broken[None] & (strengths != 0), nan, strengths))
     # On accelerators each kernel counts. All of this is one, since everything has the shape of
-    # the sum's terms, and the sum starts where a row selects nothing.
+    # the maximum's operand.
     shape = (pick.shape[0], *owners.shape)
     member = jnp.broadcast_to(pick[:, None, None], shape)
     selected = (owners[None] == member) & (member >= 0)
     slot = jax.lax.broadcasted_iota(np.int32, shape, 2)
-    found = jnp.where(broken[None], np.int32(BROKEN), slot) - np.int32(NOTHING)
+    found = jnp.where(broken[None], np.int32(BROKEN), slot)
     # A row selects at most one slot of a stack.
-    terms = jnp.where(selected, found, 0)
-    return Selection(jax.lax.reduce(terms, np.int32(NOTHING), jax.lax.add, (2,)))
+    slots = jnp.where(selected, found, np.int32(NOTHING))
+    return Selection(jax.lax.reduce(slots, np.int32(NOTHING), jax.lax.max, (2,)))
 
 
 def schedules(

@@ -12,8 +12,8 @@ from jaxmix.pytrees import register_dataclass
 
 __all__ = ["BROKEN", "NOTHING", "Selection", "Use", "count_slots", "entry"]
 
-# A row's slot where it selects nothing, and where its operator holds inf or NaN.
-NOTHING, BROKEN = -1, -2
+# A row's slot where it selects nothing (the least number), and where its operator holds inf or NaN.
+NOTHING, BROKEN = -2, -1
 
 # A use of an operator with a row's tokens (a product) or a row's token indices (a lookup).
 Use = Callable[[Operator, Array], Array]

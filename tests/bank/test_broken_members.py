@@ -12,7 +12,7 @@ from jaxmix import Adapter, Bank
 from jaxmix.bank import routing
 from jaxmix.bank import stacks as bank_stacks
 from jaxmix.bank.slots import entry
-from jaxmix.families import IA3, OFT, LoRA
+from jaxmix.families import IA3, OFT, LoKr, LoRA
 from jaxmix.operators import Operator
 
 from .test_backends import ROWS, SHAPE, SLOTS, SQUARE, STACKS, TOKENS, normal
@@ -109,6 +109,18 @@ def test_members_are_checked_when_they_enter(backend: str) -> None:
     assert finite(replaced, "good", "inf", "nan", "other") == [True, True, False, True]
     assert finite(replaced.remove("nan"), "good", "inf", None, "other") == [True] * 4
     assert len(traces) == 1
+
+
+def test_a_broken_member_beside_members_of_other_structures(backend: str) -> None:
+    """Its row selects nothing from their stacks, and is NaN all the same."""
+    params = {"a.weight": jnp.ones((3, 2))}
+    lokr = LoKr((jnp.ones((3, 1)),), (jnp.ones((1, 2)),), 1.0)
+    members = {"broken": Adapter({"a": lora(np.inf)}), "lokr": Adapter({"a": lokr})}
+    bank = Bank(members, params)
+    out = bank(lambda params, x: x @ params["a.weight"].T)(
+        params, jnp.ones((3, 2)), ["lokr", "broken", None]
+    )
+    assert np.isnan(out).all(1).tolist() == [False, True, False]
 
 
 def test_other_kinds_of_leaves(backend: str) -> None:
