@@ -53,7 +53,7 @@ def take_shortcuts() -> None:
     except (ImportError, AttributeError):
         pass
     try:
-        from jax._src.lax.lax import stage_p
+        from jax._src.core import stage_p
 
         stage_p.def_impl(_transferred(stage_p.impl))
     except (ImportError, AttributeError):

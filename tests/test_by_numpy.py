@@ -151,7 +151,7 @@ def test_exact_operations_are_never_compiled() -> None:
     """Outside of the context too, and arrays are made without a program."""
     with timed_events() as events:
         lax.transpose(jnp.asarray(np.ones((5, 29), np.float32)), (1, 0))
-        jnp.asarray(np.ones((5, 31), np.float32)), jnp.zeros((5, 37))
+        jax.block_until_ready((jnp.asarray(np.ones((5, 31), np.float32)), jnp.zeros((5, 37))))
     assert events[COMPILED] == 0
 
 
