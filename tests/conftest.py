@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
@@ -28,13 +29,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 from .by_numpy import EXACT, use_numpy
 from .house import checking
 from .jax_internals import take_shortcuts
 from .longest import start_first
+from .sampling import mark_others_thorough
 from .uncompiled import uncompiled
 
 gc.set_threshold(50_000, 20, 20)
@@ -46,7 +48,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # The types of every call are checked in the packages that compute. Public functions are not
 # checked: tests pass them bad arguments and check their errors. Import jaxmix only after this.
 CHECKED = ("operators", "affine", "apply.plan", "models.layers", "models.rope")
-install_import_hook([f"jaxmix.{package}" for package in CHECKED], f"{checking.__name__}.check")
+jaxtyping.install_import_hook(
+    [f"jaxmix.{package}" for package in CHECKED], f"{checking.__name__}.check"
+)
+# A check takes longer than many of the functions, so it is left out in rooms that add no new calls.
+UNCHECKED = {"converters", "fuzz", "house", "parity", "training"}
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)
@@ -61,6 +67,13 @@ if find_spec("torch") is not None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Checks the types of calls in the rooms of tests where new ones are made."""
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.update("jaxtyping_disable", room in UNCHECKED)
+
+
 @pytest.fixture
 def no_compiling() -> Iterator[None]:
     """Runs a test uncompiled, for tests of many programs that each run once."""
@@ -68,8 +81,10 @@ def no_compiling() -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the files for `make test`, whose workers take them in order."""
+    """Chooses and sorts the tests for `make test`, whose workers take files in order."""
+    mark_others_thorough(items)
     start_first(items)
 
 

@@ -48,6 +48,7 @@ def _weight(rows: int, cols: int, dtype: Any) -> jax.Array:
     return jax.random.normal(jax.random.key(0), (rows, cols)).astype(dtype)
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 8), (6, 0)])
 def test_sum_of_all_terms(shape: tuple[int, int], dtype: Any) -> None:
@@ -89,6 +90,7 @@ def test_gradient_has_no_loop() -> None:
     assert "while" not in str(jax.jit(gradient).lower(terms).compile().as_text())
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1), (0, 1, 2), (0, 1, 2, 4)])
 @pytest.mark.parametrize("donate", [True, False])
 def test_loop_changes_the_leaf_in_place(which: tuple[int, ...], donate: bool) -> None:

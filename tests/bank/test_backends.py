@@ -91,6 +91,7 @@ def in_turn(x: Any, stack: Any, pick: Any, is_transposed: bool, is_factor: bool)
     return np.stack(rows)
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.parametrize("name", [*STACKS, *SQUARE])
 def test_each_row_is_multiplied_by_its_operator(name: str, is_transposed: bool) -> None:

@@ -40,6 +40,7 @@ def alone(operator: Operator) -> Any:
     return jax.tree.map(lambda x: x[None], operator)
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("name, use", CASES)
 def test_rows_of_others_are_equal_bit_for_bit(name: str, use: str, backend: str) -> None:
     is_factor, is_lookup = name in SQUARE, use == "lookup"

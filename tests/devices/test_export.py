@@ -116,7 +116,7 @@ def programs() -> tuple[Any, ...]:
     return (run, leaves, X), (step, values, optimizer.init(values), BASE, X)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", ["tpu", pytest.param("cuda", marks=pytest.mark.thorough)])
 def test_factored_and_a_training_step(platform: str) -> None:
     """Tokens through all families, gradients of all trained values, and Adam."""
     for run, *args in programs():

@@ -74,6 +74,7 @@ def _weights(case: Case, folder: Path) -> dict[str, np.ndarray] | None:
     return weights
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_oracle_matches_peft(kind: str, tmp_path: Path) -> None:

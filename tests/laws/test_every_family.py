@@ -130,6 +130,7 @@ def test_experts_with_every_other_kind() -> None:
     assert all_wrong(chains, KINDS["conv1d"]) == {}
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("seed", range(36))
 def test_random_chains(seed: int) -> None:
     """One to six updates, on layers of every kind."""

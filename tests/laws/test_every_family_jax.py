@@ -90,6 +90,7 @@ def test_vmap_over_stacked_adapters() -> None:
         )
 
 
+@pytest.mark.thorough
 def test_shard_map_over_adapters() -> None:
     """Each device applies its own adapter to the same params."""
     params = base(TWO, np.float32)
@@ -255,6 +256,7 @@ def test_sharded(kind: AxisType) -> None:
             ] == []  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_nnx_model() -> None:
     """Kernels (in, out) in an NNX state."""
     plain = base(LINEAR, np.float32)

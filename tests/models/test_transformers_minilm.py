@@ -54,6 +54,7 @@ def jaxmix_embeddings(stack: Sequence[str], model: Any) -> np.ndarray:
     return np.asarray(embed(mixed, tokens, batch()["attention_mask"].bool().numpy()))
 
 
+@pytest.mark.thorough
 @needs_the_model
 def test_embeddings_match_peft() -> None:
     """Embeddings match for each adapter and two orders in 64 bits, and differ from the base's."""

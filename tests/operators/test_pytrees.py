@@ -44,6 +44,7 @@ def test_dtypes_are_kept(kind: str, dtype: Any) -> None:
         assert op.dense().weak_type
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_transforms(kind: str) -> None:
     """jit, vmap, grad, eval_shape, and a round trip through a pytree."""

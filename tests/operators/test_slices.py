@@ -32,6 +32,7 @@ SLICES = (
 )
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_slices(kind: str) -> None:
     """A slice equals NumPy's, can be multiplied and transposed, and keeps the structure."""

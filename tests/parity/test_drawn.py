@@ -143,6 +143,7 @@ def _check_saved_adapter_needs_no_torch(folder: Path, model: torch.nn.Module, ou
 
 
 # PEFT recommends saving what it draws.
+@pytest.mark.one_of(2)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", _forms(), ids=lambda form: form.name)
 def test_drawn_arrays_match_peft(form: Form, tmp_path: Path, record_property: Record) -> None:

@@ -57,6 +57,7 @@ def reexported(folder: Path, out: Path, model: Any, base: bool = False) -> Path:
     return out_folder
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("case", SINGLE_ADAPTER_CASES, ids=lambda case: case.name)
 def test_exported_layer_matches(case: Case, tmp_path: Path, record_property: Record) -> None:
     """Every layer type and form of the six mixed types is exported."""
@@ -91,6 +92,7 @@ BY_TYPE = [
 ]
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("form", BY_TYPE)
 def test_exported_form_matches(form: Form, tmp_path: Path, record_property: Record) -> None:
     """Every form of the other types is exported."""

@@ -14,6 +14,7 @@ from .truth import run_peft
 Record = Callable[[str, object], None]
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_layer_matches_peft(case: Case, tmp_path: Path, record_property: Record) -> None:
     """The composed weights, run in torch, match PEFT's forward."""

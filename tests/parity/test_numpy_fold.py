@@ -29,6 +29,7 @@ def test_fold_matches_pairs(kind: str, mlp: TorchNet, saved: Path) -> None:
         assert difference(actual, truth) < TOLERANCE, stack
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fold_matches_layers(case: Case, tmp_path: Path) -> None:
     """Each row of the table of layer types matches."""

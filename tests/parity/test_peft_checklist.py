@@ -130,6 +130,7 @@ def row(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Pair]:
     return place, save_pair(kinds, PLACES[place], tmp_path)
 
 
+@pytest.mark.one_of(2)
 def test_pair_of_families(row: tuple[str, Pair]) -> None:
     """Additive pairs commute and rotations do not; in the last layer, changes add up."""
     place, pair = row
@@ -338,6 +339,7 @@ def test_prefix_tuning_is_refused(tmp_path: Path) -> None:
 DECODER = [("shira", 1), ("lora", 2), ("oft", 3), ("loha", 4), ("adalora", 5), ("lokr", 6)]
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("kinds_and_seeds", [DECODER[1:], DECODER, DECODER[:1:-1]], ids=len)
 def test_generated_tokens_match(kinds_and_seeds: list[tuple[str, int]], tmp_path: Path) -> None:
     """A small OPT generates the tokens of PEFT's mixed model after each added adapter."""

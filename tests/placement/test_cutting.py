@@ -123,6 +123,7 @@ BLOCK = Module("linear", (12, 8), True)
 QKV = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("family", ["LoRA", "DoRA", "LoHa", "LoKr", "Normed", "OFT", "Together"])
 @pytest.mark.parametrize("is_split", [True, False], ids=["split", "fused"])
 def test_fused_projection_on_its_parts_and_back(family: str, is_split: bool) -> None:

@@ -54,6 +54,7 @@ def compile_quickly(function: Any, *args: Any) -> Any:
     return jax.jit(function).lower(*args).compile(options)
 
 
+@pytest.mark.thorough
 def test_every_family_unmerged() -> None:
     """One program has a site per family, whose loss depends only on its values and strength."""
     params = base(SITES)

@@ -52,6 +52,7 @@ def peft_loss_of(folder: Path) -> float:
         )
 
 
+@pytest.mark.thorough
 def test_trained_mix_has_the_same_loss_in_peft(tmp_path: Path) -> None:
     """A new LoRA and a new OFT are trained together, unmerged."""
     base = jaxmix.models.load(ASSETS / "base", dtype=jnp.float32)

@@ -84,6 +84,7 @@ def check(adapters: list[Adapter], fn: Run, x: Any) -> None:
         np.testing.assert_allclose(actual_gradient, expected_gradient, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("adapters", [[LOKR], [LORA, LOKR]], ids=["LoKr", "LoRA, LoKr"])
 def test_kronecker_products_use_a_view_on_tpu(
@@ -100,6 +101,7 @@ def test_kronecker_products_use_a_view_on_tpu(
     assert set(calls) == ({16} if backend is TPU else set())
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize(
     "name, fn, tokens",
     [

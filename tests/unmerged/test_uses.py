@@ -155,6 +155,7 @@ DENSE: dict[str, Run] = {
 }
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("use", FACTORED)
 def test_use_stays_factored(use: str, made_dense: list[int]) -> None:
     bound = 2e-3 if "dtype" in use or "cast" in use else 2e-6
@@ -257,6 +258,7 @@ LAYERWISE: dict[str, Run] = {
 }
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("use", LAYERWISE)
 def test_layers_stay_factored(use: str, made_dense: list[int]) -> None:
     assert difference(LAYERWISE[use], STACK, LAYER_MIX, normal(4, 6), LAYERS) < 1e-5

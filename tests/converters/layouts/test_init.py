@@ -34,6 +34,7 @@ def layout_of(path: Path) -> Layout | None:
     return table(path) if path.stem.removesuffix("-unscanned") in SAID else None
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_all_linear_matches_peft(path: Path) -> None:
     """Every linear layer except the head is targeted, by Hugging Face's names and sizes."""

@@ -24,6 +24,7 @@ SOME = (
 CHOSEN = ROWS if os.environ.get("HYPOTHESIS_PROFILE") == "long" else SOME
 
 
+@pytest.mark.thorough
 def test_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model has a module for each row of the contract's table, and one adapter for all."""
     monkeypatch.setattr(recipe, "BLOCK", 12)

@@ -99,6 +99,7 @@ LOGITS = (
 )
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize(("names", "dtype", "size"), LOGITS)
 def test_logits_of_peft(
     names: tuple[str, ...],

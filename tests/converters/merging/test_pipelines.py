@@ -60,6 +60,7 @@ def test_kohya_file_lands_in_every_component(
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("has_base", [True, False])
 @pytest.mark.parametrize(
     ("kind", "prefixes"),

@@ -25,6 +25,7 @@ def merged(tree: dict[str, Any], adapters: Any, folder: Path) -> dict[str, np.nd
     return load_file(folder / "out.safetensors")
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("name", ["KaSA", "OFT of outputs", "Normed by inputs", "biases"])
 def test_parts_of_a_fused_weight(name: str, tmp_path: Path) -> None:
     """The merge equals that of qkv, also with adapters of q, k and v before and after it."""

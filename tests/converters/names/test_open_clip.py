@@ -156,6 +156,7 @@ SPELLED = (
 OTHER_KINDS = ("dora", "loha", "lokr", "difference")
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize(
     ("at", "prefix", "kind"),
     [

@@ -54,6 +54,7 @@ def composed(base: dict[str, np.ndarray], adapter: Any) -> dict[str, np.ndarray]
 IN_DIFFUSERS = ("locon", "locon-tucker", "dora-out", "sdxl", "new-metadata", "new-dora", "new-bias")
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", ["kohya", "diffusers", "comfyui"])
 @pytest.mark.parametrize(("writer", "name"), CASES, ids=["-".join(case) for case in CASES])
 def test_exported_file_loads_with_the_same_effect(

@@ -184,6 +184,7 @@ def _in_comfyui(key: str) -> str:
     return key
 
 
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("program", EXPORTS)
 @pytest.mark.parametrize("scheme", ["diffusers", "original"])
 @pytest.mark.parametrize("model", MODELS)
@@ -200,6 +201,7 @@ def test_lora_is_read_by_each_program(
     assert_close(output, case.in_memory if is_memory else case.on_disk)
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", [dora, loha, lokr, diff, rotation], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("scheme", ["diffusers", "original"])
 @pytest.mark.parametrize("program", EXPORTS)

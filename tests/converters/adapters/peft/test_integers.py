@@ -106,6 +106,7 @@ def _values(row: Row, values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
         yield from ((name, value) for value in values if not (is_flag and value is True))
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.usefixtures("small_memory")
 @pytest.mark.parametrize(
     "values", [VALUES[0], pytest.param(VALUES[1], marks=pytest.mark.thorough)], ids=["few", "more"]

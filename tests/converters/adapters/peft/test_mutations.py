@@ -100,6 +100,7 @@ def _changed(name: str, seed: int) -> Content:
     return content
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("seeds", SEEDS, ids=["few", "more"])
