@@ -150,8 +150,8 @@ MUTATIONS = (
     ),
     Mutation(
         "bank: rows beyond a slot's share are dropped",
-        "is_done = is_done | (is_full & (rank_in_slot < rows_per_slot))",
-        "is_done = is_done | is_full",
+        "is_done = is_taken | (by_slot == slots)",
+        "is_done = is_full[:, None] | (by_slot == slots)",
         ("bank/test_bank.py",),
     ),
     Mutation(

@@ -128,10 +128,11 @@ def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> LowRank:
     exact = np.promote_types(values.dtype, np.float32)
     rows, cols = (_angles(jnp.asarray(i), n, exact) for i, n in zip(indices, shape, strict=True))
     heights = jnp.concatenate([values, -values]) / math.prod(shape)
-    # Side by side: a TPU's compiler takes a sixth of the time.
-    angles = jnp.concatenate([rows, cols], 1)
-    waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]).astype(values.dtype)
-    left, right = waves[:, : shape[0]], waves[:, shape[0] :]
+    # The sine is a cosine, a quarter of a turn later: one function compiles faster than two.
+    left, right = (
+        jnp.cos(jnp.concatenate([angles, angles - math.pi / 2])).astype(values.dtype)
+        for angles in (rows, cols)
+    )
     return LowRank((heights[:, None] * left).T, right)
 
 

@@ -29,9 +29,9 @@ MODULE = Module("linear", (8, 16), True)
 PLATFORMS = ("tpu", "cuda")
 # Custom calls that run on the chip: solvers of XLA's TPU backend, and cuSOLVER's.
 # Rotations take Cholesky and triangular solves, which are StableHLO's own operations on TPU, and
-# Cholesky a call on CUDA; DEFT takes a QR, KaSA an SVD, FRoD on CUDA an LU.
+# Cholesky a call on CUDA; DEFT takes a QR, and on CUDA KaSA an SVD and FRoD an LU.
 ALLOWED = {
-    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors", "Eigh"},
+    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors"},
     "cuda": {
         "cusolver_potrf_ffi",
         "cusolver_geqrf_ffi",
