@@ -36,9 +36,10 @@ class KaSA(Update):
         ShapeError: Raised by `compose` if the factors do not fit the weight or have its full rank.
 
     Example:
-        >>> update = KaSA(np.ones((1, 2)), np.ones((2, 1)), np.zeros(1), 1.0)
-        >>> matrix = np.diag([3.0, 2.0]).astype(np.float32)
-        >>> np.round(update.weight_map(Base(matrix, (2, 2)), np.float32(1))(matrix), 6).tolist()
+        >>> import jax.numpy as jnp
+        >>> update = KaSA(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.zeros(1), 1.0)
+        >>> matrix = jnp.diag(jnp.array([3.0, 2.0]))
+        >>> jnp.round(update.weight_map(Base(matrix, (2, 2)), jnp.ones(()))(matrix), 6).tolist()
         [[3.0, 0.0], [0.0, 0.0]]
 
     Source: https://arxiv.org/abs/2412.06071; ``peft/tuners/lora/variants.py``.
