@@ -61,7 +61,7 @@ MATRICES = {
 def test_it_is_as_accurate_as_an_svd_in_float32(name: str) -> None:
     """An error is that of float32, over the norm, and over the distance of singular values."""
     x, rank = MATRICES[name]
-    assert error(jax.jit(by_rotations, static_argnums=1)(x, rank), x, rank) < 3e-6
+    assert error(jax.jit(by_rotations, static_argnums=1)(x, rank), x, rank) < 6e-6
 
 
 def test_float64_has_its_own_accuracy() -> None:
