@@ -52,6 +52,12 @@ REFUSAL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def new_caches() -> None:
+    """Forgets compiled functions: JAX 0.8 keeps the place of the first call of `jnp.sort`."""
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("is_jitted", [True, False])
 def test_auto_warns_once(is_jitted: bool) -> None:
     run = jaxmix.factored(ordered)
@@ -131,7 +137,6 @@ def test_messages_name_leaves_of_any_argument() -> None:
 
 def test_bank_warns_about_dense_rows_unless_requested() -> None:
     """`bank(fn)` warns once; how="factored" raises an error and how="dense" is silent."""
-    jax.clear_caches()  # JAX 0.8 keeps the place of the first call of `jnp.sort`
     bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
 
     def run(params: Any, x: Any) -> Any:
