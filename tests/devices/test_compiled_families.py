@@ -108,7 +108,9 @@ def test_factored(kind: str, on: str) -> None:
     program = compiled(run, None, base(), adapter(kind), tokens(), on=on)
     check(program.text)
     out, into = MODULE.shape
-    assert bool(written(program.text, "f32", out * into)) == (kind in WRITES_FACTORED)
+    # For a v6e XLA fuses GLoRA's product with the weight into the tokens'.
+    writes = WRITES_FACTORED - {"GLoRA"} if on == "v6e" else WRITES_FACTORED
+    assert bool(written(program.text, "f32", out * into)) == (kind in writes)
 
 
 def test_frod_has_no_lu_decomposition_on_a_tpu() -> None:
