@@ -1,6 +1,7 @@
 """XLA's operations on parts of arrays, by NumPy's indices."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,14 +97,19 @@ def gather(
 
 def _scatter(
     write: Callable[[np.ndarray, Any, np.ndarray], None],
+    dtypes: tuple[np.dtype, ...] | None,
     x: np.ndarray,
     indices: np.ndarray,
     updates: np.ndarray,
-    numbers: Any,
+    *,
+    dimension_numbers: Any,
     mode: Any,
+    **_: Any,
 ) -> np.ndarray | None:
-    """An array into which parts were written; None where one lies outside of it."""
-    if numbers.operand_batching_dims or x.dtype != updates.dtype:
+    """An array into which a part was written for each row of indices; None where one is outside."""
+    numbers = dimension_numbers
+    is_left_out = dtypes is not None and x.dtype not in dtypes
+    if is_left_out or numbers.operand_batching_dims or x.dtype != updates.dtype:
         return None
     kept = [axis for axis in range(x.ndim) if axis not in numbers.inserted_window_dims]
     windows = dict(zip(kept, numbers.update_window_dims, strict=True))
@@ -117,29 +123,5 @@ def _scatter(
     return result
 
 
-def scatter(
-    x: np.ndarray,
-    indices: np.ndarray,
-    updates: np.ndarray,
-    *,
-    dimension_numbers: Any,
-    mode: Any,
-    **_: Any,
-) -> np.ndarray | None:
-    """An array with a part replaced for each row of indices."""
-    return _scatter(np.ndarray.__setitem__, x, indices, updates, dimension_numbers, mode)
-
-
-def scatter_add(
-    x: np.ndarray,
-    indices: np.ndarray,
-    updates: np.ndarray,
-    *,
-    dimension_numbers: Any,
-    mode: Any,
-    **_: Any,
-) -> np.ndarray | None:
-    """An array with parts added in the order of the rows of indices."""
-    if x.dtype not in ADDED:
-        return None
-    return _scatter(np.add.at, x, indices, updates, dimension_numbers, mode)
+scatter = partial(_scatter, np.ndarray.__setitem__, None)
+scatter_add = partial(_scatter, np.add.at, ADDED)

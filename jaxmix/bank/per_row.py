@@ -170,7 +170,7 @@ def _with_nan(start: Array, picks: Any) -> Array:
 def _grouped(
     use: Any, is_transposed: bool, n_cols: int, is_factor: bool, rows_per_slot: int
 ) -> Callable[..., Array]:
-    """Returns ``(x, stacks, picks) -> result`` for a use, with its batching rule and gradient."""
+    """Returns ``(x, stacks, picks, schedules) -> result``, with its batching rule and gradient."""
     apply = partial(use, is_transposed)
 
     def start(x: Array, stacks: Any) -> Array:
