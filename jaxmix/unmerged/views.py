@@ -93,7 +93,9 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 
 
 def sliced(weight: Weight, starts: Sequence[Any], sizes: Sequence[int]) -> Weight | None:
-    """Slices a stack's layers, with a traced or static start; None for slices of other axes."""
+    """Slices a stack's layers, with a traced or static start; None for part of another axis."""
+    if tuple(sizes) == weight.shape:  # of an axis of one, JAX 0.8 takes entry 0 like this
+        return weight
     _, _, stack = weight.axes
     others = [k for k in range(len(sizes)) if k != stack]
     if stack is None or any(sizes[k] != weight.shape[k] for k in others):

@@ -122,6 +122,7 @@ FACTORED: dict[str, Run] = {
     "mapped over tokens": lambda p, x: jax.vmap(lambda v: p["a.weight"] @ v)(x),
     "split in heads": lambda p, x: jnp.einsum("bi,ink->bnk", x, p["a.weight"].T.reshape(6, 2, 3)),
     "with axes of one": lambda p, x: x @ p["a.weight"][None, :, None][0].squeeze(1),
+    "sliced as a whole": lambda p, x: x @ jax.lax.slice(p["a.weight"], (0, 0), (6, 6)),
     "next to a custom derivative": lambda p, x: doubled(x @ p["a.weight"].T),
     "within jit": lambda p, x: jax.jit(lambda w, x: x @ w.T)(p["a.weight"], x),
     "with a name": lambda p, x: x @ checkpoint_name(p["a.weight"], "a"),
