@@ -9,9 +9,10 @@ from jaxmix.converters.names.finding import map_of
 from jaxmix.converters.names.table import is_known
 from jaxmix.mixing import Mix
 from jaxmix.placement.canonical import Modules
+from jaxmix.placement.inferring import inferred
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
-from jaxmix.placement.naming import Names, inferred, map_named, renamed_parts
+from jaxmix.placement.naming import Names, map_named, renamed_parts
 
 __all__ = ["modules_of", "with_stored_names"]
 

@@ -1,7 +1,6 @@
 """Renames adapters to a tree's names where they differ, by a name map that is given or found."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -10,9 +9,10 @@ import numpy as np
 
 from jaxmix.errors import LayoutError, UnsupportedError, listing, option
 from jaxmix.families.base import Update
-from jaxmix.placement.canonical import Modules, Target, UnmappedError
+from jaxmix.placement.canonical import Modules
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
 from jaxmix.placement.fused import in_order
+from jaxmix.placement.inferring import candidates, inferred
 from jaxmix.placement.joining import with_memory_names, with_original_names
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.name_map import NameMap
@@ -25,7 +25,6 @@ __all__ = [
     "Names",
     "OnTree",
     "Part",
-    "inferred",
     "listing_tried_names",
     "map_named",
     "on_tree",
@@ -69,7 +68,7 @@ class OnTree(Generic[P]):
     original: Mapping[str, str] = field(default_factory=dict)
 
 
-_NO_MAP = "No name map brings all of them to the leaves."
+_NO_MAP = " No name map brings all of them to the leaves."
 
 
 def map_named(names: str | Mapping[str, Any]) -> NameMap:
@@ -141,7 +140,7 @@ def on_tree(
             for parts_in_memory in _in_memory(parts):
                 with suppress(UnplacedError):
                     return work(OnTree(parts_in_memory, layout))
-            raise UnplacedError(f"{error} {_NO_MAP}", error.sites) from None
+            raise _extended(error, _NO_MAP) from None
         renamed = renamed_parts(parts, Modules(found, shapes), layout, joins=joins)
     return work(renamed)
 
@@ -154,7 +153,7 @@ def _in_memory(parts: Sequence[P]) -> Iterator[list[P]]:
     since a layout may know the other layers only by their original names. Last come layers whose
     halves are swapped in diffusers, where the library keeps the original order.
     """
-    for candidate in _candidates():
+    for candidate in candidates(NAME_MAPS):
         if candidate.templates is None:
             continue
         for rename in (_split, _renamed, _in_original_order):
@@ -197,16 +196,21 @@ def listing_tried_names(modules: Modules | None) -> Iterator[None]:
         yield
     except UnplacedError as error:
         if modules is None:
-            raise UnplacedError(f"{error} {_NO_MAP}", error.sites) from None
+            raise _extended(error, _NO_MAP) from None
         looked_up = {site: list(dict.fromkeys(modules.tried(site))) for site in error.sites}
         lines = [f"{site}: {', '.join(names)}" for site, names in looked_up.items() if names]
-        raise UnplacedError(
-            f"{error}\nNames were also compared by the name map of "
+        message = (
+            "\nNames were also compared by the name map of "
             f"{modules.names.name}{f':{listing(lines)}' if lines else ''}"
             f"{chr(10) if lines else '; '}"
-            f"{'F' if lines else 'f'}or another model, pass its type: {option('names', '…')}.",
-            error.sites,
-        ) from None
+            f"{'F' if lines else 'f'}or another model, pass its type: {option('names', '…')}."
+        )
+        raise _extended(error, message) from None
+
+
+def _extended(error: UnplacedError, text: str) -> UnplacedError:
+    """The same error, with more text."""
+    return UnplacedError(lambda: f"{error}{text}", error.sites)
 
 
 def renamed_parts(
@@ -227,71 +231,6 @@ def renamed_parts(
     places = {site: place for r in found for site, place in r.places.items()}
     original = {new: old for r in found for new, old in r.original.items()}
     return OnTree(new, with_places(named(layout), places) if places else layout, original)
-
-
-def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> NameMap | None:
-    """Finds the name map under which all sites have a leaf, from the names alone.
-
-    Args:
-        sites: The sites of all adapters.
-        shapes: The shape of each leaf, by its name.
-
-    Returns:
-        The map; None if there is none.
-
-    Raises:
-        LayoutError: If several fit and differ.
-    """
-    # Layers differ only by their numbers, so one of each kind is enough.
-    sites = list(sites)
-    sample = {_zeroed(leaf): shape for leaf, shape in shapes.items()}
-    wanted = dict.fromkeys(map(_zeroed, sites))
-    fits: dict[tuple[Any, ...], list[NameMap]] = {}
-    for candidate in _candidates():
-        # The numbers of a U-Net's blocks matter: its blocks are not alike.
-        is_listed = candidate.templates is not None
-        modules = Modules(candidate, shapes if is_listed else sample)
-        if (answer := _answer(modules, sites if is_listed else wanted)) is not None:
-            fits.setdefault(answer, []).append(candidate)
-    if len(fits) > 1:
-        names = [found[0].name for found in fits.values()]
-        raise LayoutError(
-            f"the sites of the adapters match the leaves by several models' names, which differ: "
-            f"those of {', '.join(names)}. Say which: {option('names', names[0])}."
-        )
-    return next(iter(fits.values()))[0] if fits else None
-
-
-def _candidates() -> Iterable[NameMap]:
-    """All distinct name maps."""
-    seen = set()
-    for _, maps in NAME_MAPS:
-        for candidate in maps():
-            key = (candidate.transforms, candidate.templates, candidate.prefix)
-            if key not in seen:
-                seen.add(key)
-                yield candidate
-
-
-def _answer(modules: Modules, sites: Iterable[str]) -> tuple[Any, ...] | None:
-    """The targets of all sites under a map; None if a site has none."""
-    answer: list[Any] = []
-    for site in sites:
-        targets = tuple(map(Target, modules.in_memory(site)))
-        try:
-            targets = targets or modules.targets(site)
-        except UnmappedError:
-            return None
-        if not targets and site in modules.stored:
-            targets = (Target(site),)
-        if not targets:
-            return None
-        answer.append(tuple((t.site, t.cut, str(t.places)) for t in targets))
-    return tuple(answer)
-
-
-def _zeroed(name: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "0", name)
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:

@@ -118,7 +118,8 @@ class Piece:
             (Piece(name='norm.bias', disk=Region(expert=-1, part=0, parts=1, axis=0, ...
         """
         if not self.swap_ratio:
-            return (self if shape is None else replace(self, disk=self.disk.fitted(shape)),)
+            disk = self.disk if shape is None else self.disk.fitted(shape)
+            return (self if disk is self.disk else replace(self, disk=disk),)
         if shape is None or len(shape) != 2:
             return (replace(self, problem="an order of rows that the weight's shape determines"),)
         is_swapped = shape[0] == self.swap_ratio * shape[1]

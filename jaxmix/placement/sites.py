@@ -1,8 +1,9 @@
 """Sites of adapters, and the leaves of a params tree that a layout gives them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 
 from jaxmix.errors import LayoutError, listing, remedy
 from jaxmix.families.base import Chain
@@ -19,16 +20,36 @@ _SHOWN = 20
 class UnplacedError(LayoutError):
     """Sites that match no leaf, or more than one.
 
+    Its message lists the leaves with similar names. That search takes seconds in a large tree, so
+    it waits until someone reads the message: often the sites are then found by other names.
+
     Attributes:
         sites: Their names.
         lacks_only_biases: Whether each of them has a leaf for its weight, so that only biases are
             missing. Other names would not help then, and might be those of other modules.
     """
 
-    def __init__(self, message: str, sites: Iterable[str] = (), *, lacks_only_biases: bool = False):
-        super().__init__(message)
+    def __init__(
+        self,
+        explain: Callable[[], str],
+        sites: Iterable[str] = (),
+        *,
+        lacks_only_biases: bool = False,
+    ):
+        super().__init__()
+        self._explain = explain
         self.sites = tuple(sites)
         self.lacks_only_biases = lacks_only_biases
+
+    @cached_property
+    def _message(self) -> str:
+        return self._explain()
+
+    def __str__(self) -> str:
+        return self._message
+
+    def __reduce__(self) -> tuple[type[LayoutError], tuple[str]]:
+        return LayoutError, (self._message,)
 
 
 @dataclass(frozen=True)
@@ -95,18 +116,24 @@ def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site
     """
     sites, unplaced = placed(tree, chains, table)
     if unplaced:
-        # The search for similar names is slow, so only the listed sites are explained.
-        shown, others = unplaced[:_SHOWN], unplaced[_SHOWN:]
-        lines = [f"{name}: {_reason(name, part, places, tree)}" for name, part, places in shown]
-        lines += [name for name, _, _ in others]
-        count = len({name for name, _, _ in unplaced})
+        advice = remedy(
+            " If the leaves have other names, pass layout=jaxmix.Layout(…) with rules.", ""
+        )
+
+        def explain() -> str:
+            # Only the listed sites are explained, since the search for similar names is slow.
+            shown, others = unplaced[:_SHOWN], unplaced[_SHOWN:]
+            lines = [f"{name}: {_reason(name, part, places, tree)}" for name, part, places in shown]
+            lines += [name for name, _, _ in others]
+            count = len({name for name, _, _ in unplaced})
+            return (
+                f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
+                f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
+                f"trained on another model?{advice}"
+            )
+
         raise UnplacedError(
-            f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
-            f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
-            "trained on another model?"
-            + remedy(
-                " If the leaves have other names, pass layout=jaxmix.Layout(…) with rules.", ""
-            ),
+            explain,
             dict.fromkeys(name for name, _, _ in unplaced),
             lacks_only_biases=all(
                 part == "bias" and _has_weight(name, tree, table) for name, part, _ in unplaced

@@ -86,6 +86,8 @@ class Templates:
         """
         component = next((p for p in self.components if tensor.startswith(p)), "")
         pieces = self._pieces(tensor.removeprefix(component))
+        if not component:
+            return pieces
         return tuple(replace(piece, name=f"{component}{piece.name}") for piece in pieces)
 
     def _pieces(self, tensor: str) -> tuple[Piece, ...]:

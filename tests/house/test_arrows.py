@@ -234,6 +234,7 @@ PLACEMENT = (
         "cutting",
         "joined_experts",
         "joining",
+        "inferring",
         "naming",
         "tied",
         "roles",

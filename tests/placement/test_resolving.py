@@ -1,5 +1,7 @@
 """`resolve`: one call from the sites of adapters to the leaves of a tree."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
 from jaxmix.families.base import Chain
 from jaxmix.placement import resolve
+from jaxmix.placement import sites as placed_sites
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -43,3 +46,25 @@ def test_every_problem_is_an_error() -> None:
     """A site without a leaf is an error of the same call."""
     with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed .*\n  lost: no"):
         resolve({"b.weight": ONES}, {"b": chain(), "lost": chain()}, None)
+
+
+def test_similar_names_are_not_searched_before_the_message_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That search is slow, and the sites are often found by other names."""
+
+    def searched(*_: object, **__: object) -> list[str]:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(placed_sites, "get_close_matches", searched)
+    with pytest.raises(LayoutError) as caught:
+        resolve({"b.weight": ONES}, {"lost": chain()}, None)
+    with pytest.raises(AssertionError, match=r"\Asearched\Z"):
+        str(caught.value)
+
+
+def test_error_for_sites_without_a_leaf_survives_a_process() -> None:
+    with pytest.raises(LayoutError) as caught:
+        resolve({"b.weight": ONES}, {"lost": chain()}, None)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert str(copied) == str(caught.value) and isinstance(copied, LayoutError)
