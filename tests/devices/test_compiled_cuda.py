@@ -70,8 +70,43 @@ def test_gradients_read_the_weights_few_times() -> None:
     assert program.traffic < 6 * 4 * SHAPE[0] * SHAPE[1]
 
 
+def test_slices_within_a_kernel_and_branches_are_counted() -> None:
+    """A column takes 32 bytes of each row; of a conditional the cheapest branch counts."""
+    text = """
+%ends (p: bf16[64,40]) -> bf16[104] {
+  %p = bf16[64,40]{1,0} parameter(0)
+  %row = bf16[1,40]{1,0} slice(%p), slice={[0:1], [0:40]}
+  %column = bf16[64,1]{1,0} slice(%p), slice={[0:64], [0:1]}
+  ROOT %out = bf16[104]{0} concatenate(%row, %column), dimensions={0}
+}
+
+%kept (x: f32[64]) -> f32[64] {
+  %x = f32[64]{0} parameter(0)
+  ROOT %same = f32[64]{0} copy(%x)
+}
+
+%anew (w: f32[64,40]) -> f32[64] {
+  %w = f32[64,40]{1,0} parameter(0)
+  ROOT %new = f32[64]{0} reduce(%w)
+}
+
+ENTRY %main (w: bf16[64,40], n: f32[64], v: f32[64,40], is: pred[]) -> f32[64] {
+  %w = bf16[64,40]{1,0} parameter(0)
+  %n = f32[64]{0} parameter(1)
+  %v = f32[64,40]{1,0} parameter(2)
+  %is = pred[] parameter(3)
+  %mark = bf16[104]{0} fusion(%w), kind=kLoop, calls=%ends
+  %one = f32[64]{0} conditional(%is, %n, %v), true_computation=%kept, false_computation=%anew
+  ROOT %two = f32[64]{0} conditional(%is, %v, %n), branch_computations={%anew, %kept}
+}
+"""
+    found = {kernel.name: kernel.bytes for kernel in kernels(text)}
+    assert found == {"mark": 80 + 64 * 32 + 208, "same": 512}
+    assert traffic(text) == sum(kernel.bytes for kernel in kernels(text)) == 2336 + 2 * 512
+
+
 def test_traffic_is_counted() -> None:
-    """A slice counts as itself, a change in place as the change, a loop as often as it runs."""
+    """A slice takes at least 32 bytes, a change in place its own, a loop those of all its runs."""
     text = """
 %part (p: f32[64,4], i: s32[]) -> f32[1,4] {
   %p = f32[64,4]{1,0} parameter(0)
@@ -111,7 +146,7 @@ ENTRY %main (w: bf16[64,4]) -> f32[64,4] {
     assert found == {
         "wide": 512 + 1024,
         "near": 1024,
-        "cut": 64 * (16 + 16 + 4),
+        "cut": 64 * (32 + 16 + 4),
         "set": 64 * (16 + 16 + 4),
     }
     assert traffic(text) == sum(found.values())

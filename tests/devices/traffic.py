@@ -1,7 +1,8 @@
 """Counts the bytes that a compiled program moves between memory and its kernels.
 
 Each instruction of the entry computation is a kernel: it reads its operands and writes its result.
-An array that a kernel only slices, or changes in place, counts as the slice.
+An array that a kernel only slices, or changes in place, counts as the slice. A conditional counts
+as its cheapest branch: jaxmix's others are for inputs that changed since they were attached.
 """
 
 import math
@@ -18,11 +19,16 @@ _INSTRUCTION = re.compile(
     r"(?P<type>\((?:[^()]|\([^()]*\))*\)|\S+) (?P<op>[a-z][\w\-]*)\((?P<rest>.*)$"
 )
 _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[fsuc]\d+)\[([\d,]*)\](\{[^}]*\})?")
+_BRANCHES = re.compile(r"(?:true|false)_computation=([^,]*)|branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:?\s*\{"?n"?:\s*"?(\d+)')
 # These move nothing: they name arrays, or wait for what has been counted.
 _FREE = frozenset(
     "parameter get-tuple-element tuple bitcast constant after-all opt-barrier partition-id".split()
 )
+
+
+# A GPU reads at least this much of its memory at once.
+_SECTOR = 32
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,24 @@ class _Instruction:
     def size(self) -> int:
         """The bytes of its result in the chip's main memory."""
         return sum(_sizes(self.type))
+
+    @cached_property
+    def size_in_place(self) -> int:
+        """The bytes that are read for it if it is a slice of an array, such as one column."""
+        found = _SHAPE.search(self.type)
+        if found is None:
+            return self.size
+        dtype, dims, layout = found.groups()
+        shape = [int(n) for n in dims.split(",") if n]
+        minor = re.match(r"\{(\d+)", layout or "")
+        run = (shape[int(minor[1])] if minor else 1) * _bits(dtype) // 8
+        return self.size * max(run, _SECTOR) // run
+
+    @cached_property
+    def branches(self) -> tuple[str, ...]:
+        """The computations of a conditional."""
+        found = ",".join(part for pair in _BRANCHES.findall(self.rest) for part in pair if part)
+        return tuple(re.findall(r"[\w.\-]+", found))
 
     @cached_property
     def operands(self) -> tuple[str, ...]:
@@ -112,8 +136,8 @@ def _read_of(parameter: _Instruction, inner: list[_Instruction]) -> int:
             continue
         if one.op == "bitcast":
             names.add(one.name)
-        elif one.op == "dynamic-slice":
-            total += one.size
+        elif one.op in ("dynamic-slice", "slice"):
+            total += one.size_in_place
         elif not (one.op == "dynamic-update-slice" and at == [0]):
             return parameter.size
     return total
@@ -168,6 +192,9 @@ def kernels(text: str) -> list[Kernel]:
                 yield from walk(one.called("body") or "", times * int(trips[1] if trips else 1))
             elif one.op == "call":
                 yield from walk(one.called("to_apply") or "", times)
+            elif one.op == "conditional":
+                found = [list(walk(branch, times)) for branch in one.branches]
+                yield from min(found, key=lambda run: sum(kernel.bytes for kernel in run))
             elif one.op not in _FREE and not one.op.endswith("-done"):
                 moved = program.bytes_of(one, sizes)
                 yield Kernel(one.name, one.op, one.type, times * moved)
