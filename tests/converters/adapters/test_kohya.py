@@ -12,8 +12,8 @@ import jaxmix
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError
 from jaxmix.families import LoKr, LoRA, Normed, Together
 
-from ..peft.folders import refused
-from .files import BASE, FACTORS, changed, drawn, factors, kohya, save
+from .formats.files import BASE, FACTORS, changed, drawn, factors, kohya, save
+from .peft.folders import refused
 
 
 def save_lora(tmp_path, **changes: Any):

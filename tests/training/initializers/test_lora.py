@@ -16,7 +16,7 @@ import jaxmix
 from jaxmix.errors import AdapterError
 from jaxmix.training import init, trainable
 
-from .samples import normal
+from ..samples import normal
 
 _KEY = jax.random.key(2)
 _BOTH = ["mlp.up", "mlp.down"]
@@ -29,7 +29,7 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
     pytest.importorskip("peft")
     import peft
 
-    from ..converters.adapters.peft.made import Experts, quiet
+    from ...converters.adapters.peft.made import Experts, quiet
 
     options: dict[str, Any] = {"rank_pattern": {"mlp.up": 4}, "use_rslora": use_rslora}
     model = Experts(in_first)

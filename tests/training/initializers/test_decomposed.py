@@ -20,7 +20,7 @@ import jaxmix
 from jaxmix.errors import ShapeError, UnsupportedError
 from jaxmix.training import init
 
-from .samples import normal
+from ..samples import normal
 
 _KEY = jax.random.key(0)
 with_peft = pytest.mark.skipif(
