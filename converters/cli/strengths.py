@@ -13,7 +13,9 @@ __all__ = ["NUMBER", "check_strength_spelling"]
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # Separators that users may write between a path and its strength.
 _SIGNS = re.compile(r"\s*[:=@*×]\s*|\s+x\s+|\s+")
-_NUMBER_LIKE = re.compile(r"[-+−]?[\d.,_/%]+([eE][-+−]?\d*)?%?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_NUMBER_LIKE = re.compile(
+    r"[-+−]?[\d.,_/%]+([eE][-+−]?\d*)?%?|[+-]?(nan|inf|infinity)", re.IGNORECASE
+)
 
 
 def check_strength_spelling(text: str) -> None:
