@@ -1,5 +1,6 @@
 """`fit` finds known strengths by gradient descent; the full text of its errors is tested."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -107,10 +108,18 @@ def test_dense_weights_are_reported_once() -> None:
     assert len(caught) == 1 and "one.weight" in str(caught[0].message)
     dense = fit(lora(), PARAMS, distance, BATCHES * 3, how="dense", progress=False)
     assert result.strengths == pytest.approx(dense.strengths, abs=1e-6)
-    with pytest.raises(
-        UnsupportedError, match="expected a factored form for each use of a weight; "
-    ):
+    with pytest.raises(UnsupportedError) as refused:
         fit(lora(), PARAMS, distance, BATCHES, how="factored", progress=False)
+    where = re.sub(r"test_fitting\.py:\d+", "HERE", str(refused.value))
+    assert where == (
+        'factored got how="factored", expected a factored form for each use of a weight; 2 weights '
+        "would be made dense:\n"
+        "  one.weight ((6, 8) float32): sub at HERE (distance.<locals>.<genexpr>)\n"
+        "  two.weight ((4, 6) float32): sub at HERE (distance.<locals>.<genexpr>)\n"
+        "Multiply tokens by the whole weight, convolve with it or look up its rows, or merge the "
+        'adapters of these leaves with jaxmix.compose. With how="auto" these uses take the dense '
+        "weight, with a warning."
+    )
 
 
 BATCHES = [PARAMS]

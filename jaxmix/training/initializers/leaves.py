@@ -46,7 +46,7 @@ def trainable_tokens(key: Any, target: Target, *, token_indices: Sequence[int] =
 def _is_row(index: Any, count: int) -> bool:
     """Whether something is the index of one of the rows."""
     is_integer = isinstance(index, int | np.integer) and not isinstance(index, bool)
-    return is_integer and 0 <= index < count
+    return is_integer and bool(0 <= index < count)
 
 
 KINDS = {

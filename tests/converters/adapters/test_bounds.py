@@ -14,6 +14,7 @@ from jaxmix.converters.adapters.peft.keys import _is_saved
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
+from ...messages import full_text
 from ..bases import Adapters
 
 
@@ -29,9 +30,12 @@ def test_nested_recipes(adapters: Adapters) -> None:
         parts = [{"source": f"{depth - 1}.json", "name": f"{i}"} for i in range(10)]
         _recipe(tmp / f"{depth}.json", parts)
     assert len(jaxmix.load(tmp / "2.json").parts) == 1000
-    with pytest.raises(
-        CheckpointError, match=r"3\.json has more than 1,024 parts, including those of the rec"
-    ):
+    outer = "".join(f"{tmp}/{n}.json: part 1, {n - 1}.json: " for n in (8, 7, 6, 5, 4))
+    message = (
+        f"{outer}{tmp}/3.json has more than 1,024 parts, including those of the recipes in it. "
+        "Save the inner recipes as one adapter: jaxmix.combine or jaxmix.to_lora."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         jaxmix.load(tmp / "8.json")
 
 

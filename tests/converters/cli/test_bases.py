@@ -11,6 +11,7 @@ from jaxmix.converters.cli.bases import base_params, map_tensors, needs_base
 from jaxmix.errors import CheckpointError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace
 
+from ...messages import full_text
 from ..bases import load, save_base
 
 
@@ -47,7 +48,12 @@ def test_needs_base_by_family() -> None:
         ),
     }
     for site, update in reading.items():
-        with pytest.raises(CheckpointError, match=f"adapter: {update.family} .* at {site}\n"):
+        message = (
+            "these adapters need the base, which is not given:\n"
+            f"  adapter: {update.family} {update.size()} at {site}\n"
+            "Pass the model that they were trained on: --base FOLDER."
+        )
+        with pytest.raises(CheckpointError, match=full_text(message)):
             base_params(jaxmix.Adapter({site: update}), None)
 
 

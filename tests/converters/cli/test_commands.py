@@ -37,5 +37,5 @@ def test_loaded_command_replaces_its_outline() -> None:
     options = {name for parameter in command.params for name in parameter.opts}
     assert "--json" in options and not outline.params
     # An unknown command is left to the group, which reports it.
-    with pytest.raises(Exception, match="No such command 'x'"):
+    with pytest.raises(Exception, match=r"\ANo such command 'x'\.\Z"):
         group.resolve_command(group.make_context("jaxmix", ["x"]), ["x"])

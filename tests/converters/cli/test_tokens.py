@@ -11,6 +11,8 @@ import pytest
 from jaxmix.converters.cli.tokens import read_text, split_windows, tokenized
 from jaxmix.errors import CheckpointError, UnsupportedError
 
+from ...messages import full_text
+
 
 def test_every_tenth_window_is_held_out() -> None:
     """Every tenth window is held out, at least one; no window is in both sets."""
@@ -87,7 +89,9 @@ def test_each_library_reads_its_tokenizer_files(
             f"it: pip install {library}."
         )
     text.write_bytes(b"\xff")
-    with pytest.raises(
-        CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it to UTF-8\."
-    ):
+    message = (
+        f"the text {text} is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 0: "
+        "invalid start byte. Convert it to UTF-8."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         tokenized(read_text(text), text, tmp_path / "tokenizers", None, 9)

@@ -1,6 +1,7 @@
 """Orbax checkpoints that claim more than they hold."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,14 @@ def test_orbax_checkpoint_with_missing_data(
     metadata = json.loads(array.read_text())
     metadata["shape"] = metadata["chunks"] = [1 << 30, 1 << 30]
     array.write_text(json.dumps(metadata))
-    with pytest.raises(CheckpointError, match="bytes on disk, but its metadata states arrays of"):
+    message = (
+        r"\A{} has [\d,]+ bytes on disk, but its metadata states arrays of {} bytes; the largest "
+        r"are:\n  \['proj'\]\['lora_a'\]: {} bytes\n  \['proj'\]\['lora_b'\]: 128 bytes\n"
+        r"Save or download it again\.\Z"
+    )
+    step, size = re.escape(str(tmp_path / "step")), 1 << 62
+    expected = message.format(step, f"{size + 128:,}", f"{size:,}")
+    with pytest.raises(CheckpointError, match=expected):
         jaxmix.load(tmp_path / "step", format="qwix", alpha=1.0)
     metadata["shape"] = metadata["chunks"] = [8, 4]
     array.write_text(json.dumps(metadata))
@@ -33,7 +41,5 @@ def test_orbax_checkpoint_with_missing_data(
         orbax_sizes.check_sizes(reader, tmp_path / "step")
         monkeypatch.setattr(orbax_sizes, "ALWAYS", 0)
         monkeypatch.setattr(orbax_sizes, "RATIO", 0)
-        with pytest.raises(
-            CheckpointError, match=r"states arrays of 256 bytes; the largest are:\n .*: 128 bytes"
-        ):
+        with pytest.raises(CheckpointError, match=message.format(step, 256, 128)):
             orbax_sizes.check_sizes(reader, tmp_path / "step")
