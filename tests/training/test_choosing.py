@@ -14,6 +14,8 @@ from jaxmix.training.targets import Rules
 
 from ..messages import full_text
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 PARAMS: dict[str, Any] = {
     "h.0.q.weight": np.ones((6, 4), np.float32),
     "h.1.q.weight": np.ones((6, 4), np.float32),

@@ -5,8 +5,11 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxmix.training.draws import kaiming, normal, site_key
+
+pytestmark = pytest.mark.usefixtures("no_compiling")
 
 _KEY = jax.random.key(0)
 

@@ -9,6 +9,8 @@ from jaxmix.training.initializers.products import KINDS, factorization
 
 from .modules import drawn, linear, only
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 _KEY = jax.random.key(0)
 
 

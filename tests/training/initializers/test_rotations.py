@@ -10,6 +10,8 @@ from jaxmix.training.initializers.rotations import KINDS, nearest_divisor
 
 from .modules import drawn, linear, only
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 _KEY = jax.random.key(0)
 
 

@@ -12,6 +12,8 @@ from jaxmix.training.initializers.sparse import KINDS
 from ...messages import full_text
 from .modules import linear
 
+pytestmark = pytest.mark.usefixtures("no_compiling")
+
 _KEY, _TARGET = jax.random.key(0), linear(5, 3)
 
 
