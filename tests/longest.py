@@ -23,7 +23,7 @@ LONGEST = (
     "parity/test_stacks.py",
     "placement/test_trees.py",
     "unmerged/test_uses.py",
-    "training/test_init_trees.py",
+    "training/test_survey.py",
     "parity/test_peft_checklist.py",
     "converters/layouts/test_images.py",
     "training/test_gradients_peft.py",

@@ -202,7 +202,7 @@ MUTATIONS = (
         'NORM_EPS, axis="in" if by_output else "out"',
         (
             "converters/adapters/formats/test_goldens.py",
-            "converters/adapters/formats/test_kohya.py",
+            "converters/adapters/test_kohya.py",
         ),
     ),
     Mutation(

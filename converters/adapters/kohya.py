@@ -152,10 +152,11 @@ def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[st
     ambiguous = [module for module, (_, bare_name) in flat_names.items() if "_" in bare_name]
     bare_names = [bare_name for _, bare_name in flat_names.values()]
     if ambiguous or len(set(bare_names)) < len(bare_names):
+        problem = "have underscores for dots" if ambiguous else "are equal in several models"
         raise CheckpointError(
-            f"{where}: its {len(modules)} names have underscores for dots "
-            f"({(ambiguous or bare_names)[0]} …), so the file alone does not determine the modules."
-            f" Pass the model that it was trained on: {option('base', ..., of='load(path')}, its "
+            f"{where}: the names of its modules {problem} ({(ambiguous or bare_names)[0]} …), so "
+            "the file alone does not determine the modules. "
+            f"Pass the model that it was trained on: {option('base', ..., of='load(path')}, its "
             "Hugging Face folder, its params, or a list of the names of its modules."
         )
     return {module: bare_name for module, (_, bare_name) in flat_names.items()}

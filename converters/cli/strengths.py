@@ -13,7 +13,9 @@ __all__ = ["NUMBER", "check_strength_spelling"]
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # Separators that users may write between a path and its strength.
 _SIGNS = re.compile(r"\s*[:=@*×]\s*|\s+x\s+|\s+")
-_NUMBER_LIKE = re.compile(r"[-+−]?[\d.,_/%eE]+%?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_NUMBER_LIKE = re.compile(
+    r"[-+−]?[\d.,_/%]+([eE][-+−]?\d*)?%?|[+-]?(nan|inf|infinity)", re.IGNORECASE
+)
 
 
 def check_strength_spelling(text: str) -> None:
@@ -71,4 +73,5 @@ def _message(text: str, stem: str, sign: str, rest: str, has_strength: bool) -> 
         )
         return f"{text}: {problem}, {expected} such as {stem}:{better}."
     better = number if NUMBER.fullmatch(number) else "0.5"
-    return f"{text}: a strength must follow a colon, {expected} such as {stem}:{better}."
+    colon = "the colon without spaces" if ":" in sign else "a colon"
+    return f"{text}: a strength must follow {colon}, {expected} such as {stem}:{better}."

@@ -207,7 +207,10 @@ def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         at = "" if place.index is None else f"[{place.index}]"
         subject = "index" if place.axes is None else f"axes {place.axes!r}"
         if isinstance(error, KeyError):
-            subject, error = f"axis {error} of the scale {place.scale}", "the pattern names no such"
+            subject, error = (
+                f"axis {error} of the scale {place.scale}",
+                "the pattern has no such axis",
+            )
         reason = str(error).splitlines()[-1].strip()
         raise LayoutError(
             f"{place.leaf}{at} of shape {leaf_shape} does not have the {subject} of the layout's "

@@ -29,7 +29,8 @@ def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
     Raises:
         UnsupportedError: If the value is not one of `known`.
     """
-    if value not in known:
+    # Equal is not enough: Python takes 1 for True.
+    if not any(type(value) is type(choice) and value == choice for choice in known):
         raise UnsupportedError(
             f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}"
         )

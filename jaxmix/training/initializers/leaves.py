@@ -33,14 +33,20 @@ def ln_tuning(key: Any, target: Target) -> Update:
 def trainable_tokens(key: Any, target: Target, *, token_indices: Sequence[int] = ()) -> Update:
     """Trained tokens: the base's rows."""
     del key
-    rows = np.asarray(token_indices, np.int32)
-    outside = [int(row) for row in rows if not 0 <= row < target.outputs]
-    if not rows.size or outside or len(set(rows.tolist())) < rows.size:
+    are_rows = all(_is_row(index, target.outputs) for index in token_indices)
+    if not are_rows or not 0 < len(set(token_indices)) == len(token_indices):
         raise AdapterError(
             f"token_indices is {list(token_indices)!r}, expected row indices from 0 to "
             f"{target.outputs - 1}, each once"
         )
+    rows = np.asarray(token_indices, np.int32)
     return Tokens(target.matrix[rows], jnp.asarray(rows))
+
+
+def _is_row(index: Any, count: int) -> bool:
+    """Whether something is the index of one of the rows."""
+    is_integer = isinstance(index, int | np.integer) and not isinstance(index, bool)
+    return is_integer and bool(0 <= index < count)
 
 
 KINDS = {

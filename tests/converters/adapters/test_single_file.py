@@ -141,8 +141,8 @@ def test_shards_and_extra_weights(place: tuple[Path, str]) -> None:
 
 def test_adapterhub_adapter(place: tuple[Path, str]) -> None:
     """Its config has the name of PEFT's, but is not one."""
-    from .formats.test_adapterhub import LORA as CONFIG
-    from .formats.test_adapterhub import Q, folder, keyed
+    from .test_adapterhub import LORA as CONFIG
+    from .test_adapterhub import Q, folder, keyed
 
     tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
     folder(place[0], tensors, CONFIG)

@@ -15,6 +15,7 @@ from jaxmix.converters.adapters.mixfile.recipe import save_recipe
 from jaxmix.errors import CheckpointError
 from jaxmix.families import Delta
 
+from ...messages import full_text
 from ..bases import Adapters, contents, load
 from .running import Captured, main, run, run_json
 
@@ -149,9 +150,8 @@ def test_invalid_recipes_are_refused(tmp_path: Path) -> None:
             save_recipe(sources, tmp_path / place)
         assert text in str(caught.value)
     place = save_recipe([], tmp_path / "r.json")
-    with pytest.raises(
-        CheckpointError, match=r"r\.json exists\. Choose another name, or replace it"
-    ):
+    message = f"{place} exists. Choose another name, or replace it: force=True."
+    with pytest.raises(CheckpointError, match=full_text(message)):
         save_recipe([], place)
     save_recipe([("owner/x", 1.0)], place, force=True)
     assert "owner/x" in place.read_text() and sorted(p.name for p in tmp_path.iterdir()) == [

@@ -8,7 +8,6 @@ import pytest
 from safetensors import safe_open
 
 import jaxmix
-from jaxmix.converters.cli.ranks import rank_of
 
 from ..bases import Adapters, contents, load
 from .running import Captured, main, run, run_json
@@ -133,9 +132,3 @@ def test_invalid_ranks_are_usage_errors(
     """An invalid `--rank` or `--energy` is a usage error."""
     assert main("export", "-a", "x", "-o", "y", *args) == 2
     assert text in capsys.readouterr().err
-
-
-def test_rank_of_options() -> None:
-    """The options become the library's rank argument."""
-    given = [(None, None), (3, None), (None, 0.5), (None, 1.0)]
-    assert [rank_of(*options) for options in given] == [None, 3, 0.5, "exact"]

@@ -13,6 +13,7 @@ from jaxmix.converters.cli.hints import spelled
 from jaxmix.errors import JaxmixError, option, remedy, spelling, to_lora_call
 from jaxmix.families import LoRA
 
+from ...messages import full_text
 from ..bases import Adapters, save_adapter
 from .running import Captured, main
 
@@ -173,5 +174,8 @@ def test_unknown_name_map(base: Path, adapters: Adapters, tmp_path: Path, capsys
 def test_python_names_the_same_options(adapters: Adapters) -> None:
     """Outside of the program the messages name calls of Python."""
     pair = [jaxmix.load(adapters["lora"]), jaxmix.load(adapters["lora"], "other")]
-    with pytest.raises(JaxmixError, match=r"but got rank=2\. Leave it out, or use 'svd'\.$"):
+    message = (
+        "the method 'linear' keeps the rank of LoRAs, but got rank=2. Leave it out, or use 'svd'."
+    )
+    with pytest.raises(JaxmixError, match=full_text(message)):
         jaxmix.combine(pair, method="linear", rank=2)

@@ -4,18 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.cli.bases import base_params, map_tensors, needs_base
-from jaxmix.converters.cli.tables import adapter_data, adapter_lines
-from jaxmix.errors import CheckpointError
-from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
+from jaxmix.families import LoRA
 from jaxmix.measures import measure
 
-from ..bases import Adapters, load, save_adapter, save_base
+from ..bases import Adapters, load, save_adapter
 from .running import Captured, main, run, run_json
 
 DOWN, Q = "model.layers.*.down_proj", "model.layers.*.q_proj"
@@ -79,14 +75,6 @@ def test_modules_and_scales_are_grouped(tmp_path: Path, capsys: Captured) -> Non
     assert rows == [start, ["h.*.mlp:", "up,", "down"], ["head"]]
 
 
-def test_long_lists_of_modules_are_broken_between_names() -> None:
-    """No name is cut, whatever the width."""
-    lora = LoRA(np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), 0.5)
-    sites = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
-    lines = adapter_lines([jaxmix.Adapter(dict.fromkeys(sites, lora), name="x")], 20)
-    assert lines[2:] == ["    model.layers.*.self_attn:", "      q_proj, k_proj"]
-
-
 def test_json_lists_every_site(adapters: Adapters, capsys: Captured) -> None:
     """The JSON document has the table's contents and every site."""
     sites = [f"model.layers.{i}.q_proj" for i in range(2)]
@@ -95,17 +83,6 @@ def test_json_lists_every_site(adapters: Adapters, capsys: Captured) -> None:
     assert run_json(capsys, "inspect", f"{adapters['loha']}:2") == {
         "adapters": [{**record, "kinds": [{**kind, "numbers": 112, "sites": sites}]}]
     }
-
-
-def test_updates_of_one_site_are_listed_separately() -> None:
-    """A LoRA and a bias trained with it are two kinds."""
-    bias = Replace(bias=jnp.ones(4))
-    both = Together((bias, LoRA(jnp.ones((1, 3)), jnp.ones((4, 1)), 1.0)))
-    kinds = adapter_data(jaxmix.Adapter({"q": both, "k": bias}))["kinds"]
-    assert [(kind["kind"], kind["numbers"], kind["sites"]) for kind in kinds] == [
-        ("Replace", 8, ("q", "k")),
-        ("LoRA", 7, ("q",)),
-    ]
 
 
 def test_missing_adapter_is_reported(capsys: Captured) -> None:
@@ -167,55 +144,6 @@ def test_additive_families_are_measured_without_a_base(
         "model.layers.0.down_proj and 3 more\nPass the model that they were trained on: "
         "--base FOLDER."
     )
-
-
-def test_needs_base_by_family() -> None:
-    """Only additive updates whose factors have the weight's shape need no base."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> np.ndarray:
-        return np.asarray(rng.normal(size=shape), np.float32)
-
-    additive = {
-        "lora": LoRA(draw(2, 5), draw(7, 2), 0.5, bias=draw(7)),
-        "adalora": AdaLoRA(draw(2, 5), draw(7, 2), draw(2), 0.5),
-        "loha": LoHa(draw(7, 2), draw(2, 5), draw(7, 2), draw(2, 5), 0.5),
-        "lokr": LoKr((draw(3, 2), draw(2, 4)), (draw(5, 6),), 0.5),
-        "delta": Delta(draw(7, 5), draw(7)),
-        "lm_head": LoRA(draw(2, 5), draw(7, 2), 0.5),
-        "model.embed_tokens": LoRA(draw(2, 5), draw(7, 2), 0.5, embedding=True),
-    }
-    mixed = jaxmix.mix(jaxmix.Adapter(additive))
-    assert needs_base(mixed) == []
-    params, layout = base_params(mixed, None)
-    after = jaxmix.compose(params, mixed, layout=layout)
-    assert after["lokr.weight"].shape == (15, 24)
-    assert all(np.any(np.asarray(after[f"{site}.weight"])) for site in additive)
-    x, y = additive["lokr"].x[0] @ additive["lokr"].x[1], additive["lokr"].y[0]
-    np.testing.assert_allclose(after["lokr.weight"], 0.5 * np.kron(x, y), rtol=1e-5)
-    reading = {
-        "dora": LoRA(draw(2, 5), draw(7, 2), 0.5, magnitude=draw(7)),
-        "whole": Replace(draw(7, 5)),
-        "bias": Replace(bias=draw(7)),
-        "core": LoHa(
-            draw(2, 7), draw(2, 5), draw(2, 7), draw(2, 5), 0.5, draw(2, 2, 3), draw(2, 2, 3)
-        ),
-    }
-    for site, update in reading.items():
-        with pytest.raises(CheckpointError, match=f"adapter: {update.family} .* at {site}\n"):
-            base_params(jaxmix.Adapter({site: update}), None)
-
-
-def test_base_is_memory_mapped(tmp_path: Path) -> None:
-    """Float tensors of all files are mapped unchanged, bfloat16 too; other dtypes as bytes."""
-    for dtype in (np.float32, jnp.bfloat16):
-        folder = save_base(tmp_path / np.dtype(dtype).name, shards=2, dtype=dtype)
-        found, expected = map_tensors(folder), load(folder)
-        assert set(found) == set(expected)
-        for name, tensor in expected.items():
-            same = tensor if tensor.dtype == dtype else tensor.view(np.uint8)
-            np.testing.assert_array_equal(found[name], same)
-            assert isinstance(found[name], np.memmap) and found[name].dtype == same.dtype
 
 
 def test_plot_writes_the_picture(

@@ -5,7 +5,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -238,19 +237,6 @@ def test_other_ids_are_requested_from_the_hub(
     assert len(requests) == 1 and constants.HF_HUB_OFFLINE is False
     assert main("inspect", *args, "--json") == 1
     assert capsys.readouterr().err == "" and not logging.getLogger("jaxmix.hub").handlers
-
-
-def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Session:
-        def head(self, url: str, timeout: float) -> None:
-            assert timeout <= 5
-            if url != "there":
-                raise OSError
-
-    monkeypatch.setattr(huggingface_hub, "get_session", Session)
-    for url, answers in (("there", True), ("nowhere", False)):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        assert hub_connection.is_reachable() is answers
 
 
 def test_similar_names_are_suggested(folder: Path) -> None:

@@ -186,11 +186,14 @@ def test_working_directory_is_not_replaced(
         monkeypatch.chdir(tmp_path / where)
         before = _tree(tmp_path)
         for out in (".", tmp_path / where, f"../{where}"):
-            with pytest.raises(
-                CheckpointError, match="contains the working directory, which would"
-            ):
+            message = (
+                f"the output {out} contains the working directory, which would be deleted with the "
+                "folder that is replaced. Change to another directory, or choose another folder."
+            )
+            with pytest.raises(CheckpointError, match=full_text(message)):
                 CALLS[call](base, lora, out)
-        with pytest.raises(CheckpointError, match="the output is an empty string, expected a path"):
+        message = "the output is an empty string, expected a path. Pass one."
+        with pytest.raises(CheckpointError, match=full_text(message)):
             CALLS[call](base, lora, "")
         assert _tree(tmp_path) == before
 
@@ -202,9 +205,11 @@ def test_deleted_working_directory_is_reported(
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(
-        CheckpointError, match=r"x can't be looked up: the working directory no longer exists\."
-    ):
+    message = (
+        "the output x can't be looked up: the working directory no longer exists. Change to a "
+        "folder that exists, or pass an absolute path."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         jaxmix.save(lora, "x")
     assert jaxmix.save(lora, tmp_path / "x").is_dir()
 

@@ -7,20 +7,12 @@ import subprocess
 import sys
 import threading
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import typer
 
-from jaxmix.combining import METHODS
-from jaxmix.combining.formulas import MajoritySign
-from jaxmix.converters.adapters.loading import FORMATS
-from jaxmix.converters.adapters.peft.about import TASKS
-from jaxmix.converters.cli import choices, program
-from jaxmix.converters.cli.commands import SUMMARIES
-from jaxmix.converters.cli.console import print_json
-from jaxmix.placement.layout import LAYOUTS, libraries
+from jaxmix.converters.cli import program
 
 from .running import Captured, main, run, run_json
 
@@ -89,14 +81,6 @@ def test_help_of_a_command_has_valid_examples(command: str, capsys: Captured) ->
             pass
 
 
-def test_summaries_are_those_of_the_commands() -> None:
-    """The program's help shows them without importing the commands."""
-    found = {name: command.help for name, command in program.commands().items()}
-    assert {
-        name: " ".join(text.split("\n\n")[0].split()) for name, text in found.items()
-    } == SUMMARIES
-
-
 ANSWERED = """
 import sys
 from jaxmix.converters.cli import main
@@ -143,16 +127,6 @@ def test_completion_imports_no_jax(line: str, answer: str) -> None:
     *answers, imported = output.splitlines()
     assert answer in answers
     assert imported == "imported: []"
-
-
-def test_choices_are_those_of_the_tables() -> None:
-    """Help and completion know these names without importing the tables."""
-    assert choices.LAYOUTS == tuple(LAYOUTS)
-    assert choices.LIBRARIES == tuple(libraries())
-    assert choices.METHODS == tuple(METHODS)
-    assert choices.MAJORITY_SIGNS == get_args(MajoritySign)
-    assert choices.READ == tuple(format_.name for format_ in FORMATS)
-    assert choices.TASKS == tuple(TASKS)
 
 
 def test_version_is_that_of_the_distribution(capsys: Captured) -> None:
@@ -221,12 +195,6 @@ def test_program_runs_in_a_thread(capsys: Captured) -> None:
     thread.start()
     thread.join()
     assert codes == [0]
-
-
-def test_json_of_nan_and_paths(capsys: Captured) -> None:
-    """NaN and infinity become null; a path becomes a string."""
-    print_json({"a": [float("nan"), 1.0], "b": {Path("x"): (Path("y"), float("inf"))}})
-    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.0], "b": {"x": ["y", None]}}
 
 
 # ---------------------------------------------------------------- completion

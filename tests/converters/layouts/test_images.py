@@ -24,6 +24,7 @@ from jaxmix.placement.layout import Place, libraries, named
 
 from ...goldens.image_layouts.state import state
 from ...laws.truth import fold
+from ...messages import full_text
 
 GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "image_layouts").glob("*.json"))
 by_golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
@@ -388,9 +389,13 @@ def test_sites_of_no_model_are_refused(tmp_path: Path) -> None:
         "diffusion_model.x.y": (12, 12),
     }
     lora = jaxmix.load(written(tmp_path, **names))
-    with pytest.raises(
-        LayoutError, match=r"can't be placed .*\n(.*\n)?  x\.y: the layout has no rule"
-    ):
+    message = (
+        "1 site of the adapters can't be placed in the params by the layout "
+        "'maxdiffusion_flux_bfl':\n  x.y: the layout has no rule for its weight\n"
+        "Was the adapter trained on another model? If the leaves have other names, pass "
+        "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the leaves."
+    )
+    with pytest.raises(LayoutError, match=full_text(message)):
         jaxmix.compose(tree_of("maxdiffusion-flux"), lora)
 
 

@@ -22,6 +22,7 @@ from jaxmix.unmerged.leaf import Factored, NotApart
 from ...compiling import COMPILED, timed_events
 from ...laws.draws import Module, draw_update, normal
 from ...laws.truth import fold
+from ...messages import full_text
 from ...uncompiled import uncompiled
 
 TWO = (("two", 2),)
@@ -283,9 +284,13 @@ def test_scanned_tree_compiles_once_for_all_layers() -> None:
     ids=str,
 )
 def test_invalid_sizes_and_scales_are_refused(more: dict[str, Any]) -> None:
-    with pytest.raises(
-        LayoutError, match=r"Rule\(.* is not a rule, expected sizes such as .*positive"
-    ):
+    fields = {"axes": None, "index": None, "part": "weight", "sizes": (), "scale": 1.0, **more}
+    shown = "".join(f", {name}={value!r}" for name, value in fields.items())
+    message = (
+        f"Rule(site='a', leaf='w'{shown}) is not a rule, expected sizes such as (('two', 2),), and "
+        "as its scale a positive number, or sizes of axes to powers such as (('h', -0.5),)."
+    )
+    with pytest.raises(LayoutError, match=full_text(message)):
         Rule("a", "w", **more)
 
 
@@ -296,11 +301,20 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
     for place, text in (
         (
             dict(sizes=(("two", 3),)),
-            r"w of shape \(8, 3, 4\) does not have the axes 'd n \(h two\)",
+            f"axes {ROTARY!r} of the layout's rule (Shape mismatch, can't divide axis of length 4 "
+            "in chunks of 3)",
         ),
-        (dict(sizes=TWO, scale=(("x", 1.0),)), "does not have the axis 'x' of the scale"),
+        (
+            dict(sizes=TWO, scale=(("x", 1.0),)),
+            "axis 'x' of the scale (('x', 1.0),) of the layout's rule (the pattern has no such "
+            "axis)",
+        ),
     ):
-        with pytest.raises(LayoutError, match=text):
+        message = (
+            "leaves that can't take an adapter, expected arrays of floats:\n"
+            f"  a: w of shape (8, 3, 4) does not have the {text}. Fix the rule."
+        )
+        with pytest.raises(LayoutError, match=full_text(message)):
             rule = Rule("a", "w", ROTARY, **place)  # pyright: ignore[reportCallIssue]
             jaxmix.compose(params, [lora], layout=Layout("mine", (rule,)))
 

@@ -93,9 +93,14 @@ def test_names_disable_or_choose_the_map(tmp_path: Path) -> None:
     """An empty string disables it; a model type chooses its map; an unknown one is an error."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], LLAVA)
     adapter = lora(IN_MEMORY.format(0))
-    with pytest.raises(
-        LayoutError, match=r"model\.language_model\.layers\.0\.mlp\.up_proj: no leaf"
-    ):
+    message = (
+        "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+        f"  {IN_MEMORY.format(0)}: no leaf for its weight; the nearest are "
+        f"{ON_DISK.format(0)}.weight\n"
+        "Was the adapter trained on another model? If the leaves have other names, pass "
+        "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the leaves."
+    )
+    with pytest.raises(LayoutError, match=full_text(message)):
         jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", names="")
     jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", names="llava")
     with pytest.raises(LayoutError) as caught:

@@ -11,6 +11,7 @@ from jaxmix.converters.adapters.common.base_model import BaseModel, base_model
 from jaxmix.converters.adapters.peft.file import Config, File
 from jaxmix.errors import CheckpointError
 
+from ....messages import full_text
 from ...bases import save_base
 
 WEIGHT, BIAS = np.arange(6.0).reshape(2, 3), np.ones(2)
@@ -108,7 +109,12 @@ def test_missing_torch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         f"load the adapter once; jaxmix.save includes them, so torch is not needed "
         f"again."
     )
-    with pytest.raises(CheckpointError, match="leaves out signs, which PEFT takes from the SVD"):
+    message = (
+        f"{tmp_path} leaves out signs, which PEFT takes from the SVD. Install torch (pip install "
+        "'jaxmix-peft[torch]') and load the adapter once; jaxmix.save includes them, so torch is "
+        "not needed again."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         file.torch("signs", "takes from the SVD")
 
 

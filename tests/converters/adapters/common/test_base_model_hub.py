@@ -13,6 +13,7 @@ from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError
 
+from ....messages import full_text
 from ...bases import Adapters, contents
 from ...cli.running import Captured, main, run_json
 
@@ -78,9 +79,11 @@ def test_folder_takes_precedence(
             "a repository on the hub, 'owner/name'."
         )
     assert len(read_checkpoint("owner/base").shards) == 3
-    with pytest.raises(
-        CheckpointError, match="does not exist, expected a Hugging Face folder with"
-    ):
+    message = (
+        "nothing does not exist, expected a Hugging Face folder with safetensors, or the id of a "
+        "repository on the hub, 'owner/name'."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         read_checkpoint("nothing")
 
 

@@ -184,7 +184,8 @@ def test_invalid_factors_are_refused(tmp_path):
     ):
         leaves = {"q.kernel_lora_a": np.full((4, 2), np.nan), "q.kernel_lora_b": drawn(2, 3)}
         qwix_adapter(leaves, alpha=1)
-    with pytest.raises(CheckpointError, match="kernel_lora_a has dtype int64, expected floats"):
+    message = "the tree: q.kernel_lora_a has dtype int64, expected floats"
+    with pytest.raises(CheckpointError, match=full_text(message)):
         leaves = {"q.kernel_lora_a": np.ones((4, 2), int), "q.kernel_lora_b": drawn(2, 3)}
         qwix_adapter(leaves, alpha=1)
     save_file({**pair("q"), "step": drawn(2)}, path)

@@ -10,9 +10,9 @@ from jaxmix.errors import CheckpointError
 
 from ....messages import full_text
 from ..peft.folders import refused
+from ..test_diffusers import ab
+from ..test_mlx import SITE, folder
 from .files import drawn, factors, kohya, save
-from .test_diffusers import ab
-from .test_mlx import SITE, folder
 
 KOHYA = "lora_unet_mid_attn_1_to_q"
 

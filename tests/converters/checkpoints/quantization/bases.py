@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from jaxmix.converters.checkpoints.huggingface import read_checkpoint
+from jaxmix.converters.checkpoints.quantization import find_packed
+
 from ....goldens.archive import Archive
 
-__all__ = ["CASES", "GOLDEN", "packed", "save", "unpacked"]
+__all__ = ["CASES", "GOLDEN", "packed", "read", "save", "unpacked"]
 
 GOLDEN = Archive("packed")
 CASES: dict[str, dict[str, Any]] = GOLDEN.json("cases")
@@ -28,6 +31,13 @@ def packed(case: str, module: str = "") -> dict[str, np.ndarray]:
 def unpacked(case: str) -> np.ndarray:
     """Returns the weights that the quantization's own library unpacks."""
     return GOLDEN.tensors(f"{case}/unpacked")[""]
+
+
+def read(folder: Path, name: str = "proj.weight") -> np.ndarray:
+    """Returns an unpacked weight."""
+    readout = find_packed(read_checkpoint(folder))
+    assert not readout.problems
+    return readout.packed[name].read()
 
 
 def save(

@@ -19,6 +19,7 @@ from jaxmix.converters.merging import merge_checkpoint, recipe, verify_merge
 from jaxmix.errors import LayoutError, UnsupportedError
 from jaxmix.families import LoRA
 
+from ....messages import full_text
 from .bases import CASES, packed, save, unpacked
 
 BF16 = ml_dtypes.bfloat16
@@ -147,13 +148,16 @@ def test_readers_use_unpacked_weights(case: str, tmp_path: Path) -> None:
     model = base_model(base)
     assert set(model.modules) == {module, "norm"} and model.shape(module) == expected.shape
     np.testing.assert_array_equal(model.weight(module), expected)
-    with pytest.raises(UnsupportedError) as caught:
-        load_params(base)
-    text, part = str(caught.value), next(iter(packed(case, MODULE)))
-    assert f"quantized by {CASES[case]['settings']['quant_method']}: these tensors are not" in text
-    assert part in text and text.endswith("Pass dequantize=True to read the dequantized weights.")
-    with pytest.raises(UnsupportedError, match="these tensors are not weights by themselves:"):
-        load_params(base, names=[part])
+    parts = sorted(packed(case, MODULE))
+    for names in (None, parts[-1:]):
+        lines = "".join(f"\n  {part}" for part in names or parts)
+        message = (
+            f"{base} is quantized by {CASES[case]['settings']['quant_method']}: these tensors are "
+            f"not weights by themselves:{lines}\n"
+            "Pass dequantize=True to read the dequantized weights."
+        )
+        with pytest.raises(UnsupportedError, match=full_text(message)):
+            load_params(base, names=names)
     assert load_params(base, names=["norm.weight"]).keys() == {"norm.weight"}
     params = load_params(base, dequantize=True)
     assert params.keys() == {name_of(case), "norm.weight"}

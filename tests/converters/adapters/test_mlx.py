@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 import jaxmix
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 
-from ..peft.folders import refused
-from .files import drawn
+from .formats.files import drawn
+from .peft.folders import refused
 
 SITE = "model.layers.0.self_attn.q_proj"
 

@@ -4,7 +4,6 @@
 
 # Tests read fields that only some families have.
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import jaxmix
 from jaxmix.errors import AdapterError
 from jaxmix.training import init, trainable
 
-from .samples import normal
+from ...messages import full_text
+from ..samples import normal
 
 _KEY = jax.random.key(2)
 _BOTH = ["mlp.up", "mlp.down"]
@@ -29,7 +29,7 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
     pytest.importorskip("peft")
     import peft
 
-    from ..converters.adapters.peft.made import Experts, quiet
+    from ...converters.adapters.peft.made import Experts, quiet
 
     options: dict[str, Any] = {"rank_pattern": {"mlp.up": 4}, "use_rslora": use_rslora}
     model = Experts(in_first)
@@ -69,8 +69,9 @@ def test_unknown_target_parameter_is_refused() -> None:
     """Each name must belong to a parameter, even if other names do."""
     params = {"mlp.up": normal(1, 3, 4, 5), "lin.weight": normal(2, 4, 5)}
     message = (
-        "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules"
+        "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules "
+        "are:\n  lin\n  mlp\n  mlp.up"
     )
     for others in ([], ["mlp.up"]):
-        with pytest.raises(AdapterError, match=re.escape(message)):
+        with pytest.raises(AdapterError, match=full_text(message)):
             init("lora", params, _KEY, target_parameters=[*others, "mlp.upp"])

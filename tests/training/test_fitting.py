@@ -1,7 +1,7 @@
 """`fit` finds known strengths by gradient descent; the full text of its errors is tested."""
 
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,8 +12,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.errors import AdapterError, DenseWeightWarning, UnsupportedError
-from jaxmix.pictures import grid
-from jaxmix.training import by_site, draw_strengths, fit, strengths_by_site
+from jaxmix.training import by_site, fit
 
 from .samples import PARAMS, loha, lora, oft
 
@@ -109,10 +108,18 @@ def test_dense_weights_are_reported_once() -> None:
     assert len(caught) == 1 and "one.weight" in str(caught[0].message)
     dense = fit(lora(), PARAMS, distance, BATCHES * 3, how="dense", progress=False)
     assert result.strengths == pytest.approx(dense.strengths, abs=1e-6)
-    with pytest.raises(
-        UnsupportedError, match="expected a factored form for each use of a weight; "
-    ):
+    with pytest.raises(UnsupportedError) as refused:
         fit(lora(), PARAMS, distance, BATCHES, how="factored", progress=False)
+    where = re.sub(r"test_fitting\.py:\d+", "HERE", str(refused.value))
+    assert where == (
+        'factored got how="factored", expected a factored form for each use of a weight; 2 weights '
+        "would be made dense:\n"
+        "  one.weight ((6, 8) float32): sub at HERE (distance.<locals>.<genexpr>)\n"
+        "  two.weight ((4, 6) float32): sub at HERE (distance.<locals>.<genexpr>)\n"
+        "Multiply tokens by the whole weight, convolve with it or look up its rows, or merge the "
+        'adapters of these leaves with jaxmix.compose. With how="auto" these uses take the dense '
+        "weight, with a warning."
+    )
 
 
 BATCHES = [PARAMS]
@@ -150,40 +157,3 @@ def test_fit_errors(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(AdapterError) as caught:
         call()
     assert str(caught.value) == message
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def test_strengths_by_site_joins_split_adapters() -> None:
-    """Adapters that `by_site` split are joined; other names with an @ are kept."""
-    mixed = jaxmix.mix(*by_site(0.5 * lora()).parts, oft().renamed("odd@name"))
-    assert strengths_by_site(mixed) == {
-        "lora": {"one": 0.5, "two": 0.5},
-        "odd@name": {"one": 1.0},
-    }
-
-
-def test_draw_strengths_writes_a_grid_per_adapter(tmp_path: Path) -> None:
-    """The picture has a grid per adapter, with modules as rows and layers as columns."""
-    pytest.importorskip("matplotlib")
-    sites = {"h.0.q": 0.2, "h.0.v": 1.5, "h.10.q": 0.9, "h.2.q": 1.1, "head": 0.4}
-    update = lora().updates["one"]
-    parts = [Adapter({site: update}, s, f"a@{site}") for site, s in sites.items()]
-    mixed = jaxmix.mix(*parts, Adapter({"head": update}, name="b"))
-    path = draw_strengths(mixed, tmp_path / "strengths.png")
-    assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
-    rows, columns, numbers = grid(sites)
-    assert (rows, columns) == (["q", "v", "head"], ["", "0", "2", "10"])
-    np.testing.assert_array_equal(
-        numbers,
-        [[np.nan, 0.2, 1.1, 0.9], [np.nan, 1.5, np.nan, np.nan], [0.4, np.nan, np.nan, np.nan]],
-    )
-
-
-def test_draw_strengths_rejects_an_empty_mix(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError) as caught:
-        draw_strengths(jaxmix.mix(), tmp_path / "x.png")
-    assert str(caught.value) == (
-        "draw_strengths got mix of nothing: the identity, expected an adapter with sites."
-    )

@@ -9,8 +9,8 @@ import jaxmix
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import LoRA, Normed
 
-from ..peft.folders import refused
-from .files import drawn, factors, save
+from .formats.files import drawn, factors, save
+from .peft.folders import refused
 
 A, B = "lora_A.weight", "lora_B.weight"
 

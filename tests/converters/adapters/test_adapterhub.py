@@ -16,8 +16,8 @@ import jaxmix
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import IA3, Replace
 
-from ..peft.folders import refused
-from .files import drawn
+from .formats.files import drawn
+from .peft.folders import refused
 
 LORA = {"architecture": "lora", "composition_mode": "add", "r": 2, "alpha": 3}
 SCALE = {**LORA, "composition_mode": "scale", "r": 1, "alpha": 1}

@@ -8,9 +8,7 @@ from huggingface_hub import constants, errors
 
 import jaxmix
 from jaxmix import JaxmixError
-from jaxmix.converters.adapters import loading
-from jaxmix.converters.adapters.format import Format
-from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.errors import CheckpointError
 
 from .peft.folders import SITE, refused, save
 
@@ -142,17 +140,6 @@ def test_repository_with_only_pickles(tmp_path, monkeypatch):
         "folder and convert it: jaxmix does not read pickles. With torch:\n"
         "  tensors = torch.load('adapter_model.bin', map_location='cpu', weights_only=True)\n"
         "  safetensors.torch.save_file(tensors, 'adapter_model.safetensors')"
-    )
-
-
-def test_format_of_single_files(monkeypatch):
-    """A repository has no file name to look for, so the user must download the file."""
-    reader = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
-    monkeypatch.setattr(loading, "FORMATS", (reader, *loading.FORMATS))
-    assert refused(UnsupportedError, "owner/name", format="mine") == (
-        "owner/name: adapters of the format 'mine' are single files, which are not "
-        "looked for on the hub. Download the file with `hf download owner/name`, and "
-        "pass its path."
     )
 
 

@@ -1,6 +1,5 @@
 """`jaxmix.init` on other trees than flat PyTorch dicts: stacked layers, heads, cells, adapters."""
 
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -358,11 +357,12 @@ def test_ambiguous_leaves_are_listed() -> None:
         "q": {"kernel": jnp.ones((D, F))},
     }
     message = (
-        "may be linear layers, but neither names, classes nor biases show which of their axes are "
-        "inputs, outputs or layers:\n  mix_einsum: (2, 10, 6)\n  proj: (10, 2, 3)\nPass the nnx or "
-        "Equinox module itself, pass layout=jaxmix.Layout(…)"
+        "weights that may be linear layers, but neither names, classes nor biases show which of "
+        "their axes are inputs, outputs or layers:\n  mix_einsum: (2, 10, 6)\n  proj: (10, 2, 3)\n"
+        "Pass the nnx or Equinox module itself, pass layout=jaxmix.Layout(…) with a rule for each "
+        "(layout='flax' for convolutions), or leave them out with exclude_modules."
     )
-    with pytest.raises(LayoutError, match=re.escape(message)):
+    with pytest.raises(LayoutError, match=full_text(message)):
         jaxmix.init("lora", params, _KEY, target_modules="all-linear")
     with pytest.raises(
         LayoutError,

@@ -1,4 +1,4 @@
-"""The places of quantization settings, and their effects: versions, models, files."""
+"""The places of quantization settings, and their effects: models, files."""
 
 import json
 from pathlib import Path
@@ -20,69 +20,10 @@ from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 
 from ....messages import full_text
-from .bases import CASES, packed, save, unpacked
+from .bases import CASES, packed, read, save, unpacked
 
 BF16 = ml_dtypes.bfloat16
 NOTHING = jaxmix.Adapter({})
-
-
-def read(folder: Path, name: str = "proj.weight") -> np.ndarray:
-    """Returns an unpacked weight."""
-    readout = find_packed(read_checkpoint(folder))
-    assert not readout.problems
-    return readout.packed[name].read()
-
-
-def by_hand(tensors: dict[str, np.ndarray], bits: int, plus: int) -> np.ndarray:
-    """Returns GPTQ's formula, number by number, from a dense string of bits, the lowest first."""
-    codes, zeros = tensors["proj.qweight"], tensors["proj.qzeros"]
-    scales, groups = tensors["proj.scales"], tensors["proj.g_idx"]
-
-    def number(integers: Any, position: int) -> int:
-        string = sum((int(integer) % 2**32) << 32 * k for k, integer in enumerate(integers))
-        return string >> position * bits & 2**bits - 1
-
-    out = np.empty((codes.shape[1], len(groups)), np.float32)
-    for o, i in np.ndindex(*out.shape):
-        group = groups[i]
-        step = number(codes[:, o], i) - number(zeros[group], o) - plus
-        out[o, i] = np.float16(float(scales[group, o]) * step)
-    return out
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("version", ["gptq", "gptq_v2", None])
-def test_zero_points_depend_on_gptqs_version(
-    bits: int, version: str | None, tmp_path: Path
-) -> None:
-    """Version 1 stores them minus 1; without a version, version 1 is assumed."""
-    tensors = packed(f"gptq_{bits}_desc_act")
-    settings = {"quant_method": "gptq", "bits": bits, "checkpoint_format": version}
-    expected = by_hand(tensors, bits, plus=int(version != "gptq_v2"))
-    np.testing.assert_array_equal(read(save(tmp_path / "base", tensors, settings)), expected)
-
-
-def test_zero_point_of_0_borrows(tmp_path: Path) -> None:
-    """Version 1 subtracts 1 from whole words, so a zero point of 0 borrows from the next."""
-    tensors, zeros = packed("gptq_4"), np.zeros((4, 96), np.uint32)
-    zeros[:, 1::2] = 5
-    integers = np.bitwise_or.reduce([zeros[:, k::8] << np.uint32(4 * k) for k in range(8)])
-    settings = CASES["gptq_4"]["settings"]
-    plain = {"proj.qzeros": integers.view(np.int32)}
-    less = {"proj.qzeros": (integers - np.uint32(0x11111111)).view(np.int32)}
-    old = save(tmp_path / "old", tensors | less, settings)
-    new = save(tmp_path / "new", tensors | plain, settings | {"checkpoint_format": "gptq_v2"})
-    np.testing.assert_array_equal(read(old), read(new))
-
-
-@pytest.mark.parametrize("group_size", [16, -1, "x"])
-def test_groups_without_an_index_are_consecutive(group_size: Any, tmp_path: Path) -> None:
-    """Without an index of groups, they are consecutive inputs."""
-    tensors = packed("gptq_8")
-    del tensors["proj.g_idx"]
-    settings = CASES["gptq_8"]["settings"] | {"group_size": group_size}
-    base = save(tmp_path / "base", tensors, settings)
-    np.testing.assert_array_equal(read(base), unpacked("gptq_8"))
 
 
 @pytest.mark.parametrize(
@@ -229,9 +170,9 @@ def test_codes_without_a_reader_are_not_weights(tmp_path: Path) -> None:
     base = save(tmp_path / "base", tensors, {"quant_method": "eetq"})
     model = base_model(base)
     assert "a" in model.modules
-    for read in (model.weight, model.shape):
+    for get in (model.weight, model.shape):
         with pytest.raises(CheckpointError) as refused:
-            read("a")
+            get("a")
         assert str(refused.value) == (
             f"the adapter needs the weight of a, which can't be read from {base}, with weights "
             "packed by eetq. Use the unquantized checkpoint."

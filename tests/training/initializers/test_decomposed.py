@@ -4,7 +4,6 @@
 
 # Tests read fields that only some families have.
 
-import re
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,7 +19,8 @@ import jaxmix
 from jaxmix.errors import ShapeError, UnsupportedError
 from jaxmix.training import init
 
-from .samples import normal
+from ...messages import full_text
+from ..samples import normal
 
 _KEY = jax.random.key(0)
 with_peft = pytest.mark.skipif(
@@ -159,14 +159,20 @@ def test_adamss_needs_concrete_params() -> None:
     """The groups' sizes depend on the weights' values."""
     params = {"lin.weight": jnp.ones((4, 3))}
     message = (
-        "lin: AdaMSS groups a weight's rows by their values, which traced params do not have. Call"
+        "adamss can't be initialized at these sites:\n  lin: AdaMSS groups a weight's rows by "
+        "their values, which traced params do not have. Call init outside of jit"
     )
-    with pytest.raises(UnsupportedError, match=message):
+    with pytest.raises(UnsupportedError, match=full_text(message)):
         jax.eval_shape(lambda x: init("adamss", x, _KEY, target_modules=["lin"]), params)
 
 
 @pytest.mark.parametrize("package", ["torch", "sklearn.cluster"])
 def test_adamss_names_missing_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UnsupportedError, match=re.escape("pip install 'jaxmix-peft[torch]'")):
+    message = (
+        "adamss can't be initialized at these sites:\n  lin: AdaMSS groups a weight's rows as PEFT "
+        "does, with torch's singular vectors and scikit-learn's k-means. Install them: pip install "
+        "'jaxmix-peft[torch]'"
+    )
+    with pytest.raises(UnsupportedError, match=full_text(message)):
         init("adamss", {"lin.weight": normal(45, 6, 4)}, _KEY, target_modules=["lin"])

@@ -77,7 +77,13 @@ def test_fp8_files_are_dequantized(packing: str, style: str, tmp_path: Path) -> 
     lora = jaxmix.load(file, base=base)
     assert lora.parts[0].sites == (NAME,)
     out = tmp_path / "out.safetensors"
-    with pytest.raises(LayoutError, match="Use dequantize=True to write packed weights"):
+    dtype = "BF16" if packing == "16 bits" else "F8_E4M3"
+    message = (
+        f"{base}: adapters can't be merged into these tensors, expected dtypes F64, F32, F16, "
+        f"BF16:\n  {NAME}.weight in base.safetensors: {dtype}\n"
+        "Use dequantize=True to write packed weights in bfloat16 and merge into them."
+    )
+    with pytest.raises(LayoutError, match=full_text(message)):
         merge_checkpoint(base, lora, out)
     merged = merge_checkpoint(base, lora, out, dequantize=True, verify=True)
     output = load_file(out)

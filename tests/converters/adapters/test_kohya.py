@@ -12,8 +12,8 @@ import jaxmix
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError
 from jaxmix.families import LoKr, LoRA, Normed, Together
 
-from ..peft.folders import refused
-from .files import BASE, FACTORS, changed, drawn, factors, kohya, save
+from .formats.files import BASE, FACTORS, changed, drawn, factors, kohya, save
+from .peft.folders import refused
 
 
 def save_lora(tmp_path, **changes: Any):
@@ -79,15 +79,17 @@ def test_name_with_underscores_needs_a_base(tmp_path):
     path = save(tmp_path / "x.safetensors", kohya("lora"))
     assert jaxmix.load(path).sites == ("proj",)
     path = save(tmp_path / "y.safetensors", kohya("lora", "lora_unet_mid_attn"))
-    assert refused(CheckpointError, path) == (
-        f"{path}: its 1 names have underscores for dots (lora_unet_mid_attn …), so "
-        f"the file alone does not determine the modules. Pass the model that it was "
-        f"trained on: load(path, base=…), its Hugging Face folder, its params, or a "
-        f"list of the names of its modules."
+    message = (
+        "{}: the names of its modules {}, so the file alone does not determine the modules. Pass "
+        "the model that it was trained on: load(path, base=…), its Hugging Face folder, its "
+        "params, or a list of the names of its modules."
     )
+    problem = "have underscores for dots (lora_unet_mid_attn …)"
+    assert refused(CheckpointError, path) == message.format(path, problem)
     both = {**kohya("lora", "lora_te1_proj"), **kohya("lora", "lora_te2_proj")}
     path = save(tmp_path / "z.safetensors", both)
-    assert "so the file alone does not determine the modules" in refused(CheckpointError, path)
+    problem = "are equal in several models (proj …)"
+    assert refused(CheckpointError, path) == message.format(path, problem)
 
 
 def test_forced_format_chooses_the_reader(tmp_path):

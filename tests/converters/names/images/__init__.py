@@ -1,0 +1,1 @@
+"""Names of the modules of image and video models."""
