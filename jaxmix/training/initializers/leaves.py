@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,6 +34,8 @@ def ln_tuning(key: Any, target: Target) -> Update:
 def trainable_tokens(key: Any, target: Target, *, token_indices: Sequence[int] = ()) -> Update:
     """Trained tokens: the base's rows."""
     del key
+    if isinstance(token_indices, np.ndarray | jax.Array):
+        token_indices = token_indices.tolist()
     are_rows = all(_is_row(index, target.outputs) for index in token_indices)
     if not are_rows or not 0 < len(set(token_indices)) == len(token_indices):
         raise AdapterError(

@@ -17,8 +17,10 @@ _KEY = jax.random.key(0)
 _ROWS = only({"embed_tokens.weight": drawn(9, 4)}, "embed_tokens")
 
 
-def test_tokens_are_rows_in_the_given_order() -> None:
-    update: Any = KINDS["trainable_tokens"].make(_KEY, _ROWS, {"token_indices": (8, 0, 3)})
+@pytest.mark.parametrize("array", [tuple, np.asarray, jax.numpy.asarray])
+def test_tokens_are_rows_in_the_given_order(array: Any) -> None:
+    indices = array((8, 0, 3))
+    update: Any = KINDS["trainable_tokens"].make(_KEY, _ROWS, {"token_indices": indices})
     np.testing.assert_array_equal(update.values, drawn(9, 4)[[8, 0, 3]])
     np.testing.assert_array_equal(update.rows, [8, 0, 3])
 
