@@ -1,6 +1,5 @@
 """Wrong objects for params, adapters, shardings and rows, and attached leaves used as arrays."""
 
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,26 +25,8 @@ def project(params, x):
     return x @ params["proj.weight"].T
 
 
-@pytest.mark.parametrize("adapters", [[ADAPTER], []])
-@pytest.mark.parametrize("function", [compose, attach])
-@pytest.mark.parametrize("params", ["try/base", Path("try/base")])
-def test_path_in_place_of_params_is_refused(function, params, adapters):
-    """The error says how to load params."""
-    with pytest.raises(LayoutError) as caught:
-        function(params, adapters)
-    assert str(caught.value) == (
-        f"the params are the path {params!r}, expected a pytree of weights: a dict of arrays, an "
-        "nnx.Module or its state, an Equinox module. Read a checkpoint with "
-        "jaxmix.models.read_tensors(folder), or merge it on disk with "
-        "jaxmix.merge_checkpoint(folder, adapters, out)."
-    )
 
 
-@pytest.mark.parametrize("params", [None, print, 3])
-def test_params_that_are_not_a_tree_are_refused(params):
-    """Params without leaves of arrays are refused."""
-    with pytest.raises(LayoutError, match=r"the params are .*expected a pytree.*Pass the"):
-        compose(params, [ADAPTER])
 
 
 def test_bank_of_a_path_is_refused():

@@ -1,0 +1,122 @@
+"""The leaves that a layout gives to sites, and sites without a leaf."""
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, Layout, Rule
+from jaxmix.errors import LayoutError
+from jaxmix.families import Replace
+
+from ..laws.draws import Module, draw_update, ones
+from ..messages import full_text
+
+
+def lora_at(*sites: str, shape: tuple[int, int] = (6, 8)) -> list[Adapter]:
+    """Returns a LoRA at these sites."""
+    return [Adapter({site: draw_update("LoRA", Module("linear", shape), 2) for site in sites})]
+
+
+LEAF = ones((6, 8), np.float32)
+
+
+def test_all_sites_without_a_leaf_are_listed() -> None:
+    """Missing sites are listed with the closest leaf names; sites with a leaf are not."""
+    params = {"model": {f"layers_{i}": {"q_proj": {"kernel": LEAF.T}} for i in range(3)}}
+    params["model"]["norm"] = {"scale": ones(8, np.float32)}
+    sites = [f"model.layers.{i}.q_proj" for i in range(3)]
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(params, lora_at(*sites, "model.layers_1.q_proj"))
+    message = str(caught.value)
+    assert message.startswith(
+        "3 sites of the adapters can't be placed in the params by the layout 'n"
+    )
+    assert all(
+        f"\n  {s}: no leaf for its weight; the nearest are model.layers_{i}.q_proj.kernel"
+        in message
+        for i, s in enumerate(sites)
+    )
+    assert "\n  model.layers_1.q_proj" not in message and "layout=jaxmix.Layout(…)" in message
+
+
+def test_many_sites_without_a_leaf() -> None:
+    """Twenty sites are listed and the others counted, without searching names for the others."""
+    params = {f"layers.{i}.{'x' * 60}.weight": LEAF for i in range(300)}
+    with pytest.raises(LayoutError, match=r"^400 sites .*(\n  .*){20}\n  … and 380 more\nWas"):
+        jaxmix.compose(params, lora_at(*(f"block.{i}.{'y' * 60}" for i in range(400))))
+
+
+def test_empty_tree() -> None:
+    """An empty tree has no closest names."""
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'names':\n"
+            "  a: no leaf for its weight; the nearest are none: the tree "
+            "is empty\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
+        jaxmix.compose({}, lora_at("a"))
+
+
+def test_no_similar_name() -> None:
+    """Without a similar name, the error shows a few of the tree's names."""
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "  zyxzyxzyxzyxzyx: no leaf for its weight; the nearest are "
+            "0.kernel, 1.kernel, 2.kernel"
+        ),
+    ):
+        try:
+            jaxmix.compose({i: {"kernel": LEAF} for i in range(9)}, lora_at("zyxzyxzyxzyxzyx"))
+        except LayoutError as error:
+            raise LayoutError(str(error).splitlines()[1]) from None
+
+
+def test_no_rule_for_a_site() -> None:
+    """A site that no rule matches is an error."""
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the "
+            "layout 'mine':\n"
+            "  b: the layout has no rule for its weight\n"
+            "Was the adapter trained on another model? If the leaves "
+            "have other names, pass layout=jaxmix.Layout(…) with rules. "
+            "No name map brings all of them to the leaves."
+        ),
+    ):
+        jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
+
+
+def test_site_that_matches_two_leaves() -> None:
+    """A site that matches two leaves is ambiguous, and an error."""
+    for params in (
+        {"a.weight": LEAF, "a.kernel": LEAF.T},
+        {"a.weight": LEAF, "params": {"a": {"kernel": LEAF.T}}},
+        {"a": LEAF, "a.weight": LEAF},
+    ):
+        with pytest.raises(LayoutError, match=r"a: several leaves match its weight: .*a.*, .*a"):
+            jaxmix.compose(params, lora_at("a"))
+
+
+def test_two_leaves_with_one_name() -> None:
+    """A nested and a dotted leaf may not have the same name."""
+    with pytest.raises(LayoutError, match=r"the tree has several leaves with the name a.weight"):
+        jaxmix.compose({"a.weight": LEAF, "a": {"weight": LEAF}}, lora_at("a"))
+
+
+def test_missing_bias() -> None:
+    """An adapter with a bias needs a leaf for it."""
+    adapters = [Adapter({"a": Replace(bias=ones(6))})]
+    with pytest.raises(
+        LayoutError, match=r"changes its bias, but the tree has no such leaf; add one o"
+    ):
+        jaxmix.compose({"a.weight": LEAF}, adapters)
+    with pytest.raises(LayoutError, match=r"a: no leaf for its bias; the nearest are b.weight"):
+        jaxmix.compose({"b.weight": LEAF}, adapters)
