@@ -1,5 +1,7 @@
 """`measure` on a tree against NumPy, for additive families and a rotation."""
 
+from dataclasses import asdict
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,9 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.errors import LayoutError
+from jaxmix.errors import AdapterError, LayoutError
 from jaxmix.families import OFT, LoRA, Replace
-from jaxmix.measures import Measures, SiteMeasures, measure
+from jaxmix.measures import Measures, PairMeasures, SiteMeasures, draw_measures, measure
 
 from ..messages import full_text
 
@@ -151,3 +153,22 @@ def test_missing_site_raises() -> None:
         measure(Adapter({"h.7.q": lora(1)}), PARAMS)
 
 
+def test_draw_measures_writes_a_picture(tmp_path: Path) -> None:
+    """Pictures may show one adapter or two, sites of one adapter only, and pairs without signs."""
+    pytest.importorskip("matplotlib")
+    measures = measure(MIXED, PARAMS)
+    pair = measures.pairs["first", "second"]
+    silent = PairMeasures(**{**asdict(pair["h.1.q"]), "signs": None})
+    many = {f"h.{i}.q": SiteMeasures(1.0, 2.0, 1.0) for i in range(20)}
+    for case in (
+        measures,
+        Measures(measures.sites, {("first", "second"): {"h.1.q": silent}}, measures.energies),
+        Measures({"one": many, "none": {}}, {}, {}),
+    ):
+        path = draw_measures(case, tmp_path / "x.png")
+        assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(AdapterError) as caught:
+        draw_measures(Measures({"b": {}}), tmp_path / "y.png")
+    assert str(caught.value) == (
+        "draw_measures got no measures, expected those of at least one site."
+    )
