@@ -10,6 +10,8 @@ from jaxmix.affine import Base
 from jaxmix.families import OFT, LoRA, Replace, Together, Update
 from jaxmix.families.base import joint_flag, maps, mismatch
 
+from ..messages import full_text
+
 pytestmark = pytest.mark.usefixtures("no_compiling")
 
 ONE = jnp.ones(())
@@ -87,7 +89,13 @@ def test_dora_reads_a_replaced_base() -> None:
 
 
 def test_dora_requires_the_bias() -> None:
-    with pytest.raises(ValueError, match=r"reads the base's bias, found None\."):
+    with pytest.raises(
+        ValueError,
+        match=full_text(
+            "a map of a weight (2, 2) reads the base's bias, found None. Pass Base.bias to updates "
+            "whose reads_base is true."
+        ),
+    ):
         Case.dora.bias_map(Base(Case.w0, (2, 2)), ONE)
 
 

@@ -39,7 +39,9 @@ def test_update_of_one_part_must_fit_the_part() -> None:
 
 
 def test_part_has_its_own_number_of_rows() -> None:
-    assert part(lora(6), 2).misfit((6, 3)) == ("part 3 of 3 of a fused weight has 1 rows, found 6")
+    assert part(lora(6), 2).misfit((6, 3)) == (
+        "part 3 of 3 of a fused weight has 6 rows, expected 1"
+    )
     assert part(lora(6), 2).size() == "LoRA rank 2, part 3 of 3"
 
 

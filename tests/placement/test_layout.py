@@ -12,11 +12,12 @@ import pytest
 import jaxmix
 from jaxmix import Adapter, Layout, Rule
 from jaxmix.errors import LayoutError
-from jaxmix.placement.layout import FLAX, LAYOUTS, NAMES, TORCH
+from jaxmix.placement.layout import FLAX, LAYOUTS, NAMES, TORCH, libraries
 from jaxmix.placement.names import leaf_name, leaf_names
 
 from ..laws.draws import FAMILIES, Module, draw_update, normal, ones
 from ..laws.truth import fold
+from ..messages import full_text
 from ..uncompiled import uncompiled
 
 KINDS = (*FAMILIES, "DoRA", "Replace")
@@ -193,7 +194,15 @@ def test_layouts_by_name() -> None:
     for layout in (None, "flax", "names", FLAX):
         same(composed({"a": {"kernel": base.T}}, lora, layout=layout)["a"]["kernel"].T, expected)
     for tree, layout in (({"a.weight": base}, "flax"), ({"a.kernel": base.T}, "torch")):
-        with pytest.raises(LayoutError, match=f"by the layout '{layout}'"):
+        with pytest.raises(
+            LayoutError,
+            match=full_text(
+                f"1 site of the adapters can't be placed in the params by the layout '{layout}':\n"
+                f"  a: no leaf for its weight; the nearest are {next(iter(tree))}\n"
+                "Was the adapter trained on another model? If the leaves have other names, pass "
+                "layout=jaxmix.Layout(…) with rules."
+            ),
+        ):
             composed(tree, lora, layout=layout)
     assert list(LAYOUTS) == ["torch", "flax", "names"]
 
@@ -204,7 +213,14 @@ def test_layouts_by_name() -> None:
 def test_invalid_site_pattern() -> None:
     """An invalid pattern raises where the rule is created."""
     with pytest.raises(
-        LayoutError, match=r"site 'layers\.\(\\\\d\+\.q' is not a regular expression: "
+        LayoutError,
+        match=full_text(
+            r"the rule's site 'layers.(\\d+.q' is not a regular expression: missing ), "
+            r"unterminated "
+            "subpattern at position 7. Write the PyTorch module name with its dots escaped, such "
+            "as "
+            r"layers\.(\d+)\.q_proj."
+        ),
     ):
         Rule(r"layers.(\d+.q", "w")
 
@@ -222,8 +238,14 @@ def test_invalid_site_pattern() -> None:
 )
 def test_invalid_part(rule: dict[str, Any]) -> None:
     """An invalid `part` is refused; it would never match."""
+    fields = dict(site=None, leaf=None, axes=None, index=None, part="weight", sizes=(), scale=1.0)
+    fields |= rule
     with pytest.raises(
-        LayoutError, match=r"Rule\(site=.* is not a rule, expected strings, and 'weight'"
+        LayoutError,
+        match=full_text(
+            f"Rule({', '.join(f'{k}={v!r}' for k, v in fields.items())}) is not a rule, expected "
+            "strings, and 'weight' or 'bias' as its part. An index is a string too, such as '1'."
+        ),
     ):
         Rule(**rule)
 
@@ -232,7 +254,8 @@ def test_invalid_part(rule: dict[str, Any]) -> None:
 def test_single_rule_is_not_a_table(rules: Any) -> None:
     """A single rule is not a table of rules."""
     with pytest.raises(
-        LayoutError, match=r"the layout 'mine' has .*, expected a tuple of jaxmix.Rule"
+        LayoutError,
+        match=full_text(f"the layout 'mine' has {rules!r}, expected a tuple of jaxmix.Rule."),
     ):
         Layout("mine", rules)
 
@@ -249,54 +272,115 @@ def test_unknown_layout(layout: Any) -> None:
     """The error lists the known layouts and the accepted types."""
     lora = Adapter({"a": draw_update("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(
-        LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', '.*maxtext.*, or a jaxm"
+        LayoutError,
+        match=full_text(
+            f"there is no layout {layout!r}, expected None, one of "
+            f"{', '.join(map(repr, [*LAYOUTS, *libraries()]))}, or a jaxmix.Layout with rules of "
+            "your own."
+        ),
     ):
         jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=layout)
 
 
+def lacks(what: str, reason: str, at: str = "") -> str:
+    """The pattern of the error for a leaf w that does not have what a rule states."""
+    return refused(
+        f"w{at} of shape (6, 8) does not have the {what} of the layout's rule ({reason}). Fix the "
+        "rule."
+    )
+
+
+def refused(reason: str) -> str:
+    """The pattern of the error for the site a."""
+    return full_text(
+        f"leaves that can't take an adapter, expected arrays of floats:\n  a: {reason}"
+    )
+
+
+def not_basic(index: str) -> str:
+    """The pattern of the error for an index that can't be parsed."""
+    return refused(
+        f"the index {index!r} of a layout's rule is not a basic index, expected integers and "
+        "slices separated by commas, such as ':, 3' or '0:64', or parts of an axis, such as '1/3' "
+        "for the second of three."
+    )
+
+
+def no_group(leaf: str, index: str | None, number: int) -> str:
+    """The pattern of the error for a group that is not in the site's expression."""
+    return full_text(
+        f"the rule for 'a' names a group that the expression does not have, in {leaf!r} or "
+        f"{index!r}: invalid group reference {number} at position 1."
+    )
+
+
+# The reasons in parentheses are those of einops and NumPy, except for parts of axes and arrows.
 WRONG_RULES: dict[str, tuple[Rule, str]] = {
-    "no such group": (
-        Rule("a", r"\1.w"),
-        r"rule for 'a' names a group that the expression does not",
-    ),
-    "no such group in the index": (Rule("a", "w", index=r"\2"), "names a group that the express"),
+    "no such group": (Rule("a", r"\1.w"), no_group(r"\1.w", None, 1)),
+    "no such group in the index": (Rule("a", "w", index=r"\2"), no_group("w", r"\2", 2)),
     "axes of another number": (
         Rule("a", "w", "d n h -> (n h) d"),
-        r"a: w of shape \(6, 8\) does not have the axes 'd n h -> \(n h\) d' .* Fix the rule",
+        lacks("axes 'd n h -> (n h) d'", "Wrong shape: expected 3 dims. Received 2-dim tensor."),
     ),
-    "axes without an arrow": (Rule("a", "w", "o i"), r"does not have the axes 'o i'"),
-    "axes that are dropped": (Rule("a", "w", "o i -> o"), r"does not have the axes 'o i -> o'"),
-    "sizes that can't be inferred": (Rule("a", "w", "(n h) i -> n (h i)"), r"not infer sizes"),
+    "axes without an arrow": (
+        Rule("a", "w", "o i"),
+        lacks("axes 'o i'", "expected the leaf's axes, an arrow, and PyTorch's axes"),
+    ),
+    "axes that are dropped": (
+        Rule("a", "w", "o i -> o"),
+        lacks(
+            "axes 'o i -> o'",
+            "Identifiers only on one side of expression (should be on both): {'i'}",
+        ),
+    ),
+    "sizes that can't be inferred": (
+        Rule("a", "w", "(n h) i -> n (h i)"),
+        lacks("axes '(n h) i -> n (h i)'", "Could not infer sizes for {SET}").replace(
+            r"\{SET\}", r"\{'[nh]',\ '[nh]'\}"
+        ),
+    ),
     "an index out of range": (
         Rule("a", "w", index="7"),
-        r"a: w\[7\] of shape \(6, 8\) does not have the index .*out of bounds",
+        lacks("index", "index 7 is out of bounds for axis 0 with size 6", "[7]"),
     ),
-    "an index out of range, from the end": (Rule("a", "w", index=":, -9"), "out of bounds"),
-    "an index of three": (Rule("a", "w", index="0, 0, 0"), "too many indices"),
-    "a step of zero": (Rule("a", "w", index="::0"), "slice step cannot be zero"),
-    "a fraction as the index": (
-        Rule("a", "w", index="1.5"),
-        "'1.5' of a layout's rule is not a basic index",
+    "an index out of range, from the end": (
+        Rule("a", "w", "i -> i", index=":, -9"),
+        lacks("index", "index -9 is out of bounds for axis 1 with size 8", "[:, -9]"),
     ),
-    "an empty index": (Rule("a", "w", index=""), "'' of a layout's rule is not a basic index"),
+    "an index of three": (
+        Rule("a", "w", index="0, 0, 0"),
+        lacks(
+            "index",
+            "too many indices for array: array is 2-dimensional, but 3 were indexed",
+            "[0, 0, 0]",
+        ),
+    ),
+    "a step of zero": (
+        Rule("a", "w", index="::0"),
+        lacks("index", "slice step cannot be zero", "[::0]"),
+    ),
+    "a fraction as the index": (Rule("a", "w", index="1.5"), not_basic("1.5")),
+    "an empty index": (Rule("a", "w", index=""), not_basic("")),
     "parts that an axis does not have": (
         Rule("a", "w", index=":, 0/3"),
-        r"a: w\[:, 0/3\] of shape \(6, 8\) does not have the index of the layout's rule \(axis 1 "
-        r"can't be divided into 3 equal parts\)\. Fix the rule\.",
+        lacks("index", "axis 1 can't be divided into 3 equal parts", "[:, 0/3]"),
     ),
     "parts of an absent axis": (
         Rule("a", "w", index=":, :, 0/3"),
-        "axis 2 can't be divided into 3",
+        lacks("index", "axis 2 can't be divided into 3 equal parts", "[:, :, 0/3]"),
     ),
     "a part out of range": (
         Rule("a", "w", index="3/3"),
-        r"w\[3/3\] .* index \S+ the .*out of range",
+        lacks("index", "part 3 of 3 is out of range", "[3/3]"),
     ),
-    "zero parts": (Rule("a", "w", index="1/0"), "'1/0' of a layout's rule is not a basic index"),
-    "every second part": (Rule("a", "w", index="::2/3"), r"or parts of an axis, such as '1/3' for"),
-    "parts of parts": (Rule("a", "w", index="1/3/2"), "is not a basic index"),
-    "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices separated"),
-    "a scalar": (Rule("a", "w", index="1, 1"), "a: w is a scalar, expected a tensor with axes"),
+    "zero parts": (Rule("a", "w", index="1/0"), not_basic("1/0")),
+    "every second part": (Rule("a", "w", index="::2/3"), not_basic("::2/3")),
+    "parts of parts": (Rule("a", "w", index="1/3/2"), not_basic("1/3/2")),
+    "an ellipsis": (Rule("a", "w", index="..., 1"), not_basic("..., 1")),
+    "a scalar": (
+        Rule("a", "w", index="1, 1"),
+        refused("w is a scalar, expected a tensor with axes"),
+    ),
 }
 
 

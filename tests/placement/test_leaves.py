@@ -20,7 +20,7 @@ from jaxmix.pytrees import register_dataclass
 
 from ..laws.draws import Module, draw_update, ones, zeros
 from ..messages import full_text
-from .test_sites import LEAF, lora_at
+from .test_sites import ANOTHER_MODEL, LEAF, lora_at
 
 # ---------------------------------------------------------------- two sites in one leaf
 
@@ -116,16 +116,37 @@ def test_quantized_leaves() -> None:
         {"a": {"kernel": {"qvalue": integers.T, "scale": ones(6)}}},
         {"a": {"kernel": Quantized(integers.T, ones(6))}},
     ):
-        with pytest.raises(LayoutError, match=r"has parts \(a\.kernel\.qvalue, a\.kernel\.scale\)"):
+        with pytest.raises(
+            LayoutError,
+            match=full_text(
+                "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+                "  a: its weight is not a single array but has parts (a.kernel.qvalue, "
+                "a.kernel.scale). Quantized weights must be dequantized first\n"
+                f"{ANOTHER_MODEL} No name map brings all of them to the leaves."
+            ),
+        ):
             jaxmix.compose(params, lora_at("a"))
     for dtype in (jnp.int8, jnp.float8_e4m3fn, jnp.int4, jnp.bool_, jnp.complex64, jnp.uint32):
-        with pytest.raises(LayoutError, match=r"a: a.weight has dtype .*; dequantize or cast it"):
+        with pytest.raises(
+            LayoutError,
+            match=full_text(
+                "leaves that can't take an adapter, expected arrays of floats:\n"
+                f"  a: a.weight has dtype {jnp.dtype(dtype)}; dequantize or cast it first"
+            ),
+        ):
             jaxmix.compose({"a.weight": jnp.asarray(LEAF).astype(dtype)}, lora_at("a"))
 
 
 def test_float64_leaves_without_x64() -> None:
     """A float64 leaf without x64 is an error; JAX would convert it to float32 silently."""
-    with pytest.raises(LayoutError, match=r"has dtype float64, which needs jax.config.update"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "leaves that can't take an adapter, expected arrays of floats:\n"
+            "  a: a.weight has dtype float64, which needs jax.config.update('jax_enable_x64', "
+            "True), or cast it"
+        ),
+    ):
         jaxmix.compose({"a.weight": LEAF.astype(np.float64)}, lora_at("a"))
 
 

@@ -36,7 +36,13 @@ def test_path_in_place_of_params_is_refused(function, params, adapters):
 @pytest.mark.parametrize("params", [None, print, 3])
 def test_params_that_are_not_a_tree_are_refused(params):
     """Params without leaves of arrays are refused."""
-    with pytest.raises(LayoutError, match=r"the params are .*expected a pytree.*Pass the"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            f"the params are {params}, expected a pytree of weights: a dict of arrays, an "
+            "nnx.Module or its state, an Equinox module. Pass the model's weights."
+        ),
+    ):
         compose(params, [ADAPTER])
 
 

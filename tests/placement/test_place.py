@@ -104,7 +104,7 @@ def test_sides_of_patterns_are_split() -> None:
         (
             Place("w", "i o -> o i", scale=(("h", 1.0),)),
             "w of shape (4, 6) does not have the axis 'h' of the scale (('h', 1.0),) of the "
-            "layout's rule (the pattern names no such). Fix the rule.",
+            "layout's rule (the pattern does not name it). Fix the rule.",
         ),
     ],
 )

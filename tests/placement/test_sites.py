@@ -11,6 +11,11 @@ from jaxmix.families import Replace
 from ..laws.draws import Module, draw_update, ones
 from ..messages import full_text
 
+ANOTHER_MODEL = (
+    "Was the adapter trained on another model? If the leaves have other names, pass "
+    "layout=jaxmix.Layout(…) with rules."
+)
+
 
 def lora_at(*sites: str, shape: tuple[int, int] = (6, 8)) -> list[Adapter]:
     """Returns a LoRA at these sites."""
@@ -42,7 +47,19 @@ def test_all_sites_without_a_leaf_are_listed() -> None:
 def test_many_sites_without_a_leaf() -> None:
     """Twenty sites are listed and the others counted, without searching names for the others."""
     params = {f"layers.{i}.{'x' * 60}.weight": LEAF for i in range(300)}
-    with pytest.raises(LayoutError, match=r"^400 sites .*(\n  .*){20}\n  … and 380 more\nWas"):
+    nearest = ", ".join(f"layers.{i}.{'x' * 60}.weight" for i in (0, 1, 10))
+    lines = [
+        f"  block.{i}.{'y' * 60}: no leaf for its weight; the nearest are {nearest}\n"
+        for i in range(20)
+    ]
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "400 sites of the adapters can't be placed in the params by the layout 'names':\n"
+            f"{''.join(lines)}"
+            f"  … and 380 more\n{ANOTHER_MODEL} No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.compose(params, lora_at(*(f"block.{i}.{'y' * 60}" for i in range(400))))
 
 
@@ -94,20 +111,51 @@ def test_no_rule_for_a_site() -> None:
         jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
 
 
+@pytest.mark.parametrize(
+    ("leaf", "more"),
+    [
+        ("a.weight", ""),
+        ("_orig_mod.a.weight", " No name map brings all of them to the leaves."),
+    ],
+)
+def test_other_leaves_of_the_module_are_near(leaf: str, more: str) -> None:
+    """They are not the parts of a quantized weight."""
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the layout 'flax':\n"
+            f"  a: no leaf for its weight; the nearest are {leaf}\n{ANOTHER_MODEL}{more}"
+        ),
+    ):
+        jaxmix.compose({leaf: LEAF}, lora_at("a"), layout="flax")
+
+
 def test_site_that_matches_two_leaves() -> None:
     """A site that matches two leaves is ambiguous, and an error."""
-    for params in (
-        {"a.weight": LEAF, "a.kernel": LEAF.T},
-        {"a.weight": LEAF, "params": {"a": {"kernel": LEAF.T}}},
-        {"a": LEAF, "a.weight": LEAF},
+    for params, leaves in (
+        ({"a.weight": LEAF, "a.kernel": LEAF.T}, "a.kernel, a.weight"),
+        ({"a.weight": LEAF, "params": {"a": {"kernel": LEAF.T}}}, "a.weight, params.a.kernel"),
+        ({"a": LEAF, "a.weight": LEAF}, "a, a.weight"),
     ):
-        with pytest.raises(LayoutError, match=r"a: several leaves match its weight: .*a.*, .*a"):
+        with pytest.raises(
+            LayoutError,
+            match=full_text(
+                "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+                f"  a: several leaves match its weight: {leaves}\n{ANOTHER_MODEL}"
+            ),
+        ):
             jaxmix.compose(params, lora_at("a"))
 
 
 def test_two_leaves_with_one_name() -> None:
     """A nested and a dotted leaf may not have the same name."""
-    with pytest.raises(LayoutError, match=r"the tree has several leaves with the name a.weight"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+            f"  a: the tree has several leaves with the name a.weight\n{ANOTHER_MODEL}"
+        ),
+    ):
         jaxmix.compose({"a.weight": LEAF, "a": {"weight": LEAF}}, lora_at("a"))
 
 
@@ -115,8 +163,20 @@ def test_missing_bias() -> None:
     """An adapter with a bias needs a leaf for it."""
     adapters = [Adapter({"a": Replace(bias=ones(6))})]
     with pytest.raises(
-        LayoutError, match=r"changes its bias, but the tree has no such leaf; add one o"
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+            "  a: the adapter changes its bias, but the tree has no such leaf; add one of zeros\n"
+            f"{ANOTHER_MODEL}"
+        ),
     ):
         jaxmix.compose({"a.weight": LEAF}, adapters)
-    with pytest.raises(LayoutError, match=r"a: no leaf for its bias; the nearest are b.weight"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+            "  a: no leaf for its bias; the nearest are b.weight\n"
+            f"{ANOTHER_MODEL} No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.compose({"b.weight": LEAF}, adapters)
