@@ -121,5 +121,3 @@ def test_heads_stay_quantized() -> None:
             nullcontext() if how == "factored" else pytest.warns(DenseWeightWarning, match=message)
         ):
             np.testing.assert_allclose(run(leaves, x), expected, atol=2e-5)
-
-

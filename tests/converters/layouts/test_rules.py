@@ -302,5 +302,3 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
         with pytest.raises(LayoutError, match=text):
             rule = Rule("a", "w", ROTARY, **place)  # pyright: ignore[reportCallIssue]
             jaxmix.compose(params, [lora], layout=Layout("mine", (rule,)))
-
-
