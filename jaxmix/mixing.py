@@ -189,8 +189,8 @@ def _strengths(strength: Any, count: int) -> Sequence[Any]:
         return [strength] * count
     if len(strengths) != count:
         raise AdapterError(
-            f"mix got {len(strengths)} strengths for {count} adapters, expected one for each, or a "
-            "single number for all."
+            f"mix got a list of strengths of length {len(strengths)}, expected {count}, one for "
+            "each adapter, or a single number for all."
         )
     return list(strengths)
 

@@ -50,7 +50,7 @@ MUTATIONS = (
         "operators: Khatri-Rao of factors in two orders",
         "b = self.left.b[:, :, None] * self.right.b[:, None, :]",
         "b = self.left.b[:, None, :] * self.right.b[:, :, None]",
-        ("operators/test_alone.py",),
+        ("operators/test_lowrank.py", "operators/test_alone.py"),
     ),
     Mutation(
         "operators: two permutations in the wrong order",
@@ -110,7 +110,7 @@ MUTATIONS = (
         "placement: no refusal of two sites in one leaf",
         "both := list(overlaps(tree, sites))",
         "both := list(overlaps(tree, sites))[:0]",
-        ("placement/test_layout.py",),
+        ("placement/test_leaves.py",),
     ),
     Mutation(
         "placement: T5's shared embedding taken for untied",

@@ -74,36 +74,42 @@ def test_strength_may_be_traced() -> None:
         assert float(product) == 0.5 * value and jnp.issubdtype(product.dtype, jnp.floating)
 
 
+SCALAR = (
+    "expected a real number or an array without axes. For one strength per adapter write "
+    "mix(a, b, strength=[…])."
+)
+FINITE = "expected a finite number."
 REFUSED = {
-    "bool": (True, "a strength is True, expected a real number"),
-    "numpy bool": (np.bool_(True), "a strength is "),
-    "jax bool": (jnp.asarray(True), "a strength is "),
-    "complex": (1j, r"a strength is 1j, expected a real number"),
-    "text": ("0.5", r"a strength is '0.5', expected a real number"),
-    "none": (None, "a strength is None, expected a real number"),
-    "a list": (
-        [1.0, 2.0],
-        r"a strength is an array of shape \(2,\), .* mix\(a, b, strength=\[…\]\)",
+    "bool": (True, "True", SCALAR),
+    "numpy bool": (np.bool_(True), repr(np.bool_(True)), SCALAR),
+    "jax bool": (jnp.asarray(True), "Array(True, dtype=bool)", SCALAR),
+    "complex": (1j, "1j", SCALAR),
+    "text": ("0.5", "'0.5'", SCALAR),
+    "none": (None, "None", SCALAR),
+    "a list": ([1.0, 2.0], "an array of shape (2,)", SCALAR),
+    "a vector": (ones(2), "an array of shape (2,)", SCALAR),
+    "a matrix": (jnp.ones((1, 1)), "an array of shape (1, 1)", SCALAR),
+    "NaN": (float("nan"), "nan", FINITE),
+    "infinity": (np.inf, "inf", FINITE),
+    "jax NaN": (jnp.asarray(jnp.nan), repr(jnp.asarray(jnp.nan)), FINITE),
+    "a key": (jax.random.key(0), repr(jax.random.key(0)), SCALAR),
+    "an adapter": (
+        lora(),
+        "style: LoRA rank 2 at 1 site, strength 1 (model.layers.0.q)",
+        SCALAR,
     ),
-    "a vector": (ones(2), r"a strength is an array of shape \(2,\)"),
-    "a matrix": (jnp.ones((1, 1)), r"a strength is an array of shape \(1, 1\)"),
-    "NaN": (float("nan"), "a strength is nan, expected a finite number"),
-    "infinity": (np.inf, "a strength is inf, expected a finite number"),
-    "jax NaN": (jnp.asarray(jnp.nan), "a strength is .*nan.*, expected a finite number"),
-    "a key": (jax.random.key(0), "a strength is "),
-    "an adapter": (lora(), "a strength is style: LoRA rank 2 at 1 site"),
 }
 
 
-@pytest.mark.parametrize(("strength", "text"), REFUSED.values(), ids=REFUSED)
-def test_invalid_strengths_are_refused(strength: Any, text: str) -> None:
+@pytest.mark.parametrize(("strength", "shown", "expected"), REFUSED.values(), ids=REFUSED)
+def test_invalid_strengths_are_refused(strength: Any, shown: str, expected: str) -> None:
     """Every function that takes a strength refuses values that are not finite real scalars."""
     for call in (
         lambda: lora() * strength,
         lambda: lora(strength=strength),
         lambda: mix(lora("a")) * strength,
     ):
-        with pytest.raises(AdapterError, match=text):
+        with pytest.raises(AdapterError, match=full_text(f"a strength is {shown}, {expected}")):
             call()
 
 
@@ -152,9 +158,13 @@ def test_name_and_source_must_be_strings() -> None:
     """A name or source that is not a string is refused."""
     value: Any = 3
     for call in (lambda: Adapter({}, name=value), lambda: lora().renamed(value)):
-        with pytest.raises(AdapterError, match=r"name is 3, expected a string"):
+        with pytest.raises(
+            AdapterError, match=full_text("an adapter's name is 3, expected a string.")
+        ):
             call()
-    with pytest.raises(AdapterError, match=r"source is 3, expected a string"):
+    with pytest.raises(
+        AdapterError, match=full_text("an adapter's source is 3, expected a string.")
+    ):
         Adapter({}, source=value)
 
 

@@ -87,7 +87,11 @@ def test_number_of_strengths_must_match():
     """The error states both numbers."""
     for count in (0, 1, 3):
         with pytest.raises(
-            AdapterError, match=rf"mix got {count} strengths for 2 adapters, expected"
+            AdapterError,
+            match=full_text(
+                f"mix got a list of strengths of length {count}, expected 2, one for each adapter, "
+                "or a single number for all."
+            ),
         ):
             jaxmix.mix(lora(name="a"), lora(name="b"), strength=[1.0] * count)
     with pytest.raises(

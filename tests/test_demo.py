@@ -9,6 +9,8 @@ import pytest
 from jaxmix.demo import measure, run
 from jaxmix.errors import CheckpointError
 
+from .messages import full_text
+
 DEMO = measure.read_demo()
 OWN = {name: about["trained_on"] for name, about in DEMO.recorded["adapters"].items()}
 
@@ -98,7 +100,12 @@ def test_loss_that_differs_from_pefts_is_reported(
 
 def test_missing_assets(tmp_path: Path) -> None:
     """The error names the missing assets and the remedy."""
-    with pytest.raises(CheckpointError, match=r"recorded\.json can't be read: .*install jaxmix"):
+    file = tmp_path / "recorded.json"
+    message = full_text(
+        f"{file} can't be read: [Errno 2] No such file or directory: {str(file)!r}. Expected the "
+        "demo's assets. Reinstall jaxmix, or create them with python -m demo.make_assets."
+    )
+    with pytest.raises(CheckpointError, match=message):
         measure.read_demo(tmp_path)
 
 

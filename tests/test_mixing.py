@@ -69,42 +69,77 @@ def test_default_strength_keeps_the_arrays() -> None:
     assert jaxmix.mix(lora(strength=strength)).parts[0].strength is strength
 
 
+SCALAR = (
+    "expected a real number or an array without axes. For one strength per adapter write "
+    "mix(a, b, strength=[…])."
+)
+
+
+def length(found: int, expected: int) -> str:
+    """The error for a list of strengths of another length."""
+    return (
+        f"mix got a list of strengths of length {found}, expected {expected}, one for each "
+        "adapter, or a single number for all."
+    )
+
+
 @pytest.mark.parametrize(
     ("strength", "text"),
     [
-        ([1.0], "mix got 1 strengths for 2 adapters, expected one for each, or a single number"),
-        (ones(3), "mix got 3 strengths for 2 adapters"),
-        (ones((2, 2)), r"a strength is an array of shape \(2, 2\)"),
-        ([1.0, True], "a strength is True"),
-        ([1.0, [1.0]], r"a strength is an array of shape \(1,\)"),
-        ("ab", "a strength is 'ab'"),
-        (float("inf"), "a strength is inf"),
-        ({"a": 1.0}, "a strength is {'a': 1.0}"),
+        ([1.0], length(1, 2)),
+        (ones(3), length(3, 2)),
+        (ones((2, 2)), f"a strength is an array of shape (2, 2), {SCALAR}"),
+        ([1.0, True], f"a strength is True, {SCALAR}"),
+        ([1.0, [1.0]], f"a strength is an array of shape (1,), {SCALAR}"),
+        ("ab", f"a strength is 'ab', {SCALAR}"),
+        (float("inf"), "a strength is inf, expected a finite number."),
+        ({"a": 1.0}, f"a strength is {{'a': 1.0}}, {SCALAR}"),
     ],
 )
 def test_invalid_strengths_are_refused(strength: Any, text: str) -> None:
     """Too many, too few, or non-numeric strengths are refused."""
-    with pytest.raises(AdapterError, match=text):
+    with pytest.raises(AdapterError, match=full_text(text)):
         jaxmix.mix(lora("a"), lora("b"), strength=strength)
 
 
+IN_PLACE = "Read one with jaxmix.load, and write"
+READ = "Read one with jaxmix.load(path)."
+
+
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("value", "shown", "remedy"),
     [
-        ([lora()], r"list \[a: LoRA.*(not mix\(\[a, b\]\)|write compose\(params, \[a, b\]\))"),
-        ("folder", "str 'folder'.* jaxmix.load"),
-        (None, "NoneType None"),
-        (Adapter, "ABCMeta <class 'jaxmix.adapter.Adapter'>"),
-        (LoRA(ones((1, 3)), ones((2, 1)), 1.0), r"LoRA LoRA\(a=array"),
-        (PARAMS, "dict .*….*xpected"),
+        ([lora()], "list [a: LoRA rank 1 at 1 site, strength 1 (q)]", ""),
+        ("folder", "str 'folder'", READ),
+        (None, "NoneType None", ""),
+        (Adapter, "ABCMeta <class 'jaxmix.adapter.Adapter'>", ""),
+        (
+            LoRA(ones((1, 3)), ones((2, 1)), 1.0),
+            "LoRA LoRA(a=array([[1., 1., 1.]]), b=array([[1.], [1.]]), scal…",
+            "Name the module that it updates: jaxmix.Adapter({site: update}).",
+        ),
+        (PARAMS, "dict {'q.weight': array([[0., 0., 0.], [0., 0., 0.]], dtype=fl…", ""),
     ],
 )
-def test_values_that_are_not_adapters_are_refused(value: Any, text: str) -> None:
+def test_values_that_are_not_adapters_are_refused(value: Any, shown: str, remedy: str) -> None:
     """The error shows the value, shortened, and the correct call."""
-    for call in (lambda: jaxmix.mix(lora(), value), lambda: jaxmix.compose(PARAMS, [value])):
-        with pytest.raises(AdapterError, match=f"(?s){text}") as caught:
+    for call, found, example in (
+        (
+            lambda: jaxmix.mix(lora(), value),
+            f"mix got {shown}, expected adapters and mixes.",
+            "mix(a, b), not mix([a, b]).",
+        ),
+        (
+            lambda: jaxmix.compose(PARAMS, [value]),
+            f"compose got for its adapters:\n  0: {shown}\n"
+            "Expected an adapter, a mix, or a list of them.",
+            "compose(params, [a, b]).",
+        ),
+    ):
+        message = f"{found} {remedy or f'{IN_PLACE} {example}'}"
+        with pytest.raises(AdapterError, match=full_text(message)):
             call()
-        assert len(str(caught.value)) < 250
+        assert len(message) < 250
 
 
 def test_duplicate_names_are_refused() -> None:
@@ -157,7 +192,15 @@ def test_compose_without_adapters_returns_params(adapters: Any) -> None:
 @pytest.mark.parametrize("value", [None, 0.5, "folder", {"a": lora()}, b"x"], ids=repr)
 def test_arguments_that_are_not_adapters_are_refused(value: Any) -> None:
     """Values that can't be a list of adapters are refused."""
-    with pytest.raises(AdapterError, match=r"compose got .* expected an adapter, a mix, or a list"):
+    shown = f"{type(value).__name__} {value!r}"
+    remedy = READ if isinstance(value, str | bytes) else f"{IN_PLACE} compose(params, [a, b])."
+    with pytest.raises(
+        AdapterError,
+        match=full_text(
+            f"compose got {shown} for its adapters, expected an adapter, a mix, or a list of them. "
+            f"{remedy}"
+        ),
+    ):
         jaxmix.compose(PARAMS, value)
 
 
@@ -199,8 +242,11 @@ def test_help_is_complete(name: str) -> None:
 @pytest.mark.parametrize("strength", [None, [None], [[1.0], [1.0, 2.0]], "1"])
 def test_invalid_strengths_of_a_mix_are_refused(strength: Any) -> None:
     """Refused also for a mix's own strength, and where NumPy itself would fail."""
-    with pytest.raises(AdapterError, match=r"a strength is .*expected a real number|strengths for"):
+    (first, *rest) = strength if isinstance(strength, list) else [strength]
+    message = length(2, 1) if rest else f"a strength is {first!r}, {SCALAR}"
+    with pytest.raises(AdapterError, match=full_text(message)):
         jaxmix.mix(Adapter({}, name="a"), strength=strength)
     if strength != [None]:
-        with pytest.raises(AdapterError, match=r"a strength is .*expected a real number"):
+        message = full_text(f"a strength is {strength!r}, {SCALAR}")
+        with pytest.raises(AdapterError, match=message):
             _ = Adapter({}, name="a") * strength

@@ -3,6 +3,7 @@
 import pytest
 
 from .benchmarks.speed_page import PAGES, by_tokens, table_of, with_table
+from .messages import full_text
 
 OUTPUT = "9 MB, medians of 5\n\n| a | b |\n| --- | --- |\n| LoRA | 1\\2 |\n\nnote\n"
 TABLE = "| a | b |\n| --- | --- |\n| LoRA | 1\\2 |"
@@ -39,7 +40,10 @@ def test_unmerged_table_has_a_row_per_mix() -> None:
 
 def test_missing_tables_and_places_are_errors() -> None:
     """Nothing is written then."""
-    with pytest.raises(ValueError, match="the benchmark printed no table"):
+    with pytest.raises(
+        ValueError, match=full_text("the benchmark printed no table; see its output above.")
+    ):
         table_of("Traceback")
-    with pytest.raises(ValueError, match=r"the page has no <!-- bench_bank --> before a table"):
+    message = full_text("the page has no <!-- bench_bank --> before a table, or several.")
+    with pytest.raises(ValueError, match=message):
         with_table("text", "bank", TABLE)

@@ -36,7 +36,7 @@ class PartOf(WrappedUpdate):
         >>> import jax.numpy as jnp
         >>> part = PartOf(Delta(jnp.ones((2, 3))), ("q", "k"), ((0, 1, 1), (1, 2, 1)), 1)
         >>> part.misfit((1, 3)), part.misfit((2, 3))
-        (None, 'part 2 of 2 of a fused weight has 1 rows, found 2')
+        (None, 'part 2 of 2 of a fused weight has 2 rows, expected 1')
 
     Source: docs/design.md, "Names".
     """
@@ -70,8 +70,8 @@ class PartOf(WrappedUpdate):
         sizes = [len(range(*rows)) for rows in self.rows]
         if shape[0] != sizes[self.number]:
             return (
-                f"part {self.number + 1} of {len(sizes)} of a fused weight has "
-                f"{sizes[self.number]} rows, found {shape[0]}"
+                f"part {self.number + 1} of {len(sizes)} of a fused weight has {shape[0]} rows, "
+                f"expected {sizes[self.number]}"
             )
         return self.update.misfit((sum(sizes), shape[1]) if self.is_whole else shape)
 

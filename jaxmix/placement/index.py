@@ -81,6 +81,8 @@ def _parsed(item: str, axis: int, text: str, shape: Sequence[int]) -> int | slic
         raise IndexError(f"axis {axis} can't be divided into {counts[0]} equal parts")
     parts, size = range(counts[0]), shape[axis] // counts[0]
     if isinstance(picked, int):
+        if not -len(parts) <= picked < len(parts):
+            raise IndexError(f"part {picked} of {len(parts)} is out of range")
         return slice(parts[picked] * size, (parts[picked] + 1) * size)
     return slice(parts[picked].start * size, parts[picked].stop * size)
 

@@ -31,7 +31,7 @@ def unusable(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
     """
     for site in sites:
         if any(map(is_deleted, jax.tree.leaves(site.chain))):
-            yield f"{site.name}: the buffer of a factor was donated or deleted"
+            yield f"{site.name}: the buffer of a factor was donated or deleted; load it again"
         for place in (site.weight, site.bias):
             if place is None:
                 continue

@@ -195,22 +195,26 @@ def spelled(side: str, n: int) -> list[list[str]]:
 def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
     if place.axes is None and place.index is None and place.scale == 1:
         return leaf_shape
+    subject = "index"
     try:
         index = () if place.index is None else parsed_index(place.index, leaf_shape)
         # JAX clamps an index that is out of range; NumPy refuses it.
         np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index]
+        if place.axes is not None:
+            subject = f"axes {place.axes!r}"
+            if place.axes.count("->") != 1:
+                raise ValueError("expected the leaf's axes, an arrow, and PyTorch's axes")
         leaf = jax.ShapeDtypeStruct(leaf_shape, jnp.float32)
         tensor = jax.eval_shape(place.get, leaf)
         jax.eval_shape(place.put, leaf, tensor)
         return tensor.shape
+    except LayoutError:  # it explains itself
+        raise
     except (einops.EinopsError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         at = "" if place.index is None else f"[{place.index}]"
-        subject = "index" if place.axes is None else f"axes {place.axes!r}"
         if isinstance(error, KeyError):
-            subject, error = (
-                f"axis {error} of the scale {place.scale}",
-                "the pattern has no such axis",
-            )
+            subject = f"axis {error} of the scale {place.scale}"
+            error = "the pattern does not name it"
         reason = str(error).splitlines()[-1].strip()
         raise LayoutError(
             f"{place.leaf}{at} of shape {leaf_shape} does not have the {subject} of the layout's "

@@ -195,7 +195,7 @@ def _bias_misfit(tree: Tree, site: Site) -> str | None:
     size = math.prod(site.bias.shape(tree.leaf(site.bias).shape))
     if size == rows or (site.transposed and size == columns):
         return None
-    return f"its bias {site.bias.leaf} has {size} numbers, expected {rows}, one for each output"
+    return f"its bias {site.bias.leaf} has size {size}, expected {rows}, one number per output"
 
 
 def _misfits(fits: Iterable[_Fit]) -> list[str]:

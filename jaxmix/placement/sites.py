@@ -199,7 +199,10 @@ def _reason(name: str, part: Part, places: list[Place], tree: Tree) -> str:
         return f"the tree has several leaves with the name {hits[0]}"
     if hits:
         return f"several leaves match its {part}: {', '.join(hits)}"
-    inside = [n for n in tree.positions if any(n.startswith(f"{place.leaf}.") for place in places)]
+    # Of a place for the module itself, what is below are the module's other leaves.
+    leaves = [place.leaf for place in places]
+    above = [f"{leaf}." for leaf in leaves if not any(x.startswith(f"{leaf}.") for x in leaves)]
+    inside = [n for n in tree.positions if n.startswith(tuple(above))]
     if inside:
         return (
             f"its {part} is not a single array but has parts ({', '.join(inside[:3])}). Quantized "

@@ -13,6 +13,7 @@ import pytest
 from jaxmix.affine import Base
 from jaxmix.families import FAMILIES, Update
 
+from ..messages import full_text
 from .formulas import Leaves
 from .row import Row
 from .table import ROWS
@@ -305,7 +306,11 @@ def test_reads_only_the_declared_leaves_of_the_base(name: str) -> None:
         return jax.eval_shape(run, update, jnp.ones(())).shape
 
     if update.reads_base and not row.properties.get("reads_bias_alone"):
-        with pytest.raises(ValueError, match=r"reads the base's matrix, found None\."):
+        message = full_text(
+            f"a map of a weight {row.shape} reads the base's matrix, found None. Pass Base.matrix "
+            "to updates whose reads_base is true."
+        )
+        with pytest.raises(ValueError, match=message):
             shape_of_map("weight")
         return
     assert shape_of_map("weight") == row.shape

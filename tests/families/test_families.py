@@ -15,7 +15,6 @@ import pytest
 import jaxmix.families as families
 from jaxmix.affine import Base
 from jaxmix.families import FAMILIES, OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, Together, Update
-from jaxmix.families.base import maps
 from jaxmix.operators import BlockDiagonal, Dense, Hadamard, Kronecker, LowRank
 
 from .table import ROWS
@@ -109,22 +108,6 @@ def test_fields_for_export_affect_no_map() -> None:
     assert tested == {family for family in FAMILIES.values() if family.for_export}
 
 
-def test_default_maps_are_the_identity() -> None:
-    """A family without maps of its own changes nothing."""
-
-    class Nothing(Update):
-        pass
-
-    nothing, base = Nothing(), Base(None, (2, 3))
-    assert nothing.weight_map(base, ONE).flops() == nothing.bias_map(base, ONE).flops() == 0
-    assert (nothing.has_weight, nothing.has_bias) == (True, False)
-    assert not (nothing.reads_base or nothing.is_base_side or nothing.transposed)
-    assert nothing.rebased(base, ONE) is base and nothing.with_transposed_weight() is nothing
-    for method in (lambda: nothing.misfit((2, 3)), nothing.size):
-        with pytest.raises(NotImplementedError):
-            method()
-
-
 @pytest.mark.parametrize("std", [0.0, 0.1])
 @pytest.mark.parametrize("terms", [None, 5])
 def test_gradients_at_initialization_are_finite(std: float, terms: int | None) -> None:
@@ -174,81 +157,3 @@ def test_sizes() -> None:
     assert Together((Replace(z((6, 9)), z(6)), OFT(z((3, 3))))).size() == (
         "weight and bias + block 3"
     )
-
-
-def test_together_combines_properties_of_its_parts() -> None:
-    """A property of one part is a property of the site."""
-    z = jnp.zeros
-    bias, lora = Replace(bias=z(6)), LoRA(z((3, 9)), z((6, 3)), 1.0)
-    transposed = dataclasses.replace(lora, transposed=True)
-    dora = dataclasses.replace(lora, magnitude=z(6))
-    for part, expected in (
-        (bias, (False, True, False, False)),
-        (lora, (True, False, False, False)),
-        (transposed, (True, False, True, False)),
-        (dora, (True, False, False, True)),
-    ):
-        for update in (Together((part,)), Together((part, Replace()))):
-            stated = update.has_weight, update.has_bias, update.transposed, update.reads_base
-            assert stated == expected
-    assert Together((lora, bias)).has_bias and Together((bias, lora)).has_weight
-
-
-class Case:
-    """DoRA in a chain with other kinds that change the bias, with numbers that suit hand checks."""
-
-    w0 = jnp.array([[3.0, 4.0], [0.0, 2.0]])  # rows of norm 5 and 2
-    base = Base(w0, (2, 2), jnp.array([[10.0], [20.0]]))
-    c = (2.0, 0.5)
-    dora = LoRA(jnp.zeros((1, 2)), jnp.zeros((2, 1)), 1.0, magnitude=jnp.array([10.0, 1.0]))
-    lora = LoRA(jnp.zeros((1, 2)), jnp.zeros((2, 1)), 0.5, bias=jnp.array([2.0, 4.0]))
-    trained = Replace(bias=jnp.array([1.0, 3.0]))
-
-    @classmethod
-    def bias(cls, *chain: Any) -> list[float]:
-        """The bias after a chain of updates, each at strength 1 or at a given strength."""
-        pairs = [item if isinstance(item, tuple) else (1.0, item) for item in chain]
-        bias = cls.base.bias
-        assert bias is not None
-        for item in maps(pairs, cls.base, "bias"):
-            bias = item(bias)
-        return bias[:, 0].tolist()
-
-
-def test_dora_scales_biases_added_before() -> None:
-    """As in PEFT's forward, which subtracts the base's bias, scales, and adds it again."""
-    assert Case.bias(Case.dora) == [10.0, 20.0]
-    assert Case.bias(Case.lora) == [11.0, 22.0]
-    assert Case.bias(Case.lora, Case.dora) == [10 + 2 * 1.0, 20 + 0.5 * 2]
-    assert Case.bias(Case.dora, Case.lora) == [11.0, 22.0]
-    assert Case.bias(Case.lora, (0.5, Case.dora)) == [10 + 1.5, 20 + 1.5]
-    assert not Case.dora.has_bias
-
-
-def test_trained_bias_belongs_to_the_base() -> None:
-    """DoRA does not scale a trained bias of the same adapter, as in PEFT, or of an earlier one."""
-    together = Together((Case.trained, Case.dora))
-    assert together.has_bias and together.reads_base
-    assert Case.bias(together) == [1.0, 3.0]
-    assert Case.bias(Case.trained, Case.dora) == [1.0, 3.0]
-    assert Case.bias(Case.trained, Case.lora, Case.dora) == [1 + 2 * 1.0, 3 + 0.5 * 2]
-    assert Case.bias(together, Case.dora, Case.lora, Case.dora) == [3.0, 4.0]
-    assert Case.bias((0.5, Case.trained), Case.dora) == [5.5, 11.5]
-
-
-def test_dora_reads_a_replaced_base() -> None:
-    """A replaced weight determines DoRA's norm; other updates do not change it."""
-    replacing = Replace(weight=jnp.array([[6.0, 8.0], [0.0, 1.0]]))
-    for chain in ([replacing, Case.dora], [Together((replacing,)), Case.dora]):
-        dora_map = maps([(1.0, item) for item in chain], Case.base)[-1]
-        assert jnp.diag(dora_map.left.dense()).tolist() == [1.0, 1.0]
-    after_oft = maps([(1.0, OFT(jnp.ones((1, 1)))), (1.0, Case.dora)], Case.base)[-1]
-    assert jnp.diag(after_oft.left.dense()).tolist() == [2.0, 0.5]
-    without_matrix = Base(None, (2, 2))
-    assert replacing.rebased(without_matrix, ONE).matrix is None
-    assert Case.trained.rebased(Case.base, ONE).matrix is Case.w0
-
-
-def test_dora_requires_the_bias() -> None:
-    with pytest.raises(ValueError, match=r"reads the base's bias, found None\."):
-        Case.dora.bias_map(Base(Case.w0, (2, 2)), ONE)

@@ -1,9 +1,12 @@
 """Settings for all tests of operators."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
+
+from jaxmix.operators import backends, rotations, scattering, solving
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +22,14 @@ def quick() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chooses the TPU's form."""
+
+    def chosen(cpu: Any, accelerator: Any, *operands: Any) -> Any:
+        return accelerator(backends.TPU, *operands)
+
+    for module in (solving, scattering, rotations):
+        monkeypatch.setattr(module, "by_platform", chosen)

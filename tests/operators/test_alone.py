@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from jaxmix.operators import (
-    Hadamard,
-    LowRank,
     Operator,
 )
 
-from .kinds import KINDS, SQUARE, TYPES, WIDE, close, each, example, low_rank
+from .kinds import KINDS, SQUARE, TYPES, WIDE, close, each, example
 
 
 def test_every_type_is_tested() -> None:
@@ -94,35 +92,3 @@ def test_costs_match_xla(kind: str, n: int) -> None:
     assert 0.8 * op.matmul_flops(n) <= count <= 1.2 * op.matmul_flops(n)
     if kind != "dense":
         assert 0.8 * op.flops() <= counted(lambda o: o.dense(), op) <= 1.2 * op.flops()
-
-
-def test_hadamard_multiplies_the_cheaper_way() -> None:
-    """Large matrices use the Khatri-Rao product; small ones of high rank are made dense."""
-    rng = np.random.default_rng(0)
-
-    def hadamard(size: int, rank: int) -> Hadamard:
-        first, second = (low_rank(rank)(rng, size, size)[0] for _ in range(2))
-        assert isinstance(first, LowRank) and isinstance(second, LowRank)
-        return Hadamard(first, second)
-
-    def products(op: Hadamard) -> set[tuple[int, ...]]:
-        jaxpr = jax.make_jaxpr(lambda o, v: o @ v)(op, jnp.ones((op.shape[1], 3)))
-        dots = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
-        return {e.outvars[0].aval.shape for e in dots}
-
-    assert (64, 64) not in products(hadamard(64, 2))
-    assert (8, 8) in products(hadamard(8, 6))
-    cheap = hadamard(64, 2)
-    close(cheap.low_rank().dense(), np.asarray(cheap.dense()))
-    assert cheap.low_rank().rank == 4
-    assert cheap.rows(slice(3, 3)).low_rank().shape == (0, 64)
-
-
-def test_incomplete_operators_cannot_be_created() -> None:
-    """A subclass without all abstract methods can't be instantiated."""
-
-    class Half(Operator):
-        pass
-
-    with pytest.raises(TypeError, match="abstract"):
-        Half()  # pyright: ignore[reportAbstractUsage]

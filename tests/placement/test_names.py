@@ -9,6 +9,8 @@ from jaxmix.families import LoRA, Replace
 from jaxmix.placement.names import bare, unwrapped, without_wrappers
 from jaxmix.placement.ties import tied_problem
 
+from ..messages import full_text
+
 
 @pytest.mark.parametrize(
     ("name", "expected"),
@@ -102,15 +104,30 @@ def test_exact_names_take_precedence():
     out = jaxmix.compose(params, lora("h.module.q"))
     assert out["h.q.weight"] is zeros and np.array_equal(out["h.module.q.weight"], np.ones((2, 3)))
     params = {"h.module.weight": zeros, "h.bias": np.zeros(2, np.float32)}
-    with pytest.raises(LayoutError, match="changes its bias, but the tree has no such leaf"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+            "  h.module: the adapter changes its bias, but the tree has no such leaf; add one of "
+            "zeros\nWas the adapter trained on another model? If the leaves have other names, pass "
+            "layout=jaxmix.Layout(…) with rules."
+        ),
+    ):
         jaxmix.compose(params, jaxmix.Adapter({"h.module": Replace(None, np.ones(2))}, name="a"))
 
 
 def test_leaves_that_differ_only_by_wrappers():
     """Leaves that differ only in wrapper names are ambiguous."""
     params = {f"{name}.h.q.weight": np.zeros((2, 3)) for name in ("_orig_mod", "module")}
-    message = "h.q: several leaves match its weight: _orig_mod.h.q.weight, module.h.q.weight"
-    with pytest.raises(LayoutError, match=message):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+            "  h.q: several leaves match its weight: _orig_mod.h.q.weight, module.h.q.weight\n"
+            "Was the adapter trained on another model? If the leaves have other names, pass "
+            "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the leaves."
+        ),
+    ):
         jaxmix.compose(params, lora("h.q"))
 
 

@@ -11,6 +11,8 @@ from jaxmix.families.base import Chain
 from jaxmix.placement import resolve
 from jaxmix.placement import sites as placed_sites
 
+from ..messages import full_text
+
 ONES = np.ones((2, 3), np.float32)
 
 
@@ -44,7 +46,15 @@ def test_layers_of_a_stack_share_a_form() -> None:
 
 def test_every_problem_is_an_error() -> None:
     """A site without a leaf is an error of the same call."""
-    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed .*\n  lost: no"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+            "  lost: no leaf for its weight; the nearest are b.weight\n"
+            "Was the adapter trained on another model? If the leaves have other names, pass "
+            "layout=jaxmix.Layout(…) with rules."
+        ),
+    ):
         resolve({"b.weight": ONES}, {"b": chain(), "lost": chain()}, None)
 
 

@@ -324,7 +324,12 @@ def test_layout_with_head_and_embedding_in_one_leaf() -> None:
     rules = (Rule(r"model\.embed_tokens|lm_head", "embedder"), Rule("q", "q"))
     params = {"embedder": E, "q": E}
     with pytest.raises(
-        LayoutError, match="the layout 'mine' has lm_head in the same leaf embedder"
+        LayoutError,
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  model.embed_tokens: the layout 'mine' has lm_head in the same leaf embedder. PEFT's "
+            "forward changes one side only: give the head a leaf and a rule of its own, or none"
+        ),
     ):
         jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", rules))
     jaxmix.compose(params, [lora("q")], layout=Layout("mine", rules))
@@ -333,7 +338,13 @@ def test_layout_with_head_and_embedding_in_one_leaf() -> None:
     np.testing.assert_array_equal(out["embedder"], E + 1)
     with pytest.raises(
         LayoutError,
-        match=r"embed_tokens: the layout 'mine' has a leaf for lm_head, but the tree has none",
+        match=full_text(
+            "the tree ties the tensors of these sites to others:\n"
+            "  model.embed_tokens: the layout 'mine' has a leaf for lm_head, but the tree has "
+            "none, so that the embedding is the head too (tied). PEFT's forward changes one side "
+            "only: give the head a leaf of its own; or, if the model has no head at all, pass a "
+            "jaxmix.Layout without a rule for one"
+        ),
     ):
         jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", untied_rules))
     jaxmix.compose(params, [lora("q")], layout=Layout("mine", (*untied_rules, Rule("q", "q"))))
@@ -423,22 +434,21 @@ class Stubborn:
         return self
 
 
+UNTIE = (
+    "model.embed_tokens is the embedding and, since the tree has no lm_head, the head too (tied). "
+    "The tree has one leaf for both, and PEFT's forward changes one side only. Untie it: add a "
+    "leaf lm_head.weight, a copy of model.embed_tokens.weight, and run the model with "
+    "tie_word_embeddings=False (a jaxmix.models.Decoder: model.untied()). If the model has no head "
+    "at all, pass layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+)
+
+
 def test_tree_that_stays_tied_is_refused() -> None:
     """A tree that is still tied after `untied` is refused."""
     tree = Stubborn({"embed_tokens": {"weight": E}})
     with pytest.raises(
         LayoutError,
-        match=full_text(
-            "the tree ties the tensors of these sites to others:\n"
-            "  model.embed_tokens is the embedding and, since the tree "
-            "has no lm_head, the head too (tied). The tree has one leaf "
-            "for both, and PEFT's forward changes one side only. Untie "
-            "it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied()). If the model has no head at all, pass "
-            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
-        ),
+        match=full_text(f"the tree ties the tensors of these sites to others:\n  {UNTIE}"),
     ):
         jaxmix.compose(tree, [lora(EMBED)])
 
@@ -453,7 +463,10 @@ def test_tokens_keep_the_tie_and_others_do_not() -> None:
     tied = {"model.embed_tokens.weight": jnp.zeros((6, 4)), "model.norm.weight": jnp.ones(4)}
     out = jaxmix.compose(tied, alone)["model.embed_tokens.weight"]
     assert out.sum() == 4 and out[2].sum() == 4
-    with pytest.raises(LayoutError, match="has one leaf for both, and PEFT's forward changes one"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(f"the tree ties the tensors of these sites to others:\n  {UNTIE}"),
+    ):
         jaxmix.compose(tied, with_replace)
 
     class Model(dict):
@@ -468,5 +481,12 @@ def test_tokens_keep_the_tie_and_others_do_not() -> None:
         lambda keys, values: Model(zip(keys, values, strict=True)),
     )
     assert isinstance(jaxmix.compose(Model(tied), alone), Model)
-    with pytest.raises(LayoutError, match="trained tokens, which changes both sides of a tied"):
+    with pytest.raises(
+        LayoutError,
+        match=full_text(
+            "an adapter trained tokens, which changes both sides of a tied embedding, and another "
+            f"changes one side of it:\n  model.embed_tokens\n  {UNTIE}\n"
+            "Untie the model, and give the head tokens of its own."
+        ),
+    ):
         jaxmix.compose(Model(tied), with_replace)

@@ -499,7 +499,12 @@ def test_saved_weight_of_another_orientation() -> None:
 def test_flax_kernel_with_one_axis() -> None:
     """A kernel with one axis has no inputs and outputs."""
     with pytest.raises(
-        LayoutError, match=r"a.kernel of shape \(6,\) does not have the axes '... i o"
+        LayoutError,
+        match=full_text(
+            "leaves that can't take an adapter, expected arrays of floats:\n"
+            "  a: a.kernel of shape (6,) does not have the axes '... i o -> o i ...' of the "
+            "layout's rule (Wrong shape: expected >=2 dims. Received 1-dim tensor.). Fix the rule."
+        ),
     ):
         jaxmix.compose({"a.kernel": ones(6, np.float32)}, [Adapter({"a": Replace(ones(6))})])
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter, Layout, Rule
-from jaxmix.errors import DenseWeightWarning, LayoutError
+from jaxmix.errors import DenseWeightWarning
 from jaxmix.families import OFT, LoRA
 
 qwix: Any = pytest.importorskip("qwix", reason="qwix is not installed")
@@ -121,12 +121,3 @@ def test_heads_stay_quantized() -> None:
             nullcontext() if how == "factored" else pytest.warns(DenseWeightWarning, match=message)
         ):
             np.testing.assert_allclose(run(leaves, x), expected, atol=2e-5)
-
-
-def test_requantizing_another_tree_is_refused() -> None:
-    with pytest.raises(LayoutError) as caught:
-        jaxmix.requantized({"a": normal(2, 2)}, {"a": normal(2, 2), "b": normal(2, 2)})
-    assert str(caught.value) == (
-        "requantized: leaves that only one of the two trees has:\n  b\n"
-        "Pass the base from which the params were composed."
-    )

@@ -16,7 +16,6 @@ import pytest
 import jaxmix
 from jaxmix import Adapter, Layout, Rule
 from jaxmix.errors import LayoutError
-from jaxmix.placement.place import Place
 from jaxmix.unmerged.leaf import Factored, NotApart
 
 from ...compiling import COMPILED, timed_events
@@ -317,18 +316,3 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
         with pytest.raises(LayoutError, match=full_text(message)):
             rule = Rule("a", "w", ROTARY, **place)  # pyright: ignore[reportCallIssue]
             jaxmix.compose(params, [lora], layout=Layout("mine", (rule,)))
-
-
-def test_equivalent_patterns_are_one_place() -> None:
-    """The letters of a pattern are only names."""
-    shape = (6, 4, 2)
-    place = Place("w", "d n h -> (n h) d", "0:3")
-    assert place.same(Place("w", "a b c -> (b c) a", ":3"), shape)
-    assert not place.same(Place("w", "a b c -> (c b) a", ":3"), shape)
-    assert not place.same(Place("w", "d n h -> (n h) d"), shape)
-    assert not place.same(Place("w", "d n h -> (n h) d", "0:3", scale=2.0), shape)
-    assert Place("w", "... i o -> o i ...").same(Place("w", "i o -> o i"), (6, 4))
-    assert Place("w").same(Place("w", "a ... -> a ..."), shape)
-    assert not Place("w").same(Place("v"), shape)
-    halves, thirds = (Place("w", ROTARY, None, (("two", n),)) for n in (2, 3))
-    assert not halves.same(thirds, (2, 2, 6)) and halves.same(halves, (2, 2, 6))

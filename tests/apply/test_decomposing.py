@@ -11,10 +11,12 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.affine import Base
 from jaxmix.apply import decomposing, plan
-from jaxmix.families import Together
+from jaxmix.apply.decomposing import decomposed
+from jaxmix.families import Rebase, Together
 
 from ..laws.chains import ALL
 from ..laws.draws import Module
+from ..messages import full_text
 
 MODULE = Module("linear", (8, 16), True)
 KINDS = ("KaSA", "FRoD")
@@ -66,3 +68,25 @@ def test_accelerator_program_has_no_decomposition(
     np.testing.assert_allclose(composed, expected, atol=1e-4)
     before, after = programs
     assert "lapack" in before and "lapack" not in after
+
+
+def test_chains_that_the_program_decomposes_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, in a trace, without a weight, and where an update changes what KaSA reads."""
+    w = jnp.ones((8, 16))
+    kasa, rebase = (1.0, update_of("KaSA")), (1.0, Rebase(np.ones((8, 16), np.float32)))
+
+    def never() -> jax.Array:
+        raise AssertionError("the weight was read")
+
+    def check(weight: Any, *chain: Any) -> None:
+        assert decomposed(chain, weight, never) is chain
+
+    check(w, kasa)
+    monkeypatch.setattr(decomposing, "is_on_cpu", lambda leaf: False)
+    check(w, rebase, kasa)
+    check(w, (1.0, Together(())))
+    check(None, kasa)
+    jax.eval_shape(lambda weight: check(weight, kasa), w)
+    jax.eval_shape(lambda strength: check(w, (strength, kasa[1])), 1.0)
+    with pytest.raises(AssertionError, match=full_text("the weight was read")):
+        check(w, kasa)

@@ -14,7 +14,7 @@ from jaxmix.families import LoRA
 from jaxmix.placement import choosing
 from jaxmix.placement.layout import LAYOUTS, libraries, named
 
-from ...messages import full_text
+from ..messages import full_text
 
 Q, V, GATE = (
     f"model.layers.0.{x}" for x in ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj")
