@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import jaxmix
-from jaxmix.converters.merging import exchange, merge, merge_checkpoint, recipe, staged_output
+from jaxmix.converters.merging import merge, merge_checkpoint, recipe, staged_output
 from jaxmix.errors import CheckpointError, LayoutError
 
 from ...messages import full_text
@@ -177,24 +177,6 @@ def test_exchange_by_two_renames(
     merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
     merge_checkpoint(base, mixed(adapters), tmp_path / "other")
     assert contents(out) == contents(tmp_path / "other") and not list(tmp_path.glob("out.*"))
-
-
-def test_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two folders swap places; if the system lacks the call, or the path, an error says so."""
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    is_done = exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "a" / ("b" if is_done else "a")).exists()
-    if is_done:
-        with pytest.raises(FileNotFoundError):
-            exchange.exchange_paths(tmp_path / "a", tmp_path / "c")
-
-    class Old:
-        """A C library without the call."""
-
-    monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: Old())
-    assert not exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
 
 
 def test_output_that_appears_during_the_merge(

@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 
 import jaxmix
 from jaxmix.converters.merging import merge_checkpoint
-from jaxmix.converters.merging.head_classes import TABLE
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import LoRA, Replace
 
@@ -332,14 +331,3 @@ def test_config_without_classes(classes: Any, task: Any, tmp_path: Path) -> None
         merge_checkpoint(
             base, head("score", bias=False, task=task), tmp_path / "more", new_head=False
         )
-
-
-def test_table() -> None:
-    """Some of its entries; tests/parity/test_heads.py compares it with transformers."""
-    table = json.loads(TABLE.read_text())
-    assert sum(map(len, table.values())) > 300
-    assert table["llama"]["LlamaForSequenceClassification"] == {
-        "task": "SEQ_CLS",
-        "prefix": "model",
-        "head": {"score.weight": "labels"},
-    }

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
@@ -11,14 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, staged_output, verify_merge
-from jaxmix.converters.merging.journal import adapter_hash
 from jaxmix.errors import CheckpointError
-from jaxmix.families import LoRA
 
 from ...messages import full_text
 from ..bases import Adapters, contents, mixed, save_base
@@ -317,15 +313,3 @@ def test_journal_is_readable(broken: Path) -> None:
     record = json.loads((broken / "merge.json").read_text())
     assert [name for name, _ in record["the adapters"]] == ["lora", "oft", "loha"]
     assert record["their strengths"] == ["1.0", "0.5", "-0.7"]
-
-
-def test_digest_of_adapters_without_a_format() -> None:
-    """They are identified by their arrays and structure."""
-    b = np.ones((2, 1), np.float32)
-
-    def digest_of(number: float, b: np.ndarray = b) -> str:
-        a = np.full((1, 3), number, np.float32)
-        return adapter_hash(jaxmix.Adapter({"proj": LoRA(a, b, 1.0)}))
-
-    assert digest_of(math.inf) == digest_of(math.inf) != digest_of(math.inf, 2 * b)
-    assert len({digest_of(1.0), digest_of(2.0), digest_of(math.inf)}) == 3
