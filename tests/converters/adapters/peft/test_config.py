@@ -8,7 +8,6 @@ import pytest
 
 import jaxmix
 from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
-from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 from jaxmix.errors import CheckpointError, UnsupportedError
 
 from ....messages import full_text
@@ -211,28 +210,6 @@ def test_refused_fields(family, field, tmp_path):
             assert jaxmix.load(folder).sites == (SITE,)
         else:
             assert f"{field} = " in refused(UnsupportedError, folder)
-
-
-@pytest.mark.parametrize("name", REFUSED_TYPES)
-def test_refused_types(name, tmp_path):
-    """Each type is refused with a reason and a remedy."""
-    message = refused(UnsupportedError, save(tmp_path, peft_type=name))
-    assert message.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
-    assert any(
-        todo in message for todo in ("Keep it in PEFT", "mix them with", "Merge it with PEFT")
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "closest"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")]
-)
-def test_unknown_types(name, closest, tmp_path):
-    """The error lists the six types and the closest one."""
-    message = refused(UnsupportedError, save(tmp_path, peft_type=name))
-    assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in message
-    assert message.endswith(f"Did you mean {closest!r}?")
-    message = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
-    assert message.endswith(f"expected one of {', '.join(PEFT_TYPES)}.")
 
 
 @pytest.mark.parametrize(
