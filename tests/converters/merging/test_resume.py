@@ -62,11 +62,12 @@ def test_resume_must_be_requested(
 ) -> None:
     """Without an option, shards are neither discarded nor used."""
     before = contents(broken)
-    text = (
-        r"out.partial holds [12] of 3 shards of this merge, which was interrupted\. Use "
-        r"resume=True to continue, force=True to start over, or delete the folder\."
+    count = len(list(broken.glob("whole/*.json")))
+    message = full_text(
+        f"{broken} holds {count} of 3 shards of this merge, which was interrupted. Use resume=True "
+        "to continue, force=True to start over, or delete the folder."
     )
-    with pytest.raises(CheckpointError, match=text):
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     assert contents(broken).keys() == before.keys()
     merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", force=True)
@@ -103,8 +104,11 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
     for adapters_now, options, description in cases:
         with pytest.raises(
             CheckpointError,
-            match=rf"belongs to another merge, which can't be resumed.*Different: {description}\. "
-            rf"Merge with the",
+            match=full_text(
+                f"{broken} belongs to another merge, which can't be resumed. Different: "
+                f"{description}. Merge with the same arguments as before, or use force=True "
+                "without resume=True to start over."
+            ),
         ):
             merge_checkpoint(sharded, adapters_now, out, resume=True, **options)
         with pytest.raises(
@@ -159,9 +163,11 @@ def test_incomplete_shards_are_written_again(
 def test_full_disk(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """The disk is full in the third shard: complete shards stay, and the error says what to do."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    partial = re.escape(str(tmp_path / "out.partial"))
+    out = re.escape(str(tmp_path / "out"))
     text = (
-        rf"device. [12] of 3 shards are complete in {partial}\. Use resume=True .* Free some space"
+        rf"\Athe output {out} could not be written: \[Errno 28\] No space left on device\. [12] of "
+        rf"3 shards are complete in {out}\.partial\. Use resume=True to continue from there\. Free "
+        r"some space, or choose another disk\.\Z"
     )
     with breaking(tmp_path / "out.partial", full), pytest.raises(CheckpointError, match=text):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
@@ -231,7 +237,11 @@ def test_killed_between_two_renames(
     assert not out.exists()
     if not new_is_whole:
         (tmp_path / "out.partial/sealed.json").unlink()
-        with pytest.raises(CheckpointError, match=r"out exists\. Choose another folder"):
+        message = full_text(
+            f"the output {out} exists. Choose another folder, or use force=True to replace it once "
+            "the new one is complete."
+        )
+        with pytest.raises(CheckpointError, match=message):
             merge_checkpoint(sharded, mixed(adapters), out)
         assert contents(out) == old
         return
@@ -245,7 +255,12 @@ def test_foreign_folder_of_that_name(sharded: Path, adapters: Adapters, tmp_path
     (tmp_path / "out.partial" / "thesis.txt").write_text("x")
     for options in ({}, {"force": True}, {"resume": True}):
         with pytest.raises(
-            CheckpointError, match=r"out.partial is in the way: the unfinished output would be"
+            CheckpointError,
+            match=full_text(
+                f"{tmp_path}/out.partial is in the way: the unfinished output would be written "
+                "there, and it is not an unfinished merge to out. It is left unchanged. Move it, "
+                "or choose another name for the output."
+            ),
         ):
             merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", **options)
     assert contents(tmp_path / "out.partial") == {"thesis.txt": b"x"}

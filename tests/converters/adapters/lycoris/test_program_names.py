@@ -556,5 +556,11 @@ def test_components_are_read_by_the_tables(tmp_path: Path) -> None:
     for unknown in ("double_blocks.0.foo.bar", "double_blocks.0.img_attn.qkv"):
         adapter = jaxmix.Adapter({unknown: ONE})
         file = exported("kohya", adapter, tmp_path, names="")
-        with pytest.raises(CheckpointError, match="the file alone does not determine the modules"):
+        key = f"lora_unet_{unknown.replace('.', '_')}"
+        message = full_text(
+            f"{file}: its 1 names have underscores for dots ({key} …), so the file alone does not "
+            "determine the modules. Pass the model that it was trained on: load(path, base=…), its "
+            "Hugging Face folder, its params, or a list of the names of its modules."
+        )
+        with pytest.raises(CheckpointError, match=message):
             jaxmix.load(file)

@@ -245,14 +245,28 @@ def test_inits_that_need_the_base(init, tmp_path):
     base = {f"{SITE}.weight": np.random.default_rng(0).normal(size=(6, 4))}
     update = jaxmix.load(folder, base=base).updates[SITE]
     assert update.size() == "rank 4"
-    with pytest.raises(CheckpointError, match=r"needs the weight of layer\.proj, but base is a"):
-        jaxmix.load(folder, base=[SITE])
-    with pytest.raises(CheckpointError, match="the params given as base has no such module"):
-        jaxmix.load(folder, base={"other.weight": np.ones((2, 2))})
-    with pytest.raises(
-        CheckpointError, match=r"several modules of the params given as base match: a\.layer"
-    ):
-        jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
+    both = {f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"}
+    invalid: list[tuple[Any, str]] = [
+        ([SITE], "base is a list of module names. Pass the params, or the base's folder."),
+        (
+            {"other.weight": np.ones((2, 2))},
+            "the params given as base has no such module; the nearest are other. Was the adapter "
+            "trained on another model?",
+        ),
+        (
+            both,
+            f"several modules of the params given as base match: a.{SITE}, b.{SITE}. Was the "
+            "adapter trained on another model?",
+        ),
+    ]
+    for base, problem in invalid:
+        message = full_text(
+            f"{folder}/adapter_model.safetensors: factors that are not a valid LORA update:\n"
+            f"  {SITE}: the adapter needs the weight of {SITE}, but {problem}\nWas the file "
+            "edited, or saved before the shards of its factors were gathered?"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            jaxmix.load(folder, base=base)
     with pytest.raises(
         CheckpointError,
         match=full_text(

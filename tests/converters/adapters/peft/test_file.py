@@ -83,8 +83,8 @@ def test_orientation_is_unknown_if_the_flag_is_on() -> None:
     assert on.sizes("h.0.c_proj") == (4, 4)
     message = full_text(
         "whether the weight at h.0.c_attn is stored as (out, in) or (in, out) is stated neither "
-        "in a LORA adapter's file nor in the params given as base. Pass a base with its biases, or its "
-        "folder with config.json"
+        "in a LORA adapter's file nor in the params given as base. Pass a base with its biases, or "
+        "its folder with config.json"
     )
     with pytest.raises(CheckpointError, match=message):
         on.sizes("h.0.c_attn")

@@ -217,10 +217,19 @@ def test_named_and_bare_factors_are_read_together() -> None:
     np.testing.assert_array_equal(updates["v"].b @ updates["v"].a, (
         tree["v"]["lora_a"] @ tree["v"]["lora_b"]
     ).T)  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"flax\.nnx\.LoRA has none: pass the rank as alpha"):
+    message = full_text(
+        "the tree: qwix has alpha in its rule and openpi in its config, not with the factors, and "
+        "the metadata does not state it (found None). Pass it: load(path, alpha=…). flax.nnx.LoRA "
+        "has none: pass the rank as alpha."
+    )
+    with pytest.raises(CheckpointError, match=message):
         qwix_adapter({"v": tree["v"]})
     strange = {**tree, "lora_a": drawn(4, 2), "x": {"lora_c": drawn(2)}}
-    message = r"leaves of LoRA with unknown names:\n  lora_a is neither .*\n  x\.lora_c is neither"
+    neither = "is neither <leaf>_lora_a nor <leaf>_lora_b, nor a lora_a"
+    message = full_text(
+        f"the tree: leaves of LoRA with unknown names:\n  lora_a {neither}\n  x.lora_c {neither}\n"
+        "Remove or rename them."
+    )
     with pytest.raises(CheckpointError, match=message):
         qwix_adapter(strange, alpha=6)
 
