@@ -84,7 +84,7 @@ def test_glora_scales_both_products() -> None:
         + factors["b1.weight"] @ factors["b2.weight"]
     )
     np.testing.assert_allclose(applied(glora(factors)), expected, rtol=1e-4, atol=1e-5)
-    shapes = "a1.weight (4, 2), a2.weight (2, 4), alpha (), b1.weight (6, 2), b2.weight (2, 4)"
+    shapes = "a1.weight (4, 2), a2.weight (2, 4), b1.weight (6, 2), b2.weight (2, 4), alpha ()"
     message = f"{shapes}, bm.weight (1,): bm.weight, which no version of LyCORIS can write"
     with pytest.raises(UnsupportedError, match=full_text(message)):
         glora({**factors, "bm.weight": drawn(1)})
