@@ -209,7 +209,7 @@ MUTATIONS = (
         "mixfile: a recipe's strength is ignored",
         'part if is_stored else _times(part, float(record.get("strength", 1.0)))',
         "part",
-        ("converters/adapters/mixfile/test_recipe.py",),
+        ("converters/adapters/mixfile/test_reading.py",),
     ),
     Mutation(
         "merging: the second piece of a large tensor overwrites the first",

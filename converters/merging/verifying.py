@@ -188,7 +188,7 @@ def _judge(tensor: Stored, written: Stored | None, recipe: Recipe | None) -> Ver
     if recipe is None:
         differing = _count_unlike_bytes(tensor, written)
         if differing:
-            reason = f"{differing:,} bytes differ from the base's"
+            reason = f"{_differing(differing, 'byte')} from the base's"
             return Verdict(tensor.name, "failed", reason, differing)
         return Verdict(tensor.name, "proven", "equal to the base, byte for byte")
     try:
@@ -204,13 +204,14 @@ def _judge_changed(tensor: Stored, differing: int, residual: Residual) -> Verdic
     numbers = {"differing": differing, "residual": residual.worst, "kept": residual.kept}
     if differing or residual.worst > 1:
         reason = (
-            f"{differing:,} numbers differ from a replay; the distance from base plus mix is up to "
-            f"{residual.worst:.3g} times what rounding explains"
+            f"{_differing(differing, 'number')} from a replay; the distance from base plus mix is "
+            f"up to {residual.worst:.3g} times what rounding explains"
         )
         if residual.worst <= 1:
             reason = (
-                f"{differing:,} numbers differ from a replay, each within rounding of base plus "
-                "mix. Was it merged by another version or on another device?"
+                f"{_differing(differing, 'number')} from a replay, "
+                f"{'' if differing == 1 else 'each '}within rounding of base plus mix. Was it "
+                "merged by another version or on another device?"
             )
         return Verdict(tensor.name, "failed", reason, **numbers)
     if residual.kept is not None and residual.kept < _KEPT:
@@ -219,6 +220,11 @@ def _judge_changed(tensor: Stored, differing: int, residual: Residual) -> Verdic
         return Verdict(tensor.name, "inconclusive", reason, **numbers)
     reason = "base plus mix, by replay and by residual"
     return Verdict(tensor.name, "proven", reason, **numbers)
+
+
+def _differing(count: int, noun: str) -> str:
+    """Returns "1 number differs", or the same for several."""
+    return f"1 {noun} differs" if count == 1 else f"{count:,} {noun}s differ"
 
 
 def _count_unlike_bytes(tensor: Stored, written: Stored) -> int:

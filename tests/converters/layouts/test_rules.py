@@ -305,8 +305,8 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
         ),
         (
             dict(sizes=TWO, scale=(("x", 1.0),)),
-            "axis 'x' of the scale (('x', 1.0),) of the layout's rule (the pattern has no such "
-            "axis)",
+            "axis 'x' of the scale (('x', 1.0),) of the layout's rule (the pattern does not "
+            "name it)",
         ),
     ):
         message = (

@@ -1,7 +1,6 @@
 """A single safetensors file as base and as output."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.families import IA3
 
+from ...messages import full_text
 from ..bases import Adapters, contents, header, mixed, save_base
 
 
@@ -26,9 +26,11 @@ def test_single_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert (merged.out, merged.shards, merged.left_out) == (out, ("model.safetensors",), ())
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert merged.verified is not None and verify_merge(file, mixed(adapters), out).ok
-    with pytest.raises(
-        CheckpointError, match=r"merged.safetensors exists. Choose another name, or"
-    ):
+    message = full_text(
+        f"the output {out} exists. Choose another name, or use force=True to replace it once the "
+        "new one is complete."
+    )
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(file, [], out)
     merge_checkpoint(file, [], out, force=True)
     assert out.read_bytes() == file.read_bytes()
@@ -40,14 +42,17 @@ def test_single_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     [
         (
             "base/model.safetensors",
-            r"is the input BASE/model\.safetensors\. Choose a separate file\.",
+            "is the input {}/base/model.safetensors. Choose a separate file.",
         ),
-        ("folder", "folder is a folder, and the base is a file. Choose the path of a file"),
+        ("folder", "is a folder, and the base is a file. Choose the path of a file."),
         (
             "x.bin",
-            "must be a safetensors file, as the base is. Choose a name that ends in .safetensors",
+            "must be a safetensors file, as the base is. Choose a name that ends in .safetensors.",
         ),
-        ("link.safetensors", r"is the input BASE/model\.safetensors\. Choose a separate file\."),
+        (
+            "link.safetensors",
+            "is the input {}/base/model.safetensors. Choose a separate file.",
+        ),
     ],
 )
 def test_impossible_outputs(
@@ -58,7 +63,8 @@ def test_impossible_outputs(
     (tmp_path / "folder").mkdir()
     before = contents(tmp_path)
     for force in (False, True):
-        with pytest.raises(CheckpointError, match=text.replace("BASE", re.escape(str(base)))):
+        message = f"the output {tmp_path / out} {text.format(tmp_path)}"
+        with pytest.raises(CheckpointError, match=full_text(message)):
             merge_checkpoint(
                 base / "model.safetensors", mixed(adapters), tmp_path / out, force=force
             )
@@ -76,9 +82,17 @@ def test_ties(adapters: Adapters, tmp_path: Path) -> None:
     """The config next to it states whether it is tied; an untied head is written to the file."""
     base = save_base(tmp_path / "base", tied=True)
     file, embedding = base / "model.safetensors", jaxmix.load(adapters["embedding"])
-    with pytest.raises(
-        LayoutError, match=r"model.safetensors ties the tensors of these sites to others"
-    ):
+    message = full_text(
+        f"{file} ties the tensors of these sites to others:\n  model.embed_tokens is the embedding "
+        "and, since the tree has no lm_head, the head too (tied). The tree has one leaf for both, "
+        "and PEFT's forward changes one side only. Untie it: add a leaf lm_head.weight, a copy of "
+        "model.embed_tokens.weight, and run the model with tie_word_embeddings=False (a "
+        "jaxmix.models.Decoder: model.untied()). If the model has no head at all, pass "
+        "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)\nUse untie=True to untie them "
+        "in the output: lm_head.weight is then written as a separate tensor, and "
+        "tie_word_embeddings set to false in config.json."
+    )
+    with pytest.raises(LayoutError, match=message):
         merge_checkpoint(file, embedding, tmp_path / "out.safetensors")
     merged = merge_checkpoint(file, embedding, tmp_path / "out.safetensors", untie=True)
     assert merged.untied == "lm_head.weight"
@@ -91,13 +105,17 @@ def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
     save_file({"x.weight": np.ones((2, 3))}, file)
     os.truncate(file, file.stat().st_size - 1)
     lora: Any = jaxmix.load(adapters["lora"])
-    with pytest.raises(
-        CheckpointError, match=r"base\.safetensors is not a complete safetensors file"
-    ):
+    message = full_text(
+        f"{file} is not a complete safetensors file: it ends after 119 of 120 bytes. Was the "
+        "download interrupted? Download or save it again."
+    )
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(file, lora, tmp_path / "out.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"nothing\.safetensors does not exist, expected a Hug"
-    ):
+    message = full_text(
+        f"{tmp_path}/nothing.safetensors does not exist, expected a Hugging Face folder with "
+        "safetensors, or the id of a repository on the hub, 'owner/name'."
+    )
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(tmp_path / "nothing.safetensors", lora, tmp_path / "out.safetensors")
     assert not list(tmp_path.glob("out*"))
 

@@ -12,6 +12,7 @@ import jaxmix
 from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError
 
+from ...messages import full_text
 from ..bases import Adapters, contents
 
 
@@ -96,7 +97,12 @@ def test_foreign_folder_is_refused(
     make(tmp_path / "out.partial")
     before = _tree(tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"out.partial is in the way: the unfinished output would be"
+        CheckpointError,
+        match=full_text(
+            f"{tmp_path}/out.partial is in the way: the unfinished output would be written "
+            "there, and it is not an unfinished merge to out. It is left unchanged. Move it, or "
+            "choose another name for the output."
+        ),
     ):
         options = {} if option == "plain" else {option: True}
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out", **options)
@@ -115,9 +121,10 @@ def test_base_at_the_partial_path(
     before = _tree(tmp_path)
     with pytest.raises(
         CheckpointError,
-        match=(
-            rf"the folder for the unfinished output {re.escape(str(tmp_path))}/m\.partial "
-            rf"{'contains' if inner else 'is'} the input {re.escape(str(place))}"
+        match=full_text(
+            f"the folder for the unfinished output {tmp_path}/m.partial "
+            f"{'contains' if inner else 'is'} the input {place}. Choose another name for the "
+            "output."
         ),
     ):
         merge_checkpoint(place, jaxmix.load(adapters["lora"]), tmp_path / "m", force=True)
@@ -157,9 +164,9 @@ def test_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Path
         with pytest.raises(
             CheckpointError,
             match=(
-                rf"^the output {re.escape(str(tmp_path))}/new/deep/out needs [0-9,]+ bytes, and "
+                rf"\Athe output {re.escape(str(tmp_path))}/new/deep/out needs [0-9,]+ bytes, and "
                 rf"{re.escape(str(tmp_path))}/new/deep has 0 bytes free\. Free some space, or "
-                r"choose another disk\.$"
+                r"choose another disk\.\Z"
             ),
         ):
             merge_checkpoint(base, lora, tmp_path / "new" / "deep" / "out")

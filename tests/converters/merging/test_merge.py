@@ -20,7 +20,9 @@ import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, pipeline, recipe, tensor_io
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
+from jaxmix.placement.layout import LAYOUTS, libraries
 
+from ...messages import full_text
 from ..bases import Adapters, contents, header, load, mixed, save_base
 
 
@@ -187,9 +189,12 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
     loaded = load(tmp_path / "out")
     assert loaded["0.qk"].tobytes() == np.asarray(expected["0.qk"]).tobytes()
     assert loaded["0.v"].tobytes() == qk.tobytes() != loaded["0.qk"].tobytes()
-    with pytest.raises(
-        LayoutError, match="there is no layout 'fusd', expected None, one of 'torch'"
-    ):
+    known = ", ".join(map(repr, {**LAYOUTS, **libraries()}))
+    message = full_text(
+        f"there is no layout 'fusd', expected None, one of {known}, or a jaxmix.Layout with rules "
+        "of your own."
+    )
+    with pytest.raises(LayoutError, match=message):
         merge_checkpoint(tmp_path / "base", adapter, tmp_path / "other", layout="fusd")
 
 

@@ -97,17 +97,37 @@ def _escape(index: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (_damage("model-00002-of-00003.safetensors", Path.unlink), "safetensors is missing"),
+        (
+            _damage("model-00002-of-00003.safetensors", Path.unlink),
+            "/model-00002-of-00003.safetensors is missing; found README.md, config.json, "
+            "generation_config.json, model-00001-of-00003.safetensors, "
+            "model-00003-of-00003.safetensors, model.safetensors.index.json, templates, "
+            "tokenizer.json …. Download the complete folder again.",
+        ),
         (
             _damage("model-00002-of-00003.safetensors", lambda file: os.truncate(file, 200)),
-            "is not a complete safetensors file: it ends after 200 of 304 bytes",
+            "/model-00002-of-00003.safetensors is not a complete safetensors file: it ends after "
+            "200 of 304 bytes. Was the download interrupted? Download or save it again.",
         ),
         (
             _damage("model.safetensors.index.json", _escape),
-            "files outside its folder",
+            "/model.safetensors.index.json: files outside its folder:\n  lm_head.weight: "
+            "../other/model.safetensors\nExpected names of files next to it. Do not trust this "
+            "checkpoint.",
         ),
-        (_damage("model.safetensors.index.json", Path.unlink), "has neither model.safetensors nor"),
-        (_damage("config.json", lambda file: file.write_text("[")), "config.json is not JSON"),
+        (
+            _damage("model.safetensors.index.json", Path.unlink),
+            " has neither model.safetensors nor model.safetensors.index.json, nor diffusers' "
+            "diffusion_pytorch_model.safetensors; found README.md, config.json, "
+            "generation_config.json, model-00001-of-00003.safetensors, "
+            "model-00002-of-00003.safetensors, model-00003-of-00003.safetensors, templates, "
+            "tokenizer.json …. Pass a folder that transformers' save_pretrained wrote.",
+        ),
+        (
+            _damage("config.json", lambda file: file.write_text("[")),
+            "/config.json is not JSON: Expecting value: line 1 column 2 (char 1). Save or download "
+            "it again.",
+        ),
     ],
 )
 def test_damaged_bases(
@@ -115,7 +135,7 @@ def test_damaged_bases(
 ) -> None:
     """Each is refused before anything is written."""
     damage(sharded)
-    with pytest.raises(CheckpointError, match=text):
+    with pytest.raises(CheckpointError, match=full_text(f"{sharded}{text}")):
         merge_checkpoint(sharded, jaxmix.load(adapters["embedding"]), tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 
@@ -124,12 +144,16 @@ def test_invalid_bases(adapters: Adapters, tmp_path: Path) -> None:
     """A missing folder, and a file of another kind; test_base_hub covers hub ids."""
     (tmp_path / "file").write_text("x")
     for name, description in (
-        (tmp_path / "none", "does not exist"),
-        (tmp_path / "file", "is a file"),
+        (tmp_path / "none", "does not exist, expected a Hugging Face folder with safetensors"),
+        (
+            tmp_path / "file",
+            "is a file, expected a Hugging Face folder with safetensors, a safetensors file",
+        ),
     ):
-        with pytest.raises(
-            CheckpointError, match=rf"{description}, expected a Hugging Face folder.*'owner/name'"
-        ):
+        message = full_text(
+            f"{name} {description}, or the id of a repository on the hub, 'owner/name'."
+        )
+        with pytest.raises(CheckpointError, match=message):
             merge_checkpoint(name, jaxmix.load(adapters["lora"]), tmp_path / "out")
 
 
@@ -174,14 +198,19 @@ def test_existing_output(base: Path, adapters: Adapters, tmp_path: Path) -> None
     """It is replaced with force if it is a checkpoint; an empty folder is replaced anyway."""
     out, lora = tmp_path / "out", jaxmix.load(adapters["lora"])
     out.mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"out exists. Choose another folder, or use force=True"
-    ):
+    message = full_text(
+        f"the output {out} exists. Choose another folder, or use force=True to replace it once the "
+        "new one is complete."
+    )
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(base, lora, out)
     (out / "thesis.txt").write_text("x")
-    with pytest.raises(
-        CheckpointError, match=r"out exists and is not a checkpoint: it has none of config.json"
-    ):
+    message = full_text(
+        f"the output {out} exists and is not a checkpoint: it has none of config.json, "
+        "model_index.json, model.safetensors, model.safetensors.index.json. Choose another folder, "
+        "or empty this one."
+    )
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(base, lora, out, force=True)
     (out / "thesis.txt").unlink()
     merge_checkpoint(base, lora, out, force=True)
@@ -213,8 +242,9 @@ def test_too_little_disk_space(
     with pytest.raises(
         CheckpointError,
         match=(
-            rf"out needs [\d,]+ bytes, and {re.escape(str(tmp_path))} has 99 bytes free\. "
-            r"Free some space"
+            rf"\Athe output {re.escape(str(tmp_path))}/out needs [\d,]+ bytes, and "
+            rf"{re.escape(str(tmp_path))} has 99 bytes free\. Free some space, or choose another "
+            r"disk\.\Z"
         ),
     ):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")

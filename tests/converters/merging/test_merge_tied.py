@@ -1,7 +1,6 @@
 """`merge_checkpoint` where the head shares the embedding's tensor."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +181,14 @@ def test_heads_that_cannot_be_untied(site: str, others: list[str], tmp_path: Pat
     )
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     adapter = jaxmix.Adapter({site: LoRA(jnp.ones((1, 3)), jnp.ones((7, 1)), 1.0)})
-    text = (
-        r"^untie=True supports decoders with a plain lm_head.weight, which "
-        rf"{re.escape(str(tmp_path))}/base is not: found "
+    found = "model.decoder.embed_tokens" if site == "proj_out" else site
+    message = full_text(
+        "untie=True supports decoders with a plain lm_head.weight, which "
+        f"{tmp_path}/base is not: found {found}.weight for {site}. Untie the model with "
+        "transformers instead: give the head a separate parameter, set config.tie_word_embeddings "
+        "= False and save the model."
     )
-    with pytest.raises(
-        LayoutError, match=rf"{text}.* for {site}\. Untie the model with transformers instead"
-    ):
+    with pytest.raises(LayoutError, match=message):
         merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", untie=True)
 
 
@@ -240,6 +240,23 @@ def trained_as_one(folder: Path, kind: str, *, differs: bool = False) -> Path:
 Q = (("A", (2, WIDTH)), ("B", (8, 2)))
 
 
+DIFFERENTLY = (
+    "\n  lm_head.weight is tied to model.embed_tokens.weight; adapters change lm_head and "
+    "model.embed_tokens, differently"
+)
+UNTYING = (
+    "The tree has one leaf for both, and PEFT's forward changes one side only. Untie it: add a "
+    "leaf lm_head.weight, a copy of model.embed_tokens.weight, and run the model with "
+    "tie_word_embeddings=False (a jaxmix.models.Decoder: model.untied())."
+)
+BY_NAME = {
+    "model.embed_tokens": "model.embed_tokens is the embedding and, since the tree has no lm_head, "
+    f"the head too (tied). {UNTYING} If the model has no head at all, pass "
+    "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)",
+    "lm_head": f"lm_head is tied to model.embed_tokens. {UNTYING}",
+}
+
+
 @pytest.mark.parametrize("kind", ["saved", "lora"])
 def test_equal_updates_keep_the_tie(kind: str, tmp_path: Path) -> None:
     """The tie stays, in a file with one tensor and in one with both, without any option."""
@@ -261,5 +278,16 @@ def test_equal_updates_keep_the_tie(kind: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(load(tmp_path / "out2")[name], loaded[site])
     changed = jaxmix.load(trained_as_one(tmp_path / "other", kind, differs=True))
     for folder in (base, both):
-        with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
+        lines, new = DIFFERENTLY, "each"
+        if folder == both:  # its config has no model type, so only the names show the tie
+            lines, new = (
+                "".join(f"\n  {BY_NAME[s]}" for s in changed.sites if s in BY_NAME),
+                "lm_head.weight",
+            )
+        message = full_text(
+            f"{folder} ties the tensors of these sites to others:{lines}\nUse untie=True to untie "
+            f"them in the output: {new} is then written as a separate tensor, and "
+            "tie_word_embeddings set to false in config.json."
+        )
+        with pytest.raises(LayoutError, match=message):
             merge_checkpoint(folder, changed, tmp_path / "no")

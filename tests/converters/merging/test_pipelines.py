@@ -165,7 +165,18 @@ def test_sites_of_no_component(tmp_path: Path) -> None:
         merge_checkpoint(base, jaxmix.load(file), tmp_path / "out")
     line = "\n  x: text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj: no text_encoder_2"
     assert f"{line} with weights in safetensors" in str(refused.value)
-    with pytest.raises(LayoutError, match=r"y: nothing\.\S+: no component has such a module"):
+    names = (f"{side}.mid_block.attentions.0.to_" for side in ("decoder", "encoder"))
+    lines = "".join(
+        f"\n  y: nothing.{name}{end}: no component has such a module"
+        for name in names
+        for end in ("out.0", "q")
+    )
+    message = full_text(
+        f"{base}: sites that do not belong to exactly one component of the pipeline:{lines}\n"
+        "Its components with weights are text_encoder, unet. Name the one for which an adapter was "
+        "trained: jaxmix.load(…, base=…, part='text_encoder')."
+    )
+    with pytest.raises(LayoutError, match=message):
         merge_checkpoint(base, jaxmix.load(tmp_path / "y.safetensors"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

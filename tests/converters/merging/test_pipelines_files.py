@@ -134,6 +134,7 @@ def test_dequantized_component(tmp_path: Path) -> None:
     base = save_pipeline(tmp_path / "base", "sd", shards=2, dtype=np.float32)
     tensors = tensors_of(base)
     file = kohya(tmp_path / "x.safetensors", tensors, "unet")
+    packed: list[str] = []
     for shard in (base / "unet").glob("*.safetensors"):
         fp8 = ml_dtypes.float8_e4m3fn
         own = {
@@ -141,8 +142,14 @@ def test_dequantized_component(tmp_path: Path) -> None:
             for name, x in load_file(shard).items()
         }
         save_file(own, shard, metadata={"format": "pt"})
+        packed += [f"\n  {n} in {shard.name}: F8_E4M3" for n in own if n.endswith("to_q.weight")]
     lora = jaxmix.load(file, base=base)
-    with pytest.raises(LayoutError, match=r"^unet: .*adapters can't be merged into these tensors"):
+    message = full_text(
+        f"unet: {base}/unet: adapters can't be merged into these tensors, expected dtypes F64, "
+        f"F32, F16, BF16:{''.join(sorted(packed))}\nUse dequantize=True to write packed weights in "
+        "bfloat16 and merge into them."
+    )
+    with pytest.raises(LayoutError, match=message):
         merge_checkpoint(base, lora, tmp_path / "out")
     merged = merge_checkpoint(base, lora, tmp_path / "out", dequantize=True, verify=True)
     assert merged.dequantized > 0

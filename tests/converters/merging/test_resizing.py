@@ -94,7 +94,16 @@ def test_saved_modules(
         assert new_config["total_parameters"] == 1 + 2 * (rows - VOCAB) * WIDTH
     assert all(len(header(out / shard)) % 8 == 0 for shard in merged.shards)
     assert verify_merge(base, mix, out, resize=True).ok
-    with pytest.raises(ShapeError, match="another number of tokens"):
+    lines = "".join(
+        f"\n  {site}: the adapter fits shape ({rows}, 6), {site}.weight has shape (14, 6)"
+        for site in (EMBED, HEAD)
+    )
+    message = full_text(
+        f"{base} has another number of tokens or labels than the adapters:{lines}\nIf they were "
+        "trained on this model after resizing, use resize=True to give these tensors the adapters' "
+        "rows, and update config.json."
+    )
+    with pytest.raises(ShapeError, match=message):
         verify_merge(base, mix, out)
 
 
@@ -112,8 +121,15 @@ def test_resizing_without_the_option_is_refused(tmp_path: Path) -> None:
         "If they were trained on this model after resizing, use resize=True "
         "to give these tensors the adapters' rows, and update config.json."
     )
-    hint = r"resize these leaves of the params first, or merge into the checkpoint with .*resize=T"
-    with pytest.raises(ShapeError, match=hint):
+    message = full_text(
+        "factors that do not fit the params:\n"
+        "  model.embed_tokens: saved weight has shape (17, 6), expected (14, 6)\n"
+        "  lm_head: saved weight has shape (17, 6), expected (14, 6)\n"
+        "Was the adapter trained on another model, or on a base of another size? If it was trained "
+        "with more tokens, resize these leaves of the params first, or merge into the checkpoint "
+        "with jaxmix.merge_checkpoint(..., resize=True)."
+    )
+    with pytest.raises(ShapeError, match=message):
         jaxmix.compose(load(base), adapter)
     assert not (tmp_path / "out").exists()
 
@@ -270,9 +286,11 @@ def test_new_rows_beyond_float16(tmp_path: Path) -> None:
     """They are an error before anything is written."""
     base = save_base(tmp_path / "base", dtype=np.float16)
     adapter = jaxmix.Adapter({s: Replace(draw(VOCAB + 1, WIDTH) * 1e6) for s in (EMBED, HEAD)})
-    with pytest.raises(
-        CheckpointError, match=r"embed_tokens.weight: the new rows exceed the range of F16"
-    ):
+    message = full_text(
+        "model.embed_tokens.weight: the new rows exceed the range of F16. Convert the base to "
+        "bfloat16 or float32 first."
+    )
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(base, adapter, tmp_path / "out", resize=True)
     assert not (tmp_path / "out").exists()
 

@@ -15,6 +15,7 @@ from jaxmix.converters.merging import Rounding, merge_checkpoint, recipe
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
+from ...messages import full_text
 from ..bases import Adapters, load, mixed, save_base
 
 BF16 = ml_dtypes.bfloat16
@@ -85,11 +86,11 @@ def test_numbers_beyond_float16(tmp_path: Path) -> None:
     save_file({"proj.weight": np.full((3, 2), 60000, np.float16)}, file)
     a, b = jnp.ones((1, 2)), jnp.asarray([[0.0], [10000.0], [20000.0]])
     adapter = jaxmix.Adapter({"proj": LoRA(a, b, 1.0)})
-    text = (
-        r"proj.weight: 4 numbers of the merged tensor exceed the range of float16 \(the largest "
-        r"is 80000\). Convert the base to bfloat16 or float32 first, or lower the strengths"
+    message = full_text(
+        "proj.weight: 4 numbers of the merged tensor exceed the range of float16 (the largest is "
+        "80000). Convert the base to bfloat16 or float32 first, or lower the strengths."
     )
-    with pytest.raises(CheckpointError, match=text):
+    with pytest.raises(CheckpointError, match=message):
         merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     merge_checkpoint(tmp_path / "base", 0.25 * adapter, tmp_path / "out", verify=True)

@@ -210,7 +210,17 @@ def test_head_with_other_parts_is_no_copy_of_an_embedding(tmp_path: Path) -> Non
     """A bare BERT lacks the layers before its head: an adapter with the head does not fit it."""
     tensors = {"embeddings.word_embeddings.weight": (V, D)}
     base = save(tmp_path / "base", {**BERT, "architectures": ["BertModel"]}, **tensors)
-    with pytest.raises(LayoutError, match=r"cls\.predictions\.decoder: no leaf for its weight"):
+    message = full_text(
+        "1 site of the adapters can't be placed in the params by the layout 'names':\n"
+        "  cls.predictions.decoder: no leaf for its weight; the nearest are "
+        "embeddings.word_embeddings.weight\n"
+        "Was the adapter trained on another model? If the leaves have other names, pass "
+        "layout=jaxmix.Layout(…) with rules.\n"
+        "Names were also compared by the name map of bert:\n"
+        "  cls.predictions.decoder: bert.cls.predictions.decoder\n"
+        "For another model, pass its type: names='…'."
+    )
+    with pytest.raises(LayoutError, match=message):
         merge_checkpoint(base, saved("cls.predictions.decoder"), tmp_path / "no", untie=True)
 
 
@@ -236,9 +246,13 @@ def test_files_with_both_tensors(tmp_path: Path) -> None:
     assert merged.copies == () and config_of(tmp_path / "out") == config
     equal = dict.fromkeys(names, draw(V, D))
     save_file(equal, base / "model.safetensors")
-    with pytest.raises(
-        LayoutError, match=r"lm_head\.weight is tied to model\.embed_tokens\.weight"
-    ):
+    message = full_text(
+        f"{base} ties the tensors of these sites to others:\n  lm_head.weight is tied to "
+        "model.embed_tokens.weight; adapters change lm_head, not the other\nUse untie=True to "
+        "untie them in the output: each is then written as a separate tensor, and "
+        "tie_word_embeddings set to false in config.json."
+    )
+    with pytest.raises(LayoutError, match=message):
         merge_checkpoint(base, saved("lm_head"), tmp_path / "no")
     merged = merge_checkpoint(base, saved("lm_head"), tmp_path / "two", untie=True)
     assert merged.untied == "lm_head.weight"

@@ -1,6 +1,5 @@
 """`BaseModel`: modules by name, and errors for missing parts."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,8 @@ import numpy as np
 import pytest
 
 from jaxmix.converters.adapters.common.base_model import BaseModel, base_model
-from jaxmix.converters.adapters.peft.file import Config, File
 from jaxmix.errors import CheckpointError
 
-from ....messages import full_text
 from ...bases import save_base
 
 WEIGHT, BIAS = np.arange(6.0).reshape(2, 3), np.ones(2)
@@ -94,38 +91,4 @@ def test_invalid_bases_are_refused(base: Any) -> None:
     assert str(caught.value) == (
         f"base is a {type(base).__name__} without weights that have PyTorch's names, expected "
         "params, a Hugging Face folder, or a list of module names."
-    )
-
-
-def test_missing_torch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error states what the file omits, how PEFT obtains it, and the remedy."""
-    file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(CheckpointError) as caught:
-        file.torch("A and B")
-    assert str(caught.value) == (
-        f"{tmp_path} leaves out A and B, which PEFT draws again from a seed with "
-        f"torch's generator. Install torch (pip install 'jaxmix-peft[torch]') and "
-        f"load the adapter once; jaxmix.save includes them, so torch is not needed "
-        f"again."
-    )
-    message = (
-        f"{tmp_path} leaves out signs, which PEFT takes from the SVD. Install torch (pip install "
-        "'jaxmix-peft[torch]') and load the adapter once; jaxmix.save includes them, so torch is "
-        "not needed again."
-    )
-    with pytest.raises(CheckpointError, match=full_text(message)):
-        file.torch("signs", "takes from the SVD")
-
-
-@pytest.mark.parametrize("part", ["weight", "bias", "shape"])
-def test_missing_base_is_reported(part: str, tmp_path: Path) -> None:
-    """The error says how to pass a base."""
-    file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
-    with pytest.raises(CheckpointError) as caught:
-        getattr(file, part)("layer.proj")
-    assert str(caught.value) == (
-        "a VERA adapter can't be read without the base's weight at layer.proj. Pass "
-        "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. An "
-        "adapter that jaxmix.save writes does not need it again."
     )

@@ -74,13 +74,22 @@ def test_given_name_decides() -> None:
     assert chosen(IN_BOTH, names="sdxl") == "sdxl"
     assert chosen(("proj",), names="flux") == "flux"
     assert chosen(("proj",), names="unet") is None
-    with pytest.raises(LayoutError, match="there is no image or video model 'dalle', expected one"):
+    message = full_text(
+        "there is no image or video model 'dalle', expected one of sd15, sdxl, sdxl_refiner, flux, "
+        "flux2, hidream, hunyuan_video, ltx, lumina2, qwen_image, sd3, wan, z_image, the config of "
+        "one of diffusers' models, or '' to write the adapter's names as they are."
+    )
+    with pytest.raises(LayoutError, match=message):
         chosen(IN_BOTH, names="dalle")
 
 
 def test_models_with_equal_names_in_the_file_are_not_ambiguous() -> None:
     """Files for diffusers have its own names; only the text encoders of the models differ."""
     assert chosen(IN_BOTH, program=DIFFUSERS) in ("sd15", "sdxl")
-    text = "may be those of sd15 or sdxl or sdxl_refiner, which have different"
-    with pytest.raises(LayoutError, match=text):
+    message = full_text(
+        "style: its modules (down_blocks.1.attentions.0.proj_in …) may be those of sd15 or sdxl or "
+        "sdxl_refiner, which have different names in files of diffusers. Say which model it is: "
+        "names='sd15', or pass its base: base=…."
+    )
+    with pytest.raises(LayoutError, match=message):
         chosen(IN_BOTH, "te1", program=DIFFUSERS)

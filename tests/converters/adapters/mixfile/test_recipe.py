@@ -1,388 +1,73 @@
-"""Recipes: JSON files whose parts are paths or hub ids."""
+"""Writing recipes."""
 
 import json
-import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 import jaxmix
-from jaxmix import Adapter
-from jaxmix.converters.adapters import loading
-from jaxmix.converters.adapters.format import Format
-from jaxmix.converters.adapters.mixfile import fingerprint
-from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, UnsupportedError
+from jaxmix.converters.adapters.mixfile.recipe import save_recipe
+from jaxmix.errors import CheckpointError
 
-from ..peft.folders import save as save_peft
-from .same import assert_same
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from ....messages import full_text
+from .saved import LORA
 
 
-def recipe(path: Path, *parts: Any, **head: Any) -> Path:
-    """Writes a recipe."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"format": "jaxmix", "version": 1, "parts": parts, **head}))
-    return path
-
-
-def refused(kind: type[JaxmixError], path: Path) -> str:
-    """Returns the error's message; asserts its exact class."""
-    with pytest.raises(JaxmixError) as caught:
-        jaxmix.load(path)
-    assert caught.type is kind
-    return str(caught.value)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes an offline cache as the hub's client does; returns the folder of a commit's files."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    repo = tmp_path / "hub" / "models--owner--name"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(COMMIT)
-    return repo / "snapshots" / COMMIT
-
-
-def test_recipe_mixes_a_folder_and_a_hub_id(tmp_path: Path, cache: Path) -> None:
-    """A folder next to the recipe and a hub id are mixed in order, at their strengths."""
-    save_peft(tmp_path / "lora")
-    save_peft(cache, "oft")
-    parts = ({"source": "lora", "strength": 0.5}, {"source": "owner/name", "revision": COMMIT})
-    path = recipe(tmp_path / "mix.json", *parts)
-    lora = jaxmix.load(tmp_path / "lora", strength=0.5)
-    oft = jaxmix.load("owner/name", revision=COMMIT)
-    for location in (tmp_path, path):
-        assert_same(jaxmix.load(location), jaxmix.mix(lora, oft))
-    loaded = jaxmix.load(recipe(tmp_path / "style.json", *parts), "mine", strength=2)
-    assert [part.name for part in loaded.parts] == ["mine/lora", "mine/name"]
-    assert [part.strength for part in loaded.parts] == [1.0, 2.0]
-    assert [part.source for part in loaded.parts] == ["lora", f"owner/name@{COMMIT}"]
-
-
-def test_all_fields_of_a_part(tmp_path: Path) -> None:
-    """Name, subfolder, format and hash are used; `kind` makes a recipe of one part an adapter."""
-    lora = jaxmix.load(save_peft(tmp_path / "a" / "lora"), "style")
-    part = {
-        "source": "./a",
-        "name": "style",
-        "subfolder": "lora",
-        "format": "peft",
-        "sha256": fingerprint(lora),
-        "strength": 2,
-    }
-    path = recipe(tmp_path / "x.json", part, kind="adapter")
-    assert_same(jaxmix.load(path), replace(lora, strength=2.0, source="./a/lora"))
-
-
-def test_hash_covers_the_updates_only(tmp_path: Path) -> None:
-    """A PEFT folder and its saved copy have the same hash, at any strength."""
-    lora = jaxmix.load(save_peft(tmp_path / "lora"))
-    jaxmix.save(0.5 * lora, tmp_path / "ours")
-    digest = {"sha256": fingerprint(lora)}
-    parts = ({"source": "lora", **digest}, {"source": "ours", "name": "b", "strength": 3, **digest})
-    loaded = jaxmix.load(recipe(tmp_path / "x.json", *parts))
-    assert [part.strength for part in loaded.parts] == [1.0, 1.5]
-    save_peft(tmp_path / "lora", lora_alpha=7)
-    message = refused(CheckpointError, tmp_path / "x.json")
-    assert message == (
-        f"{tmp_path / 'x.json'}: parts whose hash (SHA-256 of their updates) differs "
-        f"from the one in the file:\n  part 1, lora: "
-        f"{fingerprint(jaxmix.load(tmp_path / 'lora'))}\nThey have changed since it "
-        f"was written. Use the files that belong together; if the change is intended, "
-        f"replace the hash by the new one."
-    )
-
-
-def test_recipes_nest(tmp_path: Path) -> None:
-    """Nested parts are joined, strengths multiplied and names prefixed; saved mixes too."""
-    lora = jaxmix.load(save_peft(tmp_path / "in" / "deep" / "lora"))
-    oft = jaxmix.load(save_peft(tmp_path / "in" / "oft", "oft"))
-    recipe(tmp_path / "in" / "deep" / "mix.json", {"source": "lora", "strength": 0.5})
-    inner = ({"source": "deep", "strength": 0.5}, {"source": "oft"})
-    recipe(tmp_path / "in" / "mix.json", *inner)
-    jaxmix.save(jaxmix.mix(lora, 0.5 * oft), tmp_path / "saved")
-    parts = (
-        {"source": "in", "strength": 0.5, "name": "a"},
-        {"source": "in/deep/mix.json"},
-        {"source": "saved", "strength": 4, "name": "b"},
-    )
-    loaded = jaxmix.load(recipe(tmp_path / "mix.json", *parts))
-    expected = [("a/lora", 0.125), ("a/oft", 0.5), ("lora", 0.5), ("b/lora", 4.0), ("b/oft", 2.0)]
-    assert [(part.name, part.strength) for part in loaded.parts] == expected
-    # A saved mix may also contain parts that are given by their sources.
-    data = json.loads((tmp_path / "saved" / "mix.json").read_text())
-    save_peft(tmp_path / "saved" / "more", "loha")
-    data["parts"].insert(1, {"source": "more"})
-    (tmp_path / "saved" / "mix.json").write_text(json.dumps(data))
-    assert [p.name for p in jaxmix.load(tmp_path / "saved").parts] == ["lora", "more", "oft"]
-
-
-def test_hash_of_a_mix_covers_order_and_strengths(tmp_path: Path) -> None:
-    """A mix's hash covers the order and strengths of its parts."""
-    lora = jaxmix.load(save_peft(tmp_path / "lora"))
-    mixed = jaxmix.mix(lora, 0.5 * lora.renamed("b"))
-    jaxmix.save(mixed, tmp_path / "saved")
-    part = {"source": "saved", "strength": 0.1, "sha256": fingerprint(mixed)}
-    assert len(jaxmix.load(recipe(tmp_path / "x.json", part)).parts) == 2
-    recipe(tmp_path / "x.json", {**part, "sha256": fingerprint(0.1 * mixed)})
-    assert "part 1, saved: " in refused(CheckpointError, tmp_path / "x.json")
-
-
-def test_path_next_to_the_recipe_precedes_a_hub_id(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A path next to the recipe takes precedence over a hub id; the working directory is unused."""
-    save_peft(cache, "oft")
-    save_peft(tmp_path / "cwd" / "owner" / "name", "loha")
-    monkeypatch.chdir(tmp_path / "cwd")
-    path = recipe(tmp_path / "r" / "mix.json", {"source": "owner/name"})
-    assert jaxmix.load(path).parts[0].updates["layer.proj"].family == "OFT"
-    save_peft(tmp_path / "r" / "owner" / "name")
-    assert jaxmix.load(path).parts[0].updates["layer.proj"].family == "LoRA"
-    recipe(path, {"source": "./owner/name"})
-    (tmp_path / "r" / "owner" / "name").rename(tmp_path / "r" / "gone")
-    message = refused(CheckpointError, path)
-    assert message == (
-        f"{path}: part 1, ./owner/name: it is neither in {path.parent} nor a hub id. Expected a "
-        "path relative to mix.json, or 'owner/name'."
-    )
-
-
-def test_recipe_on_the_hub_names_hub_ids(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A recipe on the hub may have hub ids as parts."""
-    other = tmp_path / "hub" / "models--owner--oft"
-    (other / "refs").mkdir(parents=True)
-    (other / "refs" / "main").write_text(COMMIT)
-    save_peft(other / "snapshots" / COMMIT, "oft")
-    recipe(cache / "mix.json", {"source": "owner/oft", "strength": 0.25})
-    assert jaxmix.load("owner/name").parts[0].strength == 0.25
-    outer = recipe(tmp_path / "r.json", {"source": "owner/name", "strength": 0.5})
-    assert jaxmix.load(outer).parts[0].strength == 0.125
-
-
-def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -> None:
-    """Paths in a hub recipe are paths of the repository, at the recipe's commit."""
-    recipe(cache / "in" / "mix.json", {"source": "lora"}, {"source": "./a/b"}, {"source": "deep"})
-    recipe(cache / "in" / "deep" / "mix.json", {"source": "oft", "subfolder": "x"})
-    forms = {"lora": "lora", "a/b": "loha", "deep/oft/x": "oft"}
-    for inner_path, form in forms.items():
-        save_peft(cache / "in" / inner_path, form)
-    sources = ["lora", "./a/b", "oft/x"]
-    loaded = jaxmix.load("owner/name", subfolder="in")
-    assert [(part.name, part.source) for part in loaded.parts] == list(
-        zip(["lora", "b", "x"], sources, strict=True)
-    )
-    # The client downloads single files: here they are hidden until it requests them.
-    requests = []
-
-    def download(hub_id: str, file: str, *, subfolder: str, revision: str | None) -> str:
-        requests.append((hub_id, subfolder, revision))
-        path, hidden = cache / subfolder / file, tmp_path / "hidden" / subfolder / file
-        if hidden.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            hidden.rename(path)
-        if not path.exists():
-            raise huggingface_hub.errors.EntryNotFoundError("not there")
-        return str(path)
-
-    (tmp_path / "hidden").mkdir()
-    (cache / "in").rename(tmp_path / "hidden" / "in")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub, "hf_hub_download", download)
-        loaded = jaxmix.load("owner/name", subfolder="in", revision="main")
-    assert [part.source for part in loaded.parts] == [
-        f"owner/name/in/{inner_path}@{COMMIT}" for inner_path in forms
+def test_recipe_is_read_back_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of the working directory become paths from the recipe; a hub id's form is marked."""
+    for name in ("a", "owner/name"):
+        jaxmix.save(jaxmix.Adapter({"x": LORA}, name=name), tmp_path / "in" / name)
+    monkeypatch.chdir(tmp_path)
+    sources = [("in/a", 0.5), (str(tmp_path / "in" / "owner" / "name"), -2.0), ("owner/hub", 1.0)]
+    file = save_recipe(sources, tmp_path / "in" / "mix.json")
+    assert json.loads(file.read_text())["parts"] == [
+        {"source": "a", "strength": 0.5},
+        {"source": "./owner/name", "strength": -2.0},
+        {"source": "owner/hub", "strength": 1.0},
     ]
-    assert {call[0] for call in requests} == {"owner/name"}
-    assert {call[2] for call in requests if call[1] != "in"} == {COMMIT}
+    save_recipe(sources[:2], file, force=True)
+    (tmp_path / "in").rename(tmp_path / "moved")
+    loaded = jaxmix.load(tmp_path / "moved" / "mix.json")
+    assert [(part.name, part.strength) for part in loaded.parts] == [
+        ("a", 0.5),
+        ("owner/name", -2.0),
+    ]
 
 
-def test_links_within_the_hub_cache_are_followed(cache: Path) -> None:
-    """Files of the cache are links into another folder of the same repository, and are followed."""
-    inner = recipe(cache.parents[1] / "blobs" / "0123", {"source": "lora"})
-    save_peft(cache / "lora")
-    (cache / "inner.json").symlink_to(inner)
-    recipe(cache / "mix.json", {"source": "inner.json"})
-    assert len(jaxmix.load(cache).parts) == 1
-    (cache / "inner.json").unlink()
-    (cache / "inner.json").symlink_to(inner.rename(cache.parents[1] / "0123"))
-    assert "is a link out of the recipe's folder" in refused(CheckpointError, cache)
-
-
-def test_options_of_parts_reach_their_readers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A part's options are in the recipe; `base` is passed to `load` for readers that use it."""
-    calls: list[Any] = []
-
-    def read(path: Path, name: str, strength: Any, **options: Any) -> Adapter:
-        calls.append(options)
-        return Adapter({}, strength, name)
-
-    def is_mine(path: Path) -> bool:
-        return path.suffix in (".mine", ".bare")
-
-    new_format = Format("mine", "mine", is_mine, read, options=("base", "part"))
-    bare = Format("bare", "bare", lambda path: path.suffix == ".bare", read)
-    monkeypatch.setattr(loading, "FORMATS", (bare, new_format, *loading.FORMATS))
-    for file in ("a.mine", "b.bare"):
-        (tmp_path / file).write_bytes(b"")
-    parts = ({"source": "a.mine", "options": {"part": "unet"}}, {"source": "b.bare"})
-    path = recipe(tmp_path / "in" / "x.json")
-    inner_recipe = recipe(tmp_path / "mix.json", *parts)
-    jaxmix.load(inner_recipe)
-    outer = recipe(tmp_path / "outer.json", {"source": "mix.json"})
-    jaxmix.load(outer, base="model")
-    assert calls == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]
-    recipe(path, {"source": "x", "options": {"base": "/model"}}, {"source": "x", "options": [1]})
-    message = refused(CheckpointError, path)
-    ending = "expected an object of numbers, strings, true and false; pass a base with jaxmix.load"
-    assert f"part 1: options is {{'base': '/model'}}, {ending}(…, base=…)" in message
-    assert f"part 2: options is [1], {ending}(…, base=…)" in message
-    recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
-    message = refused(UnsupportedError, outer)
-    text = "mix.json has the format 'mix', whose reader takes base, ignore, not part=…. Leave it "
-    assert text in message
-    # Found by a mutation: options with the names of `LocatedAdapter.read`'s own arguments.
-    names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
-    recipe(outer, {"source": "b.bare", "options": names})
-    message = refused(UnsupportedError, outer)
-    assert (
-        "takes no options, not above=…, name=…, path=…, self=…, strength=…. Leave it out, or"
-        in message
+def test_parts_outside_of_the_folder_are_listed(tmp_path: Path) -> None:
+    """A link inside that leads out counts as outside, and nothing is written."""
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir()
+    folder.mkdir()
+    (folder / "link").symlink_to(outside)
+    sources = [str(outside), str(folder / "link")]
+    message = full_text(
+        f"parts outside of {folder}, the folder of the recipe:\n  {outside}\n  {folder}/link\n"
+        "Expected paths in it or below, so the folder can be moved. Write the recipe elsewhere, or "
+        "save the mix with its arrays: jaxmix.save."
     )
-
-
-# --------------------------------------------------------------------------------- refused
-
-OUT = (
-    "expected a hub id, or a path below the folder of the recipe, with '/'. Move "
-    "the recipe to a folder above its adapters, or mix with jaxmix.mix and "
-    "jaxmix.save."
-)
+    with pytest.raises(CheckpointError, match=message):
+        save_recipe([(source, 1.0) for source in sources], folder / "mix.json")
+    assert not (folder / "mix.json").exists()
 
 
 @pytest.mark.parametrize(
-    "source",
-    "/abs/lora ../lora a/../../lora a/.. .. ~/lora ~ C:/lora C:lora \\lora a\\..\\b //x/y".split(),
+    ("name", "force", "message"),
+    [
+        ("x.txt", True, "is not a valid name for a recipe, expected one that ends in .json."),
+        ("old.json", False, "exists. Choose another name, or replace it: force=True."),
+        (
+            "config.json",
+            True,
+            "is not replaced, since it is not a recipe. Choose another name, or move it.",
+        ),
+    ],
 )
-def test_paths_out_of_the_folder_are_refused(source: str, tmp_path: Path) -> None:
-    """Absolute paths, parent folders, home folders and Windows paths are refused."""
-    save_peft(tmp_path / "lora")
-    path = recipe(tmp_path / "r" / "mix.json", {"source": source})
-    message = refused(CheckpointError, path)
-    assert message == f"{path}: part 1, {source}: the source is {source!r}, {OUT}"
-
-
-def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
-    """Links of a source or subfolder out of the folder are refused; links inside are followed."""
-    save_peft(tmp_path / "lora")
-    save_peft(tmp_path / "r" / "own")
-    links = {"link": tmp_path / "lora", "within": tmp_path / "r" / "own", "nowhere": Path("no/x")}
-    for name, target in links.items():
-        (tmp_path / "r" / name).symlink_to(target)
-    (tmp_path / "r" / "own" / "sub").symlink_to(tmp_path / "lora")
-    path = tmp_path / "r" / "mix.json"
-    for part in ({"source": "link"}, {"source": "own", "subfolder": "sub"}):
-        message = refused(CheckpointError, recipe(path, part))
-        assert message == (
-            f"{path}: part 1, {part['source']}: it is a link out of the recipe's folder. Expected "
-            "a path below it; copy the adapter there."
-        )
-    assert jaxmix.load(recipe(path, {"source": "within"})).parts[0].name == "own"
-    assert "nowhere' does not exist." in refused(
-        CheckpointError, recipe(path, {"source": "nowhere"})
-    )
-    message = refused(CheckpointError, recipe(path, {"source": "own", "subfolder": "../x"}))
-    assert "subfolder '../x' is not a path inside its folder" in message
-
-
-def test_circular_recipes_are_refused(tmp_path: Path) -> None:
-    """A recipe that includes itself, directly, through another recipe or a link, is refused."""
-    path = recipe(tmp_path / "mix.json", {"source": "."})
-    message = refused(CheckpointError, path)
-    assert message.endswith(
-        f"{path} contains itself, through 1 recipe. Expected parts that are adapters, "
-        f"or recipes of others; remove the part that leads back to {tmp_path.name}."
-    )
-    recipe(path, {"source": "a"})
-    recipe(tmp_path / "a" / "mix.json", {"source": "b.json"})
-    os.symlink(path, tmp_path / "a" / "b.json")
-    assert "is a link out of the recipe's folder" in refused(CheckpointError, path)
-    recipe(tmp_path / "a.json", {"source": "b.json"})
-    recipe(tmp_path / "b.json", {"source": "a.json"})
-    assert "a.json contains itself, through 2 recipes." in refused(
-        CheckpointError, tmp_path / "a.json"
-    )
-
-
-def test_recipes_nest_at_most_16_deep(tmp_path: Path) -> None:
-    """Deep nesting is refused before Python's recursion limit."""
-    for i in range(40):
-        recipe(tmp_path / f"{i}.json", {"source": f"{i + 1}.json"})
-    message = refused(CheckpointError, tmp_path / "0.json")
-    assert message.endswith(
-        f"{tmp_path / '16.json'} is nested 16 recipes deep, expected at most 16. Save the inner "
-        f"recipes with jaxmix.save."
-    )
-    save_peft(tmp_path / "lora")
-    recipe(tmp_path / "15.json", {"source": "lora"})
-    assert len(jaxmix.load(tmp_path / "0.json").parts) == 1
-
-
-def test_error_of_a_part_names_file_part_and_source(tmp_path: Path, cache: Path) -> None:
-    """The error names the file, part and source, and keeps the reader's message and class."""
-    save_peft(tmp_path / "lora", peft_type="NONSENSE")
-    path = recipe(tmp_path / "mix.json", {"source": "lora"})
-    with pytest.raises(JaxmixError) as part_error:
-        jaxmix.load(tmp_path / "lora")
-    assert refused(part_error.type, path) == f"{path}: part 1, lora: {part_error.value}"
-    message = refused(CheckpointError, recipe(path, {"source": "owner/none"}))
-    assert message.startswith(
-        f"{path}: part 1, owner/none: owner/none on the hub: adapter_config.json"
-    )
-    save_peft(tmp_path / "lora")
-    message = refused(CheckpointError, recipe(path, {"source": "lora", "revision": "main"}))
-    assert message == f"{path}: part 1, lora: it is a folder on this machine, which has no revision"
-
-
-def test_duplicate_names_are_refused(tmp_path: Path) -> None:
-    """The error shows how to rename a part."""
-    save_peft(tmp_path / "lora")
-    path = recipe(tmp_path / "mix.json", {"source": "lora"}, {"source": "lora"})
-    message = refused(AdapterError, path)
-    assert message.startswith(f"{path}: two adapters of a mix have the name 'lora'. ")
-    assert message.endswith(' In a recipe: "name": "other".')
-
-
-def test_kind_adapter_with_two_parts_is_refused(tmp_path: Path) -> None:
-    """A recipe of kind 'adapter' must have one part."""
-    save_peft(tmp_path / "lora")
-    part = {"source": "lora"}
-    path = recipe(tmp_path / "mix.json", part, {**part, "name": "b"}, kind="adapter")
-    assert refused(CheckpointError, path) == (
-        f"{path}: kind is 'adapter', but there are 2 adapters, expected 1. Write "
-        f"'mix', or leave kind out."
-    )
-
-
-def test_mix_safetensors_belongs_to_mix_json(tmp_path: Path) -> None:
-    """A recipe named mix.json reads mix.safetensors next to it; recipes of other names do not."""
-    save_peft(tmp_path / "lora")
-    path = recipe(tmp_path / "style.json", {"source": "lora"})
-    (tmp_path / "style.safetensors").write_bytes(b"something else")
-    assert len(jaxmix.load(path).parts) == 1
-    path = recipe(tmp_path / "mix.json", {"source": "lora"})
-    (tmp_path / "mix.safetensors").write_bytes(b"something else")
-    message = refused(CheckpointError, path)
-    assert message.startswith(
-        f"{tmp_path / 'mix.safetensors'} is not a complete safetensors file: "
-    )
+def test_other_files_are_not_replaced(name: str, force: bool, message: str, tmp_path: Path) -> None:
+    """Only a recipe is replaced, with `force`."""
+    save_recipe([], tmp_path / "old.json")
+    (tmp_path / "config.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=full_text(f"{tmp_path / name} {message}")):
+        save_recipe([("owner/name", 1.0)], tmp_path / name, force=force)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmix.converters.adapters.peft.arrays import same_array
 from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.families import AdaMSS, FourierFT, SuperTuning, TinyLoRA, Update, VeRA
 
-from ....messages import full_text
 from .folders import SITE, Form, keyed, refused, save
 
 # Drawing and clustering need PEFT's packages; the messages without them are tested too.
@@ -268,19 +266,3 @@ def test_invalid_exports(family, first, second, message):
     with pytest.raises(UnsupportedError) as caught:
         write({"one": first, "two": second})
     assert message in str(caught.value)
-
-
-def test_equal_arrays_are_saved_once() -> None:
-    """Compared by content if they are two objects; their dtypes must agree."""
-    first = z(2)
-    assert same_array({"a": first, "b": z(2)}, "bank", lambda array: array) is first
-    with pytest.raises(
-        UnsupportedError,
-        match=full_text(
-            "PEFT stores one bank for all sites, and that of these sites "
-            "differs from a:\n"
-            "  b\n"
-            "Export them as separate adapters."
-        ),
-    ):
-        same_array({"a": first, "b": np.zeros(2, np.float32)}, "bank", lambda array: array)

@@ -8,7 +8,6 @@ import pytest
 
 import jaxmix
 from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
-from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 from jaxmix.errors import CheckpointError, UnsupportedError
 
 from ....messages import full_text
@@ -213,28 +212,6 @@ def test_refused_fields(family, field, tmp_path):
             assert f"{field} = " in refused(UnsupportedError, folder)
 
 
-@pytest.mark.parametrize("name", REFUSED_TYPES)
-def test_refused_types(name, tmp_path):
-    """Each type is refused with a reason and a remedy."""
-    message = refused(UnsupportedError, save(tmp_path, peft_type=name))
-    assert message.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
-    assert any(
-        todo in message for todo in ("Keep it in PEFT", "mix them with", "Merge it with PEFT")
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "closest"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")]
-)
-def test_unknown_types(name, closest, tmp_path):
-    """The error lists the six types and the closest one."""
-    message = refused(UnsupportedError, save(tmp_path, peft_type=name))
-    assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in message
-    assert message.endswith(f"Did you mean {closest!r}?")
-    message = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
-    assert message.endswith(f"expected one of {', '.join(PEFT_TYPES)}.")
-
-
 @pytest.mark.parametrize(
     "init", [True, False, None, "gaussian", "eva", "mica", "orthogonal", "EVA"]
 )
@@ -268,14 +245,28 @@ def test_inits_that_need_the_base(init, tmp_path):
     base = {f"{SITE}.weight": np.random.default_rng(0).normal(size=(6, 4))}
     update = jaxmix.load(folder, base=base).updates[SITE]
     assert update.size() == "rank 4"
-    with pytest.raises(CheckpointError, match=r"needs the weight of layer\.proj, but base is a"):
-        jaxmix.load(folder, base=[SITE])
-    with pytest.raises(CheckpointError, match="the params given as base has no such module"):
-        jaxmix.load(folder, base={"other.weight": np.ones((2, 2))})
-    with pytest.raises(
-        CheckpointError, match=r"several modules of the params given as base match: a\.layer"
-    ):
-        jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
+    both = {f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"}
+    invalid: list[tuple[Any, str]] = [
+        ([SITE], "base is a list of module names. Pass the params, or the base's folder."),
+        (
+            {"other.weight": np.ones((2, 2))},
+            "the params given as base has no such module; the nearest are other. Was the adapter "
+            "trained on another model?",
+        ),
+        (
+            both,
+            f"several modules of the params given as base match: a.{SITE}, b.{SITE}. Was the "
+            "adapter trained on another model?",
+        ),
+    ]
+    for base, problem in invalid:
+        message = full_text(
+            f"{folder}/adapter_model.safetensors: factors that are not a valid LORA update:\n"
+            f"  {SITE}: the adapter needs the weight of {SITE}, but {problem}\nWas the file "
+            "edited, or saved before the shards of its factors were gathered?"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            jaxmix.load(folder, base=base)
     with pytest.raises(
         CheckpointError,
         match=full_text(

@@ -96,7 +96,14 @@ def test_bias_determines_the_order(shape: tuple[int, ...], expected: bool, tmp_p
         f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32),
         f"{EXPERTS}.gate_up_proj": np.ones(shape, np.float32),
     }
-    with pytest.raises(UnsupportedError, match="neither the file nor the base states"):
+    message = full_text(
+        f"{folder}/adapter_model.safetensors: factors that are not a valid LORA update:\n"
+        f"  {EXPERTS}.down_proj: the experts' matrices are square, (4, 4), and neither the file "
+        "nor the base states whether they are stored as (out, in) or (in, out). Pass the base's "
+        "folder with its config.json\nWas the file edited, or saved before the shards of "
+        "its factors were gathered?"
+    )
+    with pytest.raises(UnsupportedError, match=message):
         is_in_first(folder, leaves)
     leaves[f"{EXPERTS}.gate_up_proj_bias"] = np.ones((3, 8), np.float32)
     assert is_in_first(folder, leaves) == expected
@@ -116,7 +123,13 @@ def test_parameters_whose_shapes_are_each_other_transposed(
     targets: Any = ["mlp.experts.up_proj", "mlp.experts.down_proj"]
     folder = save(tmp_path / "adapter", form, tensors, target_parameters=targets)
     shapes = {"up_proj": (3, 5, 4), "down_proj": (3, 4, 5)}
-    with pytest.raises(CheckpointError, match="fit several of its parameters"):
+    message = full_text(
+        f"{folder}: the factors at {EXPERTS} fit several of its parameters up_proj, down_proj with "
+        "shapes [(3, 5, 4), (3, 4, 5)], and the file does not assign them. Pass the base as a flat "
+        "dict in the model's own order, jaxmix.load(…, base={name: array for name, array in "
+        "model.state_dict().items()}), or train them as separate adapters."
+    )
+    with pytest.raises(CheckpointError, match=message):
         jaxmix.load(folder, base=base(tmp_path / "unknown", None, **shapes))
     model = base(tmp_path / "base", {"model_type": model_type}, **shapes)
     updates: Any = jaxmix.load(folder, base=model).updates

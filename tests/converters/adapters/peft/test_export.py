@@ -33,6 +33,8 @@ from jaxmix.families import (
     Update,
 )
 
+from ....messages import full_text
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BFLOAT16 = ml_dtypes.bfloat16
 
@@ -244,7 +246,11 @@ def test_existing_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     jaxmix.export_peft(Adapter(LOOSE), out, patterns=True)
     with pytest.raises(
-        CheckpointError, match=r"the output .*out exists\. Choose another folder, or"
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/out exists. Choose another folder, or use force=True to "
+            "replace it once the new one is complete."
+        ),
     ):
         jaxmix.export_peft(Adapter(FORMS["lora"]), out)
     same(jaxmix.load(out).updates, LOOSE)
@@ -256,7 +262,11 @@ def test_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(
-        CheckpointError, match="exists and is not a checkpoint: it has none of adapter_config"
+        CheckpointError,
+        match=full_text(
+            f"the output {tmp_path}/home exists and is not a checkpoint: it has none of "
+            "adapter_config.json, load_in_peft.py. Choose another folder, or empty this one."
+        ),
     ):
         jaxmix.export_peft(adapters[0], tmp_path / "home", force=True)
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", "home"}

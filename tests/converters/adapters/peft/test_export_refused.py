@@ -9,7 +9,6 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.converters.adapters.peft.arrays import same_array
 from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import AdapterError, JaxmixError, UnsupportedError
 from jaxmix.families import (
@@ -279,14 +278,3 @@ def test_mixes_that_peft_cannot_load(tmp_path: Path) -> None:
             f"Convert the mix to one LoRA, jaxmix.to_lora(mix, params), save it as a "
             f"mix, jaxmix.save(mix, folder), or merge it, jaxmix.merge_checkpoint."
         )
-
-
-def test_shared_arrays() -> None:
-    """They are the same object, or equal."""
-    updates = {"a": n(2), "b": n(2), "c": n(2, seed=1), "d": n(2).astype(np.float64)}
-    with pytest.raises(UnsupportedError) as caught:
-        same_array(updates, "vera_A", lambda update: update)
-    assert str(caught.value) == (
-        "PEFT stores one vera_A for all sites, and that of these sites differs from "
-        "a:\n  c\n  d\nExport them as separate adapters."
-    )

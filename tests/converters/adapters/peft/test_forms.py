@@ -11,6 +11,7 @@ import jaxmix
 from jaxmix import JaxmixError
 from jaxmix.errors import AdapterError, CheckpointError, ShapeError, UnsupportedError
 
+from ....messages import full_text
 from .folders import FORMS, SITE, factors, keyed, one, params, refused, save
 
 FACTORS = [(name, factor) for name, form in FORMS.items() for factor in form.shapes]
@@ -189,7 +190,12 @@ def test_positions_beyond_the_weight_are_refused(tmp_path):
     tensors = factors(FORMS["shira"])
     tensors["shira_indices"][1, 0] = 4
     adapter = jaxmix.load(save(tmp_path, "shira", keyed(tensors)))
-    with pytest.raises(ShapeError, match=r"from 0 to 4, expected rows below 6 and columns below 4"):
+    message = full_text(
+        "factors that do not fit the params:\n  layer.proj: shira_indices go from 0 to 5 and from "
+        "0 to 4, expected rows below 6 and columns below 4 from weight (6, 4)\nWas the adapter "
+        "trained on another model, or on a base of another size?"
+    )
+    with pytest.raises(ShapeError, match=message):
         jaxmix.compose(params(FORMS["shira"]), [adapter])
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import jaxmix
 from jaxmix.errors import UnsupportedError
 
+from ....messages import full_text
 from .folders import refused
 from .made import Linears, composed, difference, quiet, reload, run, save
 
@@ -114,9 +115,13 @@ def test_converted_dora_lacks_its_magnitude(tmp_path):
             str(tmp_path / "plain"),
             path_initial_model_for_weight_conversion=str(tmp_path / "initial"),
         )
-    with pytest.raises(
-        jaxmix.JaxmixError, match="lora_magnitude_vector is missing, but use_dora is"
-    ):
+    problem = "lora_magnitude_vector is missing, but use_dora is on in the config"
+    message = full_text(
+        f"{tmp_path}/plain/adapter_model.safetensors: factors that are not a valid LORA update:\n"
+        f"  one: {problem}\n  two: {problem}\nWas the file edited, or saved before the shards of "
+        "its factors were gathered?"
+    )
+    with pytest.raises(jaxmix.JaxmixError, match=message):
         jaxmix.load(tmp_path / "plain")
 
 

@@ -28,6 +28,7 @@ import jaxmix
 from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import LayoutError
 
+from ....messages import full_text
 from .made import llama, quiet, save
 
 pytestmark = pytest.mark.usefixtures("no_compiling")
@@ -319,7 +320,17 @@ def test_order_of_target_parameters(stack: str, names: list[str], tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | {"target_parameters": names}))
     base = _weights(model)
     if stack == "of one shape":
-        with pytest.raises(jaxmix.JaxmixError, match="matrices are square"):
+        problem = (
+            "the experts' matrices are square, (6, 6), and neither the file nor the base states "
+            "whether they are stored as (out, in) or (in, out). Pass the base's folder with its "
+            "config.json"
+        )
+        message = full_text(
+            f"{tmp_path}/adapter_model.safetensors: factors that are not a valid LORA update:\n"
+            f"  experts.up: {problem}\n  experts.down: {problem}\nWas the file edited, or saved "
+            "before the shards of its factors were gathered?"
+        )
+        with pytest.raises(jaxmix.JaxmixError, match=message):
             jaxmix.load(tmp_path, base=base)
         return
     _assert_same(jaxmix.compose(base, jaxmix.load(tmp_path, base=base)), truth, base)

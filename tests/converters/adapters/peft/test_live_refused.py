@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import jaxmix
 from jaxmix.errors import CheckpointError, UnsupportedError
 
+from ....messages import full_text
 from .folders import refused
 from .made import Experts, Linears, composed, difference, llama, quiet, run, save
 
@@ -78,13 +79,32 @@ def test_fields_that_need_a_special_setup(options, field, tmp_path):
     assert "Load the individual adapters" in message or "Gather the parts" in message
 
 
-@pytest.mark.parametrize("targets", [["mlp.up"], ["mlp.up", "mlp.down"]])
-def test_target_parameters(targets, tmp_path):
+KEY = "base_model.model.mlp"
+ONE_TARGET = (
+    "factors that are not a valid LORA update:\n  mlp: lora_A.weight has shape (6, 12), expected "
+    "(2, ·); lora_B.weight has shape (10, 6), expected (·, 2) with the config's rank 2\nWas the "
+    "file edited, or saved before the shards of its factors were gathered?"
+)
+TWO_TARGETS = (
+    f"keys that jaxmix can't use in a LORA adapter:\n  {KEY}.lora_A.weight: the same as "
+    f"{KEY}.base_layer.lora_A.weight; keep one of the two\n  {KEY}.lora_B.weight: the same as "
+    f"{KEY}.base_layer.lora_B.weight; keep one of the two\nExpected <module>.<parameter> with one "
+    "of lora_A.weight, lora_B.weight, lora_B.bias, lora_diag, lora_embedding_A, lora_embedding_B, "
+    "lora_magnitude_vector, or leaves of modules_to_save, as save_pretrained writes them."
+)
+
+
+@pytest.mark.parametrize(
+    ("targets", "problem"),
+    [(["mlp.up"], ONE_TARGET), (["mlp.up", "mlp.down"], TWO_TARGETS)],
+)
+def test_target_parameters(targets, problem, tmp_path):
     """Without the field in the config, keys and shapes show that parameters were targeted."""
     save(Experts(), LoraConfig(r=2, target_modules=[], target_parameters=targets), tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text()) | {"target_parameters": None}
     (tmp_path / CONFIG).write_text(json.dumps(values))
-    with pytest.raises(jaxmix.JaxmixError, match=r"keep one of the two|expected \(2, ·\)"):
+    message = full_text(f"{tmp_path}/adapter_model.safetensors: {problem}")
+    with pytest.raises(jaxmix.JaxmixError, match=message):
         jaxmix.load(tmp_path)
 
 

@@ -173,9 +173,11 @@ def test_invalid_arguments_are_refused():
     ):
         stack([mix(a, b)])
     for bare in (a, mix(a, b)):
-        with pytest.raises(
-            AdapterError, match=r"(?s)expected a list of adapters.*peft_stack\(\[a, b"
-        ):
+        message = full_text(
+            f"peft_stack got {bare!r}, expected a list of adapters in the order of loading. Write "
+            "peft_stack([a, b])."
+        )
+        with pytest.raises(AdapterError, match=message):
             stack(bare)
     with pytest.raises(
         AdapterError,

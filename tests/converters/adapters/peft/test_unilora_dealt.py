@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxmix import load
-from jaxmix.converters.adapters.peft.model_order import order_problem
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError
 
 from .folders import Form, keyed, refused, save
@@ -147,30 +146,6 @@ def test_folder_has_no_order(tmp_path):
     (base / "adapter_model.safetensors").rename(base / "model.safetensors")
     text = refused(CheckpointError, _save(tmp_path / "adapter"), base=base)
     assert f"found {base}, which has no order" in text and _ASKS in text, text
-
-
-@pytest.mark.parametrize(
-    ("leaves", "modules"),
-    [
-        # The order of the names does not matter for a single module.
-        ("a.k.weight a.q.weight", "a.k"),
-        ("a.k.weight b.weight a.q.weight", "a.k"),
-        # Within a list the numbers give the order.
-        ("a.0.k.weight a.1.k.weight a.2.k.weight", "a.0.k a.1.k a.2.k"),
-        # These two are in order either way; the enclosing block shows that it is the model's.
-        ("a.0.mlp.fc1.weight a.0.mlp.fc2.weight a.0.ln.weight", "a.0.mlp.fc1 a.0.mlp.fc2"),
-        ("fc1.weight fc1.bias fc2.weight fc2.bias", "fc1 fc2"),
-    ],
-)
-def test_possible_order_of_the_model(leaves, modules):
-    assert order_problem(leaves.split(), modules.split()) == ""
-
-
-def test_sorted_as_strings():
-    """A hyphen comes before the dot."""
-    assert (
-        order_problem(["q-k.w", "q.w"], ["q-k", "q"]) == "whose names in the whole model are sorted"
-    )
 
 
 def test_same_numbers_in_another_shape_are_another_module(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from jaxmix import JaxmixError, load
 from jaxmix.errors import CheckpointError, ShapeError
 
+from ..formats.files import changed, drawn, save
 from ..peft.folders import refused
-from .files import changed, drawn, save
 
 ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "none": (

@@ -24,7 +24,7 @@ from jaxmix.families import Delta, DiagOFT, LoHa, LoKr, LoRA, Normed, Together, 
 
 from ....messages import full_text
 from ...names.test_images import rows_of, trees
-from . import readers
+from ..formats import readers
 
 EXPORTS: dict[str, Callable[..., Path]] = {
     "diffusers": export_diffusers,

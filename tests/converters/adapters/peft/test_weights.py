@@ -1,4 +1,4 @@
-"""An adapter in several files, with an index under either name, and without one."""
+"""The files of an adapter: shards with an index under either name, and without one."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmix
+from jaxmix.converters.adapters.peft.weights import is_adapter_file, is_weights_path
 from jaxmix.errors import CheckpointError
 
 from .folders import FORMS, SITE, factors, keyed, packed, refused, save
@@ -110,3 +111,30 @@ def test_index_of_a_model_is_not_used(tmp_path: Path) -> None:
     contents = {"weight_map": {"a": SHARDS[0].replace("adapter_", "")}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(contents))
     assert f"{folder} has no adapter_model.safetensors" in refused(CheckpointError, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_path", "is_own"),
+    [
+        ("adapter_model.safetensors", True, True),
+        ("adapter_model-00001-of-00002.safetensors", True, True),
+        (INDEX, True, True),
+        ("model.safetensors.index.json", True, False),
+        ("adapter_model.h5", False, True),
+        ("ADAPTER.SafeTensors", True, False),
+        ("adapter_model2.bin", True, False),
+        ("other.safetensors.index.json", False, False),
+        ("adapter_config.json", False, False),
+    ],
+)
+def test_files_of_weights_are_recognised_by_name(
+    name: str, is_path: bool, is_own: bool, tmp_path: Path
+) -> None:
+    """A folder of that name is no file."""
+    assert is_adapter_file(name) is is_own
+    assert not is_weights_path(tmp_path / name)
+    (tmp_path / name).mkdir()
+    assert not is_weights_path(tmp_path / name)
+    (tmp_path / name).rmdir()
+    (tmp_path / name).touch()
+    assert is_weights_path(tmp_path / name) is is_path
