@@ -1,0 +1,31 @@
+"""Names of a package that are imported when they are first used."""
+
+import json.decoder
+
+import pytest
+
+from jaxmix.first_use import importer
+
+from .messages import full_text
+
+GET = importer("json", {"Reader": "json.decoder", "JSONDecoder": "json.decoder"})
+
+
+def test_a_name_is_an_attribute_of_its_module_or_the_module() -> None:
+    assert GET("JSONDecoder") is json.JSONDecoder
+    assert importer("json", {"decoder": "json.decoder"})("decoder") is json.decoder
+    assert GET("scanner").__name__ == "json.scanner"
+
+
+@pytest.mark.parametrize("name", ["nothing", "__path__", "_private"])
+def test_unknown_and_private_names_are_attribute_errors(name: str) -> None:
+    """Python's own attributes are asked for too, and no module is searched for them."""
+    with pytest.raises(AttributeError, match=full_text(f"module 'json' has no attribute '{name}'")):
+        GET(name)
+
+
+def test_a_wrong_home_is_an_error() -> None:
+    """It is not taken for a module of the package."""
+    message = "module 'json.decoder' has no attribute 'Reader'"
+    with pytest.raises(AttributeError, match=full_text(message)):
+        GET("Reader")
