@@ -66,7 +66,7 @@ def test_invalid_arguments_are_refused() -> None:
         )
         with pytest.raises(ShapeError, match=full_text(message)):
             model(wrong)
-    message = "positions have shape (9,), expected the shape of the tokens (2, 9)."
+    message = "positions: the shape is (9,), expected that of the tokens (2, 9)."
     with pytest.raises(ShapeError, match=full_text(message)):
         model(tokens, positions=jnp.arange(9))
     empty = Cache.empty(model.config, 2, 8, jnp.float32)

@@ -173,10 +173,11 @@ def test_invalid_arguments_are_refused() -> None:
     for tokens in (0, 1.5, True):
         with pytest.raises(
             AdapterError,
-            match=rf"^explain: tokens is {tokens}, expected an integer of at least 1\.$",
+            match=full_text(f"explain: tokens is {tokens}, expected an integer of at least 1."),
         ):
             jaxmix.explain(leaves, tokens)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(AdapterError, match=r"how is 'fast', expected one of 'auto', 'factored'"):
+    message = "factored: how is 'fast', expected one of 'auto', 'factored', 'dense'."
+    with pytest.raises(AdapterError, match=full_text(message)):
         jaxmix.factored(lambda x: x, "fast")  # pyright: ignore[reportArgumentType]
 
 

@@ -12,21 +12,7 @@ from jaxmix.errors import DenseWeightWarning, UnsupportedError
 from jaxmix.families import LoRA, Replace
 from jaxmix.unmerged.explaining import Explanation, Way
 
-from ..messages import full_text
-
-ADVICE = (
-    "Multiply tokens by the whole weight, convolve with it or look up its rows, or merge the "
-    "adapters of these leaves with jaxmix.compose."
-)
-WARNING = (
-    "factored makes 1 weight dense at each call, where there is no factored form:{}This takes a "
-    f"pass over the weight and memory for a copy of it. {ADVICE}"
-)
-REFUSAL = (
-    'factored got how="factored", expected a factored form for each use of a weight; 1 weight '
-    f'would be made dense:{{}}{ADVICE} With how="auto" these uses take the dense weight, with a '
-    "warning."
-)
+from .texts import dense_refusal, dense_warning
 
 
 def normal(*shape: int) -> Any:
@@ -89,10 +75,10 @@ def test_explain_gives_the_reason_for_dense_sites(index: str, other: str, reason
     (way,) = jaxmix.explain(leaves).ways
     assert way.way == "dense" and reason in way.why
     x, shape = normal(3, 6), params["qv"].shape
-    use = f"\n  qv ({shape} float32): {reason}\n"
-    with pytest.warns(DenseWeightWarning, match=full_text(WARNING.format(use))):
+    use = f"qv ({shape} float32): {reason}"
+    with pytest.warns(DenseWeightWarning, match=dense_warning(use)):
         actual = jaxmix.factored(lambda p, x: x @ p["qv"].T)(leaves, x)
-    with pytest.raises(UnsupportedError, match=full_text(REFUSAL.format(use))):
+    with pytest.raises(UnsupportedError, match=dense_refusal(use)):
         jaxmix.factored(lambda p, x: x @ p["qv"].T, "factored")(leaves, x)
     expected = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
     np.testing.assert_allclose(actual, expected, atol=1e-5)
