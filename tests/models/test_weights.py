@@ -143,9 +143,9 @@ def test_load_reads_shards(tmp_path: Path) -> None:
     missing = sorted(name for name in tensors if name.startswith("model.layers.1."))
     lines = "".join(f"\n  missing: {name.replace('layers.1', 'layers.2')}" for name in missing)
     message = (
-        f"{tmp_path}/other: tensors that do not fit a llama with 3 layers:{lines}\nIs it a complete "
-        "checkpoint of a causal language model of this type, without tensors of adapters? To skip "
-        "a head, name its modules, such as ignore=['cls']."
+        f"{tmp_path}/other: tensors that do not fit a llama with 3 layers:{lines}\nIs it a "
+        "complete checkpoint of a causal language model of this type, without tensors of adapters? "
+        "To skip a head, name its modules, such as ignore=['cls']."
     )
     with pytest.raises(CheckpointError, match=full_text(message)):
         load(tmp_path / "other")
