@@ -10,7 +10,7 @@ from jaxmix.bank.leaves import BankLeaf, build_leaf
 from jaxmix.bank.maps import SlotCounts
 from jaxmix.bank.slots import NOTHING, Selection
 from jaxmix.bank.stacks import owner_table
-from jaxmix.families import OFT, LoKr, LoRA, Replace, Update
+from jaxmix.families import OFT, Delta, LoKr, LoRA, Rebase, Replace, Update
 from jaxmix.unmerged.leaf import Factored
 
 from ..uncompiled import uncompiled
@@ -63,6 +63,15 @@ def test_a_member_fits_if_its_structures_have_free_slots() -> None:
         fuller = made.put(1, leaf(lora(2)), table)
         assert fuller is not None and table.tolist() == [[0, 1]]
         assert fuller.put(2, leaf(lora(2)), table) is None
+
+
+def test_a_new_base_does_not_fit_beside_members_that_only_add() -> None:
+    """It has the structure of a Delta, but later updates read what it writes."""
+    with uncompiled():
+        made, owners = built(leaf(Delta(normal(4, 6))))
+        table = owner_table(made.all_stacks, owners)
+        assert made.is_linear and made.put(1, leaf(Rebase(normal(4, 6))), table.copy()) is None
+        assert made.put(1, leaf(Delta(normal(4, 6))), table) is not None
 
 
 def test_rows_of_a_whole_leaf_have_their_own_members_leaf_or_the_base() -> None:

@@ -57,12 +57,12 @@ def test_a_member_enters_the_first_free_slot_until_none_is_left() -> None:
         stacks, owners = build_stacks([of(0, low_rank(1)), of(1, low_rank(2))], lambda _: 3, 0)
         table = owner_table(stacks, owners)
         table[table == 0] = -1  # its member was removed
+        # Two slots are free, but two operators of one member need two stacks.
+        assert insert(stacks, table.copy(), 8, [low_rank(6), low_rank(6)]) is None
         entered = insert(stacks, table, 7, [low_rank(5)])
         assert entered is not None and table.tolist() == [[7, 1, -1]]
         np.testing.assert_array_equal(entry(entered[0].stack, np.int32(0)).b, low_rank(5).b)
         np.testing.assert_array_equal(entry(entered[0].stack, np.int32(1)).b, low_rank(2).b)
-        # The second operator of one member needs a stack of its own.
-        assert insert(entered, table.copy(), 8, [low_rank(6), low_rank(6)]) is None
         assert insert(entered, table, 8, [low_rank(6, 1)]) is None
         full = insert(entered, table, 8, [low_rank(np.inf)])
         assert full is not None and table.tolist() == [[7, 1, 8]]
