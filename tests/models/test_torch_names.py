@@ -75,10 +75,10 @@ def test_names_in_files_become_those_of_the_tree(kind: str, files: dict[str, Any
 
 
 def test_modules_are_ignored_by_whole_names() -> None:
-    """`cls` names neither `classifier` nor a module within another."""
-    names = ["cls.predictions.bias", "cls", "classifier.bias", "bert.cls.bias"]
+    """`cls` names neither `cls_2` nor a module within another."""
+    names = ["cls.predictions.bias", "cls", "cls_2.bias", "bert.cls.bias"]
     match = match_names(tiny.config("bert"), names, ["cls"])
-    assert match.files == {"classifier.bias": "classifier.bias", "cls.bias": "bert.cls.bias"}
+    assert match.files == {"cls_2.bias": "cls_2.bias", "cls.bias": "bert.cls.bias"}
 
 
 def test_a_tensor_under_two_names_is_listed() -> None:

@@ -46,9 +46,9 @@ def test_leaves_without_such_axes_have_none(held: Form, n: int) -> None:
 @pytest.mark.parametrize(
     ("axes", "leaf_shape"),
     [
-        ("d n (h two) -> (n two h) d", (3, 2, 4)),
+        ("d n (h two) -> (n two h) d", (3, 2, 6)),
         ("d (n two) -> (two n) d", (3, 8)),
-        ("(d two) n -> n (two d)", (4, 8)),
+        ("(d two) n -> n (two d)", (6, 8)),
         ("o i -> o i", (8, 3)),
     ],
 )

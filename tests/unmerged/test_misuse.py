@@ -76,3 +76,6 @@ def test_attached_leaf_can_be_copied() -> None:
     """Protocols such as copying ask for attributes that do not exist, which is no misuse."""
     assert copy.copy(LEAF).base is LEAF.base
     assert copy.deepcopy(LEAF).shape == LEAF.shape
+    with pytest.raises(AttributeError, match=full_text("__deepcopy__")) as caught:
+        _ = LEAF.__deepcopy__
+    assert not isinstance(caught.value, JaxmixError)
