@@ -80,6 +80,11 @@ def test_layers_are_sliced_and_picked_one_by_one() -> None:
         last = unstacked(one)
         assert last is not None and not last.is_stacked
         np.testing.assert_allclose(last.dense(), dense[2], rtol=1e-6)
+        low = LowRank(normal(1, 6, 2), normal(1, 2, 4))
+        between = Weight(normal(6, 1, 4), jax.vmap(shift)(low), (-3,), (-1,), -2)
+        single = unstacked(between)
+        assert single is not None
+        np.testing.assert_allclose(single.dense(), between.dense()[:, 0], rtol=1e-6)
     assert unstacked(two) is None and unstacked(weight(6, 4, out=(-2,), into=(-1,))) is None
     assert sliced(whole, [0, 1, 0], [3, 2, 6]) is None
     assert sliced(weight(6, 4, out=(-2,), into=(-1,)), [0, 0], [3, 4]) is None

@@ -31,6 +31,9 @@ def test_rows_and_columns_may_be_any_axes() -> None:
         moved = HEADS.moved((2, 0, 1))
         np.testing.assert_allclose(moved.dense(), expected.transpose(2, 0, 1), rtol=1e-5)
         assert moved.shape == (3, 2, 4) and not moved.is_transposed
+        turned = Weight(HEADS.base, STEP, (-1, -3), (-2,))
+        expected = STEP(HEADS.base.transpose(2, 0, 1).reshape(6, 4)).reshape(3, 2, 4)
+        np.testing.assert_allclose(turned.dense(), expected.transpose(1, 2, 0), rtol=1e-5)
 
 
 def test_a_matrix_transposed_twice_is_stored_as_before() -> None:
