@@ -38,6 +38,7 @@ def test_a_sum_of_low_ranks_stays_one() -> None:
     expected = 0.5 * dense_of(low(1)) - 2 * dense_of(low(2, 1))
     assert isinstance(combined.weight, LowRank)
     np.testing.assert_allclose(combined.weight.dense(), expected, atol=1e-12)
+    assert combined.bias is not None
     np.testing.assert_allclose(combined.bias, normal(5), rtol=1e-12)
     effects[1] = Effect(Dense(normal(5, 7)))
     combined = combined_effect(effects, weights, METHODS["cat"], OPTIONS, None)
@@ -56,6 +57,7 @@ def test_an_untouched_weight_counts_as_zeros(method: str) -> None:
     np.testing.assert_allclose(dense_of(combined.weight), expected, atol=1e-12)
     columns = [np.asarray(normal(5))[:, None], np.zeros((5, 1)), np.zeros((5, 1))]
     expected = naive.NAIVE[method](columns, weights, 0.6)
+    assert combined.bias is not None
     np.testing.assert_allclose(combined.bias, expected[:, 0], atol=1e-12)
 
 
@@ -79,4 +81,5 @@ def test_noise_is_added_by_weight() -> None:
     effects = [Effect(None, normal(5), 9.0), Effect(None, normal(5, seed=1))]
     combined = combined_effect(effects, [2.0, 1.0], METHODS["linear"], OPTIONS, None)
     assert combined.weight is None and combined.noise == 0
+    assert combined.bias is not None
     np.testing.assert_allclose(combined.bias, 2 * normal(5) + normal(5, seed=1), rtol=1e-12)

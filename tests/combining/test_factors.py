@@ -49,7 +49,9 @@ def test_a_site_of_one_adapter_is_combined_alone() -> None:
     made = combined(first, second, weights=[2.0, -1.0])
     assert list(made) == ["a", "b"]
     np.testing.assert_allclose(made["b"].b @ made["b"].a, lora().b @ lora().a, rtol=1e-12)
-    np.testing.assert_allclose(made["a"].bias, normal(4), rtol=1e-12)
+    bias = made["a"].bias
+    assert bias is not None
+    np.testing.assert_allclose(bias, normal(4), rtol=1e-12)
     assert made["b"].bias is None
 
 
