@@ -197,10 +197,8 @@ def _weights(weights: Any, method: Method, count: int) -> list[Any]:
     if not is_list and getattr(weights, "ndim", 0) != 1:
         raise AdapterError(f"combine got weights={weights!r}, expected a list of real numbers.")
     if len(weights) != count:
-        found = f"{len(weights)} weight{'' if len(weights) == 1 else 's'}"
         raise AdapterError(
-            f"combine got {found} for {count} adapter{'' if count == 1 else 's'}, expected one per "
-            "adapter."
+            f"combine: the number of weights is {len(weights)}, expected {count}, one per adapter."
         )
     group_weights = [checked_strength(weight) for weight in weights]
     if method.name == "slerp" and (

@@ -72,7 +72,7 @@ REFUSALS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "wrong number of weights": (
         PAIR,
         {"method": "linear", "weights": [1.0]},
-        "combine got 1 weight for 2 adapters, expected one per adapter.",
+        "combine: the number of weights is 1, expected 2, one per adapter.",
     ),
     "a number as weights": (
         PAIR,
