@@ -18,7 +18,7 @@ LONGEST = (
     "operators/test_fold.py",
     "apply/test_accelerated.py",
     "unmerged/test_chains.py",
-    "combining/test_combine.py",
+    "combining/test_combining.py",
     "goldens/test_goldens.py",
     "parity/test_stacks.py",
     "placement/test_trees.py",

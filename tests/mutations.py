@@ -170,7 +170,7 @@ MUTATIONS = (
         "combining: DARE does not rescale",
         "jnp.where(kept, stack / density, 0)",
         "jnp.where(kept, stack, 0)",
-        ("combining/test_formulas.py", "combining/test_combine.py"),
+        ("combining/test_formulas.py", "combining/test_combining.py"),
     ),
     Mutation(
         "training: a shared array is trained once for each site",

@@ -1,16 +1,15 @@
-"""Wrong objects for params, adapters, shardings and rows, and attached leaves used as arrays."""
+"""Wrong objects for params, adapters, shardings and rows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix import Adapter, Bank, attach, compose, factored, mix
+from jaxmix import Adapter, Bank, compose, mix
 from jaxmix.converters.checkpoints.sharded_reading import load_params
-from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError
+from jaxmix.errors import AdapterError, LayoutError, UnsupportedError
 from jaxmix.families import LoRA
 
 from .messages import full_text
@@ -114,60 +113,6 @@ def test_names_of_rows():
         ),
     ):
         jax.jit(lambda bank, x: bank(project)(PARAMS, x, rows))(bank, x)
-
-
-def attached(shape: tuple[int, int]) -> str:
-    """The pattern of the error for an attached leaf that is used as an array."""
-    return full_text(
-        f"Factored {shape} float32: LoRA rank 1 has adapters attached, so it is no array. Run the "
-        "function that uses it through jaxmix.factored: factored(fn)(params, x) in the place of "
-        "fn(params, x); or merge the adapters into the params with jaxmix.compose."
-    )
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda leaf: leaf.T,
-        lambda leaf: leaf.astype(jnp.bfloat16),
-        lambda leaf: leaf[0],
-        lambda leaf: 2 * leaf,
-        lambda leaf: jnp.ones((3, 3)) @ leaf,
-        lambda leaf: np.ones((3, 3)) @ leaf,
-        lambda leaf: leaf @ jnp.ones(3),
-        lambda leaf: jnp.dot(leaf, jnp.ones(3)),
-        jnp.asarray,
-        np.asarray,
-        lambda leaf: jax.jit(jnp.sum)(leaf),
-    ],
-)
-def test_attached_leaf_is_not_an_array(use):
-    """Using an attached leaf as an array raises an error that names `factored`."""
-    leaf = attach(PARAMS, ADAPTER)["proj.weight"]
-    with pytest.raises(JaxmixError, match=attached((2, 3))):
-        use(leaf)
-
-
-def test_attached_model_needs_factored():
-    """Calling an attached model without `factored` raises an error."""
-
-    class Model(nnx.Module):
-        def __init__(self):
-            self.proj = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-
-        def __call__(self, x):
-            return self.proj(x)
-
-    model = attach(Model(), ADAPTER)
-    with pytest.raises(JaxmixError, match=attached((3, 2))):
-        model(jnp.ones((1, 3)))
-    assert factored(lambda model, x: model(x))(model, jnp.ones((1, 3))).shape == (1, 2)
-
-
-def test_attached_leaf_supports_hasattr():
-    """`hasattr` works on an attached leaf."""
-    leaf = attach(PARAMS, ADAPTER)["proj.weight"]
-    assert not hasattr(leaf, "T") and not hasattr(leaf, "__len__") and leaf.shape == (2, 3)
 
 
 @pytest.mark.parametrize(

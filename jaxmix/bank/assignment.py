@@ -1,7 +1,6 @@
 """The assignment of rows to members: by names, by numbers, or by a strength for each member."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ def parse(who: Any, names: Sequence[str | None]) -> Any:
         try:
             who = np.asarray(rows) if rows else np.zeros(0, np.int32)
         except ValueError:
-            who = np.asarray(None)
+            raise AdapterError(f"who has rows of different lengths, {_EXPECTED}.") from None
     return check_array(who, names)
 
 
@@ -95,28 +94,42 @@ def is_array(who: Any) -> bool:
 
 
 def _numbers(rows: Sequence[Any], names: Sequence[str | None]) -> list[int]:
-    """Returns the members' numbers; raises an error that lists unknown names."""
+    """Returns the members' numbers, -1 for None."""
+    _check_names([() if row is None else (row,) for row in rows], names)
     known = {name: i for i, name in enumerate(names) if name is not None} | {None: -1}
-    unknown = Counter(row for row in rows if row not in known)
+    return [known[row] for row in rows]
+
+
+def _check_names(rows: Sequence[Iterable[Any]], names: Sequence[str | None]) -> None:
+    """Raises an error that lists unknown names and their rows.
+
+    Args:
+        rows: The names in each row.
+        names: The members' names.
+    """
+    known = {name for name in names if name is not None}
+    unknown: dict[Any, list[int]] = {}
+    for i, row in enumerate(rows):
+        for name in row:
+            if name not in known:
+                unknown.setdefault(name, []).append(i)
     if unknown:
-        lines = [f"{name!r} (rows {_positions(rows, name)})" for name in unknown]
+        lines = [f"{name!r} (rows {_first(at)})" for name, at in unknown.items()]
         present = ", ".join(repr(name) for name in names if name is not None) or "no members"
         raise AdapterError(
             f"the bank has no members of these names:{listing(lines)}\nIt has {present}."
         )
-    return [known[row] for row in rows]
 
 
-def _positions(rows: Sequence[Any], name: Any) -> str:
-    """Lists the first rows that have a name."""
-    at = [str(i) for i, row in enumerate(rows) if row == name]
-    return ", ".join(at[:5]) + (", …" if len(at) > 5 else "")
+def _first(rows: Sequence[int]) -> str:
+    """Lists the first rows."""
+    return ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
 
 
 def _strengths(rows: Sequence[Any], names: Sequence[str | None]) -> np.ndarray:
     """Converts strengths by name to an array."""
     each = [row if isinstance(row, Mapping) else {} if row is None else {row: 1.0} for row in rows]
-    _numbers([name for row in each for name in row], names)
+    _check_names(each, names)
     out = np.zeros((len(rows), len(names)), np.float32)
     for i, row in enumerate(each):
         for name, strength in row.items():

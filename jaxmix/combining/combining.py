@@ -198,7 +198,7 @@ def _weights(weights: Any, method: Method, count: int) -> list[Any]:
         raise AdapterError(f"combine got weights={weights!r}, expected a list of real numbers.")
     if len(weights) != count:
         raise AdapterError(
-            f"combine got {len(weights)} weights for {count} adapters, expected one per adapter."
+            f"combine: the number of weights is {len(weights)}, expected {count}, one per adapter."
         )
     group_weights = [checked_strength(weight) for weight in weights]
     if method.name == "slerp" and (

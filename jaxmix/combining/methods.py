@@ -108,7 +108,8 @@ def checked_options(
     least, most = chosen.counts
     if not least <= count <= most:
         expected = "exactly two" if most == 2 else f"at least {_NUMBERS[least]}"
-        raise AdapterError(f"the method {method!r} got {count} adapters, expected {expected}.")
+        found = f"{count} adapter{'' if count == 1 else 's'}"
+        raise AdapterError(f"the method {method!r} got {found}, expected {expected}.")
     needless = {
         "density": density is not None and not chosen.prunes,
         "majority_sign": majority_sign is not None and not chosen.votes,
@@ -118,8 +119,8 @@ def checked_options(
     }
     if names := [name for name, is_needless in needless.items() if is_needless]:
         raise AdapterError(
-            f"the method {method!r} does not use {', '.join(names)}. Leave it out, or use another "
-            "method."
+            f"the method {method!r} does not use {', '.join(names)}. Leave "
+            f"{'them' if names[1:] else 'it'} out, or use another method."
         )
     if chosen.random and key is None:
         raise AdapterError(

@@ -196,7 +196,7 @@ def check_tokens(tokens: Array, others: dict[str, Array | None]) -> None:
     for name, array in others.items():
         if array is not None and array.shape != tokens.shape:
             raise ShapeError(
-                f"{name} have shape {array.shape}, expected the shape of the tokens {tokens.shape}."
+                f"{name}: the shape is {array.shape}, expected that of the tokens {tokens.shape}."
             )
 
 

@@ -150,8 +150,8 @@ class _Tensors(Mapping[str, np.ndarray]):
         except (SafetensorError, TypeError, AttributeError) as error:
             dtype = self._open[file].get_slice(name).get_dtype()
             raise CheckpointError(
-                f"{file}: {name} has dtype {dtype}, which can't be read: {error}. "
-                "Expected float64, float32, float16 or bfloat16. Save the checkpoint unquantized."
+                f"{file}: {name} has dtype {dtype}, which NumPy does not have. Expected float64, "
+                "float32, float16 or bfloat16. Save the checkpoint unquantized."
             ) from error
 
     def __iter__(self) -> Iterator[str]:

@@ -222,5 +222,6 @@ def _named(x: Operator) -> str:
 
 def _short(count: int) -> str:
     """A count with three digits: ``1.05M``."""
-    power = max(0, min(5, (len(str(count)) - 1) // 3))
+    exponent = int(f"{count:.2e}".split("e")[1])
+    power = min(5, exponent // 3)
     return f"{count / 1000**power:.3g}{('', 'k', 'M', 'G', 'T', 'P')[power]}"

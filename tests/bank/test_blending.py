@@ -10,10 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter, Bank
-from jaxmix.bank.per_row import PerRow
-from jaxmix.bank.slots import Selection
 from jaxmix.families import LoRA, Normed
-from jaxmix.operators import Diagonal
 
 from ..laws.chains import chain
 from ..laws.draws import Module, tree
@@ -108,9 +105,3 @@ def test_a_bias_whose_map_is_not_finite() -> None:
         got = np.asarray(bank(bias)(params, x, STRENGTHS))
         np.testing.assert_allclose(got[:2], bias(params, x[:2]), atol=1e-12)
         assert not np.isfinite(got[2]).all()
-
-
-def test_dense_operators_of_strength_zero_are_left_out() -> None:
-    stack = Diagonal(jnp.array([[np.inf, np.nan], [4.0, 5.0]]))
-    operator = PerRow((stack,), (Selection(strengths=jnp.array([0.0, 2.0])),), 2, 2, False)
-    assert operator.dense().tolist() == [[8.0, 0.0], [0.0, 10.0]]

@@ -126,7 +126,12 @@ def test_two_names_of_one_module_warn(name, alias):
     """Adapters that share some sites and have similar names for others cause a warning."""
     adapters = [lora("a", "shared", name), lora("b", "shared", alias)]
     assert look_alikes(adapters) == [(name, alias)]
-    with pytest.warns(UserWarning, match=f"two names: {name} and {alias}. They are combined as"):
+    message = (
+        "combine without a base: different adapters change sites that may be one module under two "
+        f"names: {name} and {alias}. They are combined as different modules. If they are one, "
+        "rename the sites; if not, pass the base to combine without this warning."
+    )
+    with pytest.warns(UserWarning, match=full_text(message)):
         combine(adapters, method="linear")
 
 

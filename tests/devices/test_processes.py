@@ -23,6 +23,7 @@ from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoRA, Replace
 
 from ..house.sources import ROOT
+from ..messages import full_text
 from .spying import grid
 
 # Rows in several places, adjacent columns, replicated, and halves.
@@ -169,18 +170,28 @@ def test_where_tensors_go(folder: Path) -> None:
 def test_what_is_refused(folder: Path) -> None:
     """One error lists all offenders."""
     cut = jax.sharding.NamedSharding(grid(), jax.sharding.PartitionSpec("y"))
-    names = r"has no tensors with these names:\n  other\nExpected names such as ids"
-    with pytest.raises(CheckpointError, match=names):
+    message = f"{folder} has no tensors with these names:\n  other\nExpected names such as ids."
+    with pytest.raises(CheckpointError, match=full_text(message)):
         load_params(folder, names=["other"])
-    uneven = (
-        r"these shardings do not divide their tensors evenly:\n  ids \(5,\): .*\nReplicate such an"
+    message = (
+        f"these shardings do not divide their tensors evenly:\n  ids (5,): {cut}\nReplicate such "
+        "an axis over the devices: use None for it in the PartitionSpec."
     )
-    with pytest.raises(ShapeError, match=uneven):
+    with pytest.raises(ShapeError, match=full_text(message)):
         load_params(folder, cut, names=["ids"])
-    with pytest.raises(UnsupportedError, match=r"scalar would be float64, which JAX rounds"):
+    advice = "Use an unquantized checkpoint, or pass dtype=jnp.float32."
+    message = (
+        "tensors with unsupported dtypes:\n  scalar would be float64, which JAX rounds unless "
+        f"jax_enable_x64 is set\n{advice}"
+    )
+    with pytest.raises(UnsupportedError, match=full_text(message)):
         load_params(folder, names=["scalar"])
     save_file({"q": np.zeros(3, np.uint16)}, folder / "model.safetensors")
-    with pytest.raises(UnsupportedError, match=r"q is U16, expected one of F64, F32"):
+    message = (
+        "tensors with unsupported dtypes:\n  q is U16, expected one of F64, F32, F16, BF16, BOOL, "
+        f"U8, I8, I16, I32, I64\n{advice}"
+    )
+    with pytest.raises(UnsupportedError, match=full_text(message)):
         load_params(folder)
 
 
@@ -188,5 +199,9 @@ def test_a_file_that_ends_early(folder: Path) -> None:
     """A file that changes while it is read."""
     stored = read_checkpoint(folder).tensors["matrix"]
     stored.file.write_bytes(stored.file.read_bytes()[: stored.start + 100])
-    with pytest.raises(CheckpointError, match="ends within the tensor matrix"):
+    message = (
+        f"{stored.file} ends within the tensor matrix. Was the file changed while it was being "
+        "read? Download or save it again."
+    )
+    with pytest.raises(CheckpointError, match=full_text(message)):
         read_slice(stored)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmix.errors import ShapeError
 from jaxmix.models import Cache, Decoder, from_torch, to_torch
 
 from . import tiny
@@ -141,29 +140,3 @@ def test_random_initialization() -> None:
 def test_token_beyond_the_vocabulary_gives_nan() -> None:
     """An invalid token gives NaN, rather than another token's logits."""
     assert jnp.all(jnp.isnan(tiny.run(tiny.model(), jnp.full((2, 9), 23))))
-
-
-@pytest.mark.usefixtures("no_compiling")
-def test_invalid_arguments_are_refused() -> None:
-    model, tokens = tiny.model(), tiny.tokens()
-    with pytest.raises(
-        ShapeError, match=r"tokens are int32 with shape \(9,\), expected integers with shape"
-    ):
-        model(tokens[0])
-    with pytest.raises(
-        ShapeError,
-        match=r"tokens are float32 with shape \(2, 9\), .* For a single text use tokens\[None\]",
-    ):
-        model(tokens.astype(jnp.float32))
-    with pytest.raises(
-        ShapeError, match=r"positions have shape \(9,\), expected the shape of the tokens \(2, 9\)"
-    ):
-        model(tokens, positions=jnp.arange(9))
-    message = "the cache has 2 rows with 8 of 8 slots free. Make one with Cache.empty"
-    with pytest.raises(ShapeError, match=message):
-        model(tokens, cache=Cache.empty(model.config, 2, 8, jnp.float32))
-    _, cache = model(tokens, cache=Cache.empty(model.config, 2, 10, jnp.float32))
-    with pytest.raises(ShapeError, match=r"tokens have shape \(2, 2\), .* with 1 of 10 slots free"):
-        model(tokens[:, :2], cache=cache)
-    with pytest.raises(ShapeError, match=r"tokens have shape \(1, 1\), but the cache has 2 rows"):
-        model(tokens[:1, :1], cache=cache)

@@ -76,12 +76,16 @@ def test_padding_has_no_effect() -> None:
 def test_position_beyond_the_table_is_refused_or_nan() -> None:
     """They raise an error if the shapes show them, and give NaN otherwise."""
     model, too_long = tiny.model("gpt2"), tiny.tokens(count=15)
-    with pytest.raises(ShapeError, match=r"\(2, 15\), but this GPT-2 has only 14 positions"):
+    message = "tokens have shape (2, 15), but this GPT-2 has only 14 positions. Truncate the text."
+    with pytest.raises(ShapeError, match=full_text(message)):
         model(too_long)
     logits = tiny.run(model, tiny.tokens(), jnp.broadcast_to(jnp.arange(6, 15), (2, 9)))
     assert np.isnan(logits).all()
-    message = "9 tokens and 7 new tokens need 15 positions, but the model has 14"
-    with pytest.raises(JaxmixError, match=message):
+    message = (
+        "a prompt of 9 tokens and 7 new tokens need 15 positions, but the model has 14. Truncate "
+        "the prompt, or request fewer new tokens."
+    )
+    with pytest.raises(JaxmixError, match=full_text(message)):
         generate(model, tiny.tokens(), max_new_tokens=7)
     assert generate(model, tiny.tokens(), max_new_tokens=6).shape == (2, 15)
 

@@ -3,21 +3,12 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.models import DecoderConfig, read_config
 
 from . import tiny
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 def refusal(kind: type[Exception], model_type: str = "llama", /, **fields: Any) -> str:
@@ -150,77 +141,3 @@ def test_invalid_fields_are_listed() -> None:
         "hidden_size = 13 is not a multiple of num_attention_heads = 6, and there is no head_dim"
         in message
     )
-
-
-def test_rope_frequencies_match_the_formulas() -> None:
-    """The frequencies equal the formulas, or lie between their limits."""
-    default = np.array(tiny.config(head_dim=16).rope.frequencies)
-    np.testing.assert_allclose(default, 10000.0 ** -(np.arange(8) / 8), rtol=1e-6)
-    theta = tiny.config(head_dim=16, rope_theta=100.0).rope
-    np.testing.assert_allclose(theta.frequencies, 100.0 ** -(np.arange(8) / 8), rtol=1e-6)
-    linear = tiny.config(head_dim=16, rope_scaling={"type": "linear", "factor": 4}).rope
-    np.testing.assert_allclose(np.array(linear.frequencies) * 4, default, rtol=1e-6)
-    llama3 = np.array(tiny.config(head_dim=16, rope_parameters=LLAMA3).rope.frequencies)
-    # In 64 tokens ω makes 64ω/2π turns: above 4 it is unchanged, below 1 divided by 8.
-    turns = 64 * default / (2 * math.pi)
-    np.testing.assert_allclose(llama3[turns > 4], default[turns > 4], rtol=1e-6)
-    np.testing.assert_allclose(llama3[turns < 1], default[turns < 1] / 8, rtol=1e-6)
-    is_between = (turns > 1) & (turns < 4)
-    assert np.any(is_between)
-    assert np.all(
-        (default[is_between] > llama3[is_between]) & (llama3[is_between] > default[is_between] / 8)
-    )
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    assert tiny.config(rope_parameters=yarn).rope.scale == 0.1 * math.log(4) + 1
-
-
-def test_scaling_defaults() -> None:
-    """The original length defaults to max_position_embeddings, yarn's factor to their ratio."""
-    without_length = {name: value for name, value in LLAMA3.items() if "original" not in name}
-    assert (
-        tiny.config(rope_parameters=without_length, max_position_embeddings=64).rope
-        == tiny.config(rope_parameters=LLAMA3).rope
-    )
-    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 64}
-    assert (
-        tiny.config(rope_parameters=yarn, max_position_embeddings=256).rope
-        == tiny.config(rope_parameters={**yarn, "factor": 4.0}).rope
-    )
-
-
-def test_unsupported_ropes_are_refused() -> None:
-    message = refusal(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
-    assert (
-        "rope type 'dynamic' is not supported, expected one of default, linear, llama3, yarn"
-        in message
-    )
-    assert "If texts are not longer than in training, remove the scaling." in message
-    message = refusal(UnsupportedError, rope_parameters={"full_attention": {"rope_theta": 1.0}})
-    assert "unsupported fields of a 'default' rope:\n  full_attention = {" in message
-    for fields in (
-        {"partial_rotary_factor": 0.5},
-        {"rope_scaling": {"partial_rotary_factor": 0.5}},
-    ):
-        assert "partial_rotary_factor = 0.5\nIf they do not" in refusal(UnsupportedError, **fields)
-    assert tiny.config(partial_rotary_factor=1.0) == tiny.config()
-    message = refusal(CheckpointError, rope_scaling={"type": "linear"})
-    assert (
-        "invalid fields of a 'linear' rope, expected positive numbers:\n  factor is None\n"
-        in message
-    )
-    yarn = {"rope_type": "yarn", "factor": -1, "truncate": 3, "beta_fast": "x"}
-    message = refusal(CheckpointError, rope_parameters=yarn)
-    assert (
-        "factor is -1\n" in message
-        and "beta_fast is 'x'\n" in message
-        and "truncate is 3\n" in message
-    )
-    message = refusal(CheckpointError, rope_scaling=LLAMA3, rope_parameters={"rope_theta": 3.0})
-    assert "rope_scaling is {" in message and "Keep one of them" in message
-    message = refusal(CheckpointError, rope_theta=2.0, rope_parameters={"rope_theta": 3.0})
-    assert (
-        "rope_theta is 2.0 at the top level and 3.0 in the rope parameters. Keep one of them"
-        in message
-    )
-    message = refusal(CheckpointError, rope_scaling="linear")
-    assert "the rope parameters are 'linear', expected an object" in message

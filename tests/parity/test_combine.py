@@ -17,6 +17,7 @@ from jaxmix import Adapter, combine, compose
 from jaxmix.combining import formulas
 
 from ..goldens.nets import Layer, Net
+from ..messages import full_text
 from ..uncompiled import uncompiled
 from .harness import build, difference, exact, save_adapter, state
 
@@ -212,5 +213,12 @@ def test_unequal_ranks_are_refused_by_both(method: str, model: Any, folders: Any
     with pytest.raises(ValueError, match="must have the same r value"):
         peft_deltas(model, folders[UNEQUAL], [1.0, 1.0, 1.0], combination_type=method, **density)
     key = {"key": jax.random.key(0)} if "dare" in method else {}
-    with pytest.raises(jaxmix.errors.AdapterError, match="these have different ranks"):
+    by_svd = "svd" if method == "linear" else f"{method}_svd"
+    message = (
+        f"the method {method!r} adds the factors of LoRAs, but these have different ranks:\n"
+        "  emb: [3, 5, 2]\n  layers.0.lin: [3, 5]\n  layers.1.gpt: [3, 5, 2]\n"
+        "  layers.2.conv: [3, 5, 2]\n  layers.3.lin: [3, 2]\n"
+        f"Expected equal ranks. Use {by_svd!r} or 'cat' instead."
+    )
+    with pytest.raises(jaxmix.errors.AdapterError, match=full_text(message)):
         combine(load_adapters(folders[UNEQUAL]), method=method, **density, **key)

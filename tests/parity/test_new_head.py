@@ -1,6 +1,7 @@
 """transformers opens a base merged with an adapter that contains a head."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,14 @@ def test_merged_head_opens_in_transformers(name: str, tmp_path: Path) -> None:
     if task != "QUESTION_ANS":
         assert config["id2label"] == {str(i): f"LABEL_{i}" for i in range(LABELS)}
     assert verify_merge(base, adapter, out, new_head=True).ok
-    with pytest.raises(
-        LayoutError, match=rf"the head of {adapted}\. Use new_head=True to write it as"
-    ):
+    shapes = r"(\n  [\w.]+ \(\d+, ?(\d+)?\))+"
+    advice = re.escape(
+        f"It is the head of {adapted}. Use new_head=True to write it as new tensors, and the class "
+        "and its labels to config.json. Or save such a base with transformers, and merge into "
+        f"that: {adapted}.from_pretrained(base).save_pretrained(folder)."
+    )
+    lacks = rf"{re.escape(str(base))} lacks \(config\.json names \w+\)"
+    found = rf"the adapters have a head that {lacks}:{shapes}"
+    with pytest.raises(LayoutError, match=rf"\A{found}\n{advice}\Z"):
         jaxmix.merge_checkpoint(base, adapter, tmp_path / "no", new_head=False)
     assert jaxmix.merge_checkpoint(base, adapter, tmp_path / "default").new_head == adapted

@@ -13,6 +13,8 @@ from jaxmix import Adapter, Layout, Rule
 from jaxmix.errors import DenseWeightWarning
 from jaxmix.families import OFT, LoRA
 
+from .texts import PLACE, dense_warning
+
 qwix: Any = pytest.importorskip("qwix", reason="qwix is not installed")
 
 
@@ -116,7 +118,7 @@ def test_heads_stay_quantized() -> None:
         leaves, expected = jaxmix.attach(params, MIXED), heads(jaxmix.compose(params, MIXED), x)
         how = "factored" if base is channels else "auto"
         run = jax.jit(jaxmix.factored(heads, how))
-        message = r"a.kernel \(\(16, 24\) float32, dequantized\): reshape at test_quantized.py:\d+"
+        message = dense_warning(f"a.kernel ((16, 24) float32, dequantized): {PLACE}")
         with (
             nullcontext() if how == "factored" else pytest.warns(DenseWeightWarning, match=message)
         ):

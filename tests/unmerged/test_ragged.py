@@ -14,8 +14,8 @@ from jaxmix import Layout, Rule
 from jaxmix.errors import DenseWeightWarning, UnsupportedError
 from jaxmix.families import IA3, OFT, ExpertLoRA, Replace, Update
 
-from ..messages import full_text
 from .test_uses import adapter, difference, dora, loha, lora, made_dense, normal
+from .texts import dense_refusal, dense_warning
 
 pytestmark = pytest.mark.usefixtures("no_compiling")
 
@@ -34,7 +34,10 @@ def run(params: Any, x: Any) -> Any:
     return jax.lax.ragged_dot(x, params["experts"], SIZES)
 
 
-RUN_LINE = run.__code__.co_firstlineno + 1
+USE = (
+    "experts ((3, 6, 4) float32): ragged_dot_general at test_ragged.py:"
+    f"{run.__code__.co_firstlineno + 1} (run)"
+)
 
 
 def for_each_expert(name: str, make: Callable[[], Update]) -> jaxmix.Adapter:
@@ -92,22 +95,13 @@ def test_rotations_use_the_dense_weights(how: Any, made_dense: list[int]) -> Non
     if how == "factored":
         with pytest.raises(
             UnsupportedError,
-            match=full_text(
-                'factored got how="factored", expected a factored form for '
-                "each use of a weight; 1 weight would be made dense:\n"
-                "  experts ((3, 6, 4) float32): ragged_dot_general at "
-                f"test_ragged.py:{RUN_LINE} (run)\n"
-                "Multiply tokens by the whole weight, convolve with it or "
-                "look up its rows, or merge the adapters of these leaves "
-                'with jaxmix.compose. With how="auto" these uses take the '
-                "dense weight, with a warning."
-            ),
+            match=dense_refusal(USE),
         ):
             jaxmix.factored(run, how)(leaves, X)
         return
     context = nullcontext()
     if how == "auto":
-        context = pytest.warns(DenseWeightWarning, match=r"experts \(.*\): ragged_dot_general at")
+        context = pytest.warns(DenseWeightWarning, match=dense_warning(USE))
     with context:
         actual = jaxmix.factored(run, how)(leaves, X)
     expected = run(jaxmix.compose(KERNEL, mixed, layout=EACH), X)
@@ -165,11 +159,15 @@ def test_unsupported_products_use_the_dense_weight(made_dense: list[int]) -> Non
         adapter("a", experts=expert_lora(2, True)),
         adapter("b", experts=Replace(normal(EXPERTS, IN, OUT))),
     )
-    for fn, params, mixed, x in (
-        (on_the_left, proj, adapter("a", proj=lora(IN, TOKENS)), KERNEL["experts"]),
-        (run, KERNEL, low_rank_and_dense, X),
+    left = (
+        f"proj.weight ({(TOKENS, IN)} float32): ragged_dot_general at test_ragged.py:"
+        f"{on_the_left.__code__.co_firstlineno + 1} ({on_the_left.__qualname__})"
+    )
+    for fn, params, mixed, x, use in (
+        (on_the_left, proj, adapter("a", proj=lora(IN, TOKENS)), KERNEL["experts"], left),
+        (run, KERNEL, low_rank_and_dense, X, USE),
     ):
         made_dense[0] = 0
-        with pytest.warns(DenseWeightWarning, match=r"1 weight dense .*\n.*: ragged_dot_general"):
+        with pytest.warns(DenseWeightWarning, match=dense_warning(use)):
             assert difference(fn, params, mixed, x, how="auto") < 2e-6
         assert made_dense == [1]

@@ -13,6 +13,9 @@ from jaxmix import Adapter, Bank, Layout, Rule
 from jaxmix.errors import AdapterError, DenseWeightWarning, UnsupportedError
 from jaxmix.families import IA3, LoRA, Replace
 
+from ..messages import full_text
+from .texts import PLACE, dense_refusal, dense_warning
+
 
 def normal(*shape: int) -> Any:
     return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
@@ -117,21 +120,21 @@ def test_vectors_do_not_warn() -> None:
 
 
 def test_returned_weight_is_named() -> None:
-    with pytest.raises(UnsupportedError, match=r"\n  a.weight \(.*\): the function returns it\n"):
+    message = dense_refusal("a.weight ((6, 4) float32): the function returns it")
+    with pytest.raises(UnsupportedError, match=message):
         jaxmix.factored(lambda p: p["a.weight"].T, "factored")(LEAVES)
 
 
 def test_messages_name_leaves_of_any_argument() -> None:
     """A leaf that is itself an argument is named after its site."""
     leaf = LEAVES["a.weight"]
-    for run in (
-        lambda f: f(leaf),
-        lambda f: f(x=leaf),
-        lambda f: f({"a": {"weight": leaf}}),
-    ):
-        with pytest.raises(
-            UnsupportedError, match=r"\n  a(.weight)? \(\(4, 6\) float32\): sort at"
-        ):
+    runs: dict[str, Any] = {
+        "a": lambda f: f({"a": leaf}),
+        "a.weight": lambda f: f({"a": {"weight": leaf}}),
+    }
+    for name, run in [*runs.items(), ("a", lambda f: f(leaf)), ("a", lambda f: f(x=leaf))]:
+        message = dense_refusal(f"{name} ((4, 6) float32): {PLACE}")
+        with pytest.raises(UnsupportedError, match=message):
             run(jaxmix.factored(lambda x: jnp.sort(jax.tree.leaves(x)[0]), "factored"))
 
 
@@ -143,27 +146,21 @@ def test_bank_warns_about_dense_rows_unless_requested() -> None:
         return x @ jnp.sort(params["a.weight"]).T
 
     expected = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
-    message = (
-        r"^Bank makes 1 weight dense for each row, where there is no factored form:\n"
-        r"  a.weight \(\(4, 6\) float32\): sort at test_running.py:\d+ \(.*run\)\nThis takes a "
-        r"pass over the weight and memory for a copy of it. Multiply tokens by the whole weight, "
-        r"convolve with it or look up its rows, or merge the adapters of these leaves with "
-        r"jaxmix.compose.$"
+    use = (
+        f"a.weight ((4, 6) float32): sort at test_running.py:{run.__code__.co_firstlineno + 1} "
+        f"({run.__qualname__})"
     )
+    message = dense_warning(use, "Bank", "for each row")
     with pytest.warns(DenseWeightWarning, match=message) as caught:
         actual = bank(run)(PARAMS, X[:1], ["a"])
     assert len(caught) == 1 and caught[0].filename == __file__
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     np.testing.assert_allclose(bank(run, "dense")(PARAMS, X[:1], ["a"]), expected, rtol=1e-5)
-    with pytest.raises(
-        UnsupportedError,
-        match=r'^Bank got how="factored", expected a factored form for each use of a weight; 1 '
-        r"weight would be made dense:\n  a.weight \(\(4, 6\) float32\): sort at test_running",
-    ):
+    with pytest.raises(UnsupportedError, match=dense_refusal(use, "Bank")):
         bank(run, "factored")(PARAMS, X[:1], ["a"])
     with pytest.raises(
         AdapterError,
-        match=r"^Bank: how is 'fast', expected one of 'auto', 'factored', 'dense'.$",
+        match=full_text("Bank: how is 'fast', expected one of 'auto', 'factored', 'dense'."),
     ):
         bank(run, "fast")  # pyright: ignore[reportArgumentType]
 

@@ -20,6 +20,7 @@ from jaxmix.families import OFT, ExpertLoRA, LoHa, LoRA
 from jaxmix.unmerged.weight import Weight
 
 from ..uncompiled import uncompiled
+from .texts import PLACE, dense_refusal, dense_warning
 
 Run = Callable[[Any, Any], Any]
 RNG = np.random.default_rng(0)
@@ -167,11 +168,14 @@ def test_use_stays_factored(use: str, made_dense: list[int]) -> None:
 @pytest.mark.parametrize("use", DENSE)
 def test_use_makes_the_weight_dense(use: str, made_dense: list[int]) -> None:
     """The result is correct, with a warning; ``how="factored"`` raises an error."""
-    with pytest.warns(DenseWeightWarning, match=r"makes 1 weight dense .*\n  a.weight \("):
+    shape = (3, 2, 6) if use == "part of its inputs" else (6, 6)
+    reason = "the function returns it" if use == "returned" else PLACE
+    described = f"a.weight ({shape} float32): {reason}"
+    with pytest.warns(DenseWeightWarning, match=dense_warning(described)):
         assert difference(DENSE[use], PLAIN, ROTATED, normal(4, 6), how="auto") < 2e-6
     assert made_dense == [1]
     assert difference(DENSE[use], PLAIN, ROTATED, normal(4, 6), how="dense") < 2e-6
-    with pytest.raises(UnsupportedError, match=r"1 weight would be made dense:\n  a.weight"):
+    with pytest.raises(UnsupportedError, match=dense_refusal(described)):
         difference(DENSE[use], PLAIN, ROTATED, normal(4, 6))
 
 
@@ -289,7 +293,8 @@ def test_layers_that_share_tokens_stay_factored_without_rotations(made_dense: li
 
     assert difference(run, STACK, ADDITIVE_LAYER_MIX, normal(4, 6), LAYERS) < 2e-6
     assert made_dense == [0]
-    with pytest.warns(DenseWeightWarning, match=r"layers.fc.kernel \(.*\): dot_general at"):
+    message = dense_warning(f"layers.fc.kernel ((4, 6, 6) float32): {PLACE}")
+    with pytest.warns(DenseWeightWarning, match=message):
         assert difference(run, STACK, LAYER_MIX, normal(4, 6), LAYERS, "auto") < 2e-6
     assert made_dense == [1]
 

@@ -111,7 +111,7 @@ def test_invalid_requests_are_refused(tmp_path: Path, capsys: Captured) -> None:
     lora = save_adapters(tmp_path / "a")["lora"]
     args = ("combine", "-a", lora, "-o", tmp_path / "out")
     document = run_json(capsys, *args, "-m", "slerp", code=1)
-    assert document["error"] == "the method 'slerp' got 1 adapters, expected exactly two."
+    assert document["error"] == "the method 'slerp' got 1 adapter, expected exactly two."
     assert run_json(capsys, *args, "-m", "mean", code=2)["kind"] == "UsageError"
     document = run_json(capsys, *args, "-m", "cat", "--to", "kohya", code=2)
     assert "'kohya' is not one of mix, peft." in document["error"]

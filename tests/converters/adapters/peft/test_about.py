@@ -1,19 +1,16 @@
 """An adapter's model and task are kept from one file to the next."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.errors import AdapterError, CheckpointError
-from jaxmix.metadata import checked_metadata, shared_metadata
+from jaxmix.errors import CheckpointError
 
 from ....messages import full_text
 from .test_export import CONFIG, FORMS, lora, n
@@ -124,27 +121,6 @@ def test_metadata_is_not_part_of_the_structure() -> None:
         return sum(jnp.sum(x) for x in jax.tree.leaves(adapter))
 
     assert total(first) == total(second) and len(traces) == 1
-
-
-@pytest.mark.parametrize(
-    "value", ["text", [1], {1: 2}, {"a": np.ones(2)}, {"a": math.inf}, {"a": (1,)}]
-)
-def test_metadata_that_json_can_not_hold(value: Any) -> None:
-    with pytest.raises(AdapterError) as caught:
-        Adapter({}, metadata=value)
-    assert str(caught.value) == (
-        f"an adapter's metadata are {value!r}, expected a dict of strings and other values that "
-        "can be stored as JSON."
-    )
-
-
-def test_metadata_is_copied() -> None:
-    """Later changes to the given dict have no effect."""
-    given: dict[str, Any] = {"a": {"b": 1}}
-    metadata = checked_metadata(given)
-    given["a"]["b"] = 2
-    assert metadata == {"a": {"b": 1}}
-    assert shared_metadata([]) == {}
 
 
 def test_saved_mix_with_other_metadata(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`to_lora`: any mix as one LoRA, against the naive fold and NumPy's SVD."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ from jaxmix import Adapter, compose, mix, singular, to_lora
 from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoRA, Replace, Together
 
-from ..families.table import ROWS
-from ..laws.draws import KINDS, Module, adapters, draw_update, normal, tree, trees
-from ..laws.running import composed, error
-from ..laws.truth import fold_tree
-from ..messages import full_text
-from .looking import of
+from .combining.looking import of
+from .families.table import ROWS
+from .laws.draws import KINDS, Module, adapters, draw_update, normal, tree, trees
+from .laws.running import composed, error
+from .laws.truth import fold_tree
+from .messages import full_text
+from .uncompiled import uncompiled
 
 # The first row of each family; all rows with HYPOTHESIS_PROFILE=long.
 SOME = list({name.split()[0]: name for name in reversed(ROWS)}.values())
@@ -28,6 +30,18 @@ CHOSEN = list(ROWS) if os.environ.get("HYPOTHESIS_PROFILE") == "long" else SOME
 
 WIDE = Module("linear", (12, 20), True)
 PARAMS = tree({"a": WIDE, "b": KINDS["conv2d"]}, 0)
+
+
+@pytest.fixture(autouse=True)
+def float64(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Enables float64 in JAX; tests run uncompiled, except those that use `compiled`."""
+    with jax.enable_x64(True), uncompiled(apply="compiled" not in request.fixturenames):
+        yield
+
+
+@pytest.fixture
+def compiled() -> None:
+    """The test runs as users run it, with compiled functions."""
 
 
 def lora(seed: int, rank: int, shape: tuple[int, int] = (12, 20), **config: Any) -> LoRA:
@@ -144,7 +158,7 @@ def test_dense_delta_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of the previous test can fail."""
     forbid_dense(monkeypatch)
     for kind in ("SHiRA", "OFT"):
-        with pytest.raises(RuntimeError, match="a dense delta was made"):
+        with pytest.raises(RuntimeError, match=full_text("a dense delta was made")):
             to_lora(at(draw_update(kind, WIDE, 1)), PARAMS, rank=2)
 
 
@@ -338,7 +352,11 @@ def test_bad_input() -> None:
     ):
         to_lora([adapter], PARAMS)  # pyright: ignore[reportArgumentType, reportCallIssue]
     for rank in (0, -1, 1.0, 0.0, 1.5, True, "all", float("nan")):
-        with pytest.raises(AdapterError, match=r"a rank is .*, expected a positive integer"):
+        message = (
+            f"a rank is {rank!r}, expected a positive integer, a share of the energy between 0 and "
+            "1, such as 0.99, or None for the effect's own."
+        )
+        with pytest.raises(AdapterError, match=full_text(message)):
             to_lora(adapter, PARAMS, rank=rank)  # pyright: ignore
     with pytest.raises(
         LayoutError,

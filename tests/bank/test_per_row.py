@@ -1,0 +1,60 @@
+"""An operator that a row selects from stacks, used alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.bank.per_row import PerRow
+from jaxmix.bank.slots import BROKEN, NOTHING, Selection
+from jaxmix.operators import Diagonal, LowRank
+
+from ..uncompiled import uncompiled
+
+
+def test_dense_operators_of_strength_zero_are_left_out() -> None:
+    stack = Diagonal(jnp.array([[np.inf, np.nan], [4.0, 5.0]]))
+    operator = PerRow((stack,), (Selection(strengths=jnp.array([0.0, 2.0])),), 2, 2, False)
+    assert operator.dense().tolist() == [[8.0, 0.0], [0.0, 10.0]]
+
+
+@pytest.mark.parametrize("is_factor", [False, True])
+def test_a_row_without_a_slot_has_zero_or_the_identity(is_factor: bool) -> None:
+    """And a slot whose operator is broken gives NaN in both cases."""
+    stack = Diagonal(jnp.array([[2.0, 3.0]]))
+
+    def dense(slot: int) -> list[list[float]]:
+        pick = Selection(jnp.asarray(slot, np.int32))
+        return PerRow((stack,), (pick,), 2, 2, is_factor).dense().tolist()
+
+    assert dense(0) == [[2, 0], [0, 3]]
+    assert dense(NOTHING) == (np.eye(2) * is_factor).tolist()
+    assert np.isnan(dense(BROKEN)).all()
+
+
+def test_products_lookups_and_parts_are_those_of_the_dense_matrix() -> None:
+    """Of the operator and of its transpose, which has the other shape."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True), uncompiled():
+        stack = LowRank(
+            jnp.asarray(rng.normal(size=(2, 3, 2))), jnp.asarray(rng.normal(size=(2, 2, 5)))
+        )
+        one = PerRow((stack,), (Selection(jnp.asarray(1, np.int32)),), 3, 5, False)
+        matrix = np.asarray(stack.b[1] @ stack.a[1])
+        for operator, expected in ((one, matrix), (one.T, matrix.T), (one.T.T, matrix)):
+            rows, cols = operator.shape
+            assert operator.shape == expected.shape
+            left, right = (
+                jnp.asarray(rng.normal(size=(4, rows))),
+                jnp.asarray(rng.normal(size=(cols, 4))),
+            )
+            at = jnp.asarray([rows - 1, 0, 1], np.int32)
+            np.testing.assert_allclose(operator.dense(), expected, rtol=1e-12)
+            np.testing.assert_allclose(left @ operator, left @ expected, rtol=1e-12)
+            np.testing.assert_allclose(operator @ right, expected @ right, rtol=1e-12)
+            np.testing.assert_allclose(operator.take_rows(at), expected[np.asarray(at)], rtol=1e-12)
+            np.testing.assert_allclose(
+                operator.rows(slice(1, 3)).dense(), expected[1:3], rtol=1e-12
+            )
+            scaled = operator.scaled(-2.0)
+            np.testing.assert_allclose(left @ scaled, -2 * left @ expected, rtol=1e-12)
