@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JaxmixError as error:
         print_error(str(error), type(error).__name__, as_json=as_json)
         return _UNVERIFIED if isinstance(error, VerificationError) else 1
-    except (OSError, UnicodeError) as error:  # from a path that was not checked earlier
+    except (OSError, ValueError) as error:  # from a path that was not checked earlier
+        if not isinstance(error, OSError | UnicodeError) and "null byte" not in str(error):
+            raise
         print_error(f"{error}. Check the paths.", type(error).__name__, as_json=as_json)
         return 1
     except _UsageError as error:

@@ -41,6 +41,8 @@ ALLOWED = {
         "cu_lu_pivots_to_permutation",
     },
 }
+# On CUDA JAX 0.8 has StableHLO's own operation for it too.
+OPTIONAL = {"cusolver_potrf_ffi"}
 # These express shardings and disappear when the program is compiled.
 MARKS = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
 CALL = re.compile(r"custom_call\s*@(\w+)|call_target_name\s*=\s*\"(\w+)\"")
@@ -91,8 +93,9 @@ def everything() -> Adapter:
 def test_compose(platform: str) -> None:
     """Every family exports, and each allowed call occurs."""
     text = exported(jaxmix.compose, BASE, everything(), platform=platform)
-    assert custom_calls(text) == ALLOWED[platform]
-    assert ("stablehlo.cholesky" in text) == (platform == "tpu")
+    calls = custom_calls(text)
+    assert ALLOWED[platform] - OPTIONAL <= calls <= ALLOWED[platform]
+    assert ("stablehlo.cholesky" in text) != (calls >= OPTIONAL)
     assert "stablehlo.triangular_solve" in text
 
 

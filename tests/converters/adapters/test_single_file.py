@@ -128,7 +128,7 @@ def test_file_of_a_peft_folder(place: tuple[Path, str]) -> None:
 
 def test_shards_and_extra_weights(place: tuple[Path, str]) -> None:
     """As in a folder, shards are joined and extra weights are read or reported."""
-    from .peft.test_shards import INDEX, sharded
+    from .peft.test_weights import INDEX, sharded
 
     folder, text = place
     sharded(folder)

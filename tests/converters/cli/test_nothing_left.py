@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,14 @@ OUTS = {
     "/": (1, "the output / is the root of the file system, expected a folder or file in it."),
     "~nobody-of-this-name/x": (1, "can't be looked up: Could not determine home directory"),
     "round/x": (1, "can't be looked up: Too many levels of symbolic links. Check its spelling."),
-    "a\0b": (2, "Invalid value for '--out' / '-o': Value error, embedded null byte"),
-    "\ud800x": (2, "Invalid value for '--out' / '-o': Value error, 'utf-8' codec can't encode"),
+    "a\0b": (1, "embedded null byte. Check the paths."),
+    "\ud800x": (1, "surrogates not allowed. Check the paths."),
 }
+if find_spec("typer._click"):  # a newer typer says which option
+    OUTS |= {
+        "a\0b": (2, "Invalid value for '--out' / '-o': Value error, embedded null byte"),
+        "\ud800x": (2, "Invalid value for '--out' / '-o': Value error, 'utf-8' codec can't encode"),
+    }
 
 
 @pytest.mark.parametrize("out", OUTS, ids=ascii)

@@ -152,9 +152,10 @@ def test_written_runs_are_freed(
     """While a run is computed, no earlier run is in memory, except for those in the queues."""
     plain: Any = recipe.Prepared.compute
     references: list[weakref.ref[np.ndarray]] = []
+    kept = 1 if jax.__version_info__ < (0, 9) else 0  # JAX 0.8 itself keeps one argument
 
     def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
-        assert not [ref for ref in references if ref() is not None]
+        assert sum(reference() is not None for reference in references) <= kept
         array = plain(self, read, rows)
         references.extend((weakref.ref(array.array), weakref.ref(read)))
         return array

@@ -36,6 +36,7 @@ OFF = {"ADALORA": lambda value: value <= 0, "DEFT": lambda value: value == 0}
 FREE = ("cayley_neumann_eps", "eps", "projection_prng_key", "projection_seed", "proj_seed")
 FREE += ("psoft_svd_lowrank_niter", "random_loc_seed", "random_seed")
 NEEDS = {"ADAMSS": "sklearn"}
+DRAWN = ("fourierft", "waveft")  # PEFT draws their positions again from the seed
 SAVED_ALONE = ("bdlora", "bone", "miss-mini", "osf", "shira", "unilora")
 
 
@@ -58,6 +59,8 @@ ROWS = _rows()
 def _row(name: str) -> Row:
     """Tensors, config and base."""
     if not name.startswith("unsaved "):
+        if name in DRAWN:
+            pytest.importorskip("torch")
         tensors, config = folders()[name]
         return tensors, config, base_of(name)
     name = name.removeprefix("unsaved ")
