@@ -44,6 +44,11 @@ def test_one_site_without_a_leaf_rejects_a_map(registered: list[NameMap]) -> Non
     assert inferred(["model.layers.0.up", "model.layers.0.gate"], SHAPES) is None
 
 
+def test_layers_of_other_numbers_need_not_be_in_the_tree(registered: list[NameMap]) -> None:
+    """One layer of each kind is enough to find the map."""
+    assert inferred(["model.layers.7.up", "norm"], {**SHAPES, "norm.weight": (4,)}) is INNER
+
+
 def test_maps_that_differ_only_by_name_are_one(registered: list[NameMap]) -> None:
     registered.append(NameMap("twin", INNER.transforms))
     assert list(candidates([(lambda config: None, lambda: registered)])) == [INNER, OUTER]

@@ -212,14 +212,12 @@ def test_resuming(tmp_path: Path) -> None:
         ),
     ):
         merge_checkpoint(base, 0.5 * lora, out, resume=True)
-    with pytest.raises(
-        CheckpointError,
-        match=full_text(
-            f"{tmp_path}/out.partial holds 5 of 8 shards of this merge, which "
-            "was interrupted. Use resume=True to continue, force=True to "
-            "start over, or delete the folder."
-        ),
-    ):
+    interrupted = full_text(
+        f"{tmp_path}/out.partial holds 9 of 8 shards of this merge, which was interrupted. Use "
+        "resume=True to continue, force=True to start over, or delete the folder."
+    )
+    # How many shards were complete depends on the threads.
+    with pytest.raises(CheckpointError, match=interrupted.replace(r"holds\ 9", r"holds\ [1-7]")):
         merge_checkpoint(base, lora, out)
     merged = merge_checkpoint(base, lora, out, resume=True, verify=True)
     assert 0 < merged.resumed < 8
