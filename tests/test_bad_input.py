@@ -108,7 +108,7 @@ def test_weight_stored_as_a_subtree_is_refused():
             "1 site of the adapters can't be placed in the params by the layout 'names':\n"
             f"  {SITE}: its weight is not a single array but has parts ({SITE}.weight.qvalue, "
             f"{SITE}.weight.scale). Quantized weights must be dequantized first\n"
-            f"{ANOTHER_MODEL} No name map brings all of them to the leaves."
+            f"{ANOTHER_MODEL} No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose(base, [lora()])
@@ -176,7 +176,7 @@ def test_missing_sites_list_the_nearest_leaves():
         assert f"model.layers.{i}.self_attn.q_proj.weight" in line
     assert lines[3] == (
         "Was the adapter trained on another model? If the leaves have other names, pass "
-        "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the "
+        "layout=jaxmix.Layout(…) with rules. No name map matches all of them to "
         "leaves."
     )
 
@@ -193,7 +193,7 @@ def test_names_made_of_dots_are_ignored(name):
     message = full_text(
         "1 site of the adapters can't be placed in the params by the layout 'names':\n"
         f"  another: no leaf for its weight; the nearest are {near}\n"
-        f"{ANOTHER_MODEL} No name map brings all of them to the leaves."
+        f"{ANOTHER_MODEL} No name map matches all of them to leaves."
     )
     if len(name) > 65_536:
         start = r"a\\." * 19
@@ -217,7 +217,7 @@ def test_empty_params_have_no_nearest_leaf():
             "the tree is empty\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose({}, [lora()])

@@ -367,7 +367,7 @@ def test_bad_input() -> None:
             "b.weight, a.weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         to_lora(at(lora(1, 3), "nowhere"), PARAMS)

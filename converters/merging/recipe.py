@@ -218,8 +218,9 @@ class Prepared:
             )
             lost &= ~not_finite if is_additive else False
         if count := int(lost.sum()):
+            numbers = "1 number" if count == 1 else f"{count:,} numbers"
             raise UnwritableError(
-                f"{self.recipe.tensor.name}: the mix makes {count:,} numbers NaN or infinite where "
+                f"{self.recipe.tensor.name}: the mix makes {numbers} NaN or infinite where "
                 "the base's are finite. Check the adapters' factors and strengths."
             )
 

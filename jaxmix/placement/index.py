@@ -82,7 +82,8 @@ def _parsed(item: str, axis: int, text: str, shape: Sequence[int]) -> int | slic
     parts, size = range(counts[0]), shape[axis] // counts[0]
     if isinstance(picked, int):
         if not -len(parts) <= picked < len(parts):
-            raise IndexError(f"part {picked} of {len(parts)} is out of range")
+            last = len(parts) - 1
+            raise IndexError(f"there is no part {picked}, they are numbered from 0 to {last}")
         return slice(parts[picked] * size, (parts[picked] + 1) * size)
     return slice(parts[picked].start * size, parts[picked].stop * size)
 

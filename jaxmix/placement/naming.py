@@ -68,7 +68,7 @@ class OnTree(Generic[P]):
     original: Mapping[str, str] = field(default_factory=dict)
 
 
-_NO_MAP = " No name map brings all of them to the leaves."
+_NO_MAP = " No name map matches all of them to leaves."
 
 
 def map_named(names: str | Mapping[str, Any]) -> NameMap:

@@ -298,7 +298,7 @@ def test_refused() -> None:
             "  z: no leaf for its weight; the nearest are a.weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         Bank({"z": Adapter({"z": LoRA(normal(2, 6), normal(8, 2), 1.0)})}, PARAMS)

@@ -238,7 +238,7 @@ def test_loras_of_two_models(method: str) -> None:
             "lin.weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         combine(

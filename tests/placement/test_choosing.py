@@ -111,7 +111,7 @@ def test_sites_without_a_leaf_are_listed() -> None:
             "weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ) as caught:
         jaxmix.compose(scanned(), [at(V, 12, 12), other])

@@ -234,7 +234,7 @@ def test_sites_without_a_map_are_reported() -> None:
     adapter = jaxmix.Adapter({"nowhere.proj": LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)})
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose({"proj.weight": np.ones((4, 8))}, adapter)
-    assert str(caught.value).endswith("No name map brings all of them to the leaves.")
+    assert str(caught.value).endswith("No name map matches all of them to leaves.")
     message = refused({"proj.weight": np.ones((4, 8))}, adapter, "bert")
     assert message.endswith(
         "\nNames were also compared by the name map of bert:\n"

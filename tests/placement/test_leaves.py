@@ -122,7 +122,7 @@ def test_quantized_leaves() -> None:
                 "1 site of the adapters can't be placed in the params by the layout 'names':\n"
                 "  a: its weight is not a single array but has parts (a.kernel.qvalue, "
                 "a.kernel.scale). Quantized weights must be dequantized first\n"
-                f"{ANOTHER_MODEL} No name map brings all of them to the leaves."
+                f"{ANOTHER_MODEL} No name map matches all of them to leaves."
             ),
         ):
             jaxmix.compose(params, lora_at("a"))

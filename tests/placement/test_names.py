@@ -125,7 +125,7 @@ def test_leaves_that_differ_only_by_wrappers():
             "1 site of the adapters can't be placed in the params by the layout 'names':\n"
             "  h.q: several leaves match its weight: _orig_mod.h.q.weight, module.h.q.weight\n"
             "Was the adapter trained on another model? If the leaves have other names, pass "
-            "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the leaves."
+            "layout=jaxmix.Layout(…) with rules. No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose(params, lora("h.q"))

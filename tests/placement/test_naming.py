@@ -77,7 +77,7 @@ def test_given_map_is_the_only_one_tried() -> None:
 def test_names_of_no_map_are_an_error() -> None:
     with pytest.raises(
         UnplacedError,
-        match=full_text("no leaf. No name map brings all of them to the leaves."),
+        match=full_text("no leaf. No name map matches all of them to leaves."),
     ):
         placed(tree("h.0.old"), None, "h.0.new", "h.0.other")
 

@@ -57,7 +57,7 @@ def test_many_sites_without_a_leaf() -> None:
         match=full_text(
             "400 sites of the adapters can't be placed in the params by the layout 'names':\n"
             f"{''.join(lines)}"
-            f"  … and 380 more\n{ANOTHER_MODEL} No name map brings all of them to the leaves."
+            f"  … and 380 more\n{ANOTHER_MODEL} No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose(params, lora_at(*(f"block.{i}.{'y' * 60}" for i in range(400))))
@@ -74,7 +74,7 @@ def test_empty_tree() -> None:
             "is empty\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose({}, lora_at("a"))
@@ -105,7 +105,7 @@ def test_no_rule_for_a_site() -> None:
             "  b: the layout has no rule for its weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
@@ -115,7 +115,7 @@ def test_no_rule_for_a_site() -> None:
     ("leaf", "more"),
     [
         ("a.weight", ""),
-        ("_orig_mod.a.weight", " No name map brings all of them to the leaves."),
+        ("_orig_mod.a.weight", " No name map matches all of them to leaves."),
     ],
 )
 def test_other_leaves_of_the_module_are_near(leaf: str, more: str) -> None:
@@ -176,7 +176,7 @@ def test_missing_bias() -> None:
         match=full_text(
             "1 site of the adapters can't be placed in the params by the layout 'names':\n"
             "  a: no leaf for its bias; the nearest are b.weight\n"
-            f"{ANOTHER_MODEL} No name map brings all of them to the leaves."
+            f"{ANOTHER_MODEL} No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose({"b.weight": LEAF}, adapters)

@@ -297,7 +297,7 @@ def test_a_bias_of_a_head_trained_as_one() -> None:
             "model.embed_tokens.weight, model.norm.weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         jaxmix.compose(TREE, Adapter({EMBED: updates[site], HEAD: updates[head]}))

@@ -141,7 +141,7 @@ def test_invalid_arguments_are_refused() -> None:
             "a.weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         jaxmix.attach(PARAMS, Adapter({"z": lora()}))

@@ -393,7 +393,7 @@ def test_sites_of_no_model_are_refused(tmp_path: Path) -> None:
         "1 site of the adapters can't be placed in the params by the layout "
         "'maxdiffusion_flux_bfl':\n  x.y: the layout has no rule for its weight\n"
         "Was the adapter trained on another model? If the leaves have other names, pass "
-        "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the leaves."
+        "layout=jaxmix.Layout(…) with rules. No name map matches all of them to leaves."
     )
     with pytest.raises(LayoutError, match=full_text(message)):
         jaxmix.compose(tree_of("maxdiffusion-flux"), lora)

@@ -42,7 +42,7 @@ def test_missing_sites_and_misfits(base: Path, tmp_path: Path) -> None:
         with pytest.raises(kind) as caught:
             merge_checkpoint(base, adapter, tmp_path / "out")
         # Both errors list the names under which sites were looked up.
-        names = " No name map brings all of them to the leaves."
+        names = " No name map matches all of them to leaves."
         text = str(caught.value).partition("\nNames were also compared")[0]
         assert text == str(expected.value).removesuffix(names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]

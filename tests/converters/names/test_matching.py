@@ -98,7 +98,7 @@ def test_names_disable_or_choose_the_map(tmp_path: Path) -> None:
         f"  {IN_MEMORY.format(0)}: no leaf for its weight; the nearest are "
         f"{ON_DISK.format(0)}.weight\n"
         "Was the adapter trained on another model? If the leaves have other names, pass "
-        "layout=jaxmix.Layout(…) with rules. No name map brings all of them to the leaves."
+        "layout=jaxmix.Layout(…) with rules. No name map matches all of them to leaves."
     )
     with pytest.raises(LayoutError, match=full_text(message)):
         jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", names="")
@@ -124,7 +124,7 @@ def test_model_renamed_by_code(tmp_path: Path) -> None:
             "language_model.model.layers.0.mlp.up_proj.weight\n"
             "Was the adapter trained on another model? If the leaves "
             "have other names, pass layout=jaxmix.Layout(…) with rules. "
-            "No name map brings all of them to the leaves."
+            "No name map matches all of them to leaves."
         ),
     ):
         jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
