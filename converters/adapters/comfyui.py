@@ -39,7 +39,8 @@ def export_comfyui(
 
     Modules get the names of the original project, which ComfyUI uses; updates of weights that this
     project fuses are joined. Text encoders have the prefixes ``text_encoder.``,
-    ``text_encoder_2.`` and ``text_encoders.t5xxl.transformer.``.
+    ``text_encoder_2.`` and ``text_encoders.t5xxl.transformer.``; CLIP's modules outside of its
+    layers, ``text_encoders.clip_l.transformer.`` and ``text_encoders.clip_g.transformer.``.
 
     Args:
         adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, Diag-OFT, or dense differences.
