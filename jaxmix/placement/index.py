@@ -83,7 +83,7 @@ def _parsed(item: str, axis: int, text: str, shape: Sequence[int]) -> int | slic
     if isinstance(picked, int):
         if not -len(parts) <= picked < len(parts):
             last = len(parts) - 1
-            raise IndexError(f"there is no part {picked}, they are numbered from 0 to {last}")
+            raise IndexError(f"there is no part {picked}; parts are numbered from 0 to {last}")
         return slice(parts[picked] * size, (parts[picked] + 1) * size)
     return slice(parts[picked].start * size, parts[picked].stop * size)
 

@@ -371,7 +371,7 @@ WRONG_RULES: dict[str, tuple[Rule, str]] = {
     ),
     "a part out of range": (
         Rule("a", "w", index="3/3"),
-        lacks("index", "there is no part 3, they are numbered from 0 to 2", "[3/3]"),
+        lacks("index", "there is no part 3; parts are numbered from 0 to 2", "[3/3]"),
     ),
     "zero parts": (Rule("a", "w", index="1/0"), not_basic("1/0")),
     "every second part": (Rule("a", "w", index="::2/3"), not_basic("::2/3")),

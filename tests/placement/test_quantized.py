@@ -1,4 +1,4 @@
-"""qwix's quantized leaves: how they are told from others, and quantized again."""
+"""qwix's quantized leaves are recognized, and quantized again after a change."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The forms of a product of tokens and a weight, and the one that costs least."""
+"""The forms of a product of tokens and a weight, and the choice of the cheapest."""
 
 from typing import Any
 

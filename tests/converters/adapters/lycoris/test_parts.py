@@ -95,7 +95,7 @@ def test_component_is_added_in_bases_of_several_models(
 
 
 def test_missing_model_is_named() -> None:
-    """Only in bases of several models, by the usual name of the one that is missing."""
+    """If the base has several models, the message says which one is missing."""
     wanted = components_of("te3")
     assert missing_component(components_of("te1"), PIPELINE) == ""
     assert missing_component(wanted, ("transformer.h", "transformer.wte")) == ""

@@ -83,7 +83,7 @@ def test_library_follows_from_names_and_other_leaves(
 
 
 def test_single_factors_are_listed() -> None:
-    """All of them, with the one that is there."""
+    """The error lists each of them, and which factor is present."""
     tree = {**both("k.lora"), "q.kernel_lora_b": drawn(2, 3), "v.lora_a": drawn(4, 2)}
     message = full_text(
         "x: factors without their partner:\n  q.kernel: only lora_b\n  v: only lora_a"
