@@ -144,7 +144,9 @@ def test_chains_match_float64(name: str, way: str, monkeypatch: pytest.MonkeyPat
             assert worst <= bound, (path, worst)
 
 
-@pytest.mark.parametrize("backend", [TPU, GPU], ids=["tpu", "gpu"])
+@pytest.mark.parametrize(
+    "backend", [TPU, pytest.param(GPU, marks=pytest.mark.thorough)], ids=["tpu", "gpu"]
+)
 def test_every_family(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """All families give the results of the CPU's program."""
     module = Module("linear", (8, 16), True)

@@ -61,6 +61,7 @@ def applied(update: Update, weight: np.ndarray, bias: np.ndarray) -> tuple[np.nd
         return np.asarray(out["x.weight"]), np.asarray(out["x.bias"])
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("kind", KINDS)
 def test_joined_update_is_that_of_the_parts(kind: str) -> None:
     """The joined update changes each part's rows as the part's own update does."""

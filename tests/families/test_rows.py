@@ -34,6 +34,7 @@ CASES += [
 ]
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_parts_are_the_rows_of_the_full_update(family: str, kind: str) -> None:
     """Composed with the parts of a weight and bias, they give the parts of the full result."""

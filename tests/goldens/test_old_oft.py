@@ -15,6 +15,7 @@ with zipfile.ZipFile(ZIP) as _zip:
     CASES = sorted({name.rpartition("/")[0] for name in _zip.namelist()})
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.one_of(2)
 @pytest.mark.parametrize("case", CASES)
 def test_old_oft_matches_its_version(case: str, tmp_path: Path) -> None:

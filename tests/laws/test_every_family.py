@@ -18,15 +18,21 @@ from .draws import FAMILIES as FIRST
 from .draws import KINDS, MAKERS, Module, tree
 from .truth import fold_tree
 
-# The thorough cases take the same code as the other convolutions and linear layers.
-THOROUGH = ("conv1d", "conv3d", "square", "tall")
+# The other convolutions and linear layers take the same code. Compiling takes most of the time.
+QUICK = {("wide", False), ("embedding", False), ("conv2d", True)}
 LAYERS = [
-    pytest.param(kind, marks=[pytest.mark.thorough] if kind in THOROUGH else [])
+    pytest.param(
+        kind,
+        compiled,
+        id=f"{kind}-{'compiled' if compiled else 'uncompiled'}",
+        marks=[] if (kind, compiled) in QUICK else pytest.mark.thorough,
+    )
     for kind in KINDS
     if kind != "norm"
+    for compiled in (False, True)
 ]
 WIDE = Module("linear", (6, 8), True)
-SHARES = 4
+SHARES = 5
 
 
 def wrong(params: dict[str, Any], adapters: list[jaxmix.Adapter]) -> float:
@@ -67,11 +73,11 @@ def test_chains_hold_every_pair_in_both_orders() -> None:
     assert sorted(pairs) == sorted(product(FLAT, repeat=2))
 
 
-# The pairs of a family fail alike, so a quarter of them shows what a change breaks.
-QUARTERS = [0, *(pytest.param(i, marks=pytest.mark.thorough) for i in range(1, SHARES))]
+# The pairs of a family fail alike, so a fifth of them shows what a change breaks.
+FIFTHS = [0, *(pytest.param(i, marks=pytest.mark.thorough) for i in range(1, SHARES))]
 
 
-@pytest.mark.parametrize("share", QUARTERS)
+@pytest.mark.parametrize("share", FIFTHS)
 def test_every_pair(share: int) -> None:
     """Every ordered pair of families, within longer chains on a linear layer."""
     assert all_wrong(CHAINS[share::SHARES], WIDE) == {}
@@ -100,8 +106,10 @@ def test_every_pair_by_pass() -> None:
     assert {kinds: error for kinds, error in errors.items() if not error < 1e-10} == {}
 
 
-def differing(chains: Sequence[Sequence[str]], module: Module) -> list[str]:
-    """The sites that differ from the fold: one site per chain, all in one compiled function."""
+def differing(
+    chains: Sequence[Sequence[str]], module: Module, *, compiled: bool = True
+) -> list[str]:
+    """The sites that differ from the fold: one site per chain, all in one function."""
     sites = {f"{i} {' -> '.join(kinds)}": kinds for i, kinds in enumerate(chains)}
     params = tree({site: module for site in sites}, 2)
     parts: list[dict[str, Any]] = [{} for _ in range(max(map(len, chains)))]
@@ -109,7 +117,7 @@ def differing(chains: Sequence[Sequence[str]], module: Module) -> list[str]:
         for updates, adapter in zip(parts, chain(kinds, module, seed), strict=False):
             updates[site] = adapter.updates["site"]
     adapters = [jaxmix.Adapter(updates, 0.5 + 0.4 * i, f"{i}") for i, updates in enumerate(parts)]
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), uncompiled(apply=not compiled):
         out = jax.tree.map(np.asarray, jax.jit(jaxmix.compose)(params, adapters))
     return [
         name
@@ -118,10 +126,11 @@ def differing(chains: Sequence[Sequence[str]], module: Module) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_on_every_kind_of_module(layer: str) -> None:
+@pytest.mark.parametrize(("layer", "compiled"), LAYERS)
+def test_on_every_kind_of_module(layer: str, compiled: bool) -> None:
     """Every kind between a LoRA and a DoRA, which reads the base and rescales earlier updates."""
-    assert differing([("LoRA", kind, "DoRA") for kind in FLAT], KINDS[layer]) == []
+    chains = [("LoRA", kind, "DoRA") for kind in FLAT]
+    assert differing(chains, KINDS[layer], compiled=compiled) == []
 
 
 def test_experts_with_every_other_kind() -> None:

@@ -193,6 +193,7 @@ STORED: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
 }
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("kind", AXIS_TYPES)
 def test_resharded_leaves_are_restored(kind: str, stored: str) -> None:

@@ -19,6 +19,7 @@ def test_every_type_is_tested() -> None:
     assert {type(example(kind, SQUARE)[0]) for kind in KINDS} == TYPES
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.one_of(2)
 @each
 def test_alone(kind: str, shape: tuple[int, int]) -> None:

@@ -41,6 +41,7 @@ from .kinds import (
 )
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize(
     "shape", [SHAPES[0], pytest.param(SHAPES[1], marks=pytest.mark.thorough)], ids=str
 )
@@ -63,6 +64,7 @@ def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
         close(total, x + y)
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize(
     ("outer", "inner"),
     [

@@ -18,6 +18,7 @@ from jaxmix.operators import (
 from .kinds import KINDS, SQUARE, cast, close, example
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16], ids=str)
 def test_dtypes_are_kept(kind: str, dtype: Any) -> None:
@@ -44,7 +45,7 @@ def test_dtypes_are_kept(kind: str, dtype: Any) -> None:
         assert op.dense().weak_type
 
 
-@pytest.mark.one_of(2)
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_transforms(kind: str) -> None:
     """jit, vmap, grad, eval_shape, and a round trip through a pytree."""

@@ -32,6 +32,7 @@ SLICES = (
 )
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_slices(kind: str) -> None:

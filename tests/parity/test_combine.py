@@ -135,7 +135,7 @@ def use_torch_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.nda
     return masks
 
 
-@pytest.mark.one_of(2)
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("signs", WEIGHTS)
 @pytest.mark.parametrize("method", METHODS)
 def test_combine_matches_peft(
@@ -165,7 +165,7 @@ def test_combine_matches_peft(
     assert error < 1e-12
 
 
-@pytest.mark.one_of(2)
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("rank", [None, 2, 4])
 @pytest.mark.parametrize("method", ["cat", "svd", "magnitude_prune_svd", "ties_svd"])
 def test_unequal_ranks_match_peft(method: str, rank: int | None, model: Any, folders: Any) -> None:

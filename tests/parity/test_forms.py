@@ -40,7 +40,7 @@ def record(record_property: Record, form: Form, errors: list[float]) -> None:
     record_property("parity_type", (type_of(form.config()), form.net, errors))
 
 
-@pytest.mark.one_of(3)
+@pytest.mark.one_of(4)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_form_matches_peft(form: Form, tmp_path: Path, record_property: Record) -> None:
     """The composed weights, run in torch, match PEFT's forward."""

@@ -171,6 +171,7 @@ OUTER: dict[str, tuple[peft.PeftConfig, float]] = {
 }
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("outer", OUTER)
 def test_added_bias_is_transformed(outer: str, tmp_path: Path) -> None:
     """BOFT and DEFT transform an added bias but not the base's; IA3 and RoAd transform both."""

@@ -44,6 +44,7 @@ def compare(
     return len(errors), len(refused)
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_match(kind: str, mlp: TorchNet, saved: Path, record_property: Record) -> None:

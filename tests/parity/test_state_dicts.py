@@ -127,6 +127,7 @@ def test_adapter_name_in_keys_is_removed(name, tmp_path):
     assert set(jaxmix.load(file.parent, base=params()).sites) >= set(expected.sites)
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("name", ["dora", "ln_tuning", "loha", "oft", "saved", "tokens_beside"])
 def test_base_leaves_in_the_file_are_harmless(name, tmp_path):
     model, file = save_adapter(tmp_path, CONFIGS[name])

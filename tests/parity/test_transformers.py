@@ -184,7 +184,7 @@ CASES: dict[str, tuple[str, list[Spec]]] = {
 }
 
 
-@pytest.mark.one_of(2)
+@pytest.mark.one_of(3)
 @pytest.mark.parametrize("name", CASES)
 def test_logits_match_peft(
     name: str, tmp_path: Path, record_property: Callable[[str, object], None]

@@ -111,7 +111,17 @@ def test_uncuttable_updates_apply_to_all_parts(name: str) -> None:
         check_split(jaxmix.compose(split_tree, others_cut), expected)
         alone = in_row(whole_update(name), ends=False)[0]
         check_split(jaxmix.compose(split_tree, alone), jaxmix.compose(fused_tree, alone))
+
+
+@pytest.mark.one_of(4)
+@pytest.mark.parametrize("name", UNCUTTABLE)
+def test_uncuttable_updates_under_jit(name: str) -> None:
+    """The same in one compiled function."""
+    fused_tree, split_tree = trees()
+    adapters, _ = in_row(whole_update(name))
     with jax.enable_x64(True):
+        with uncompiled():
+            expected = jaxmix.compose(fused_tree, adapters)
         under_jit = jax.jit(lambda tree, mixed: jaxmix.compose(tree, mixed))
         check_split(under_jit(split_tree, jaxmix.mix(*adapters)), expected)
 

@@ -36,6 +36,7 @@ def test_every_kind_has_a_row() -> None:
     assert {row.kind for row in ROWS} == set(KINDS)
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.one_of(3)
 @pytest.mark.parametrize("row", _RUNNABLE, ids=str)
 def test_kind_starts_at_the_base(row: Row) -> None:

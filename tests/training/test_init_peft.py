@@ -93,7 +93,7 @@ def _assert_same_spread(actual: np.ndarray, expected: np.ndarray, name: str) -> 
 _KINDS = [row for row in ROWS if row.options.get("init_lora_weights") not in _SPLIT_FROM_BASE]
 
 
-@pytest.mark.one_of(3)
+@pytest.mark.one_of(4)
 @pytest.mark.parametrize("row", [row for row in _KINDS if row.kind != "osf"], ids=str)
 def test_init_matches_peft(row: Row, tmp_path: Path) -> None:
     """Structure, shapes, fixed values, spreads and the number of trained values match PEFT's."""

@@ -101,6 +101,7 @@ def test_kronecker_products_use_a_view_on_tpu(
     assert set(calls) == ({16} if backend is TPU else set())
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.one_of(3)
 @pytest.mark.parametrize(
     "name, fn, tokens",

@@ -47,6 +47,7 @@ def run(params: Any, x: Any) -> Any:
     return jnp.tanh(x @ params["a.weight"].T)
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.one_of(2)
 @pytest.mark.parametrize("tokens", [1, 64, 4096])
 @pytest.mark.parametrize("kinds", [("wide lora", "loha", "lokr"), ("lokr", "dora"), ("lokr",)])

@@ -87,6 +87,7 @@ def check_matches_composed(leaves: Any, *, atol: float = 2e-5) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("kind", [*NORMS, *ROTATIONS])
 def test_values_are_computed_when_adapters_are_attached(kind: str) -> None:
     leaves = jaxmix.attach(PARAMS, mixed("lora", kind))
@@ -101,6 +102,7 @@ def test_values_are_computed_when_adapters_are_attached(kind: str) -> None:
     assert float(jnp.abs(difference).max()) > 1e-2
 
 
+@pytest.mark.one_of(2)
 @pytest.mark.parametrize("kind", ["dora", "oft", "oft series"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_are_those_of_values_computed_in_each_call(kind: str, dtype: str) -> None:
