@@ -23,6 +23,7 @@ from .index_operations import (
     scatter,
     scatter_add,
 )
+from .jax_internals import transferred
 
 __all__ = ["EXACT", "OPERATIONS", "by_numpy", "use_numpy"]
 
@@ -253,8 +254,11 @@ def _operand(x: Any, keeps_weak: bool) -> np.ndarray | None:
 def _transferred(x: np.ndarray) -> jax.Array:
     """A copy on the device, so that no two arrays share a buffer."""
     # Operations on numbers of 64 bits keep them outside of `enable_x64` too, transfers do not.
-    with jax.enable_x64(x.dtype.itemsize == 8 or jax.config.jax_enable_x64):
-        return jax.device_put(np.array(x, order="C"))
+    copy = np.array(x, order="C")
+    if x.dtype.itemsize < 8 or jax.config.jax_enable_x64:
+        return transferred(copy)
+    with jax.enable_x64(True):
+        return transferred(copy)
 
 
 def _run_by_numpy(operation: Operation, old: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,7 +52,7 @@ jaxtyping.install_import_hook(
     [f"jaxmix.{package}" for package in CHECKED], f"{checking.__name__}.check"
 )
 # A check takes longer than many of the functions, so it is left out in rooms that add no new calls.
-UNCHECKED = {"converters", "fuzz", "parity", "training"}
+UNCHECKED = {"combining", "converters", "fuzz", "laws", "parity", "placement", "training"}
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)

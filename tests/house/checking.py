@@ -1,8 +1,9 @@
 """The type checker that checks shapes and dtypes of jaxmix's calls during tests.
 
-It leaves two things unchecked: a pytree's ``__init__``, because JAX rebuilds pytrees with arbitrary
-objects in place of arrays; and a method annotated with ``Self``, because beartype supports ``Self``
-only when it decorates the class, while jaxtyping's hook decorates single methods.
+It leaves three things unchecked: a pytree's ``__init__``, because JAX rebuilds pytrees with arbitrary
+objects in place of arrays; a method annotated with ``Self``, because beartype supports ``Self``
+only when it decorates the class, while jaxtyping's hook decorates single methods; and functions
+within functions, because each call of the outer one would make a checker, in half a millisecond.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function with its arguments and result checked."""
-    if function.__name__ == "__init__":
+    if function.__name__ == "__init__" or "<locals>" in function.__qualname__:
         return function
     try:
         return _checked(function)
