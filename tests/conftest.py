@@ -37,11 +37,13 @@ from .house import checking
 from .jax_internals import take_shortcuts
 from .longest import start_first
 from .sampling import mark_others_thorough
+from .small_programs import use_numpy_for_small_programs
 from .uncompiled import uncompiled
 
 gc.set_threshold(50_000, 20, 20)
 take_shortcuts()
 use_numpy(EXACT)
+use_numpy_for_small_programs()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -1,4 +1,4 @@
-"""Three shortcuts within JAX, which halve what a small program costs the tests.
+"""Shortcuts within JAX, which halve what a small program costs the tests.
 
 This is the only file that uses JAX's private modules. On a JAX that differs, nothing changes but
 the time.
@@ -6,18 +6,26 @@ the time.
 - JAX makes a context of MLIR for each program, which takes 5 ms, and 5 more to free it. The tests
   share one. It keeps the constants of its programs, so after some of them a new one is made.
 - `jax.device_put` of a small array takes 90 microseconds. Called below its checks it takes 5.
+- Programs can be run otherwise than by XLA, which tests/small_programs.py does.
 - Since JAX 0.10 `jnp.asarray` compiles a program for each shape, which returns its argument. Here
   the array is transferred instead.
 """
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ["take_shortcuts", "transferred"]
+__all__ = [
+    "CAN_RUN_PROGRAMS",
+    "is_jax_function",
+    "run_programs",
+    "take_shortcuts",
+    "transferred",
+]
 
 PROGRAMS_IN_A_CONTEXT = 200
 
@@ -51,7 +59,7 @@ def _transferring(compile_and_run: Callable[..., Any]) -> Callable[..., Any]:
 def _below_checks() -> Callable[[np.ndarray], jax.Array]:
     """Transfers an array to the default device without the checks of `jax.device_put`."""
     from jax._src.core import ShapedArray
-    from jax._src.lib import xla_client
+    from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
     device = jax.devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
@@ -82,6 +90,42 @@ def transferred(x: np.ndarray) -> jax.Array:
         x: The array. It may share its memory with the result.
     """
     return _put()(x)
+
+
+def is_jax_function(program: Any) -> bool:
+    """Returns whether a program was traced from a function of JAX itself.
+
+    Args:
+        program: The program.
+    """
+    source = program.jaxpr.debug_info.func_filename
+    return source is not None and Path(source).is_relative_to(Path(jax.__file__).parent)
+
+
+# Other versions of JAX may call and return something else there.
+CAN_RUN_PROGRAMS = jax.__version_info__[:2] == (0, 10)
+
+
+def run_programs(run: Callable[[Any, Any, Any], list[Any] | None]) -> None:
+    """Lets a function run the programs of compiled functions, outside of other programs.
+
+    Args:
+        run: The function of arguments, program and parameters. It returns the results, or None
+            where XLA is to compile the program.
+    """
+    if not CAN_RUN_PROGRAMS:
+        return
+    from jax._src import pjit
+
+    compile_and_run = pjit._pjit_call_impl_python
+
+    def call(*args: Any, jaxpr: Any, **parameters: Any) -> Any:
+        results = run(args, jaxpr, parameters)
+        if results is None:
+            return compile_and_run(*args, jaxpr=jaxpr, **parameters)
+        return results, None, None, []
+
+    pjit._pjit_call_impl_python = call
 
 
 def take_shortcuts() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
-from jaxmix.apply import accelerated
+from jaxmix.apply import accelerated, slabs
 from jaxmix.apply.plan import arithmetic
-from jaxmix.operators import Operator
+from jaxmix.operators import Operator, terms
 from jaxmix.operators.backends import GPU, TPU, Backend, by_platform
 from jaxmix.operators.outlines import from_shapes
 from jaxmix.placement.devices import is_explicit
@@ -97,8 +98,9 @@ class Weight:
         moved = base.transpose(order)
         lead = moved.shape[:1] if stack is not None else ()
         matrix = moved.reshape(*lead, *self.matrix_shape)
+        put = _put if lead else partial(_put, is_whole=True, is_transposed=rows > cols)
         with jax.default_matmul_precision("highest"):
-            changed = jax.vmap(_put)(self.map, matrix) if lead else _put(self.map, matrix)
+            changed = jax.vmap(put)(self.map, matrix) if lead else put(self.map, matrix)
         back = sorted(range(len(order)), key=order.__getitem__)
         return changed.reshape(moved.shape).transpose(back)
 
@@ -131,17 +133,50 @@ class Weight:
         return replace(self, base=self.base.astype(dtype))
 
 
-def _put(step: AffineMap, matrix: Float[Array, "out in"]) -> Float[Array, "out in"]:
-    """The map of a matrix, rounded once to its dtype."""
+def _put(
+    step: AffineMap,
+    matrix: Float[Array, "out in"],
+    *,
+    is_whole: bool = False,
+    is_transposed: bool = False,
+) -> Float[Array, "out in"]:
+    """The map of a matrix, rounded once to its dtype.
+
+    Args:
+        step: The map.
+        matrix: The matrix.
+        is_whole: Whether it is all of a leaf, and not one of a stack.
+        is_transposed: Whether the leaf stores its transpose.
+    """
 
     def on_cpu(step: AffineMap, matrix: Array) -> Array:
-        return step(matrix.astype(arithmetic(matrix.dtype))).astype(matrix.dtype)
+        wide = matrix.astype(arithmetic(matrix.dtype))
+        if is_whole and wide.dtype == matrix.dtype and _has_slabs(step):
+            return _by_slabs(step, matrix, is_transposed)
+        return step(wide).astype(matrix.dtype)
 
     def on_accelerator(backend: Backend, step: AffineMap, matrix: Array) -> Array:
         # It is unknown whether the matrix is on step device.
         return accelerated.run(backend, matrix, [step], None, is_whole=False)
 
     return on_platform(matrix, on_cpu, on_accelerator, step, matrix)
+
+
+def _has_slabs(step: AffineMap) -> bool:
+    """Whether a map only adds several terms, all of which are best added slab by slab.
+
+    With several devices a weight may be sharded, and then its slabs would be gathered.
+    """
+    added = terms(step.shift)
+    one_device = len(jax.devices("cpu")) == 1
+    return one_device and step.is_shift and len(added) > 1 and all(map(slabs.has_slabs, added))
+
+
+def _by_slabs(step: AffineMap, matrix: Array, is_transposed: bool) -> Array:
+    """``W + Δ``, by slabs of the leaf's rows."""
+    if is_transposed:
+        return slabs.added(matrix.T, terms(step.shift.T)).T
+    return slabs.added(matrix, terms(step.shift))
 
 
 def on_platform(

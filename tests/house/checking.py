@@ -1,9 +1,12 @@
 """The type checker that checks shapes and dtypes of jaxmix's calls during tests.
 
-It leaves three things unchecked: a pytree's ``__init__``, because JAX rebuilds pytrees with arbitrary
-objects in place of arrays; a method annotated with ``Self``, because beartype supports ``Self``
-only when it decorates the class, while jaxtyping's hook decorates single methods; and functions
-within functions, because each call of the outer one would make a checker, in half a millisecond.
+It leaves three things unchecked:
+
+- a pytree's ``__init__``, because JAX rebuilds pytrees with arbitrary objects in place of arrays;
+- a method annotated with ``Self``, because beartype supports ``Self`` only when it decorates the
+  class, while jaxtyping's hook decorates single methods;
+- functions within functions, because each call of the outer one would make a new checker, which
+  takes half a millisecond.
 """
 
 from collections.abc import Callable

@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxmix.affine import AffineMap, shift
-from jaxmix.operators import Diagonal, Identity, LowRank, Zero
+from jaxmix.apply import slabs
+from jaxmix.operators import Diagonal, Identity, Kronecker, LowRank, Zero, add, terms
 from jaxmix.unmerged.weight import Weight
 
 from ..uncompiled import uncompiled
@@ -69,3 +71,70 @@ def test_a_half_weight_is_rounded_once() -> None:
         assert weight.cast(jnp.float32).dense().dtype == jnp.float32
         plain = weight.with_delta(Zero(2, 3))
         np.testing.assert_array_equal(plain.dense(), base)
+
+
+def sum_of_terms(rows: int, cols: int) -> AffineMap:
+    """A map that adds a low rank and a Kronecker product."""
+    low = LowRank(normal(rows, 2), normal(2, cols))
+    return shift(add(low, Kronecker(normal(rows // 2, cols // 2), normal(2, 2))))
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_several_terms_are_added_slab_by_slab(
+    is_transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one CPU device, in the orientation in which the leaf is stored; gradients too."""
+    step = sum_of_terms(64, 96)
+    base = normal(96, 64) if is_transposed else normal(64, 96)
+    axes = ((-1,), (-2,)) if is_transposed else ((-2,), (-1,))
+
+    def dense(base: Any, step: AffineMap) -> Any:
+        return Weight(base, step, *axes).dense()
+
+    def slopes() -> Any:
+        # A new function each time, so that it is traced each time.
+        return jax.grad(lambda *leaf: (dense(*leaf) ** 2).sum(), (0, 1))(base, step)
+
+    def program() -> str:
+        return str(jax.make_jaxpr(lambda *leaf: dense(*leaf))(base, step))
+
+    expected, expected_slopes = dense(base, step), slopes()
+    assert "scan[" not in program()
+    monkeypatch.setattr(jax, "devices", lambda *_: [None])
+    monkeypatch.setattr(slabs, "SLAB", 32)
+    assert "scan[" in program()
+    np.testing.assert_allclose(dense(base, step), expected, rtol=1e-5, atol=1e-6)
+    leaves = map(jax.tree.leaves, (slopes(), expected_slopes))
+    for actual, slope in zip(*leaves, strict=True):
+        np.testing.assert_allclose(actual, slope, rtol=1e-4, atol=1e-3)
+
+
+def test_slabs_are_rows_of_the_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a leaf that stores the transpose, slabs are rows of the transpose."""
+    seen = []
+    monkeypatch.setattr(jax, "devices", lambda *_: [None])
+    monkeypatch.setattr(slabs, "added", lambda matrix, _: seen.append(matrix.shape) or matrix)
+    for base, *axes in (
+        (normal(64, 96), (-2,), (-1,)),
+        (normal(96, 64), (-1,), (-2,)),
+    ):
+        jax.eval_shape(Weight(base, sum_of_terms(64, 96), *axes).dense)
+    assert seen == [(64, 96), (96, 64)]
+
+
+@pytest.mark.parametrize("case", ["one term", "bfloat16", "a rotation", "a stack"])
+def test_other_weights_are_one_expression(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "devices", lambda *_: [None])
+    monkeypatch.setattr(slabs, "SLAB", 32)
+    step, stack, lead = sum_of_terms(64, 6), None, ()
+    dtype = jnp.bfloat16 if case == "bfloat16" else jnp.float32
+    if case == "one term":
+        step = shift(terms(step.shift)[0])
+    elif case == "a rotation":
+        step = AffineMap(Diagonal(normal(64)), Identity(6), step.shift)
+    elif case == "a stack":
+        step = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), step)
+        stack, lead = -3, (2,)
+    base = normal(*lead, 64, 6, dtype=dtype)
+    program = jax.make_jaxpr(lambda base, step: Weight(base, step, (-2,), (-1,), stack).dense())
+    assert "scan[" not in str(program(base, step))
