@@ -21,7 +21,7 @@ from .families.table import ROWS
 from .laws.draws import KINDS, Module, adapters, draw_update, normal, tree, trees
 from .laws.running import composed, error
 from .laws.truth import fold_tree
-from .messages import full_text
+from .messages import full_text, tied_embedding, ties
 from .uncompiled import uncompiled
 
 # The first row of each family; all rows with HYPOTHESIS_PROFILE=long.
@@ -385,17 +385,7 @@ def test_bad_input() -> None:
     tied = {"model.embed_tokens.weight": np.ones((12, 20)), "model.norm.weight": np.ones(20)}
     with pytest.raises(
         LayoutError,
-        match=full_text(
-            "the tree ties the tensors of these sites to others:\n"
-            "  model.embed_tokens is the embedding and, since the tree "
-            "has no lm_head, the head too (tied). The tree has one leaf "
-            "for both, and PEFT's forward changes one side only. Untie "
-            "it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied()). If the model has no head at all, pass "
-            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
-        ),
+        match=full_text(ties(tied_embedding())),
     ):
         to_lora(at(lora(1, 3), "model.embed_tokens"), tied)
 

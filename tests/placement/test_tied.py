@@ -22,7 +22,7 @@ from jaxmix.pytrees import register_dataclass
 
 from .. import tied_names
 from ..laws.draws import ones, zeros
-from ..messages import full_text
+from ..messages import full_text, tied_embedding, tied_to, ties
 
 SAVED: dict[str, dict[str, Any]] = json.loads(tied_names.FILE.read_text())
 FLAX = {"weight": "kernel"}
@@ -84,12 +84,8 @@ def test_t5_without_a_head_looks_like_one_with() -> None:
     assert message is not None and message.endswith(
         "jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
     )
-    assert tied_problem("decoder.embed_tokens", leaves) == (
-        "decoder.embed_tokens is tied to shared. The tree has one leaf for both, and PEFT's "
-        "forward changes one side only. Untie it: add a leaf decoder.embed_tokens.weight, a copy "
-        "of shared.weight, and run the model with tie_word_embeddings=False (a "
-        "jaxmix.models.Decoder: model.untied())."
-    )
+    expected = tied_to("decoder.embed_tokens", "shared")
+    assert tied_problem("decoder.embed_tokens", leaves) == expected
 
 
 # ---------------------------------------------------------------- in compose
@@ -109,61 +105,27 @@ def test_tied_tree_is_refused() -> None:
     """Both sides of the tie are listed in one error."""
     with pytest.raises(
         LayoutError,
-        match=full_text(
-            "the tree ties the tensors of these sites to others:\n"
-            "  model.embed_tokens is the embedding and, since the tree "
-            "has no lm_head, the head too (tied). The tree has one leaf "
-            "for both, and PEFT's forward changes one side only. Untie "
-            "it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied()). If the model has no head at all, pass "
-            "layout=jaxmix.Layout('headless', "
-            "jaxmix.layout.NAMES.rules)\n"
-            "  lm_head is tied to model.embed_tokens. The tree has one "
-            "leaf for both, and PEFT's forward changes one side only. "
-            "Untie it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied())."
-        ),
-    ) as caught:
+        match=full_text(ties(tied_embedding(), tied_to("lm_head"))),
+    ):
         jaxmix.compose(TREE, [lora(EMBED), 0.5 * lora(HEAD).renamed("head")])
-    message = str(caught.value)
-    assert (
-        f"\n  {EMBED} is the embedding and, since the tree has no lm_head, the head too" in message
-    )
-    assert f"\n  {HEAD} is tied to {EMBED}. " in message
     nested = {"params": {"model": {"embed_tokens": {"embedding": E}}}}
     with pytest.raises(
         LayoutError,
         match=full_text(
-            "the tree ties the tensors of these sites to others:\n"
-            "  model.embed_tokens is the embedding and, since the tree "
-            "has no lm_head, the head too (tied). The tree has one leaf "
-            "for both, and PEFT's forward changes one side only. Untie "
-            "it: add a leaf lm_head.kernel, a copy of "
-            "model.embed_tokens.embedding transposed, and run the model "
-            "with tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied()). If the model has no head at all, pass "
-            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+            ties(
+                tied_embedding(
+                    "model.embed_tokens",
+                    "lm_head.kernel",
+                    "model.embed_tokens.embedding transposed",
+                )
+            )
         ),
     ):
         jaxmix.compose(nested, [lora(EMBED)])
     for layout in ("torch", "names", NAMES):
         with pytest.raises(
             LayoutError,
-            match=full_text(
-                "the tree ties the tensors of these sites to others:\n"
-                "  model.embed_tokens is the embedding and, since the tree "
-                "has no lm_head, the head too (tied). The tree has one leaf "
-                "for both, and PEFT's forward changes one side only. Untie "
-                "it: add a leaf lm_head.weight, a copy of "
-                "model.embed_tokens.weight, and run the model with "
-                "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-                "model.untied()). If the model has no head at all, pass "
-                "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
-            ),
+            match=full_text(ties(tied_embedding())),
         ):
             jaxmix.compose(TREE, [lora(EMBED)], layout=layout)
 
@@ -201,45 +163,12 @@ def test_trained_as_one_takes_all_sides() -> None:
     decomposed = replace(dora, embedding=False)  # its norm is taken along the other axis
     with pytest.raises(
         LayoutError,
-        match=full_text(
-            "the tree ties the tensors of these sites to others:\n"
-            "  model.embed_tokens is the embedding and, since the tree "
-            "has no lm_head, the head too (tied). The tree has one leaf "
-            "for both, and PEFT's forward changes one side only. Untie "
-            "it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied()). If the model has no head at all, pass "
-            "layout=jaxmix.Layout('headless', "
-            "jaxmix.layout.NAMES.rules)\n"
-            "  lm_head is tied to model.embed_tokens. The tree has one "
-            "leaf for both, and PEFT's forward changes one side only. "
-            "Untie it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied())."
-        ),
+        match=full_text(ties(tied_embedding(), tied_to("lm_head"))),
     ):
         jaxmix.compose(TREE, Adapter({EMBED: dora, HEAD: decomposed}))
     with pytest.raises(
         LayoutError,
-        match=full_text(
-            "the tree ties the tensors of these sites to others:\n"
-            "  lm_head is tied to model.embed_tokens. The tree has one "
-            "leaf for both, and PEFT's forward changes one side only. "
-            "Untie it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied()).\n"
-            "  model.embed_tokens is the embedding and, since the tree "
-            "has no lm_head, the head too (tied). The tree has one leaf "
-            "for both, and PEFT's forward changes one side only. Untie "
-            "it: add a leaf lm_head.weight, a copy of "
-            "model.embed_tokens.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied()). If the model has no head at all, pass "
-            "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
-        ),
+        match=full_text(ties(tied_to("lm_head"), tied_embedding())),
     ):
         jax.jit(lambda adapter: jaxmix.compose(TREE, adapter))(lora(EMBED, HEAD))
     t5 = {"shared.weight": E, **{f"{s}.block.0.x.weight": E for s in ("encoder", "decoder")}}
@@ -247,26 +176,11 @@ def test_trained_as_one_takes_all_sides() -> None:
     with pytest.raises(
         LayoutError,
         match=full_text(
-            "the tree ties the tensors of these sites to others:\n"
-            "  shared is the embedding and, since the tree has no "
-            "lm_head, the head too (tied). The tree has one leaf for "
-            "both, and PEFT's forward changes one side only. Untie it: "
-            "add a leaf lm_head.weight, a copy of shared.weight, and run "
-            "the model with tie_word_embeddings=False (a "
-            "jaxmix.models.Decoder: model.untied()). If the model has no "
-            "head at all, pass layout=jaxmix.Layout('headless', "
-            "jaxmix.layout.NAMES.rules)\n"
-            "  lm_head is tied to shared. The tree has one leaf for "
-            "both, and PEFT's forward changes one side only. Untie it: "
-            "add a leaf lm_head.weight, a copy of shared.weight, and run "
-            "the model with tie_word_embeddings=False (a "
-            "jaxmix.models.Decoder: model.untied()).\n"
-            "  encoder.embed_tokens is tied to shared. The tree has one "
-            "leaf for both, and PEFT's forward changes one side only. "
-            "Untie it: add a leaf encoder.embed_tokens.weight, a copy of "
-            "shared.weight, and run the model with "
-            "tie_word_embeddings=False (a jaxmix.models.Decoder: "
-            "model.untied())."
+            ties(
+                tied_embedding("shared"),
+                tied_to("lm_head", "shared"),
+                tied_to("encoder.embed_tokens", "shared"),
+            )
         ),
     ):
         jaxmix.compose(t5, Adapter({site: Replace(weight=E + 1) for site in sides[:3]}))
@@ -407,15 +321,13 @@ def test_state_of_a_tied_decoder_is_refused() -> None:
         with pytest.raises(
             LayoutError,
             match=full_text(
-                "the tree ties the tensors of these sites to others:\n"
-                "  model.embed_tokens is the embedding and, since the tree "
-                "has no lm_head, the head too (tied). The tree has one leaf "
-                "for both, and PEFT's forward changes one side only. Untie "
-                "it: add a leaf lm_head.kernel, a copy of "
-                "model.embed_tokens.embedding transposed, and run the model "
-                "with tie_word_embeddings=False (a jaxmix.models.Decoder: "
-                "model.untied()). If the model has no head at all, pass "
-                "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+                ties(
+                    tied_embedding(
+                        "model.embed_tokens",
+                        "lm_head.kernel",
+                        "model.embed_tokens.embedding transposed",
+                    )
+                )
             ),
         ):
             jaxmix.compose(params, [lora(EMBED, shape=(11, 8))])
