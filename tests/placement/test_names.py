@@ -1,12 +1,13 @@
-"""Names of PyTorch wrappers are removed from sites and leaves."""
+"""The names of leaves; names of PyTorch wrappers are removed from them and from sites."""
 
+import jax
 import numpy as np
 import pytest
 
 import jaxmix
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA, Replace
-from jaxmix.placement.names import bare, unwrapped, without_wrappers
+from jaxmix.placement.names import bare, leaf_name, leaf_names, unwrapped, without_wrappers
 from jaxmix.placement.ties import tied_problem
 
 from ..messages import full_text
@@ -137,3 +138,16 @@ def test_wrapped_tied_embedding():
     problem = tied_problem("model.embed_tokens", names)
     assert problem is not None and "since the tree has no lm_head, the head too (tied)" in problem
     assert tied_problem("model.embed_tokens", [*names, "_orig_mod.lm_head.weight"]) is None
+
+
+def test_names_of_leaves() -> None:
+    """A variable's `value` is left out of a name; an attribute called `value` is kept."""
+    key, attr, at = jax.tree_util.DictKey, jax.tree_util.GetAttrKey, jax.tree_util.SequenceKey
+    assert leaf_name((key("a"), at(0), attr("kernel"), attr("value"))) == "a.0.kernel"
+    assert leaf_name((key("attn"), key("value"))) == "attn.value"
+    assert leaf_name((attr("value"),)) == "value"
+    assert leaf_name((jax.tree_util.FlattenedIndexKey(3),)) == "3"
+    assert leaf_names([(attr("a"), attr("value")), (attr("a"), attr("key"))]) == [
+        "a.value",
+        "a.key",
+    ]
