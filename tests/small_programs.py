@@ -90,6 +90,8 @@ def _outs(equation: Any, operands: Sequence[np.ndarray]) -> list[np.ndarray] | N
     if equation.primitive.name == "jit":
         return _evaluated(equation.params["jaxpr"], operands)
     result = _BY_NAME[equation.primitive.name](*operands, **equation.params)
+    if result is None:
+        return None
     results = result if isinstance(result, list) else [result]
     dtypes = [variable.aval.dtype for variable in equation.outvars]
-    return results if [getattr(x, "dtype", None) for x in results] == dtypes else None
+    return results if [x.dtype for x in results] == dtypes else None

@@ -23,6 +23,7 @@ RUN_BY_NUMPY: dict[str, Callable[[Any], Any]] = {
 COMPILED_BY_XLA: dict[str, Callable[[Any], Any]] = {
     "a function of ours": jax.jit(lambda x: x * x),
     "an operation that rounds more than once": jnp.tanh,
+    "what NumPy does not do": lambda x: jax.lax.pad(x, x[0, 0], ((-1, 2, 1), (0, 3, 0))),
     "an array on a chosen device": lambda x: jax.device_put(x, jax.devices()[1]) * 2,
     "a result of weak type": lambda x: jnp.add(1.5, 2.5) + x,
 }
