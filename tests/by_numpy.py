@@ -4,7 +4,8 @@ JAX compiles a program for each such operation and each shape. A program takes s
 tests have thousands of them. In all tests NumPy runs the operations whose results are then the same
 bit for bit: `EXACT`. Within `uncompiled` (uncompiled.py) it runs those that round differently too.
 
-Everything else stays XLA's: compiled functions, keys, weak types, and arrays on a chosen device.
+Everything else stays XLA's: keys, weak types, arrays on a chosen device, and compiled functions,
+but for the small ones of JAX itself (small_programs.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -53,7 +53,7 @@ CHECKED = ("operators", "affine", "apply.plan", "models.layers", "models.rope")
 jaxtyping.install_import_hook(
     [f"jaxmix.{package}" for package in CHECKED], f"{checking.__name__}.check"
 )
-# A check takes longer than many of the functions, so it is left out in rooms that add no new calls.
+# A check takes longer than many functions, so it is left out in rooms whose calls others make.
 UNCHECKED = {"combining", "converters", "fuzz", "laws", "parity", "placement", "training"}
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)

@@ -156,20 +156,19 @@ def _put(
         return step(wide).astype(matrix.dtype)
 
     def on_accelerator(backend: Backend, step: AffineMap, matrix: Array) -> Array:
-        # It is unknown whether the matrix is on step device.
+        # It is unknown whether the matrix is on one device.
         return accelerated.run(backend, matrix, [step], None, is_whole=False)
 
     return on_platform(matrix, on_cpu, on_accelerator, step, matrix)
 
 
 def _has_slabs(step: AffineMap) -> bool:
-    """Whether a map only adds several terms, all of which are best added slab by slab.
-
-    With several devices a weight may be sharded, and then its slabs would be gathered.
-    """
+    """Whether a map only adds several terms, all of which are best added slab by slab."""
     added = terms(step.shift)
-    one_device = len(jax.devices("cpu")) == 1
-    return one_device and step.is_shift and len(added) > 1 and all(map(slabs.has_slabs, added))
+    # With several devices the weight may be sharded, and cutting it into slabs would gather it.
+    if len(jax.devices("cpu")) > 1:
+        return False
+    return step.is_shift and len(added) > 1 and all(map(slabs.has_slabs, added))
 
 
 def _by_slabs(step: AffineMap, matrix: Array, is_transposed: bool) -> Array:

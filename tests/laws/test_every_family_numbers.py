@@ -28,7 +28,10 @@ NOISE = 5e-6
 
 @pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.thorough)])
 def test_16_bit_weights_are_rounded_once(step: int) -> None:
-    """16-bit weights with float64 factors: computed in float32 and rounded once."""
+    """16-bit weights with float64 factors: computed in float32 and rounded once.
+
+    Tests every step-th update: one or two of the three of a family, or all.
+    """
     updates = {site: UPDATES[site] for site in list(UPDATES)[::step]}
     plain = base(updates)
     params = {n: x.astype(DTYPES[n.split(".")[0][-1]]) for n, x in plain.items()}

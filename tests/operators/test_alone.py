@@ -30,7 +30,6 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
     rows = [0, shape[0] - 1, 3, 3]
     vectors = [[rng.normal(size=(size, n)) for n in (1, 5, 40)] for size in reversed(shape)]
 
-    @jax.jit
     def compute(op: Operator, factor: jax.Array) -> list[jax.Array]:
         products = [
             x @ jnp.asarray(v) for x, vs in zip((op, op.T), vectors, strict=True) for v in vs

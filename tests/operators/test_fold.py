@@ -50,7 +50,6 @@ def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
     kinds = [kind for kind in KINDS if shape in shapes_of(kind)]
     pairs = [(example(x, shape, 1), example(y, shape, 2)) for x, y in product(kinds, repeat=2)]
 
-    @jax.jit
     def totals_of(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
         totals = [add(x, y) for x, y in pairs]
         for (x, y), total in zip(pairs, totals, strict=True):
@@ -82,7 +81,6 @@ def test_multiply_agrees_with_dense(outer: tuple[int, int], inner: tuple[int, in
     seconds = [example(kind, inner, 2) for kind in kinds if inner in shapes_of(kind)]
     pairs = list(product(firsts, seconds))
 
-    @jax.jit
     def products_of(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
         folded = [multiply(x, y) for x, y in pairs]
         for (x, y), result in zip(pairs, folded, strict=True):

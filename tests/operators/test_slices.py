@@ -41,7 +41,6 @@ def test_slices(kind: str) -> None:
     op, matrix = example(kind, shape)
     x = np.random.default_rng(3).normal(size=(shape[1], 2))
 
-    @jax.jit
     def compute(op: Operator) -> list[jax.Array]:
         results = []
         for section in SLICES:

@@ -114,9 +114,7 @@ def test_tied_tree_is_refused() -> None:
         match=full_text(
             ties(
                 tied_embedding(
-                    "model.embed_tokens",
-                    "lm_head.kernel",
-                    "model.embed_tokens.embedding transposed",
+                    new="lm_head.kernel", copied="model.embed_tokens.embedding transposed"
                 )
             )
         ),
@@ -323,9 +321,7 @@ def test_state_of_a_tied_decoder_is_refused() -> None:
             match=full_text(
                 ties(
                     tied_embedding(
-                        "model.embed_tokens",
-                        "lm_head.kernel",
-                        "model.embed_tokens.embedding transposed",
+                        new="lm_head.kernel", copied="model.embed_tokens.embedding transposed"
                     )
                 )
             ),

@@ -98,10 +98,10 @@ def test_several_terms_are_added_slab_by_slab(
     def program() -> str:
         return str(jax.make_jaxpr(lambda *leaf: dense(*leaf))(base, step))
 
-    expected, expected_slopes = dense(base, step), slopes()
-    assert "scan[" not in program()
-    monkeypatch.setattr(jax, "devices", lambda *_: [None])
     monkeypatch.setattr(slabs, "SLAB", 32)
+    expected, expected_slopes = dense(base, step), slopes()
+    assert "scan[" not in program()  # tests have eight devices
+    monkeypatch.setattr(jax, "devices", lambda *_: [None])
     assert "scan[" in program()
     np.testing.assert_allclose(dense(base, step), expected, rtol=1e-5, atol=1e-6)
     leaves = map(jax.tree.leaves, (slopes(), expected_slopes))
@@ -114,10 +114,7 @@ def test_slabs_are_rows_of_the_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(jax, "devices", lambda *_: [None])
     monkeypatch.setattr(slabs, "added", lambda matrix, _: seen.append(matrix.shape) or matrix)
-    for base, *axes in (
-        (normal(64, 96), (-2,), (-1,)),
-        (normal(96, 64), (-1,), (-2,)),
-    ):
+    for base, *axes in ((normal(64, 96), (-2,), (-1,)), (normal(96, 64), (-1,), (-2,))):
         jax.eval_shape(Weight(base, sum_of_terms(64, 96), *axes).dense)
     assert seen == [(64, 96), (96, 64)]
 
