@@ -88,10 +88,15 @@ class PerRow(Operator):
         return Product(Identity(self.n_rows).scaled(factor), self)
 
     def __rmatmul__(self, x: Float[Array, "n rows"]) -> Float[Array, "n cols"]:
-        product = _grouped(
-            _matmul, self.is_transposed, self.n_cols, self.is_factor, self.rows_per_slot
-        )
-        return product(x, self.stacks, self.picks, self.schedules)
+        if self.is_factor:
+            return self._applied(_matmul, x, x)
+        dtype = jnp.result_type(x.dtype, self._dtype())
+        return self._applied(_matmul, jnp.zeros((x.shape[0], self.n_cols), dtype), x)
+
+    def product_added_to(
+        self, y: Float[Array, "n cols"], x: Float[Array, "n rows"]
+    ) -> Float[Array, "n cols"]:
+        return y + x @ self if self.is_factor else self._applied(_matmul, y, x)
 
     def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
         return (x.T @ self.T).T
@@ -99,8 +104,8 @@ class PerRow(Operator):
     def take_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
         if self.is_factor:
             return self.dense()[at]
-        take = _grouped(_take_rows, self.is_transposed, self.n_cols, False, self.rows_per_slot)
-        return take(at, self.stacks, self.picks, self.schedules)
+        start = jnp.zeros((*at.shape, self.n_cols), self._dtype())
+        return self._applied(_take_rows, start, at)
 
     def rows(self, part: slice) -> Dense:
         return Dense(self.dense()[part])
@@ -110,6 +115,11 @@ class PerRow(Operator):
 
     def matmul_flops(self, n: int) -> int:
         return sum(self._counts(lambda operator: operator.matmul_flops(n)))
+
+    def _applied(self, use: Callable[..., Array], start: Array, x: Array) -> Array:
+        """Applies what the row selects to its tokens or indices, from the result without it."""
+        apply = _grouped(use, self.is_transposed, self.is_factor, self.rows_per_slot)
+        return apply(start, x, self.stacks, self.picks, self.schedules)
 
     def _dtype(self) -> Any:
         floats = [leaf.dtype for leaf in jax.tree.leaves(self.stacks) if _is_float(leaf)]
@@ -166,55 +176,63 @@ def _with_nan(start: Array, picks: Any) -> Array:
     return jnp.where(is_broken, jnp.full((), np.nan, start.dtype), start)
 
 
+def _with_nan_if_any(start: Array, picks: Any) -> Array:
+    """The same for many rows, which are not even read if none selects a broken operator."""
+    slots = [jnp.any(pick.slot == BROKEN) for pick in picks if pick.slot is not None]
+    if not slots:
+        return start
+    is_any = reduce(jnp.logical_or, slots)
+    return jax.lax.cond(is_any, lambda start: _with_nan(start, picks), lambda start: start, start)
+
+
 @lru_cache
 def _grouped(
-    use: Any, is_transposed: bool, n_cols: int, is_factor: bool, rows_per_slot: int
+    use: Any, is_transposed: bool, is_factor: bool, rows_per_slot: int
 ) -> Callable[..., Array]:
-    """Returns ``(x, stacks, picks, schedules) -> result``, with its batching rule and gradient."""
+    """Returns ``(start, x, stacks, picks, schedules) -> result``, with batching and gradient."""
     apply = partial(use, is_transposed)
 
-    def start(x: Array, stacks: Any) -> Array:
-        if is_factor:
-            return x
-        floats = [leaf for leaf in (x, *jax.tree.leaves(stacks)) if _is_float(leaf)]
-        return jnp.zeros((*x.shape[: x.ndim - (use is _matmul)], n_cols), jnp.result_type(*floats))
-
-    def single(x: Array, stacks: Any, picks: Any) -> Array:
-        return _single(lambda m: apply(m, x), is_factor, start(x, stacks), stacks, picks)
+    def single(start: Array, x: Array, stacks: Any, picks: Any) -> Array:
+        return _single(lambda m: apply(m, x), is_factor, start, stacks, picks)
 
     # As compiled functions they are traced once for all leaves of one shape.
     @jax.jit
     def on_cpu(start: Array, x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
+        start = _with_nan_if_any(start, picks)
         return apply_by_loops(apply, is_factor, start, x, stacks, picks, schedules, rows_per_slot)
 
     @jax.jit
     def on_accelerator(start: Array, x: Array, stacks: Any, picks: Any, _: Any) -> Array:
-        is_lookup = use is _take_rows
+        is_lookup, start = use is _take_rows, _with_nan(start, picks)
         return apply_by_masks(is_transposed, is_lookup, is_factor, start, x, stacks, picks)
 
     @custom_vmap
-    def grouped(x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
-        return single(x, stacks, picks)
+    def grouped(start: Array, x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
+        return single(start, x, stacks, picks)
 
     @grouped.def_vmap
     def batched(
-        size: int, is_batched: Any, x: Array, stacks: Any, picks: Any, schedules: Any
+        size: int, is_batched: Any, start: Array, x: Array, stacks: Any, picks: Any, schedules: Any
     ) -> Any:
-        in_x, in_stacks, in_picks, in_schedules = is_batched
+        *in_inputs, in_stacks, in_picks, in_schedules = is_batched
         if any(jax.tree.leaves(in_stacks)) or not all(jax.tree.leaves(in_picks)):
-            axes = jax.tree.map(lambda flag: 0 if flag else None, (in_x, in_stacks, in_picks))
-            return jax.vmap(single, axes, axis_size=size)(x, stacks, picks), True
-        x = x if in_x else jnp.broadcast_to(x[None], (size, *x.shape))
+            flags = *in_inputs, in_stacks, in_picks
+            axes = jax.tree.map(lambda flag: 0 if flag else None, flags)
+            return jax.vmap(single, axes, axis_size=size)(start, x, stacks, picks), True
+        start, x = (
+            value if flag else jnp.broadcast_to(value[None], (size, *value.shape))
+            for value, flag in zip((start, x), in_inputs, strict=True)
+        )
         schedules = () if any(jax.tree.leaves(in_schedules)) else schedules
-        args = _with_nan(start(x, stacks), picks), x, stacks, picks, schedules
+        args = start, x, stacks, picks, schedules
         return by_platform(on_cpu, lambda backend, *args: on_accelerator(*args), *args), True
 
     @jax.custom_vjp
-    def product(x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
-        return grouped(x, stacks, picks, schedules)
+    def product(start: Array, x: Array, stacks: Any, picks: Any, schedules: Any) -> Array:
+        return grouped(start, x, stacks, picks, schedules)
 
-    def forward(x: Array, stacks: Any, picks: Any, schedules: Any) -> Any:
-        return grouped(x, stacks, picks, schedules), (x, stacks, picks)
+    def forward(start: Array, x: Array, stacks: Any, picks: Any, schedules: Any) -> Any:
+        return grouped(start, x, stacks, picks, schedules), (start, x, stacks, picks)
 
     def backward(residuals: Any, cotangent: Array) -> Any:
         return *jax.vjp(single, *residuals)[1](cotangent), None

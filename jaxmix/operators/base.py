@@ -79,6 +79,12 @@ class Operator(ABC):
         """Returns ``x + M``."""
         return x + self.dense()
 
+    def product_added_to(
+        self, y: Float[Array, "n cols"], x: Float[Array, "n rows"]
+    ) -> Float[Array, "n cols"]:
+        """Returns ``y + x M``, as `x @ self` does, where an operator can add to y in place."""
+        return y + x @ self
+
     def added_flops(self) -> int:
         """Returns how many multiplications and additions `added_to` needs."""
         return self.flops() + math.prod(self.shape)

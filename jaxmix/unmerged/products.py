@@ -238,7 +238,7 @@ def _finish(
     """``y Lᵀ + x Δᵀ``."""
     if not isinstance(left, Identity):
         y = y @ left.T
-    return y if isinstance(shift, Zero) else y + x @ shift.T
+    return y if isinstance(shift, Zero) else shift.T.product_added_to(y, x)
 
 
 _NAMES = {lax.Precision.HIGHEST: "highest", lax.Precision.HIGH: "high"}
