@@ -87,9 +87,10 @@ def transferred(x: np.ndarray) -> jax.Array:
     """Returns an array on the default device, with the numbers of NumPy's.
 
     Args:
-        x: The array. It may share its memory with the result.
+        x: The array. It may share its memory with the result. The gradient by integers, which has
+            a dtype of its own, stays NumPy's, as in JAX.
     """
-    return _put()(x)
+    return x if x.dtype == jax.dtypes.float0 else _put()(x)  # pyright: ignore[reportReturnType]
 
 
 def is_jax_function(program: Any) -> bool:

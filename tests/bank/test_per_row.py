@@ -58,3 +58,32 @@ def test_products_lookups_and_parts_are_those_of_the_dense_matrix() -> None:
             )
             scaled = operator.scaled(-2.0)
             np.testing.assert_allclose(left @ scaled, -2 * left @ expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("is_factor", [False, True])
+def test_rows_add_their_products_to_what_they_get(is_factor: bool) -> None:
+    """Rows that select nothing, too; only a row with a broken operator becomes NaN."""
+    rng = np.random.default_rng(0)
+    blocks = rng.normal(size=(2, 3, 3))
+    stack = LowRank(jnp.asarray(blocks), jnp.broadcast_to(jnp.eye(3), (2, 3, 3)))
+    slots = jnp.asarray([1, NOTHING, BROKEN, 0, 1], np.int32)
+    y, x = (jnp.asarray(rng.normal(size=(5, 2, 3))) for _ in range(2))
+
+    def added(y: jax.Array, x: jax.Array) -> jax.Array:
+        def row(slot: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+            operator = PerRow((stack,), (Selection(slot),), 3, 3, is_factor)
+            return operator.product_added_to(y, x)
+
+        return jax.vmap(row)(slots, y, x)
+
+    matrices = [blocks[1], np.eye(3) * is_factor, blocks[0], blocks[0], blocks[1]]
+    want = np.asarray(y) + np.asarray(x) @ np.stack(matrices)
+    want[2] = np.nan
+    np.testing.assert_allclose(added(y, x), want, rtol=1e-5)
+    whole = jnp.asarray([0, 1, 3, 4])
+    by_y, by_x = jax.grad(lambda y, x: added(y, x)[whole].sum(), argnums=(0, 1))(y, x)
+    np.testing.assert_allclose(by_y[whole], np.ones((4, 2, 3)), rtol=1e-5)
+    rows = np.stack(matrices).sum(2, keepdims=True).swapaxes(1, 2)
+    np.testing.assert_allclose(
+        by_x[whole], np.broadcast_to(rows, (5, 2, 3))[np.asarray(whole)], rtol=1e-5, atol=1e-6
+    )

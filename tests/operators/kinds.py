@@ -73,7 +73,7 @@ def _diagonal(rng: np.random.Generator, rows: int, cols: int) -> Example:
 def _blocks(size: int, shared: bool = False) -> Maker:
     def make(rng: np.random.Generator, rows: int, cols: int) -> Example:
         count = rows // size
-        blocks = rng.normal(size=(1 if shared else count, size, size))
+        blocks = rng.normal(size=(count // 2 if shared else count, size, size))
         dense = np.zeros((rows, rows))
         for i in range(count):
             at = slice(i * size, (i + 1) * size)

@@ -42,6 +42,7 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
             op.scaled(-1.5).dense(),
             op.T.scaled(factor) @ jnp.asarray(w),
             op.added_to(jnp.asarray(w)),
+            op.product_added_to(jnp.asarray(w[:2]), jnp.asarray(vectors[1][1].T[:2])),
             *products,
             *(v.T @ op.T for v in map(jnp.asarray, vectors[0])),
             op.take_rows(jnp.asarray(rows)),
@@ -58,6 +59,7 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
         -1.5 * matrix,
         2.5 * matrix.T @ w,
         w + matrix,
+        w[:2] + vectors[1][1].T[:2] @ matrix,
     ]
     expected += [m @ v for m, vs in zip((matrix, matrix.T), vectors, strict=True) for v in vs]
     expected += [v.T @ matrix.T for v in vectors[0]]

@@ -157,7 +157,7 @@ def test_products_stay_compact() -> None:
         assert isinstance(folded, LowRank) and folded.rank == 2
     shared = example("blocks_shared", SQUARE)[0]
     folded = multiply(shared, shared)
-    assert isinstance(folded, BlockDiagonal) and folded.copies == 4
+    assert isinstance(folded, BlockDiagonal) and folded.copies == 2
     total = add(add(low, example("sparse", SQUARE)[0]), add(example("hadamard", SQUARE)[0], three))
     assert isinstance(total, Sum)
     assert [type(term) for term in total.terms] == [LowRank, Sparse, Hadamard]
