@@ -2,10 +2,16 @@
 
 import re
 
-__all__ = ["full_text", "tied_embedding", "tied_to", "ties"]
+__all__ = ["UNTIE", "full_text", "tied_embedding", "tied_to", "ties"]
 
 # JAX adds this note to some errors that pass through its frames, and pytest matches notes too.
 _NOTE = r"(\n-{20}\nFor simplicity, JAX has removed its internal frames .*)?"
+
+# What a merge says below its ties.
+UNTIE = (
+    "\nUse untie=True to untie them in the output: lm_head.weight is then written as a separate "
+    "tensor, and tie_word_embeddings set to false in config.json."
+)
 
 
 def full_text(message: str) -> str:
@@ -20,19 +26,27 @@ def ties(*problems: str, tree: str = "the tree") -> str:
 
 
 def tied_embedding(
-    site: str = "model.embed_tokens", new: str = "lm_head.weight", copied: str | None = None
+    site: str = "model.embed_tokens",
+    new: str = "lm_head.weight",
+    copied: str | None = None,
+    *,
+    advice: bool = True,
 ) -> str:
     """Returns the line about an embedding that is the head too, and the leaf that unties it."""
+    head = new.rpartition(".")[0]
+    tie = f"{site} is the embedding and, since there is no {head}, the head too (tied)"
+    if not advice:
+        return tie
     return (
-        f"{site} is the embedding and, since the tree has no lm_head, the head too (tied). "
-        f"{_untying(new, copied or f'{site}.weight')} If the model has no head at all, pass "
+        f"{tie}. {_untying(new, copied or f'{site}.weight')} If the model has no head at all, pass "
         "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
     )
 
 
-def tied_to(site: str, embedding: str = "model.embed_tokens") -> str:
+def tied_to(site: str, embedding: str = "model.embed_tokens", *, advice: bool = True) -> str:
     """Returns the line about a site that shares the weight of an embedding."""
-    return f"{site} is tied to {embedding}. {_untying(f'{site}.weight', f'{embedding}.weight')}"
+    tie = f"{site} is tied to {embedding}"
+    return f"{tie}. {_untying(f'{site}.weight', f'{embedding}.weight')}" if advice else tie
 
 
 def _untying(new: str, copied: str) -> str:

@@ -47,7 +47,7 @@ def tied_sites(
             continue
         if table.by_name:
             if problem := ties.problem(site):
-                yield problem
+                yield f"{problem}. {ties.advice(site)}"
             continue
         for place in table.places(site, "weight"):
             head = heads.get(place.leaf, site)

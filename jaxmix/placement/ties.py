@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jaxmix.placement.names import bare
 
-__all__ = ["EMBEDDINGS", "HEADS", "Ties", "is_embedding", "tied_problem"]
+__all__ = ["EMBEDDINGS", "HEADS", "Ties", "is_embedding"]
 
 # The names of embeddings in Hugging Face's models, and of heads that may be tied to them. Compared
 # with the files that transformers saves by tests/placement/test_tied.py.
@@ -77,46 +77,44 @@ class Ties:
             site: The PyTorch name of a module whose weight is to change.
 
         Returns:
-            What is tied and how to untie it; None if the site has a weight of its own.
+            What is tied; None if the site has a weight of its own.
+
+        Example:
+            >>> print(Ties.of(["model.embed_tokens.weight"]).problem("model.embed_tokens"))
+            model.embed_tokens is the embedding and, since there is no lm_head, the head too (tied)
         """
+        if (tie := self._tie(site)) is None:
+            return None
+        missing, embedding = tie
+        if missing == bare(site):
+            return f"{missing} is tied to {embedding}"
+        return f"{embedding} is the embedding and, since there is no {missing}, the head too (tied)"
+
+    def advice(self, site: str) -> str:
+        """Explains how to untie a site in the tree, if it is tied; otherwise an empty text."""
+        if (tie := self._tie(site)) is None:
+            return ""
+        missing, embedding = tie
+        advice = _how_to_untie(missing, embedding, self.weights[embedding])
+        if missing == bare(site):
+            return advice
+        headless = "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+        return f"{advice} If the model has no head at all, pass {headless}"
+
+    def _tie(self, site: str) -> tuple[str, str] | None:
+        """The module that has no weight of its own, and the embedding whose weight it shares."""
         site, weights = bare(site), self.weights
         if not is_embedding(site) and site not in HEADS:
             return None
         if site in weights:
             head = _missing_head(site, weights, self.names) if is_embedding(site) else None
-            if head is None:
-                return None
-            return (
-                f"{site} is the embedding and, since the tree has no {head}, the head too (tied). "
-                f"{_how_to_untie(head, site, weights[site])} If the model has no head at all, pass "
-                "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
-            )
+            return None if head is None else (head, site)
         embedding = next((module for module in weights if is_embedding(module)), None)
         if embedding is None:
             return None
         shares = _last(site) == "embed_tokens" and _last(embedding) == "shared"
-        if shares or (site in HEADS and site == _missing_head(embedding, weights, self.names)):
-            advice = _how_to_untie(site, embedding, weights[embedding])
-            return f"{site} is tied to {embedding}. {advice}"
-        return None
-
-
-def tied_problem(site: str, names: Collection[str]) -> str | None:
-    """Describes why a site shares its weight with another; `Ties.problem` for a single site.
-
-    Args:
-        site: The PyTorch name of a module whose weight is to change.
-        names: The dotted names of all leaves of the tree.
-
-    Returns:
-        What is tied and how to untie it; None if the site has a weight of its own.
-
-    Example:
-        >>> print(tied_problem("model.embed_tokens", ["model.embed_tokens.weight"]))
-        model.embed_tokens is the embedding and, since the tree has no lm_head, the head too ...
-        >>> tied_problem("model.embed_tokens", ["model.embed_tokens.weight", "lm_head.weight"])
-    """
-    return Ties.of(names).problem(site)
+        is_head = site in HEADS and site == _missing_head(embedding, weights, self.names)
+        return (site, embedding) if shares or is_head else None
 
 
 def is_embedding(module: str) -> bool:

@@ -8,9 +8,9 @@ import jaxmix
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA, Replace
 from jaxmix.placement.names import bare, leaf_name, leaf_names, unwrapped, without_wrappers
-from jaxmix.placement.ties import tied_problem
+from jaxmix.placement.ties import Ties
 
-from ..messages import full_text
+from ..messages import full_text, tied_embedding
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_leaves_that_differ_only_by_wrappers():
 def test_wrapped_tied_embedding():
     """A tied embedding is detected under wrapped names too."""
     names = ["_orig_mod.model.embed_tokens.weight", "_orig_mod.model.norm.weight"]
-    problem = tied_problem("model.embed_tokens", names)
-    assert problem is not None and "since the tree has no lm_head, the head too (tied)" in problem
-    assert tied_problem("model.embed_tokens", [*names, "_orig_mod.lm_head.weight"]) is None
+    assert Ties.of(names).problem("model.embed_tokens") == tied_embedding(advice=False)
+    untied = Ties.of([*names, "_orig_mod.lm_head.weight"])
+    assert untied.problem("model.embed_tokens") is None
 
 
 def test_names_of_leaves() -> None:

@@ -17,7 +17,7 @@ from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA, Replace, Together, Tokens
 from jaxmix.models import Decoder, read_config
 from jaxmix.placement.layout import NAMES
-from jaxmix.placement.ties import tied_problem
+from jaxmix.placement.ties import Ties
 from jaxmix.pytrees import register_dataclass
 
 from .. import tied_names
@@ -41,20 +41,18 @@ def test_names_of_transformers(name: str) -> None:
     model = SAVED[name]
     site, head, leaves = model["embedding"], model["head"], model["leaves"]
     for names in (leaves, [f"params.{n}" for n in leaves], [in_flax(n, site) for n in leaves]):
-        problem = tied_problem(site, names)
+        ties_of_tree = Ties.of(names)
+        problem = ties_of_tree.problem(site)
         assert (problem is not None) == model["tied"], problem
         if problem:
-            assert f"the tree has no {head}, the head too" in problem
-            assert f"add a leaf {head}." in problem
+            assert f"there is no {head}, the head too" in problem
+            assert f"add a leaf {head}." in ties_of_tree.advice(site)
         # With the leaf that the message requests, the problem is gone.
         for part in ("weight", "kernel"):
-            assert head is None or tied_problem(site, [*names, f"{head}.{part}"]) is None
+            assert head is None or Ties.of([*names, f"{head}.{part}"]).problem(site) is None
         if head is not None:
-            message = tied_problem(head, names)
-            assert (message is not None) == model["tied"]
-            assert message is None or message.startswith(
-                f"{head} is tied to {site}. The tree has one"
-            )
+            expected = f"{head} is tied to {site}" if model["tied"] else None
+            assert ties_of_tree.problem(head) == expected
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -63,7 +61,9 @@ def test_other_sites_are_not_tied(name: str) -> None:
     model = SAVED[name]
     modules = {leaf.rpartition(".")[0] for leaf in model["leaves"]} | {"no.such", "lm_head.dense"}
     modules -= {model["embedding"], model["head"]}
-    assert not [module for module in modules if tied_problem(module, model["leaves"])]
+    ties_of_tree = Ties.of(model["leaves"])
+    assert not [module for module in modules if ties_of_tree.problem(module)]
+    assert not any(ties_of_tree.advice(module) for module in modules)
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs torch and transformers")
@@ -79,13 +79,15 @@ def test_recorded_names_are_up_to_date(name: str) -> None:
 
 def test_t5_without_a_head_looks_like_one_with() -> None:
     """T5Model has the names of a tied T5ForConditionalGeneration; the error states the remedy."""
-    leaves = SAVED["T5ForConditionalGeneration"]["leaves"]
-    message = tied_problem("shared", leaves)
-    assert message is not None and message.endswith(
+    ties_of_tree = Ties.of(SAVED["T5ForConditionalGeneration"]["leaves"])
+    assert ties_of_tree.advice("shared").endswith(
         "jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
     )
-    expected = tied_to("decoder.embed_tokens", "shared")
-    assert tied_problem("decoder.embed_tokens", leaves) == expected
+    for site, expected in (
+        ("shared", tied_embedding("shared")),
+        ("decoder.embed_tokens", tied_to("decoder.embed_tokens", "shared")),
+    ):
+        assert f"{ties_of_tree.problem(site)}. {ties_of_tree.advice(site)}" == expected
 
 
 # ---------------------------------------------------------------- in compose
@@ -342,21 +344,12 @@ class Stubborn:
         return self
 
 
-UNTIE = (
-    "model.embed_tokens is the embedding and, since the tree has no lm_head, the head too (tied). "
-    "The tree has one leaf for both, and PEFT's forward changes one side only. Untie it: add a "
-    "leaf lm_head.weight, a copy of model.embed_tokens.weight, and run the model with "
-    "tie_word_embeddings=False (a jaxmix.models.Decoder: model.untied()). If the model has no head "
-    "at all, pass layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
-)
-
-
 def test_tree_that_stays_tied_is_refused() -> None:
     """A tree that is still tied after `untied` is refused."""
     tree = Stubborn({"embed_tokens": {"weight": E}})
     with pytest.raises(
         LayoutError,
-        match=full_text(f"the tree ties the tensors of these sites to others:\n  {UNTIE}"),
+        match=full_text(ties(tied_embedding())),
     ):
         jaxmix.compose(tree, [lora(EMBED)])
 
@@ -373,7 +366,7 @@ def test_tokens_keep_the_tie_and_others_do_not() -> None:
     assert out.sum() == 4 and out[2].sum() == 4
     with pytest.raises(
         LayoutError,
-        match=full_text(f"the tree ties the tensors of these sites to others:\n  {UNTIE}"),
+        match=full_text(ties(tied_embedding())),
     ):
         jaxmix.compose(tied, with_replace)
 
@@ -393,7 +386,7 @@ def test_tokens_keep_the_tie_and_others_do_not() -> None:
         LayoutError,
         match=full_text(
             "an adapter trained tokens, which changes both sides of a tied embedding, and another "
-            f"changes one side of it:\n  model.embed_tokens\n  {UNTIE}\n"
+            f"changes one side of it:\n  model.embed_tokens\n  {tied_embedding()}\n"
             "Untie the model, and give the head tokens of its own."
         ),
     ):

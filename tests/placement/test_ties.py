@@ -31,9 +31,9 @@ def test_names_are_prepared_once(layers: int, monkeypatch: pytest.MonkeyPatch) -
 def test_other_heads_have_a_weight(head: str) -> None:
     """A tree with the head of ModernBERT, TrOCR or T5Gemma is not tied."""
     names = ["model.embed_tokens.weight", f"{head}.weight", "model.norm.weight"]
-    assert ties.tied_problem("model.embed_tokens", names) is None
-    assert ties.tied_problem("model.embed_tokens", names[::2]) is not None
+    assert ties.Ties.of(names).problem("model.embed_tokens") is None
+    assert ties.Ties.of(names[::2]).problem("model.embed_tokens") is not None
     model = [
         f"model.{name}" for name in ("embed_tokens.weight", "decoder.output_projection.weight")
     ]
-    assert ties.tied_problem("model.embed_tokens", model) is None
+    assert ties.Ties.of(model).problem("model.embed_tokens") is None

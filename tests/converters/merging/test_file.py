@@ -13,7 +13,7 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.families import IA3
 
-from ...messages import full_text
+from ...messages import UNTIE, full_text, tied_embedding, ties
 from ..bases import Adapters, contents, header, mixed, save_base
 
 
@@ -82,16 +82,7 @@ def test_ties(adapters: Adapters, tmp_path: Path) -> None:
     """The config next to it states whether it is tied; an untied head is written to the file."""
     base = save_base(tmp_path / "base", tied=True)
     file, embedding = base / "model.safetensors", jaxmix.load(adapters["embedding"])
-    message = full_text(
-        f"{file} ties the tensors of these sites to others:\n  model.embed_tokens is the embedding "
-        "and, since the tree has no lm_head, the head too (tied). The tree has one leaf for both, "
-        "and PEFT's forward changes one side only. Untie it: add a leaf lm_head.weight, a copy of "
-        "model.embed_tokens.weight, and run the model with tie_word_embeddings=False (a "
-        "jaxmix.models.Decoder: model.untied()). If the model has no head at all, pass "
-        "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)\nUse untie=True to untie them "
-        "in the output: lm_head.weight is then written as a separate tensor, and "
-        "tie_word_embeddings set to false in config.json."
-    )
+    message = full_text(ties(tied_embedding(advice=False), tree=str(file)) + UNTIE)
     with pytest.raises(LayoutError, match=message):
         merge_checkpoint(file, embedding, tmp_path / "out.safetensors")
     merged = merge_checkpoint(file, embedding, tmp_path / "out.safetensors", untie=True)

@@ -14,7 +14,7 @@ from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.families import LoRA, Tokens
 
-from ...messages import full_text, tied_embedding, tied_to, ties
+from ...messages import UNTIE, full_text, tied_embedding, tied_to, ties
 from ..bases import (
     VOCAB,
     WIDTH,
@@ -71,21 +71,15 @@ def test_untie(side: str, shards: int, adapters: Adapters, tmp_path: Path) -> No
         assert len(header(tmp_path / "out" / shard)) % 8 == 0
 
 
-UNTIE = (
-    "\nUse untie=True to untie them in the output: lm_head.weight is then written as a separate "
-    "tensor, and tie_word_embeddings set to false in config.json."
-)
-
-
 def test_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
     """The error names the tied tensors and the option; without a model type, by their names."""
     base = save_base(tmp_path / "base", tied=True, config={})
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, jaxmix.load(adapters["embedding"]), tmp_path / "out")
-    assert str(caught.value) == ties(tied_embedding(), tree=f"{tmp_path}/base") + UNTIE
+    assert str(caught.value) == ties(tied_embedding(advice=False), tree=f"{tmp_path}/base") + UNTIE
     with pytest.raises(
         LayoutError,
-        match=full_text(ties(tied_to("lm_head"), tree=f"{tmp_path}/base") + UNTIE),
+        match=full_text(ties(tied_to("lm_head", advice=False), tree=f"{tmp_path}/base") + UNTIE),
     ):
         merge_checkpoint(base, jaxmix.load(adapters["head"]), tmp_path / "out")
     known = save_base(tmp_path / "known", tied=True)
@@ -107,7 +101,7 @@ def test_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
     adapter = jaxmix.load(adapters["embedding"])
     with pytest.raises(
         LayoutError,
-        match=full_text(ties(tied_embedding(), tree=f"{tmp_path}/tied") + UNTIE),
+        match=full_text(ties(tied_embedding(advice=False), tree=f"{tmp_path}/tied") + UNTIE),
     ):
         merge_checkpoint(tied, adapter, tmp_path / "out")
     merged = merge_checkpoint(tied, adapter, tmp_path / "out", untie=True)
@@ -221,7 +215,10 @@ DIFFERENTLY = (
     "\n  lm_head.weight is tied to model.embed_tokens.weight; adapters change lm_head and "
     "model.embed_tokens, differently"
 )
-BY_NAME = {"model.embed_tokens": tied_embedding(), "lm_head": tied_to("lm_head")}
+BY_NAME = {
+    "model.embed_tokens": tied_embedding(advice=False),
+    "lm_head": tied_to("lm_head", advice=False),
+}
 
 
 @pytest.mark.parametrize("kind", ["saved", "lora"])
