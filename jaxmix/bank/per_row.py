@@ -21,6 +21,7 @@ from jaxmix.bank.slots import BROKEN, Selection, entry
 from jaxmix.operators import Dense, Identity, Operator, Product
 from jaxmix.operators.backends import by_platform
 from jaxmix.operators.base import static
+from jaxmix.operators.loops import carry
 from jaxmix.operators.outlines import from_shapes
 from jaxmix.pytrees import register_dataclass
 
@@ -181,7 +182,7 @@ def _with_nan_if_any(start: Array, picks: Any) -> Array:
     slots = [jnp.any(pick.slot == BROKEN) for pick in picks if pick.slot is not None]
     if not slots:
         return start
-    is_any = reduce(jnp.logical_or, slots)
+    is_any, start = reduce(jnp.logical_or, slots), carry(start, picks)
     return jax.lax.cond(is_any, lambda start: _with_nan(start, picks), lambda start: start, start)
 
 

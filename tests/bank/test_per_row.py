@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxmix.bank.per_row import PerRow
 from jaxmix.bank.slots import BROKEN, NOTHING, Selection
@@ -87,3 +89,24 @@ def test_rows_add_their_products_to_what_they_get(is_factor: bool) -> None:
     np.testing.assert_allclose(
         by_x[whole], np.broadcast_to(rows, (5, 2, 3))[np.asarray(whole)], rtol=1e-5, atol=1e-6
     )
+
+
+def test_devices_with_their_own_rows() -> None:
+    """Under `shard_map`, where only the rows' slots vary over the devices."""
+    rng = np.random.default_rng(0)
+    b, a = rng.normal(size=(2, 3, 2)), rng.normal(size=(2, 2, 3))
+    stack = LowRank(jnp.asarray(b), jnp.asarray(a))
+    y, x = jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.normal(size=(2, 3)))
+
+    def run(slots: jax.Array) -> jax.Array:
+        def row(slot: jax.Array) -> jax.Array:
+            operator = PerRow((stack,), (Selection(slot),), 3, 3, False)
+            return operator.product_added_to(y, x)
+
+        return jax.vmap(row)(slots)
+
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    slots = jnp.asarray([1, BROKEN, 0, NOTHING], np.int32)
+    got = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(slots)
+    expected = [y + x @ b[1] @ a[1], y * np.nan, y + x @ b[0] @ a[0], y]
+    np.testing.assert_allclose(got, np.stack(expected), rtol=1e-5)
