@@ -291,7 +291,9 @@ def main(names: Sequence[str]) -> None:
         before = sum(os.times()[:4])  # with that of processes that ended
         table = make()
         minutes = (sum(os.times()[:4]) - before) / 60
-        content = f"{table.markdown()}\n\n{versions}; {minutes:.1f} minutes of CPU time."
+        # Tables of programs that another table compiled take none.
+        took = f"; {minutes:.1f} minutes of CPU time" if minutes >= 0.05 else ""
+        content = f"{table.markdown()}\n\n{versions}{took}."
         page.write_text(written(page.read_text(encoding="utf-8"), name, content), encoding="utf-8")
         say("written:", name, "in", page.relative_to(ROOT))
 
