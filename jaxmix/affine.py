@@ -87,7 +87,7 @@ class AffineMap:
     def __call__(self, w: Float[Array, "out in"]) -> Float[Array, "out in"]:
         """``L W Rᵀ + Δ``."""
         w = self.left @ w
-        w = w if isinstance(self.right, Identity) else (self.right @ w.T).T
+        w = w if isinstance(self.right, Identity) else w @ self.right.T
         return self.shift.added_to(w)
 
     def flops(self) -> int:

@@ -29,7 +29,7 @@ from jaxmix.operators import (
 from jaxmix.operators.adding import added_in_one_pass, plus, prepared
 from jaxmix.operators.backends import Backend
 from jaxmix.operators.loops import carry
-from jaxmix.operators.sharded import sharded_matmul, transposed_sharding
+from jaxmix.operators.sharded import sharded_sides
 from jaxmix.placement.form import arithmetic
 
 __all__ = ["run"]
@@ -76,22 +76,11 @@ def run(
     for i, step in enumerate(steps):
         dtype = matrix.dtype if i + 1 == len(steps) else arithmetic(matrix.dtype)
         if not step.is_shift:
-            x = _multiplied(x.astype(arithmetic(matrix.dtype)), step, sharding)
+            x = x.astype(arithmetic(matrix.dtype))
+            x = sharded_sides(step.left, x, step.right, sharding)
         is_leaf = i == 0 and step.is_shift
         x = added_in_one_pass(backend, x, step.shift, dtype, is_leaf=is_leaf)
     return x.astype(matrix.dtype)
-
-
-def _multiplied(
-    x: Float[Array, "rows cols"], step: AffineMap, sharding: jax.sharding.NamedSharding | None
-) -> Float[Array, "rows cols"]:
-    """``L x Rᵀ``."""
-    x = sharded_matmul(step.left, x, sharding)
-    if isinstance(step.right, Identity):
-        return x
-    if sharding is None:
-        return x @ step.right.T
-    return sharded_matmul(step.right, x.T, transposed_sharding(sharding)).T
 
 
 def _in_large_blocks(step: AffineMap) -> AffineMap:

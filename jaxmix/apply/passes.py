@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply import slabs
 from jaxmix.operators import Operator, Zero, terms
-from jaxmix.operators.sharded import matrix_sharding, sharded_matmul, transposed_sharding
+from jaxmix.operators.sharded import matrix_sharding, sharded_sides
 from jaxmix.placement.form import Form, arithmetic, as_matrix
 
 __all__ = ["add", "in_matrix", "multiply", "run"]
@@ -53,8 +53,7 @@ def multiply(
 ) -> Array:
     """``L W Rᵀ``."""
     left, right = operators
-    w = sharded_matmul(left, w.astype(arithmetic(w.dtype)), sharding)
-    return sharded_matmul(right, w.T, transposed_sharding(sharding)).T.astype(dtype)
+    return sharded_sides(left, w.astype(arithmetic(w.dtype)), right, sharding).astype(dtype)
 
 
 def add(w: Float[Array, "out in"], delta: Operator, dtype: Any, sharding: Any) -> Array:

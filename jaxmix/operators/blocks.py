@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxmix.operators.base import Operator, slice_indices, static
@@ -75,8 +76,10 @@ class BlockDiagonal(Operator):
 
     def __rmatmul__(self, x: Array) -> Array:
         k, b, _ = self.blocks.shape
-        parts = x.reshape(x.shape[0] * self.copies, k, b).swapaxes(0, 1)
-        return (parts @ self.blocks).swapaxes(0, 1).reshape(x.shape)
+        dtype = jnp.result_type(x, self.blocks)
+        parts = x.reshape(x.shape[0], self.copies, k, b).astype(dtype)
+        wide = lax.dot_general(parts, self.blocks.astype(dtype), (((3,), (1,)), ((2,), (0,))))
+        return wide.transpose(1, 2, 0, 3).reshape(x.shape)
 
     def rows(self, part: slice) -> Operator:
         n, b = self.shape[0], self.block_size

@@ -12,7 +12,13 @@ from jaxmix.operators.compound import Product, Sum
 from jaxmix.operators.lowrank import LowRank
 from jaxmix.operators.simple import Diagonal, Identity, Zero
 
-__all__ = ["is_local", "matrix_sharding", "sharded_matmul", "transposed_sharding"]
+__all__ = [
+    "is_local",
+    "matrix_sharding",
+    "sharded_matmul",
+    "sharded_sides",
+    "transposed_sharding",
+]
 
 
 def matrix_sharding(sharding: NamedSharding | None, shape: tuple[int, ...]) -> NamedSharding | None:
@@ -104,6 +110,28 @@ def sharded_matmul(
     product = m @ jax.lax.with_sharding_constraint(x, by_columns)
     product = jax.lax.with_sharding_constraint(product, by_columns)
     return jax.lax.with_sharding_constraint(product, sharding)
+
+
+def sharded_sides(
+    left: Operator, x: Float[Array, "n k"], right: Operator, sharding: NamedSharding | None
+) -> Float[Array, "n k"]:
+    """Returns ``L x Rᵀ`` for a sharded x, with the communication of `sharded_matmul`.
+
+    Args:
+        left: L (n, n).
+        x: A matrix (n, k), in a traced function.
+        right: R (k, k).
+        sharding: The sharding of x; None if unknown or on one device.
+
+    Returns:
+        The product, sharded as x.
+    """
+    x = sharded_matmul(left, x, sharding)
+    if isinstance(right, Identity):
+        return x
+    if sharding is None:
+        return x @ right.T
+    return sharded_matmul(right, x.T, transposed_sharding(sharding)).T
 
 
 def _mesh_axes(sharding: NamedSharding, k: int) -> tuple[tuple[str, ...], int]:
