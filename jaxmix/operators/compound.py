@@ -98,7 +98,7 @@ class Product(Operator):
     def dense(self) -> Array:
         if self._flops_second_dense() <= self._flops_first_dense():
             return self.first @ self.second.dense()
-        return (self.second.T @ self.first.dense().T).T
+        return self.first.dense() @ self.second
 
     def scaled(self, factor: Array | float) -> "Product":
         if _count_entries(self.first) <= _count_entries(self.second):

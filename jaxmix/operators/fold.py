@@ -108,11 +108,11 @@ def multiply(x: Operator, y: Operator) -> Operator:
         case LowRank(), LowRank() if y.rank < x.rank:
             return LowRank(x @ y.b, y.a)
         case LowRank(), _:
-            return LowRank(x.b, (y.T @ x.a.T).T)
+            return LowRank(x.b, x.a @ y)
         case _, LowRank():
             return LowRank(x @ y.b, y.a)
         case Dense(), _:
-            return Dense((y.T @ x.matrix.T).T)
+            return Dense(x.matrix @ y)
         case _, Dense():
             return Dense(x @ y.matrix)
         case Diagonal(), _:
