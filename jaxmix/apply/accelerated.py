@@ -29,7 +29,7 @@ from jaxmix.operators import (
 from jaxmix.operators.adding import added_in_one_pass, plus, prepared
 from jaxmix.operators.backends import Backend
 from jaxmix.operators.loops import carry
-from jaxmix.operators.sharded import sharded_sides
+from jaxmix.operators.sharded import sharded_product
 from jaxmix.placement.form import arithmetic
 
 __all__ = ["run"]
@@ -77,7 +77,7 @@ def run(
         dtype = matrix.dtype if i + 1 == len(steps) else arithmetic(matrix.dtype)
         if not step.is_shift:
             x = x.astype(arithmetic(matrix.dtype))
-            x = sharded_sides(step.left, x, step.right, sharding)
+            x = sharded_product(step.left, x, step.right, sharding)
         is_leaf = i == 0 and step.is_shift
         x = added_in_one_pass(backend, x, step.shift, dtype, is_leaf=is_leaf)
     return x.astype(matrix.dtype)

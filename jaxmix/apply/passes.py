@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply import slabs
 from jaxmix.operators import Operator, Zero, terms
-from jaxmix.operators.sharded import matrix_sharding, sharded_sides
+from jaxmix.operators.sharded import matrix_sharding, sharded_product
 from jaxmix.placement.form import Form, arithmetic, as_matrix
 
 __all__ = ["add", "in_matrix", "multiply", "run"]
@@ -53,7 +53,7 @@ def multiply(
 ) -> Array:
     """``L W Rᵀ``."""
     left, right = operators
-    return sharded_sides(left, w.astype(arithmetic(w.dtype)), right, sharding).astype(dtype)
+    return sharded_product(left, w.astype(arithmetic(w.dtype)), right, sharding).astype(dtype)
 
 
 def add(w: Float[Array, "out in"], delta: Operator, dtype: Any, sharding: Any) -> Array:

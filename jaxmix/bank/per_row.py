@@ -118,7 +118,7 @@ class PerRow(Operator):
         return sum(self._counts(lambda operator: operator.matmul_flops(n)))
 
     def _applied(self, use: Callable[..., Array], start: Array, x: Array) -> Array:
-        """Applies what the row selects to its tokens or indices, from the result without it."""
+        """Adds what the row selects for its tokens or indices to `start`; factors replace it."""
         apply = _grouped(use, self.is_transposed, self.is_factor, self.rows_per_slot)
         return apply(start, x, self.stacks, self.picks, self.schedules)
 
@@ -178,7 +178,7 @@ def _with_nan(start: Array, picks: Any) -> Array:
 
 
 def _with_nan_if_any(start: Array, picks: Any) -> Array:
-    """The same for many rows, which are not even read if none selects a broken operator."""
+    """The same for a batch of rows, without a pass over it if no operator is broken."""
     slots = [jnp.any(pick.slot == BROKEN) for pick in picks if pick.slot is not None]
     if not slots:
         return start

@@ -82,7 +82,7 @@ class Operator(ABC):
     def product_added_to(
         self, y: Float[Array, "n cols"], x: Float[Array, "n rows"]
     ) -> Float[Array, "n cols"]:
-        """Returns ``y + x M``, as `x @ self` does, where an operator can add to y in place."""
+        """Returns ``y + x M`` for tokens x; an operator may have a way to add to y in place."""
         return y + x @ self
 
     def added_flops(self) -> int:

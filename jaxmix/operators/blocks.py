@@ -71,12 +71,13 @@ class BlockDiagonal(Operator):
 
     def __matmul__(self, x: Array) -> Array:
         k, b, _ = self.blocks.shape
-        # An einsum may swap the two, and XLA's CPU compiler is slower with the other order.
+        # An einsum may swap its operands, and XLA's CPU compiler is slower with the other order.
         return (self.blocks @ x.reshape(self.copies, k, b, x.shape[1])).reshape(x.shape)
 
     def __rmatmul__(self, x: Array) -> Array:
         k, b, _ = self.blocks.shape
         dtype = jnp.result_type(x, self.blocks)
+        # The copies keep their axis: if it joined the tokens', XLA would gather a sharded x.
         parts = x.reshape(x.shape[0], self.copies, k, b).astype(dtype)
         wide = lax.dot_general(parts, self.blocks.astype(dtype), (((3,), (1,)), ((2,), (0,))))
         return wide.transpose(1, 2, 0, 3).reshape(x.shape)

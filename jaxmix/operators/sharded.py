@@ -16,7 +16,7 @@ __all__ = [
     "is_local",
     "matrix_sharding",
     "sharded_matmul",
-    "sharded_sides",
+    "sharded_product",
     "transposed_sharding",
 ]
 
@@ -112,7 +112,7 @@ def sharded_matmul(
     return jax.lax.with_sharding_constraint(product, sharding)
 
 
-def sharded_sides(
+def sharded_product(
     left: Operator, x: Float[Array, "n k"], right: Operator, sharding: NamedSharding | None
 ) -> Float[Array, "n k"]:
     """Returns ``L x Rᵀ`` for a sharded x, with the communication of `sharded_matmul`.
@@ -129,6 +129,7 @@ def sharded_sides(
     x = sharded_matmul(left, x, sharding)
     if isinstance(right, Identity):
         return x
+    # Blocks read a transposed x in an order in which XLA's CPU compiler is slower.
     if sharding is None:
         return x @ right.T
     return sharded_matmul(right, x.T, transposed_sharding(sharding)).T

@@ -91,7 +91,7 @@ class Ties:
         return f"{embedding} is the embedding and, since there is no {missing}, the head too (tied)"
 
     def advice(self, site: str) -> str:
-        """Explains how to untie a site in the tree, if it is tied; otherwise an empty text."""
+        """Returns how to untie a site in the tree; an empty text if it is not tied."""
         if (tie := self._tie(site)) is None:
             return ""
         missing, embedding = tie

@@ -94,13 +94,13 @@ def test_rows_add_their_products_to_what_they_get(is_factor: bool) -> None:
 def test_devices_with_their_own_rows() -> None:
     """Under `shard_map`, where only the rows' slots vary over the devices."""
     rng = np.random.default_rng(0)
-    b, a = rng.normal(size=(2, 3, 2)), rng.normal(size=(2, 2, 3))
+    b, a = rng.normal(size=(2, 3, 2)), rng.normal(size=(2, 2, 5))
     stack = LowRank(jnp.asarray(b), jnp.asarray(a))
-    y, x = jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.normal(size=(2, 3)))
+    y, x = jnp.asarray(rng.normal(size=(2, 5))), jnp.asarray(rng.normal(size=(2, 3)))
 
     def run(slots: jax.Array) -> jax.Array:
         def row(slot: jax.Array) -> jax.Array:
-            operator = PerRow((stack,), (Selection(slot),), 3, 3, False)
+            operator = PerRow((stack,), (Selection(slot),), 3, 5, False)
             return operator.product_added_to(y, x)
 
         return jax.vmap(row)(slots)
